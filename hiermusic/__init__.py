@@ -1,0 +1,1 @@
+"""Open, trainable acoustic-token music models in JAX: any token hierarchy, any order of prediction, one transformer."""

@@ -1,0 +1,1 @@
+"""Waveforms: reading, writing, resampling, spectra and the measures taken on them."""

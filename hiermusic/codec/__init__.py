@@ -1,0 +1,1 @@
+"""Waveform to codes and back: trunks, quantisers, discriminator and their objective."""

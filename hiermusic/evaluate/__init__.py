@@ -1,0 +1,1 @@
+"""Measurements of trained systems and the pages that show them."""

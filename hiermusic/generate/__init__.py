@@ -1,0 +1,1 @@
+"""Decoding engines: how a trained model turns a layout into codes."""

@@ -1,0 +1,1 @@
+"""Convolutions, attention and the one transformer."""

@@ -1,0 +1,1 @@
+"""The published systems, each composed of the rooms above."""

@@ -1,0 +1,1 @@
+"""Token hierarchies, the patterns that order their prediction, prompts and sampling."""

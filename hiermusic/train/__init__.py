@@ -1,0 +1,1 @@
+"""What trains anything: stages, the loop, optimisers, checkpoints and logs."""
