@@ -1,0 +1,113 @@
+"""Optimisers and learning-rate schedules from a few fields."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+
+from hiermusic.errors import UserError
+
+NAMES = ("adamw", "adam")
+SCHEDULES = ("constant", "cosine", "wsd", "exponential")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam or AdamW with a warmed-up schedule.
+
+    Args:
+      name: "adamw" (decoupled weight decay) or "adam" (none).
+      learning_rate: the peak, reached after `warmup_steps` of linear warmup.
+      schedule: what follows the warmup: "constant"; "cosine" down to `final_share` of the peak at `decay_steps`; "wsd",
+        the peak until the last `decay_share` of `decay_steps`, then linearly down to `final_share`; "exponential", times
+        `gamma` a step (DAC's 0.999996).
+      warmup_steps: updates of linear warmup.
+      decay_steps: updates after which the decay has ended, warmup included; 0 = the length of the run.
+      decay_share: share of `decay_steps` over which "wsd" decays.
+      final_share: final learning rate / peak.
+      gamma: factor an update of "exponential".
+      betas: decay of the first and second moments.
+      weight_decay: AdamW's, on matrices only: vectors, norms and biases are left alone.
+      clip_norm: global gradient norm to clip to; 0 = no clipping.
+      eps: added to the root of the second moment.
+    Raises:
+      UserError: an unknown name or schedule, or a number out of its range.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 4e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 2000
+    decay_steps: int = 0
+    decay_share: float = 0.2
+    final_share: float = 0.1
+    gamma: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        for field, options in (("name", NAMES), ("schedule", SCHEDULES)):
+            if getattr(self, field) not in options:
+                raise UserError(f"optimiser.{field} is {getattr(self, field)!r}; choose one of {', '.join(options)}")
+        for field in ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm"):
+            if getattr(self, field) < 0:
+                raise UserError(f"optimiser.{field} is {getattr(self, field)}; it must not be negative")
+        for field in ("decay_share", "final_share", "gamma"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UserError(f"optimiser.{field} is {getattr(self, field)}; it must lie between 0 and 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimiser.betas is {self.betas}; it must be two numbers in [0, 1)")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "OptimiserConfig":
+        """The config of a mapping of its fields; raises UserError for a field that does not exist."""
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise UserError(f"optimiser.{unknown[0]} is not a field; there are {', '.join(cls.__dataclass_fields__)}")
+        return cls(**{**fields, "betas": tuple(fields.get("betas", cls.betas))})
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the number of updates made, for a run of `steps` updates."""
+        peak, warmup = self.learning_rate, self.warmup_steps
+        end = max(self.decay_steps or steps, warmup + 1)
+        final = peak * self.final_share
+        if self.schedule == "constant":
+            pieces, boundaries = [optax.constant_schedule(peak)], []
+        elif self.schedule == "cosine":
+            pieces, boundaries = [optax.cosine_decay_schedule(peak, end - warmup, self.final_share)], []
+        elif self.schedule == "wsd":
+            decay = max(1, min(round(end * self.decay_share), end - warmup))
+            pieces = [optax.constant_schedule(peak), optax.linear_schedule(peak, final, decay)]
+            boundaries = [end - decay]
+        else:
+            pieces, boundaries = [optax.exponential_decay(peak, 1, self.gamma)], []
+        if warmup:
+            # the first update is made at peak / warmup: at rate 0 it would be paid for nothing
+            pieces = [optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), *pieces]
+            boundaries = [warmup, *boundaries]
+        return optax.join_schedules(pieces, boundaries)
+
+    def transform(self, model: nnx.Module, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for `model`'s parameters in a run of `steps` updates."""
+        b1, b2 = self.betas
+        adam = optax.scale_by_adam(b1=b1, b2=b2, eps=self.eps)
+        clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        decayed = self.name == "adamw" and self.weight_decay > 0
+        decay = [optax.add_decayed_weights(self.weight_decay, decay_mask(model))] if decayed else []
+        return optax.chain(*clip, adam, *decay, optax.scale_by_learning_rate(self.rate(steps)))
+
+
+def decay_mask(model: nnx.Module) -> nnx.State:
+    """True for the parameters weight decay applies to: matrices and beyond, the stacking axis `layers` not counted."""
+
+    def is_matrix(param: nnx.Param) -> bool:
+        axes = param.get_metadata().get("axes") or (None,) * param.ndim
+        return sum(axis != "layers" for axis in axes) >= 2
+
+    params = nnx.state(model, nnx.Param)
+    return nnx.pure(jax.tree.map(lambda p: p.replace(is_matrix(p)), params, is_leaf=lambda x: isinstance(x, nnx.Variable)))

@@ -1,0 +1,47 @@
+"""What a trainable thing must offer: the loop knows nothing else about it."""
+
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+if TYPE_CHECKING:
+    import grain
+
+    from hiermusic.train.log import Log
+
+Batch = Mapping[str, np.ndarray]
+Metrics = dict[str, Any]
+
+
+class Stage(Protocol):
+    """One training job: a module with its training state, its batches, and one step over them.
+
+    The data sets yield numpy batches, or pairs (task, batch) where `task` is a hashable the step is compiled for (None
+    otherwise). Every array's first dimension is the global batch; scalars are allowed. Element i of `train_batches()` is
+    the batch of step i and must be a pure function of (seed, i): that is what makes a restart exact.
+    """
+
+    def create(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the whole training state under jit: `.model` (weights to infer with), optionally `.ema` (same structure,
+        preferred for inference), and anything else a step needs (optimisers, discriminators)."""
+
+    def prepare(self, module: nnx.Module) -> None:
+        """Loads pretrained weights into `module`, in place and outside jit, before the first step of a fresh run."""
+
+    def train_batches(self) -> "grain.MapDataset":
+        """An endless random-access data set of training batches."""
+
+    def valid_batches(self) -> "grain.MapDataset | None":
+        """A finite data set of validation batches, or None."""
+
+    def step(self, module: nnx.Module, batch: Mapping[str, jax.Array], task: Hashable, key: jax.Array) -> Metrics:
+        """Mutates `module` by one update, inside jit; the metrics hold at least scalar `loss` and `grad_norm`."""
+
+    def evaluate(self, module: nnx.Module, batch: Mapping[str, jax.Array], task: Hashable, key: jax.Array) -> Metrics:
+        """Metrics of one validation batch, inside jit, nothing mutated; NaN means not measured by this batch."""
+
+    def showcase(self, module: nnx.Module, log: "Log", step: int) -> None:
+        """Writes things to hear and to look at, on the host."""
