@@ -1,0 +1,60 @@
+"""From logits to tokens, one key a sample: the same seed draws the same tokens whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def sample_keys(seeds_B: Int[Array, "B"]) -> Key[Array, "B"]:
+    """One random key for every seed (integers, taken modulo 2**32)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.asarray(seeds_B).astype(jnp.uint32))
+
+
+def fold_keys(keys_B: Key[Array, "B"], data: Int[Array, ""]) -> Key[Array, "B"]:
+    """Each sample's key for one step, level or frame."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys_B, data)
+
+
+def guide(cond: Float[Array, "..."], uncond: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
+    """Classifier-free guidance: 1 is the conditional prediction, 0 the unconditional one."""
+    return uncond + scale * (cond - uncond)
+
+
+def sample(
+    logits_BV: Float[Array, "B V"],
+    keys_B: Key[Array, "B"],
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    allowed: Bool[Array, "#B V"] | None = None,
+) -> Int[Array, "B"]:
+    """Draws one token a row: temperature, then top-k (ties kept), then top-p.
+
+    Args:
+      logits_BV: float logits.
+      keys_B: a key a row.
+      temperature: >= 0, may be traced; 0 takes the likeliest.
+      top_k: static; 0 = all.
+      top_p: static, in (0, 1]; the likeliest token always stays.
+      allowed: bool [B or 1, V]; what is False is never drawn.
+    Returns:
+      int32 [B].
+    """
+    logits_BV = logits_BV.astype(jnp.float32)
+    if allowed is not None:
+        logits_BV = jnp.where(allowed, logits_BV, -jnp.inf)
+    kept_BV = logits_BV
+    if 0 < top_k < logits_BV.shape[-1]:
+        least_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+        kept_BV = jnp.where(logits_BV < least_B1, -jnp.inf, kept_BV)
+    if top_p < 1:
+        heat = jnp.maximum(temperature, 1e-6)
+        falling_BV = -jnp.sort(-kept_BV, axis=-1)
+        prob_BV = jax.nn.softmax((falling_BV - falling_BV[:, :1]) / heat, axis=-1)
+        above_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV  # probability of the strictly likelier tokens
+        least_B1 = jnp.min(jnp.where(above_BV < top_p, falling_BV, jnp.inf), axis=-1, keepdims=True)
+        kept_BV = jnp.where(kept_BV < least_B1, -jnp.inf, kept_BV)
+    # argmax(logits / T + gumbel) = argmax(logits + T gumbel), which needs no special case at T = 0.
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
+    return jnp.argmax(kept_BV + temperature * noise_BV, axis=-1).astype(jnp.int32)

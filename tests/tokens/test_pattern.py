@@ -1,0 +1,145 @@
+"""Every pattern over random hierarchies: nothing lost, nothing twice, nothing seen too early."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiermusic.errors import UserError
+from hiermusic.tokens import pattern
+from hiermusic.tokens.visibility import Visibility
+
+any_lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+one_length = st.tuples(st.integers(1, 5), st.integers(1, 9)).map(lambda kt: [kt[1]] * kt[0])
+positive_rates = st.fractions(min_value=Fraction(1, 9), max_value=50, max_denominator=512)
+
+
+@st.composite
+def flattened(draw):
+    lengths = draw(any_lengths)
+    rates = draw(st.none() | st.lists(positive_rates, min_size=len(lengths), max_size=len(lengths)))
+    return pattern.flatten(lengths, rates), sum(lengths)
+
+
+@st.composite
+def delayed(draw):
+    lengths = draw(one_length)
+    delays = draw(st.lists(st.integers(0, 12), min_size=len(lengths), max_size=len(lengths)))
+    delays[draw(st.integers(0, len(lengths) - 1))] = 0
+    return pattern.delay(lengths, delays), lengths[0] + max(delays)
+
+
+@st.composite
+def layer_wise(draw):
+    lengths = draw(any_lengths)
+    first = draw(st.integers(0, len(lengths) - 1))
+    return pattern.layer_wise(lengths, first), len(lengths) - first
+
+
+layouts = {  # pattern -> (layout, number of passes it must take)
+    "flatten": flattened(),
+    "delay": delayed(),
+    "default delay": one_length.map(lambda ls: (pattern.delay(ls), ls[0] + len(ls) - 1)),
+    "parallel": one_length.map(lambda ls: (pattern.parallel(ls), ls[0])),
+    "level major": any_lengths.map(lambda ls: (pattern.level_major(ls), sum(ls))),
+    "next scale": any_lengths.map(lambda ls: (pattern.next_scale(ls), len(ls))),
+    "layer wise": layer_wise(),
+}
+
+
+def check(layout, passes):
+    codes = [np.random.default_rng(k).integers(0, 1000, n) for k, n in enumerate(layout.lengths)]
+    reads_SK, targets_SK = layout.build(codes)
+    assert reads_SK.dtype == targets_SK.dtype == np.int32
+    for k, (before, after) in enumerate(zip(codes, layout.revert(targets_SK), strict=True)):
+        np.testing.assert_array_equal(after, before if k >= layout.given else -np.ones_like(before))
+
+    decoded = [np.full(n, -1) for n in layout.lengths]  # pass in which each token becomes known; -1 = given
+    for k, length in enumerate(layout.lengths):
+        due_S = layout.predicts_SK[:, k] >= 0
+        predicted = np.sort(layout.predicts_SK[due_S, k])
+        np.testing.assert_array_equal(predicted, np.arange(length if k >= layout.given else 0))
+        decoded[k][layout.predicts_SK[due_S, k]] = layout.pass_S[due_S]
+
+    everything = np.arange(layout.positions)
+    sees_SS = layout.sees(everything[:, None], everything[None, :])
+    assert sees_SS.diagonal().all()
+    latest_S = np.max([np.where(t_S >= 0, decoded[k][t_S], -1) for k, t_S in enumerate(layout.reads_SK.T)], axis=0)
+    assert (np.where(sees_SS, latest_S[None, :], -1) < layout.pass_S[:, None]).all()
+    # A position's state is computed in its own pass, so it cannot lean on positions of later ones.
+    assert (np.where(sees_SS, layout.pass_S[None, :], -1) <= layout.pass_S[:, None]).all()
+    assert layout.passes == passes
+
+    one_pass = everything[layout.pass_S == layout.pass_S[0]] if layout.isolated else everything
+    seen = np.asarray(layout.visibility.mask(one_pass, one_pass))
+    np.testing.assert_array_equal(seen, sees_SS[np.ix_(one_pass, one_pass)])
+
+
+@pytest.mark.parametrize("name", layouts)
+def test_patterns_are_bijective_and_causal(name):
+    settings(max_examples=60, deadline=None)(given(layouts[name])(lambda made: check(*made)))()
+
+
+def test_a_layout_that_peeks_is_caught():
+    honest = pattern.flatten((3, 3))
+    peeking = pattern.Layout(honest.lengths, honest.predicts_SK, honest.predicts_SK, honest.group_S, honest.pass_S)
+    with pytest.raises(AssertionError):
+        check(peeking, 6)
+
+
+def test_flatten_is_interleaved_by_frame():
+    layout = pattern.flatten((4, 4))
+    for s in range(8):
+        assert layout.predicts_SK[s, s % 2] == s // 2 and layout.predicts_SK[s, 1 - s % 2] == -1
+    assert (layout.reads_SK[0] == -1).all()
+    np.testing.assert_array_equal(layout.reads_SK[1:], layout.predicts_SK[:-1])
+    assert layout.visibility == Visibility.causal()
+
+
+def test_flatten_of_unequal_rates_goes_by_time():
+    layout = pattern.flatten((2, 4))
+    order = [(k, t) for row in layout.predicts_SK for k, t in enumerate(row) if t >= 0]
+    assert order == [(0, 0), (1, 0), (1, 1), (0, 1), (1, 2), (1, 3)]
+    by_rate = pattern.flatten((2, 3), (Fraction(44100, 2048), Fraction(44100, 1024)))
+    order = [(k, t) for row in by_rate.predicts_SK for k, t in enumerate(row) if t >= 0]
+    assert order == [(0, 0), (1, 0), (1, 1), (0, 1), (1, 2)]
+
+
+def test_delay_reads_the_position_before():
+    layout = pattern.delay((3, 3))
+    np.testing.assert_array_equal(layout.predicts_SK, [[0, -1], [1, 0], [2, 1], [-1, 2]])
+    np.testing.assert_array_equal(layout.reads_SK, [[-1, -1], [0, -1], [1, 0], [2, 1]])
+
+
+def test_next_scale_reads_coarser_tokens_at_its_time():
+    layout = pattern.next_scale((1, 2, 4))
+    np.testing.assert_array_equal(layout.reads_SK[3:], [[0, 0, -1], [0, 0, -1], [0, 1, -1], [0, 1, -1]])
+    assert layout.visibility == Visibility.block_causal((1, 2, 4))
+
+
+def test_a_layer_pass_is_that_pass_of_layer_wise():
+    whole, one = pattern.layer_wise((3, 3, 3, 3), given=1), pattern.layer_pass((3, 3, 3, 3), level=2)
+    of_pass = whole.pass_S == 1
+    np.testing.assert_array_equal(one.reads_SK, whole.reads_SK[of_pass])
+    np.testing.assert_array_equal(one.predicts_SK, whole.predicts_SK[of_pass])
+    np.testing.assert_array_equal(one.reads_SK, [[t, t, -1, -1] for t in range(3)])
+    assert one.visibility == whole.visibility == Visibility.full()
+    assert one.positions == 3 and one.passes == 1
+
+
+@pytest.mark.parametrize("make", [
+    lambda: pattern.delay((3, 4)), lambda: pattern.parallel((3, 4)), lambda: pattern.delay((3, 3), (1, 2)),
+    lambda: pattern.delay((3, 3), (0,)), lambda: pattern.flatten(()), lambda: pattern.level_major((2, 0)),
+    lambda: pattern.layer_wise((3, 3), given=2), lambda: pattern.layer_pass((3, 3), level=2),
+])
+def test_impossible_patterns_are_refused_in_a_line(make):
+    with pytest.raises(UserError) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_build_refuses_codes_of_another_length():
+    with pytest.raises(ValueError, match="do not fit"):
+        pattern.flatten((3, 3)).build([np.zeros(3), np.zeros(4)])

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+
+LOGITS = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+
+
+def draws(n=4000, **options):
+    rows = jnp.broadcast_to(LOGITS, (n, 4))
+    return np.bincount(np.asarray(sample(rows, sample_keys(jnp.arange(n)), **options)), minlength=4) / n
+
+
+def test_frequencies_follow_the_distribution():
+    np.testing.assert_allclose(draws(), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    cold = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
+    np.testing.assert_allclose(draws(temperature=0.5), cold / cold.sum(), atol=0.03)
+
+
+def test_top_k_and_top_p_cut_the_tail():
+    np.testing.assert_allclose(draws(top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(draws(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(draws(top_p=1e-6), [1, 0, 0, 0])
+    np.testing.assert_allclose(draws(top_k=3, top_p=0.9), np.array([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.03)
+
+
+def test_ties_at_the_edge_are_kept():
+    rows = jnp.zeros((500, 4))
+    drawn = sample(rows, sample_keys(jnp.arange(500)), top_k=1)
+    assert len(np.unique(drawn)) == 4
+
+
+def test_only_allowed_tokens_even_when_the_rest_is_likelier():
+    allowed = jnp.array([[False, False, True, True]])
+    for options in ({}, {"top_k": 1}, {"top_p": 0.1}, {"temperature": 0.0}, {"temperature": 100.0}):
+        assert draws(500, allowed=allowed, **options)[:2].sum() == 0
+
+
+def test_zero_temperature_takes_the_likeliest_even_traced():
+    hot = jax.jit(lambda t: sample(LOGITS[None], sample_keys(jnp.array([7])), temperature=t, top_p=0.9))
+    assert hot(0.0) == 0
+    assert draws(100, temperature=0.0)[0] == 1
+
+
+def test_a_seed_draws_the_same_whatever_the_batch():
+    rows = jax.random.normal(jax.random.key(0), (5, 64))
+    seeds = jnp.array([3, 1, 4, 1, 2**32 - 1], jnp.uint32)
+    keys = fold_keys(sample_keys(seeds), 12)
+    together = sample(rows, keys, top_k=20)
+    alone = [sample(rows[i : i + 1], fold_keys(sample_keys(seeds[i : i + 1]), 12), top_k=20)[0] for i in range(5)]
+    np.testing.assert_array_equal(together, alone)
+    assert (jax.random.key_data(keys[1]) == jax.random.key_data(keys[3])).all()
+
+
+def test_guidance_moves_away_from_the_unconditional():
+    cond, uncond = jnp.array([1.0, 0.0]), jnp.array([0.0, 0.5])
+    np.testing.assert_allclose(guide(cond, uncond, 1.0), cond)
+    np.testing.assert_allclose(guide(cond, uncond, 0.0), uncond)
+    np.testing.assert_allclose(guide(cond, uncond, 3.0), [3.0, -1.0])
