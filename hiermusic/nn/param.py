@@ -1,15 +1,19 @@
 """One line a weight: shape, logical axes and initialiser stand together, and everything else is derived from them."""
 
+import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
 
 Axes = Sequence[str | None]
 
+_NORMAL = initializers.normal(0.02)
 
-def weight(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, init: Callable = initializers.normal(0.02)) -> nnx.Param:
+
+def weight(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, init: Callable = _NORMAL) -> nnx.Param:
     """A float32 parameter drawn from `init(key, shape, dtype)`.
 
     Args:
@@ -33,3 +37,13 @@ def zeros(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
 def ones(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
     """A float32 parameter that starts at 1; arguments as in `weight`."""
     return weight(rngs, shape, axes, initializers.ones)
+
+
+def parameter_counts(module: nnx.Module) -> dict[str, int]:
+    """Numbers of parameters by dotted name; `module` may be abstract (`nnx.eval_shape`), then nothing is allocated."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module, nnx.Param))
+    return {_dotted(path): math.prod(leaf.shape) for path, leaf in leaves}
+
+
+def _dotted(path) -> str:
+    return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))

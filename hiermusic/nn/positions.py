@@ -1,0 +1,53 @@
+"""How attention learns where a position stands: rotary tables and T5's bucketed bias, float32."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Rotation = tuple[Float[Array, "B 1 S h"], Float[Array, "B 1 S h"]]
+
+
+def rotation(positions_BS: Int[Array, "B S"], head_dim: int, base: float) -> Rotation:
+    """Cosine and sine of every position's angles, h = head_dim / 2 of each (arXiv 2104.09864)."""
+    frequency_h = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle_B1Sh = positions_BS.astype(jnp.float32)[:, None, :, None] * frequency_h
+    return jnp.cos(angle_B1Sh), jnp.sin(angle_B1Sh)
+
+
+def rotate(x_BNSH: Float[Array, "B N S H"], rotation: Rotation) -> Float[Array, "B N S H"]:
+    """Turns the pairs (i, i + H/2) by their position's angles, in float32."""
+    cos_B1Sh, sin_B1Sh = rotation
+    left, right = jnp.split(x_BNSH.astype(jnp.float32), 2, -1)
+    turned = (left * cos_B1Sh - right * sin_B1Sh, right * cos_B1Sh + left * sin_B1Sh)
+    return jnp.concatenate(turned, -1).astype(x_BNSH.dtype)
+
+
+def t5_bucket(distance: Int[Array, "..."], buckets: int, max_distance: int) -> Int[Array, "..."]:
+    """T5's bucket of a query's distance to a key behind it (arXiv 1910.10683): the first half exact, then logarithmic.
+
+    Args:
+      distance: query position - key position; keys ahead count as distance 0.
+      buckets: number of buckets; every distance near `max_distance` and above shares the last.
+    """
+    exact = buckets // 2
+    distance = jnp.maximum(distance, 0)
+    ratio = jnp.maximum(distance, exact).astype(jnp.float32) / exact
+    far = exact + (jnp.log(ratio) / math.log(max_distance / exact) * (buckets - exact)).astype(jnp.int32)
+    return jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+
+
+def t5_bias(
+    table_WN: Float[Array, "W N"], q_Bq: Int[Array, "B q"], k_Bk: Int[Array, "B k"], max_distance: int
+) -> Float[Array, "B N q k"]:
+    """The learned bias of each head for a block of queries and keys, float32.
+
+    Args:
+      table_WN: one row a bucket.
+      q_Bq, k_Bk: positions; a leading 1 when all examples share them.
+    """
+    bucket_Bqk = t5_bucket(q_Bq[:, :, None] - k_Bk[:, None, :], table_WN.shape[0], max_distance)
+    # A look-up as a matrix product: its gradient is one too, where a gather's would be a scatter into a few hot rows.
+    member_BqkW = jax.nn.one_hot(bucket_Bqk, table_WN.shape[0], dtype=jnp.float32)
+    return jnp.einsum("bqkw,wn->bnqk", member_BqkW, table_WN.astype(jnp.float32))

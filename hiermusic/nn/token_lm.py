@@ -1,0 +1,234 @@
+"""A transformer over text ids and codes of a hierarchy: sums of embedding rows in, one softmax for each level out.
+
+Letters: B batch, S positions, K levels, D width, V codes of a level, R text ids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+from jaxtyping import Array, Float, Int
+
+from hiermusic.errors import UserError
+from hiermusic.nn.param import weight
+from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.parallel.mesh import constrain
+from hiermusic.tokens.visibility import Visibility
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+
+_ROWS = 512  # positions whose full-vocabulary logits exist at once
+
+
+@dataclass(frozen=True)
+class TokenLMConfig:
+    """A token model over `levels` levels of `codes` codes each, and `text_size` text ids.
+
+    Args:
+      transformer: the trunk.
+      levels, codes: of the hierarchy; levels with fewer codes leave rows unused.
+      text_size: 0 for no text.
+      head: "window": the softmax of a target runs over the codes of its level, and over `end` besides at level 0;
+        "full": over all text ids and all codes of all levels.
+      end: text id that ends a song in the window form; None for models that predict no end.
+      z_loss: weight of the squared log-normaliser.
+    Raises:
+      UserError: for an unknown head or an `end` that is no text id.
+    """
+
+    transformer: TransformerConfig
+    levels: int
+    codes: int
+    text_size: int = 0
+    head: str = "window"
+    end: int | None = None
+    z_loss: float = 0.0
+
+    def __post_init__(self):
+        if self.head not in ("window", "full"):
+            raise UserError(f"token model head is '{self.head}': choose from window, full")
+        if self.end is not None and not 0 <= self.end < self.text_size:
+            raise UserError(f"end id {self.end} is not one of the {self.text_size} text ids")
+
+
+class TokenLM(nnx.Module):
+    """Text and code tables, a transformer, and untied heads without bias."""
+
+    def __init__(self, config: TokenLMConfig, *, rngs: nnx.Rngs):
+        c = self.config = config
+        D, K, V, R = c.transformer.width, c.levels, c.codes, c.text_size
+        init = initializers.normal(c.transformer.init_std)
+        self.text_embed = weight(rngs, (R, D), ("vocab", "embed"), init) if R else None
+        self.code_embed = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init)
+        self.trunk = Transformer(c.transformer, rngs=rngs)
+        self.text_head = weight(rngs, (R, D), ("vocab", "embed"), init) if R else None
+        self.code_head = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init)
+
+    def embed(self, text_BS: Int[Array, "B S"], reads_BSK: Int[Array, "B S K"]) -> Float[Array, "B S D"]:
+        """The sum of the rows each position reads (a text id, codes of any levels, or nothing: zeros), in float32.
+
+        Args:
+          text_BS: text ids, -1 for none.
+          reads_BSK: codes of each level, -1 for none.
+        """
+        dtype = self.config.transformer.dtype
+        x_BSD = jnp.zeros((*reads_BSK.shape[:-1], self.config.transformer.width), jnp.float32)
+        if self.text_embed is not None:
+            x_BSD = x_BSD + _rows(self.text_embed[...], text_BS)
+
+        # Level by level: all levels at once would be [B, S, K, D], gigabytes for a 64-level hierarchy.
+        def add(x_BSD, level):
+            table_VD, reads_BS = level
+            return x_BSD + _rows(table_VD, reads_BS), None
+
+        x_BSD, _ = jax.lax.scan(jax.checkpoint(add), x_BSD, (self.code_embed[...], jnp.moveaxis(reads_BSK, -1, 0)))
+        return x_BSD.astype(dtype)
+
+    def hidden(self, batch: Batch, *, visibility: Visibility, key: Array | None = None) -> Float[Array, "B S D"]:
+        """The trunk's output at every position of a batch as in `loss`."""
+        return self.trunk(
+            self.embed(batch["text"], batch["reads"]),
+            visibility=visibility,
+            positions_BS=batch.get("positions"),
+            valid_BS=batch.get("valid"),
+            cond_BD=batch.get("cond"),
+            key=key,
+        )
+
+    def level_logits(self, x: Float[Array, "*p D"], level: int | Array) -> Float[Array, "*p V"]:
+        """Logits of the codes of one level, float32; `level` may be traced."""
+        head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level, keepdims=False)
+        return _logits(x, head_VD)
+
+    def text_logits(self, x: Float[Array, "*p D"], ids: Int[Array, "n"]) -> Float[Array, "*p n"]:
+        """Logits of some text ids, float32."""
+        return _logits(x, self.text_head[...][jnp.asarray(ids)])
+
+    def unstack(self) -> "TokenLM":
+        """The same model with its trunk's weights layer by layer, for decoding."""
+        other = jax.tree.map(lambda x: x, self)
+        other.trunk = self.trunk.unstack()
+        return other
+
+    def loss(
+        self, batch: Batch, *, visibility: Visibility, key: Array | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Mean cross-entropy of the predicted tokens.
+
+        Args:
+          batch: `text` [B, S] ids read, `reads` [B, S, K] codes read, `targets` [B, S, K] codes predicted, all int with
+            -1 for none; and optionally `text_targets` [B, S] text ids predicted, -1 none (in the window form only the
+            end), `valid` [B, S] bool, `positions` [B, S], `cond` [B, D], and `level` [], which says that all targets
+            are of that level, so that no other head is computed.
+          visibility: who sees whom.
+          key: of dropout; None for none.
+        Returns:
+          the loss, and `loss`, `accuracy`, and of every level `ce_K` (0 where it has no targets) and `count_K`; level 0
+          counts text targets too.
+        """
+        x_BSD = self.hidden(batch, visibility=visibility, key=key)
+        targets_BSK = batch["targets"]
+        ends_BS = batch.get("text_targets")
+        if ends_BS is None:
+            ends_BS = jnp.full(targets_BSK.shape[:2], -1, jnp.int32)
+        if self.config.head == "full":
+            sums = self._full(x_BSD, targets_BSK, ends_BS)
+        elif "level" in batch:
+            level = batch["level"]
+            one = jax.checkpoint(self._window)(
+                x_BSD, level, jax.lax.dynamic_index_in_dim(targets_BSK, level, 2, keepdims=False), ends_BS
+            )
+            sums = jax.tree.map(lambda value: jnp.zeros(self.config.levels).at[level].set(value), one)
+        else:
+
+            def each(_, inputs):
+                return None, self._window(x_BSD, *inputs, ends_BS)
+
+            levels_K = jnp.arange(self.config.levels)
+            _, sums = jax.lax.scan(jax.checkpoint(each), None, (levels_K, jnp.moveaxis(targets_BSK, -1, 0)))
+        ce_K, z_K, hits_K, count_K = sums
+        count = jnp.maximum(count_K.sum(), 1)
+        loss = (ce_K.sum() + self.config.z_loss * z_K.sum()) / count
+        metrics = {
+            "loss": loss,
+            "accuracy": hits_K.sum() / count,
+            "ce_K": ce_K / jnp.maximum(count_K, 1),
+            "count_K": count_K,
+        }
+        return loss, metrics
+
+    def _window(self, x_BSD, level, targets_BS, ends_BS):
+        """Sums over one level's targets: cross-entropy, squared log-normaliser, hits, count."""
+        logits_BSV = self.level_logits(x_BSD, level)
+        normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
+        picked_BS, best_BS = _pick(logits_BSV, targets_BS), jnp.argmax(logits_BSV, axis=-1)
+        hit_BS, counted_BS = best_BS == targets_BS, targets_BS >= 0
+        if self.config.end is not None:
+            end_BS = self.text_logits(x_BSD, jnp.array([self.config.end]))[..., 0]
+            is_end_BS, beats_BS = (level == 0) & (ends_BS >= 0), end_BS > logits_BSV.max(axis=-1)
+            normaliser_BS = jnp.where(level == 0, jnp.logaddexp(normaliser_BS, end_BS), normaliser_BS)
+            picked_BS = jnp.where(is_end_BS, end_BS, picked_BS)
+            hit_BS = jnp.where(is_end_BS, beats_BS, hit_BS & ~((level == 0) & beats_BS))
+            counted_BS = counted_BS | is_end_BS
+        per_BS = (normaliser_BS - picked_BS, jnp.square(normaliser_BS), hit_BS)
+        return *(jnp.where(counted_BS, value, 0).sum() for value in per_BS), counted_BS.sum().astype(jnp.float32)
+
+    def _full(self, x_BSD, targets_BSK, ends_BS):
+        """Sums for each level, over the softmax of all rows; some positions at a time."""
+        B, S = x_BSD.shape[:2]
+        n = -(-S // _ROWS)
+        size = -(-S // n)
+
+        def blocks(x, fill):
+            x = jnp.pad(x, [(0, 0), (0, n * size - S)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
+            return x.reshape(B, n, size, *x.shape[2:]).swapaxes(0, 1)
+
+        def one(_, inputs):
+            x_BsD, targets_BsK, ends_Bs = inputs
+            logits_BsKV = _logits(x_BsD, self.code_head[...])
+            normaliser_Bs = jax.nn.logsumexp(logits_BsKV, axis=(-2, -1))
+            picked_BsK = _pick(logits_BsKV, targets_BsK)
+            best_Bs = logits_BsKV.max(axis=(-2, -1))
+            picked_end_Bs = jnp.zeros(ends_Bs.shape)
+            if self.text_head is not None:
+                logits_BsR = _logits(x_BsD, self.text_head[...])
+                normaliser_Bs = jnp.logaddexp(normaliser_Bs, jax.nn.logsumexp(logits_BsR, axis=-1))
+                picked_end_Bs = _pick(logits_BsR, ends_Bs)
+                best_Bs = jnp.maximum(best_Bs, logits_BsR.max(axis=-1))
+            return None, (
+                _per_level(normaliser_Bs[..., None] - picked_BsK, normaliser_Bs - picked_end_Bs, targets_BsK, ends_Bs),
+                _per_level(jnp.square(normaliser_Bs)[..., None], jnp.square(normaliser_Bs), targets_BsK, ends_Bs),
+                _per_level(picked_BsK >= best_Bs[..., None], picked_end_Bs >= best_Bs, targets_BsK, ends_Bs),
+                _per_level(1.0, 1.0, targets_BsK, ends_Bs),
+            )
+
+        inputs = (blocks(x_BSD, 0), blocks(targets_BSK, -1), blocks(ends_BS, -1))
+        _, sums = jax.lax.scan(jax.checkpoint(one), None, inputs)
+        return jax.tree.map(lambda value_nK: value_nK.sum(0), sums)
+
+
+def _per_level(value_BsK, end_Bs, targets_BsK, ends_Bs):
+    """Sums of a value over each level's targets, text targets counted with level 0."""
+    sums_K = jnp.where(targets_BsK >= 0, value_BsK, 0).sum((0, 1), dtype=jnp.float32)
+    return sums_K.at[0].add(jnp.where(ends_Bs >= 0, end_Bs, 0).sum(dtype=jnp.float32))
+
+
+def _rows(table_RD: Array, ids_BS: Array) -> Float[Array, "B S D"]:
+    """Rows of a table in float32, zeros where the id is negative."""
+    # The look-up needs whole rows: a table split along D is gathered once instead of the activations being shuffled.
+    table_RD = constrain(table_RD, "vocab", None)
+    return jnp.where(ids_BS[..., None] >= 0, table_RD[jnp.maximum(ids_BS, 0)].astype(jnp.float32), 0)
+
+
+def _logits(x: Float[Array, "*p D"], head: Float[Array, "*rows D"]) -> Float[Array, "..."]:
+    return jnp.tensordot(x, head.astype(x.dtype), (-1, -1), preferred_element_type=jnp.float32)
+
+
+def _pick(logits: Float[Array, "*p V"], ids: Int[Array, "*p"]) -> Float[Array, "*p"]:
+    """The logit of each id (0 where negative), by comparison: a gather would break a vocabulary split over devices."""
+    match = jnp.arange(logits.shape[-1]) == ids[..., None]
+    return jnp.where(match, logits, 0).sum(-1)
