@@ -1,0 +1,166 @@
+"""Grain pipelines: element i of each is a pure function of (seed, i), so that resuming takes one integer."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import grain
+import numpy as np
+from jaxtyping import Float32
+
+from hiermusic.data.records import AudioSource, TokenSource, read_info, summary, write_audio
+from hiermusic.data.sources import open_source
+from hiermusic.errors import UserError
+
+
+def resolve(
+    path: str | os.PathLike,
+    cache_dir: str | os.PathLike,
+    sample_rate: int,
+    channels: int,
+    *,
+    kind: str = "auto",
+    segment_seconds: float = 10.0,
+    valid_fraction: float = 0.1,
+    progress: bool = True,
+) -> Path:
+    """The audio record directory of whatever `path` names, written under `cache_dir` the first time.
+
+    Args:
+      path: audio records, or what `sources.open_source` takes (folder, manifest, "tfds:NAME", "builtin:N").
+      cache_dir: where records are kept; the same music with the same settings is found there again.
+      sample_rate: Hz; channels: 1 or 2, of the records.
+      kind: "records" or a kind of source; "auto" tells by the path.
+      segment_seconds, valid_fraction: as in `records.write_audio`.
+    Raises:
+      UserError: the path does not exist, holds nothing readable, or holds records of another rate or channel count.
+    """
+    path = os.fspath(path)
+    if kind == "records" or (kind == "auto" and (Path(path) / "tracks.jsonl").is_file()):
+        info = read_info(path, "audio")
+        if (info["sample_rate"], info["channels"]) != (sample_rate, channels):
+            raise UserError(
+                f"{path} holds {info['channels']} channels at {info['sample_rate']} Hz where {channels} at "
+                f"{sample_rate} Hz are needed: give the audio itself, or records written with these settings"
+            )
+        return Path(path)
+    source = open_source(path, kind)
+    settings = [source.fingerprint, sample_rate, channels, segment_seconds, valid_fraction]
+    fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    out = Path(cache_dir) / f"{source.name}-{fingerprint[:12]}"
+    known = (out / "info.json").is_file()
+    written = write_audio(
+        source.tracks,
+        out,
+        sample_rate,
+        channels,
+        segment_seconds=segment_seconds,
+        valid_fraction=valid_fraction,
+        fingerprint=fingerprint,
+        progress=progress,
+    )
+    if not known:
+        print(written, file=sys.stderr)
+    return out
+
+
+def waveform_batches(
+    path: str | os.PathLike, split: str, crop_samples: int, batch_size: int, seed: int = 0
+) -> grain.MapDataset:
+    """Batches of crops from audio records, float32 [B, crop_samples, C].
+
+    "train" is endless: segments shuffled anew each epoch, a random crop of each. Other splits are finite: a fixed
+    order and centre crops, the last incomplete batch left out unless it is the only one, which is filled up by
+    repeating.
+
+    Args:
+      path: audio record directory.
+      split: "train", "valid" or "test".
+      crop_samples: samples of a crop, at most a segment; a shorter track is padded with zeros at its end.
+      batch_size: crops in a batch.
+      seed: of the order and of the crops in training.
+    Raises:
+      UserError: crop longer than a segment, or no track in the split.
+    """
+    source = AudioSource(path)
+    if not 0 < crop_samples <= source.segment_samples:
+        raise UserError(
+            f"a crop of {crop_samples} samples does not fit the segments of {path} ({source.segment_samples} samples)"
+        )
+    segments = _Segments(source, split, crop_samples)
+    _check_size(path, split, len(segments), batch_size, "segments")
+    dataset = grain.MapDataset.source(segments)
+    if split == "train":
+        return dataset.seed(seed).shuffle().repeat().random_map(_RandomCrop(crop_samples)).batch(batch_size)
+    count = max(1, len(segments) // batch_size)
+    return dataset.map(_CentreCrop(crop_samples)).repeat()[: count * batch_size].batch(batch_size)
+
+
+def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all") -> grain.MapDataset:
+    """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `records.TokenSource`), shuffled.
+
+    "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides.
+
+    Args:
+      path: token record directory.
+      split: "train", "valid" or "test".
+      seed: of the order, and of any `random_map` that follows.
+      levels: "coarse", "all" or a slice of levels; files that hold none of them are not opened.
+    Raises:
+      UserError: no track in the split.
+    """
+    source = TokenSource(path, levels, split)
+    _check_size(path, split, len(source), 1, "tracks")
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle()
+    return dataset.repeat() if split == "train" else dataset
+
+
+def _check_size(path: str | os.PathLike, split: str, count: int, batch_size: int, unit: str) -> None:
+    if count == 0:
+        counts = ", ".join(f"{n} {name}" for name, n in summary(path).splits.items())
+        raise UserError(f"{path} has no {split} tracks ({counts}): add music, or give the split in a manifest")
+    if count < batch_size:
+        print(f"hint: {path} has {count} {split} {unit}, fewer than the batch of {batch_size}", file=sys.stderr)
+
+
+class _Segments:
+    """The segments of a split; one too short for a crop is lengthened by the end of the one before it."""
+
+    def __init__(self, source: AudioSource, split: str, crop_samples: int):
+        self._source, self._crop = source, crop_samples
+        rows = source.segments(split)
+        # A fixed order that mixes the tracks, so that the first few batches of a split speak for all of it.
+        self._rows = rows[np.random.default_rng(0).permutation(len(rows))]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Float32[np.ndarray, "L C"]:
+        record, first = self._rows[index]
+        wav_LC = self._source.segment(record)
+        if len(wav_LC) < self._crop and record > first:
+            return np.concatenate([self._source.segment(record - 1), wav_LC])[-self._crop :]
+        return wav_LC
+
+
+class _RandomCrop(grain.transforms.RandomMap):
+    def __init__(self, samples: int):
+        self._samples = samples
+
+    def random_map(self, element: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return _crop(element, self._samples, int(rng.integers(max(len(element) - self._samples, 0) + 1)))
+
+
+class _CentreCrop(grain.transforms.Map):
+    def __init__(self, samples: int):
+        self._samples = samples
+
+    def map(self, element: np.ndarray) -> np.ndarray:
+        return _crop(element, self._samples, max(len(element) - self._samples, 0) // 2)
+
+
+def _crop(wav_LC: np.ndarray, samples: int, start: int) -> np.ndarray:
+    crop_LC = wav_LC[start : start + samples]
+    return np.pad(crop_LC, ((0, samples - len(crop_LC)), (0, 0)))

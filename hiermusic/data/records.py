@@ -1,0 +1,466 @@
+"""Record directories: audio segments and tokens in ArrayRecord shards, tracks and settings in JSON beside them.
+
+A directory of either kind holds `<stream>-00000-of-000NN.arrayrecord` shards, `tracks.jsonl` (one object a track),
+`info.json` (settings and counts, written last: where it stands the directory is complete) and `parts/` (the plan and
+one file a finished shard: what an interrupted run continues from).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float32, Int16
+from tqdm import tqdm
+
+from hiermusic.audio import files
+from hiermusic.data.sources import Track
+from hiermusic.errors import UserError
+from hiermusic.tokens.hierarchy import Hierarchy
+
+TRACKS_PER_SHARD = 16
+MAX_SHARDS = 1024
+# One record a chunk, else a random read decodes its neighbours too. PCM gains nothing from zstd, 10-bit codes a third.
+AUDIO_OPTIONS = "group_size:1,uncompressed"
+TOKEN_OPTIONS = "group_size:1,zstd:3"
+
+Codes = np.ndarray | tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a record directory holds, and which inputs did not make it, each with its reason."""
+
+    path: Path
+    tracks: int
+    seconds: float
+    splits: Mapping[str, int]
+    skipped: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
+        lines = [f"{self.path}: {self.tracks} tracks ({splits}), {self.seconds / 60:.1f} minutes"]
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped)}:")
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped])
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_info(path: str | os.PathLike, kind: str) -> dict:
+    """The settings and counts of a complete record directory; UserError where there is none of that kind."""
+    place = Path(path) / "info.json"
+    if not place.is_file():
+        raise UserError(f"{path} holds no finished {kind} records (no info.json): write them first")
+    info = read_json(place)
+    if info.get("kind") != kind:
+        raise UserError(f"{path} holds {info.get('kind')} records where {kind} records are needed")
+    return info
+
+
+def to_pcm(wav_LC: Float32[np.ndarray, "L C"]) -> Int16[np.ndarray, "L C"]:
+    """Waveform in [-1, 1] as 16-bit samples, rounded to the nearest: 16-bit input comes back bit for bit."""
+    return np.clip(np.rint(wav_LC * 32768.0), -32768, 32767).astype("<i2")
+
+
+def from_pcm(pcm_LC: Int16[np.ndarray, "L C"]) -> Float32[np.ndarray, "L C"]:
+    """16-bit samples as a waveform in [-1, 1)."""
+    return pcm_LC.astype(np.float32) / 32768.0
+
+
+def write_audio(
+    tracks: Iterable[Track],
+    out: str | os.PathLike,
+    sample_rate: int,
+    channels: int,
+    *,
+    segment_seconds: float = 10.0,
+    valid_fraction: float = 0.1,
+    shards: int | None = None,
+    fingerprint: str | None = None,
+    progress: bool = True,
+) -> Summary:
+    """Writes tracks as audio records: 16-bit segments at one rate and channel count, whole shards at a time.
+
+    A run that was interrupted continues at its first missing shard; a complete directory is left as it is.
+
+    Args:
+      tracks: what to write; a track that cannot be read is skipped, counted and named.
+      out: the directory.
+      sample_rate: Hz of the records; channels: 1 or 2.
+      segment_seconds: length of a record; a track's last one is shorter.
+      valid_fraction: share of the tracks without a split of their own that become `valid` (at least one of two).
+      shards: files; None for one every 16 tracks.
+      fingerprint: names what is written (None: the tracks' ids); a directory begun with another one is refused.
+    Raises:
+      UserError: no track can be read, or the directory was begun with other settings.
+    """
+    out, tracks = Path(out), list(tracks)
+    ids = json.dumps([[track.id, track.split] for track in tracks])
+    plan = {
+        "kind": "audio",
+        "sample_rate": sample_rate,
+        "channels": channels,
+        "segment_seconds": segment_seconds,
+        "valid_fraction": valid_fraction,
+        "shards": shards or min(MAX_SHARDS, -(-len(tracks) // TRACKS_PER_SHARD)) or 1,
+        "inputs": len(tracks),
+        "fingerprint": fingerprint or hashlib.sha256(ids.encode()).hexdigest(),
+    }
+    segment = round(segment_seconds * sample_rate)
+
+    def write(index: int, writers: Sequence[ArrayRecordWriter]) -> dict:
+        track = tracks[index]
+        try:
+            wav_LC, meta = _prepared(track, sample_rate, channels)
+        except UserError as problem:
+            return {"id": track.id, "skipped": str(problem)}
+        pcm_LC = to_pcm(wav_LC)
+        for start in range(0, len(pcm_LC), segment):
+            writers[0].write(pcm_LC[start : start + segment].tobytes())
+        seconds = round(len(pcm_LC) / sample_rate, 6)
+        return {"id": track.id, "split": track.split, "samples": len(pcm_LC), "seconds": seconds, "meta": meta}
+
+    entries = _write_shards(out, plan, ("audio",), AUDIO_OPTIONS, write, (0, 1), progress and "reading audio")
+    if entries is not None:
+        skipped = [(entry["id"], entry["skipped"]) for entry in entries if "skipped" in entry]
+        kept = [entry for entry in entries if "skipped" not in entry]
+        if not kept:
+            for part in (out / "parts").iterdir():  # so that the next run looks at the repaired files again
+                part.unlink()
+            reason = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+            raise UserError(f"no readable audio among {len(tracks)} inputs{reason}")
+        _assign_splits(kept, valid_fraction)
+        _finish(out, plan, kept, skipped)
+    return summary(out)
+
+
+def summary(path: str | os.PathLike) -> Summary:
+    """What the info.json of a complete record directory says."""
+    info = read_json(Path(path) / "info.json")
+    skipped = tuple((name, reason) for name, reason in info["skipped"])
+    return Summary(Path(path), info["tracks"], info["seconds"], info["splits"], skipped)
+
+
+def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray, dict]:
+    """A track's checked waveform at the records' rate and channels, and its metadata."""
+    wav_LC, rate, meta = track.load()
+    if len(wav_LC) == 0:
+        raise UserError("holds no samples")
+    if not np.isfinite(wav_LC).all():
+        raise UserError("holds samples that are not finite numbers")
+    wav_LC = files.resample(files.to_channels(wav_LC, channels), rate, sample_rate)
+    if len(wav_LC) == 0:
+        raise UserError(f"is too short to hold a sample at {sample_rate} Hz")
+    return wav_LC, meta
+
+
+def _assign_splits(entries: list[dict], valid_fraction: float) -> None:
+    """Gives the tracks without a split one: ranked by a hash of the id, the first `valid_fraction` are `valid`."""
+    free = [entry for entry in entries if entry["split"] is None]
+    free.sort(key=lambda entry: hashlib.sha256(entry["id"].encode()).digest())
+    wanted = round(valid_fraction * len(free))
+    if valid_fraction > 0 and len(free) >= 2 and all(entry["split"] != "valid" for entry in entries):
+        wanted = max(1, wanted)
+    for rank, entry in enumerate(free):
+        entry["split"] = "valid" if rank < wanted else "train"
+
+
+class AudioSource:
+    """Random access to the audio records of a directory; picklable.
+
+    Attributes: `info`, `sample_rate`, `channels`, `segment_samples`, `tracks` (one dict a track: id, split, samples,
+    seconds, meta), `train` and `valid` (indices into `tracks`).
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.info = read_info(path, "audio")
+        self.sample_rate: int = self.info["sample_rate"]
+        self.channels: int = self.info["channels"]
+        self.segment_samples = round(self.info["segment_seconds"] * self.sample_rate)
+        self.tracks = _read_lines(self.path / "tracks.jsonl")
+        self._records = _open_stream(self.path, "audio", self.info["shards"])
+        counts = [-(-track["samples"] // self.segment_samples) for track in self.tracks]
+        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+    @property
+    def train(self) -> list[int]:
+        return self.indices("train")
+
+    @property
+    def valid(self) -> list[int]:
+        return self.indices("valid")
+
+    def indices(self, split: str) -> list[int]:
+        """The tracks of a split."""
+        return [index for index, track in enumerate(self.tracks) if track["split"] == split]
+
+    def segments(self, split: str) -> np.ndarray:
+        """The segments of a split as rows (record, first record of its track)."""
+        rows = [(j, self._first[i]) for i in self.indices(split) for j in range(self._first[i], self._first[i + 1])]
+        return np.asarray(rows, np.int64).reshape(-1, 2)
+
+    def segment(self, index: int) -> Float32[np.ndarray, "L C"]:
+        """One record as a waveform."""
+        return from_pcm(np.frombuffer(self._records[int(index)], "<i2").reshape(-1, self.channels))
+
+    def track(self, index: int) -> Float32[np.ndarray, "L C"]:
+        """A whole track as a waveform."""
+        return np.concatenate([self.segment(j) for j in range(self._first[index], self._first[index + 1])])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Columns [start, stop) of one rate group: what a token record stores as one array [T, stop - start]."""
+
+    group: int
+    start: int
+    stop: int
+
+
+def rate_groups(hierarchy: Hierarchy) -> tuple[int, ...]:
+    """Levels in each run of consecutive levels of one rate: codes are one array [T, K] a group."""
+    return tuple(len(list(run)) for _, run in groupby(hierarchy.rates))
+
+
+def pieces(hierarchy: Hierarchy, start: int, stop: int) -> list[Piece]:
+    """The parts of the rate groups that levels [start, stop) fall into."""
+    found, first = [], 0
+    for group, width in enumerate(rate_groups(hierarchy)):
+        low, high = max(start - first, 0), min(stop - first, width)
+        if low < high:
+            found.append(Piece(group, low, high))
+        first += width
+    return found
+
+
+def as_groups(codes: Codes, hierarchy: Hierarchy) -> list[np.ndarray]:
+    """Codes as uint16 arrays [T, K], one a rate group; ValueError where they do not fit the hierarchy."""
+    groups = [np.asarray(part) for part in (codes if isinstance(codes, tuple) else (codes,))]
+    widths, sizes = rate_groups(hierarchy), iter(hierarchy.sizes)
+    if [part.shape[1:] for part in groups] != [(width,) for width in widths]:
+        raise ValueError(f"codes of shapes {[part.shape for part in groups]} where groups of {widths} levels belong")
+    for part, width in zip(groups, widths, strict=True):
+        limit_K = np.asarray([next(sizes) for _ in range(width)])
+        if part.size and (part.min() < 0 or (part.max(axis=0) >= limit_K).any()):
+            raise ValueError(f"codes outside [0, {limit_K.tolist()})")
+    return [part.astype("<u2") for part in groups]
+
+
+def encode_tokens(groups: Sequence[np.ndarray], wanted: Sequence[Piece]) -> bytes:
+    """A token record: the frames of each piece (uint32), then each piece's uint16 codes [T, K]."""
+    frames = np.asarray([len(groups[piece.group]) for piece in wanted], "<u4")
+    return frames.tobytes() + b"".join(groups[p.group][:, p.start : p.stop].tobytes() for p in wanted)
+
+
+def decode_tokens(record: bytes, stored: Sequence[Piece]) -> list[np.ndarray]:
+    """The pieces of a token record, uint16 [T, K] each."""
+    frames = np.frombuffer(record, "<u4", len(stored))
+    parts, offset = [], 4 * len(stored)
+    for count, piece in zip(frames.tolist(), stored, strict=True):
+        width = piece.stop - piece.start
+        parts.append(np.frombuffer(record, "<u2", count * width, offset).reshape(count, width))
+        offset += 2 * count * width
+    return parts
+
+
+def write_tokens(
+    count: int,
+    encode: Callable[[int], tuple[Codes, Mapping]],
+    out: str | os.PathLike,
+    hierarchy: Hierarchy,
+    split_at: int,
+    *,
+    settings: Mapping,
+    shards: int | None = None,
+    worker: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> Summary | None:
+    """Writes token records: levels [0, split_at) into `coarse` shards, the others into `fine` ones.
+
+    Args:
+      count: tracks.
+      encode: index of a track -> its codes (int [T, K], or a tuple of such arrays where levels differ in rate, one
+        a rate group) and its entry (id, split, seconds, meta).
+      settings: JSON values kept in info.json (codec, fingerprint); a directory begun with others is refused.
+      worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
+    Returns:
+      The summary, or None while shards of other workers are missing.
+    """
+    out = Path(out)
+    if not 0 < split_at <= len(hierarchy):
+        raise UserError(f"split_at is {split_at}: it must lie in 1..{len(hierarchy)}, the levels of the codec")
+    shards = shards or min(MAX_SHARDS, -(-count // TRACKS_PER_SHARD)) or 1
+    plan = {"kind": "tokens", "hierarchy": hierarchy.to_json(), "split_at": split_at, "shards": shards}
+    plan |= {"inputs": count, **settings}
+    stored = [pieces(hierarchy, *bounds) for bounds in _bounds(hierarchy, split_at).values()]
+
+    def write(index: int, writers: Sequence[ArrayRecordWriter]) -> dict:
+        codes, entry = encode(index)
+        groups = as_groups(codes, hierarchy)
+        for writer, wanted in zip(writers, stored, strict=True):
+            writer.write(encode_tokens(groups, wanted))
+        return {**entry, "frames": [len(part) for part in groups]}
+
+    streams = tuple(_bounds(hierarchy, split_at))
+    entries = _write_shards(out, plan, streams, TOKEN_OPTIONS, write, worker, progress and "tokenising")
+    if entries is not None:
+        _finish(out, plan, entries, [])
+    return summary(out) if (out / "info.json").is_file() else None
+
+
+def _bounds(hierarchy: Hierarchy, split_at: int) -> dict[str, tuple[int, int]]:
+    """Streams of a token directory and the levels each holds; no `fine` where every level is coarse."""
+    streams = {"coarse": (0, split_at), "fine": (split_at, len(hierarchy))}
+    return {name: bounds for name, bounds in streams.items() if bounds[0] < bounds[1]}
+
+
+class TokenSource:
+    """Random access to the token records of a directory, opening only the streams the levels need; picklable.
+
+    Args:
+      path: the directory.
+      levels: "coarse" (those below split_at), "all", or a slice of levels.
+      split: "train", "valid" or None for every track.
+
+    An element is `{"codes": uint16 [T, K] (a tuple, one a rate group, where the levels differ in rate), "meta": {id,
+    seconds, lyrics, tags, ...}}`. `hierarchy` is that of the levels read, `tracks` the entries of the split.
+    """
+
+    def __init__(self, path: str | os.PathLike, levels: str | slice = "all", split: str | None = None):
+        self.path = Path(path)
+        self.info = read_info(path, "tokens")
+        whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
+        wanted = {"coarse": slice(0, split_at), "all": slice(None)}[levels] if isinstance(levels, str) else levels
+        start, stop, step = wanted.indices(len(whole))
+        if start >= stop or step != 1:
+            raise UserError(f"levels {levels} of {path}: it has the levels 0..{len(whole) - 1}")
+        self.hierarchy = whole.select(start, stop)
+        self._streams = []
+        for name, (low, high) in _bounds(whole, split_at).items():
+            if start < high and low < stop:
+                stored = pieces(whole, low, high)
+                needed = {piece.group: piece for piece in pieces(whole, max(start, low), min(stop, high))}
+                self._streams.append((_open_stream(self.path, name, self.info["shards"]), stored, needed))
+        entries = _read_lines(self.path / "tracks.jsonl")
+        self._rows = [row for row, entry in enumerate(entries) if split in (None, entry["split"])]
+        self.tracks = [entries[row] for row in self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        groups: dict[int, list[np.ndarray]] = {}
+        for records, stored, needed in self._streams:
+            parts = decode_tokens(records[self._rows[index]], stored)
+            for piece, part in zip(stored, parts, strict=True):
+                if want := needed.get(piece.group):
+                    columns = slice(want.start - piece.start, want.stop - piece.start)
+                    groups.setdefault(piece.group, []).append(part[:, columns])
+        codes = tuple(np.concatenate(parts, axis=1) for _, parts in sorted(groups.items()))
+        entry = self.tracks[index]
+        meta = {"id": entry["id"], "seconds": entry["seconds"], **entry["meta"]}
+        return {"codes": codes[0] if len(codes) == 1 else codes, "meta": meta}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file that is either whole or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read_lines(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _lines(entries: Iterable[Mapping]) -> str:
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
+def _shard_path(out: Path, stream: str, shard: int, shards: int) -> Path:
+    return out / f"{stream}-{shard:05d}-of-{shards:05d}.arrayrecord"
+
+
+def _open_stream(path: Path, stream: str, shards: int) -> ArrayRecordDataSource:
+    paths = [_shard_path(path, stream, shard, shards) for shard in range(shards)]
+    for place in paths:
+        if not place.is_file():
+            raise UserError(f"{place} is missing: the records are incomplete, write them again")
+    return ArrayRecordDataSource([str(place) for place in paths])
+
+
+def _write_shards(
+    out: Path,
+    plan: Mapping,
+    streams: Sequence[str],
+    options: str,
+    write: Callable[[int, Sequence[ArrayRecordWriter]], dict],
+    worker: tuple[int, int],
+    label: str | bool,
+) -> list[dict] | None:
+    """Writes this worker's missing shards; every track's entry once all shards stand and info.json does not."""
+    parts, shards, count = out / "parts", plan["shards"], plan["inputs"]
+    parts.mkdir(parents=True, exist_ok=True)
+    _check_plan(out, parts / "plan.json", plan)
+    if (out / "info.json").is_file():
+        return None
+    mine = range(worker[0], shards, worker[1])
+    blocks = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in mine}
+    with tqdm(total=sum(map(len, blocks.values())), desc=label or "", unit="track", disable=not label) as bar:
+        for shard, block in blocks.items():
+            if (parts / f"{shard:05d}.jsonl").is_file():
+                bar.update(len(block))
+                continue
+            places = [_shard_path(out, stream, shard, shards) for stream in streams]
+            writers = [ArrayRecordWriter(f"{place}.tmp", options) for place in places]
+            entries = []
+            for index in block:
+                entries.append(write(index, writers))
+                bar.update()
+            for place, writer in zip(places, writers, strict=True):
+                writer.close()
+                os.replace(f"{place}.tmp", place)
+            write_atomically(parts / f"{shard:05d}.jsonl", _lines(entries))
+    done = [parts / f"{shard:05d}.jsonl" for shard in range(shards)]
+    return [entry for part in done for entry in _read_lines(part)] if all(map(Path.is_file, done)) else None
+
+
+def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
+    """Writes the plan, or refuses to go on in a directory that was begun with another."""
+    if not place.is_file():
+        write_atomically(place, json.dumps(plan, indent=1))
+        return
+    begun = read_json(place)
+    for key in plan:
+        if begun.get(key) != plan[key]:
+            raise UserError(f"{out} was begun with another {key}: remove it or choose another directory")
+
+
+def _finish(out: Path, plan: Mapping, entries: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> None:
+    """Writes tracks.jsonl, then info.json, whose presence says that the directory is complete."""
+    write_atomically(out / "tracks.jsonl", _lines(entries))
+    splits = [entry["split"] for entry in entries]
+    info = {
+        **plan,
+        "tracks": len(entries),
+        "seconds": round(sum(entry["seconds"] for entry in entries), 3),
+        "splits": {name: splits.count(name) for name in sorted(set(splits))},
+        "skipped": skipped,
+    }
+    if plan["kind"] == "tokens":
+        info["frames"] = [sum(counts) for counts in zip(*(entry["frames"] for entry in entries), strict=True)]
+    write_atomically(out / "info.json", json.dumps(info, indent=1, ensure_ascii=False))

@@ -1,0 +1,64 @@
+"""Turning a corpus of audio records into token records with a codec."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from hiermusic.data.records import AudioSource, Codes, Summary, write_tokens
+from hiermusic.tokens.hierarchy import Hierarchy
+
+
+def tokenise(
+    encode: Callable[[np.ndarray], Codes],
+    audio_dir: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    hierarchy: Hierarchy,
+    split_at: int,
+    codec_id: str,
+    *,
+    shards: int | None = None,
+    worker: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> Summary | None:
+    """Encodes every track of an audio record directory into token records, whole shards at a time.
+
+    A run that was interrupted continues at its first missing shard and ends with the same files.
+
+    Args:
+      encode: waveform float32 [L, C] at the records' rate -> codes int [T, K], or a tuple of such arrays, one a rate
+        group, where the levels differ in rate.
+      audio_dir, out_dir: record directories; tracks keep their id, split and metadata.
+      hierarchy: the codec's levels.
+      split_at: levels below it go to the `coarse` files, the others to the `fine` ones.
+      codec_id: names the codec and its weights; a directory begun with another codec is refused.
+      shards: files a stream; None for one every 16 tracks.
+      worker: (which, of how many) processes that share the work; the one that ends last completes the directory.
+    Returns:
+      The summary, or None while shards of other workers are missing.
+    Raises:
+      UserError: no audio records there, or `out_dir` was begun with other settings.
+    """
+    source = AudioSource(audio_dir)
+    told = [source.info["fingerprint"], [(track["id"], track["samples"], track["split"]) for track in source.tracks]]
+    fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def encode_track(index: int) -> tuple[Codes, Mapping]:
+        track = source.tracks[index]
+        entry = {key: track[key] for key in ("id", "split", "seconds", "meta")}
+        return encode(source.track(index)), entry
+
+    settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": source.sample_rate}
+    return write_tokens(
+        len(source),
+        encode_track,
+        out_dir,
+        hierarchy,
+        split_at,
+        settings=settings,
+        shards=shards,
+        worker=worker,
+        progress=progress,
+    )

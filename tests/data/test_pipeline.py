@@ -1,0 +1,159 @@
+"""Batches as pure functions of (seed, i), and `resolve`."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hiermusic.data.pipeline import resolve, token_examples, waveform_batches
+from hiermusic.data.records import AudioSource, write_audio
+from hiermusic.data.sources import Track
+from hiermusic.data.tokenise import tokenise
+from hiermusic.errors import UserError
+from hiermusic.tokens.hierarchy import Hierarchy
+
+RATE = 1000
+
+
+def ramp(index: int, samples: int) -> np.ndarray:
+    """Samples that name their track and place: 2000 index + time, as 16-bit numbers."""
+    return ((2000 * index + 1 + np.arange(samples)) / 32768).astype(np.float32)[:, None]
+
+
+def places(batch_BLC: np.ndarray) -> np.ndarray:
+    return np.rint(batch_BLC[..., 0] * 32768).astype(int)
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    """Twelve tracks of 1.25 s in segments of half a second: two whole ones and a quarter of a second."""
+    out = tmp_path_factory.mktemp("audio")
+    given = [
+        Track(f"t{i}", lambda i=i: (ramp(i, 1250), RATE, {"tags": str(i)}), "valid" if i < 2 else "train")
+        for i in range(12)
+    ]
+    write_audio(given, out, RATE, 1, segment_seconds=0.5, progress=False)
+    return out
+
+
+def test_train_batches_are_a_function_of_seed_and_step(audio):
+    first = waveform_batches(audio, "train", 300, 4, seed=1)
+    again = pickle.loads(pickle.dumps(waveform_batches(audio, "train", 300, 4, seed=1)))
+    other = waveform_batches(audio, "train", 300, 4, seed=2)
+    assert first[0].shape == (4, 300, 1) and first[0].dtype == np.float32
+    for step in (0, 3, 1000, 17):
+        np.testing.assert_array_equal(first[step], again[step])
+        assert (first[step] != other[step]).any()
+
+
+def test_train_crops_lie_inside_their_tracks_and_visit_everything(audio):
+    batches = waveform_batches(audio, "train", 300, 5, seed=0)
+    starts = np.concatenate([places(batches[i]) for i in range(60)])
+    assert (np.diff(starts, axis=1) == 1).all()
+    tracks, offsets = np.divmod(starts[:, 0] - 1, 2000)
+    assert set(tracks) == set(range(2, 12)) and offsets.min() >= 0 and offsets.max() <= 1250 - 300
+    assert len(set(offsets)) > 50
+    # A short last segment is lengthened by what comes before it, not by silence.
+    assert (offsets == 950).any()
+    # Every segment comes exactly once an epoch: 30 segments are 6 batches of 5.
+    for epoch in range(3):
+        rows = np.concatenate([places(batches[i])[:, 0] - 1 for i in range(6 * epoch, 6 * epoch + 6)])
+        assert np.bincount(rows // 2000).tolist() == [0, 0] + [3] * 10
+
+
+def test_valid_batches_are_centre_crops_whatever_the_seed(audio):
+    batches = waveform_batches(audio, "valid", 300, 4, seed=1)
+    assert len(batches) == 1
+    np.testing.assert_array_equal(batches[0], waveform_batches(audio, "valid", 300, 4, seed=9)[0])
+    offsets = (places(batches[0])[:, 0] - 1) % 2000
+    assert set(offsets) <= {100, 600, 950}
+
+
+def test_small_sets_fill_a_batch_and_say_so(audio, capsys):
+    batches = waveform_batches(audio, "valid", 500, 16)
+    assert len(batches) == 1 and batches[0].shape == (16, 500, 1)
+    assert "hint: " in capsys.readouterr().err
+    waveform_batches(audio, "train", 500, 30)
+    assert capsys.readouterr().err == ""
+    waveform_batches(audio, "train", 500, 31)
+    assert capsys.readouterr().err.count("hint: ") == 1
+
+
+def test_short_tracks_are_padded_with_zeros(tmp_path):
+    write_audio([Track("a", lambda: (ramp(0, 40), RATE, {}))], tmp_path, RATE, 1, segment_seconds=0.1, progress=False)
+    batch_BLC = waveform_batches(tmp_path, "train", 100, 2)[0]
+    assert batch_BLC.shape == (2, 100, 1)
+    np.testing.assert_array_equal(batch_BLC[0, :40], ramp(0, 40))
+    assert (batch_BLC[:, 40:] == 0).all()
+    with pytest.raises(UserError, match=r"no valid tracks \(1 train\)"):
+        waveform_batches(tmp_path, "valid", 100, 2)
+
+
+def test_crops_longer_than_segments_are_refused(audio):
+    with pytest.raises(UserError, match="501 samples does not fit"):
+        waveform_batches(audio, "train", 501, 2)
+
+
+def test_token_examples(audio, tmp_path):
+    hierarchy = Hierarchy.uniform(3, 100, 1024)
+    tokenise(
+        lambda wav_LC: np.repeat(places(wav_LC[None])[0, ::10, None] // 2000, 3, 1),
+        *(audio, tmp_path, hierarchy, 2, "fake"),
+        progress=False,
+    )
+    first, again = (token_examples(tmp_path, "train", 3, "coarse") for _ in range(2))
+    other = token_examples(tmp_path, "train", 4, "coarse")
+    names = [[dataset[i]["meta"]["id"] for i in range(30)] for dataset in (first, again, other)]
+    assert names[0] == names[1] != names[2]
+    for epoch in range(3):
+        assert len(set(names[0][10 * epoch : 10 * epoch + 10])) == 10
+    assert names[0][:10] != names[0][10:20]
+    example = first[5]
+    assert example["codes"].shape == (125, 2) and example["meta"]["tags"] == str(example["codes"][0, 0])
+    valid = token_examples(tmp_path, "valid", 3)
+    assert len(valid) == 2 and valid[0]["codes"].shape == (125, 3)
+    with pytest.raises(UserError, match="no test tracks"):
+        token_examples(tmp_path, "test")
+
+
+@pytest.fixture
+def music(tmp_path) -> Path:
+    place = tmp_path / "music"
+    place.mkdir()
+    for index in range(3):
+        soundfile.write(place / f"{index}.wav", ramp(index, 1250), RATE)
+    (place / "empty.wav").write_bytes(b"")
+    return place
+
+
+def test_resolve_writes_once_and_tells_what_was_skipped(music, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    out = resolve(music, cache, RATE, 1, progress=False)
+    told = capsys.readouterr()
+    assert out.parent == cache and told.out == "" and "empty.wav: is empty" in told.err
+    stamps = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert resolve(music, cache, RATE, 1, progress=False) == out
+    assert resolve(out, cache, RATE, 1, progress=False) == out
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == stamps
+    assert capsys.readouterr().err == ""
+    assert resolve(music, cache, 2 * RATE, 1, progress=False) != out
+    (music / "0.txt").write_text("la")
+    assert resolve(music, cache, RATE, 1, progress=False) != out
+    with pytest.raises(UserError, match="holds 1 channels at 1000 Hz where 2 at 1000"):
+        resolve(out, cache, RATE, 2)
+
+
+def test_resolve_names_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="/no/such/music does not exist"):
+        resolve("/no/such/music", tmp_path, RATE, 1)
+    with pytest.raises(UserError, match="no finished audio records"):
+        resolve(tmp_path, tmp_path, RATE, 1, kind="records")
+    with pytest.raises(UserError, match="kind 'tape'"):
+        resolve(tmp_path, tmp_path, RATE, 1, kind="tape")
+
+
+def test_the_records_of_a_folder_play_back(music, tmp_path):
+    source = AudioSource(resolve(music, tmp_path / "cache", RATE, 1, progress=False))
+    np.testing.assert_array_equal(source.track(1), ramp(1, 1250))

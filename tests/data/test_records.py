@@ -1,0 +1,354 @@
+"""Audio and token records: exact round trips, splits, broken inputs, and runs that were killed."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hiermusic.data import records
+from hiermusic.data.records import AudioSource, TokenSource, write_audio
+from hiermusic.data.sources import Track, open_source
+from hiermusic.data.tokenise import tokenise
+from hiermusic.errors import UserError
+from hiermusic.tokens.hierarchy import Hierarchy, Level
+
+RATE = 8000
+
+
+def noise(seed: int, samples: int, channels: int = 1) -> np.ndarray:
+    """16-bit samples as floats, so that records must return them exactly."""
+    pcm_LC = np.random.default_rng(seed).integers(-32768, 32768, (samples, channels))
+    return (pcm_LC / 32768).astype(np.float32)
+
+
+def tracks(count: int, samples: int = 2000, **kwargs) -> list[Track]:
+    def loader(index: int):
+        return lambda: (noise(index, samples + index, 1), RATE, {"tags": f"tag {index}", "lyrics": "ü\nö"})
+
+    return [Track(f"t{index:03d}", loader(index), **kwargs) for index in range(count)]
+
+
+def write(out, given, **kwargs):
+    defaults = {"sample_rate": RATE, "channels": 1, "segment_seconds": 0.1, "progress": False}
+    return write_audio(given, out, **(defaults | kwargs))
+
+
+def digests(path: Path) -> dict[str, str]:
+    return {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_round_trip_is_exact(tmp_path):
+    written = write(tmp_path, tracks(5), shards=2)
+    source = AudioSource(tmp_path)
+    assert written.tracks == len(source) == 5 and written.skipped == ()
+    assert sorted(p.name for p in tmp_path.glob("*.arrayrecord")) == [
+        "audio-00000-of-00002.arrayrecord",
+        "audio-00001-of-00002.arrayrecord",
+    ]
+    for index, entry in enumerate(source.tracks):
+        np.testing.assert_array_equal(source.track(index), noise(index, 2000 + index))
+        assert entry["id"] == f"t{index:03d}" and entry["meta"] == {"tags": f"tag {index}", "lyrics": "ü\nö"}
+    assert len(source.segment(0)) == 800
+    train, valid = source.segments("train"), source.segments("valid")
+    assert sorted([*train[:, 0], *valid[:, 0]]) == list(range(15))
+    info = json.loads((tmp_path / "info.json").read_text())
+    assert info["sample_rate"] == RATE and info["channels"] == 1 and info["segment_seconds"] == 0.1
+    assert info["splits"] == {"train": 4, "valid": 1} and info["skipped"] == []
+
+
+def test_rate_and_channels_are_brought_to_the_records(tmp_path):
+    stereo = Track("s", lambda: (noise(1, 4410, 2), 44100, {}))
+    seven = Track("q", lambda: (noise(2, 1600, 7), 16000, {}))
+    write(tmp_path, [stereo, seven], channels=2)
+    source = AudioSource(tmp_path)
+    assert source.track(0).shape == (800, 2) and source.track(1).shape == (800, 2)
+
+
+def test_samples_round_to_the_nearest_and_clip():
+    pcm_LC = records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
+    assert pcm_LC.dtype == np.int16 and pcm_LC.ravel().tolist() == [0, 1, -1, 32767, -32768]
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "wanted"), [(1, 0.1, 0), (2, 0.1, 1), (10, 0.1, 1), (40, 0.1, 4), (30, 0.2, 6), (9, 0.0, 0)]
+)
+def test_split_sizes_are_exact(tmp_path, count, fraction, wanted):
+    write(tmp_path, tracks(count, 100), valid_fraction=fraction)
+    source = AudioSource(tmp_path)
+    assert len(source.valid) == wanted and len(source.train) == count - wanted
+
+
+def test_splits_do_not_depend_on_the_order_and_follow_the_manifest(tmp_path):
+    write(tmp_path / "a", tracks(20, 100))
+    write(tmp_path / "b", tracks(20, 100)[::-1])
+    chosen = [{s.tracks[i]["id"] for i in s.valid} for s in map(AudioSource, (tmp_path / "a", tmp_path / "b"))]
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 2
+    given = tracks(8, 100, split="train") + [Track(f"v{t.id}", t.load, "valid") for t in tracks(3, 100)]
+    write(tmp_path / "c", given)
+    source = AudioSource(tmp_path / "c")
+    assert [source.tracks[i]["id"] for i in source.valid] == ["vt000", "vt001", "vt002"]
+
+
+def test_a_broken_track_cannot_take_the_only_valid_place(tmp_path):
+    def broken():
+        raise UserError("is empty")
+
+    good = tracks(3, 100)
+    for place in range(3):
+        given = [Track(t.id, broken) if i == place else t for i, t in enumerate(good)]
+        summary = write(tmp_path / str(place), given)
+        assert summary.splits == {"train": 1, "valid": 1} and summary.skipped == ((f"t{place:03d}", "is empty"),)
+
+
+def test_broken_files_are_skipped_and_named(tmp_path):
+    music = tmp_path / "music"
+    music.mkdir()
+    tone_L = 0.3 * np.sin(np.arange(4 * RATE) / 10)
+    soundfile.write(music / "good 歌.wav", tone_L, RATE)
+    soundfile.write(music / "eight bit.wav", tone_L, RATE, subtype="PCM_U8")
+    soundfile.write(music / "seven.wav", np.repeat(tone_L[:, None], 7, 1), RATE)
+    soundfile.write(music / "one.wav", tone_L[:1], RATE)
+    soundfile.write(music / "float.wav", tone_L * 2, RATE, subtype="FLOAT")
+    (music / "zero.wav").write_bytes(b"")
+    (music / "text.wav").write_text("this is not music\n" * 50)
+    (music / "header only.wav").write_bytes((music / "eight bit.wav").read_bytes()[:44])
+    soundfile.write(music / "nan.wav", np.where(np.arange(len(tone_L)) == 77, np.nan, tone_L), RATE, subtype="FLOAT")
+    soundfile.write(music / "whole.mp3", tone_L, RATE)
+    (music / "cut.mp3").write_bytes((music / "whole.mp3").read_bytes()[:100])
+    (music / "film.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + b"\0" * 64)
+    summary = write(tmp_path / "out", open_source(str(music)).tracks, channels=2)
+    reasons = dict(summary.skipped)
+    assert set(reasons) == {"zero.wav", "text.wav", "header only.wav", "nan.wav", "cut.mp3", "film.m4a"}
+    assert all(reason and "\n" not in reason and str(music) not in reason for reason in reasons.values())
+    source = AudioSource(tmp_path / "out")
+    lengths = {entry["id"]: entry["samples"] for entry in source.tracks}
+    assert lengths["good 歌.wav"] == lengths["eight bit.wav"] == lengths["seven.wav"] == 4 * RATE
+    assert lengths["one.wav"] == 1
+    loud = [entry["id"] for entry in source.tracks].index("float.wav")
+    assert abs(source.track(loud)).max() <= 1.0
+    assert "skipped 6" in str(summary) and "zero.wav: " in str(summary)
+    assert json.loads((tmp_path / "out/info.json").read_text())["skipped"] == [list(s) for s in summary.skipped]
+
+
+def test_arrays_without_sense_are_skipped(tmp_path):
+    given = tracks(1, 100)
+    for name, wav_LC in {"empty": np.zeros((0, 1)), "inf": np.full((9, 1), np.inf)}.items():
+        given.append(Track(name, lambda wav_LC=wav_LC: (wav_LC.astype(np.float32), RATE, {})))
+    assert [name for name, _ in write(tmp_path, given).skipped] == ["empty", "inf"]
+
+
+def test_nothing_readable_is_an_error_and_a_repaired_file_is_seen(tmp_path):
+    music = tmp_path / "music"
+    music.mkdir()
+    (music / "a.wav").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no readable audio among 1 inputs; the first: a\.wav: "):
+        write(tmp_path / "out", open_source(str(music)).tracks)
+    with pytest.raises(UserError, match="no finished audio records"):
+        AudioSource(tmp_path / "out")
+    soundfile.write(music / "a.wav", np.zeros(100), RATE)
+    assert write(tmp_path / "out", open_source(str(music)).tracks).tracks == 1
+
+
+def test_a_shard_of_broken_files_only_does_no_harm(tmp_path):
+    def broken():
+        raise UserError("is empty")
+
+    given = [Track(f"b{i}", broken) for i in range(2)] + tracks(4, 900)
+    write(tmp_path, given, shards=3)
+    source = AudioSource(tmp_path)
+    np.testing.assert_array_equal(source.track(3), noise(3, 903))
+
+
+def test_interrupted_audio_goes_on_at_the_missing_shard(tmp_path):
+    write(tmp_path / "whole", tracks(6), shards=3)
+    read = []
+
+    def counted(track: Track, stop: bool) -> Track:
+        def load():
+            if stop and len(read) == 3:
+                raise KeyboardInterrupt
+            read.append(track.id)
+            return track.load()
+
+        return Track(track.id, load)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "cut", [counted(t, True) for t in tracks(6)], shards=3)
+    assert not (tmp_path / "cut/info.json").exists()
+    read.clear()
+    write(tmp_path / "cut", [counted(t, False) for t in tracks(6)], shards=3)
+    assert read == ["t002", "t003", "t004", "t005"]
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    read.clear()
+    write(tmp_path / "cut", [counted(t, False) for t in tracks(6)], shards=3)
+    assert read == []
+
+
+def test_a_directory_of_other_settings_is_refused(tmp_path):
+    write(tmp_path, tracks(3, 100))
+    with pytest.raises(UserError, match="another sample_rate"):
+        write(tmp_path, tracks(3, 100), sample_rate=16000)
+    with pytest.raises(UserError, match="another inputs"):
+        write(tmp_path, tracks(4, 100))
+    with pytest.raises(UserError, match="holds audio records where tokens"):
+        TokenSource(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write(tmp_path, tracks(2, 100))
+    (tmp_path / "audio-00000-of-00001.arrayrecord").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        AudioSource(tmp_path)
+
+
+# Tokens
+
+UNIFORM = Hierarchy.uniform(5, Fraction(RATE, 100), 1024)
+PYRAMID = Hierarchy(
+    (
+        Level("slow", Fraction(RATE, 400), 512),
+        Level("mid a", Fraction(RATE, 200), 1024),
+        Level("mid b", Fraction(RATE, 200), 1024),
+        Level("fast", Fraction(RATE, 100), 65536),
+    )
+)
+
+
+def encode_uniform(wav_LC: np.ndarray) -> np.ndarray:
+    frames_TH = wav_LC[: len(wav_LC) // 100 * 100, 0].reshape(-1, 100)
+    return (np.abs(frames_TH[:, :5]) * 1023).astype(np.int32)
+
+
+def encode_pyramid(wav_LC: np.ndarray) -> tuple[np.ndarray, ...]:
+    hops = {400: 1, 200: 2, 100: 1}
+    return tuple(
+        (np.abs(wav_LC[: len(wav_LC) // hop * hop, 0].reshape(-1, hop)[:, :width]) * 511).astype(np.int64)
+        for hop, width in hops.items()
+    )
+
+
+@pytest.fixture
+def audio(tmp_path):
+    write(tmp_path / "audio", tracks(7), shards=2)
+    return tmp_path / "audio"
+
+
+def test_token_round_trip(tmp_path, audio):
+    summary = tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    source, waves = TokenSource(tmp_path / "tokens"), AudioSource(audio)
+    assert summary.tracks == len(source) == 7 and source.hierarchy == UNIFORM
+    for index in range(7):
+        example = source[index]
+        assert example["codes"].dtype == np.uint16
+        np.testing.assert_array_equal(example["codes"], encode_uniform(waves.track(index)))
+        assert example["meta"]["id"] == f"t{index:03d}" and example["meta"]["tags"] == f"tag {index}"
+        assert example["meta"]["seconds"] == waves.tracks[index]["seconds"]
+    np.testing.assert_array_equal(
+        TokenSource(tmp_path / "tokens", slice(1, 4))[3]["codes"], encode_uniform(waves.track(3))[:, 1:4]
+    )
+    valid = TokenSource(tmp_path / "tokens", split="valid")
+    assert [valid[i]["meta"]["id"] for i in range(len(valid))] == [waves.tracks[i]["id"] for i in waves.valid]
+    info = json.loads((tmp_path / "tokens/info.json").read_text())
+    assert info["codec"] == "fake" and info["split_at"] == 2 and info["frames"] == [20 * 7]
+
+
+def test_coarse_levels_need_no_fine_files(tmp_path, audio):
+    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    for file in (tmp_path / "tokens").glob("fine-*"):
+        file.unlink()
+    coarse = TokenSource(tmp_path / "tokens", "coarse")
+    np.testing.assert_array_equal(coarse[4]["codes"], encode_uniform(AudioSource(audio).track(4))[:, :2])
+    assert coarse.hierarchy == UNIFORM.select(0, 2)
+    with pytest.raises(UserError, match="is missing"):
+        TokenSource(tmp_path / "tokens", "all")
+
+
+def test_levels_of_several_rates(tmp_path, audio):
+    tokenise(encode_pyramid, audio, tmp_path / "tokens", PYRAMID, 2, "fake", progress=False)
+    wanted = encode_pyramid(AudioSource(audio).track(1))
+    for got, want in zip(TokenSource(tmp_path / "tokens")[1]["codes"], wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+    slow, mid = TokenSource(tmp_path / "tokens", "coarse")[1]["codes"]
+    np.testing.assert_array_equal(slow, wanted[0])
+    np.testing.assert_array_equal(mid, wanted[1][:, :1])
+    np.testing.assert_array_equal(TokenSource(tmp_path / "tokens", slice(3, 4))[1]["codes"], wanted[2])
+    assert json.loads((tmp_path / "tokens/info.json").read_text())["frames"] == [35, 70, 140]
+
+
+def test_codes_that_do_not_fit_are_refused(tmp_path, audio):
+    for wrong in (
+        lambda wav_LC: encode_uniform(wav_LC)[:, :4],
+        lambda wav_LC: encode_uniform(wav_LC) - 1024,
+        lambda wav_LC: encode_uniform(wav_LC) + 1024,
+        encode_pyramid,
+    ):
+        with pytest.raises(ValueError, match="codes"):
+            tokenise(wrong, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    with pytest.raises(UserError, match="split_at is 6"):
+        tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 6, "fake", progress=False)
+
+
+def test_all_levels_coarse(tmp_path, audio):
+    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 5, "fake", progress=False)
+    assert not list((tmp_path / "tokens").glob("fine-*"))
+    assert TokenSource(tmp_path / "tokens", "coarse")[0]["codes"].shape == (20, 5)
+
+
+def test_another_codec_is_refused(tmp_path, audio):
+    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    with pytest.raises(UserError, match="another codec"):
+        tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "other", progress=False)
+
+
+def test_workers_share_the_shards(tmp_path, audio):
+    tokenise(encode_uniform, audio, tmp_path / "one", UNIFORM, 2, "fake", shards=3, progress=False)
+    args = (audio, tmp_path / "two", UNIFORM, 2, "fake")
+    assert tokenise(encode_uniform, *args, shards=3, worker=(1, 2), progress=False) is None
+    assert tokenise(encode_uniform, *args, shards=3, worker=(0, 2), progress=False).tracks == 7
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+from test_records import UNIFORM, encode_uniform
+from hiermusic.data.tokenise import tokenise
+calls = []
+def encode(wav_LC):
+    calls.append(0)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode_uniform(wav_LC)
+tokenise(encode, sys.argv[2], sys.argv[3], UNIFORM, 2, "fake", shards=3, progress=False)
+"""
+
+
+def test_killed_tokenising_ends_with_the_same_files(tmp_path, audio):
+    tokenise(encode_uniform, audio, tmp_path / "whole", UNIFORM, 2, "fake", shards=3, progress=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, __file__, audio, tmp_path / "cut"], env=os.environ, cwd=Path(__file__).parents[2]
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = digests(tmp_path / "cut")
+    assert "coarse-00000-of-00003.arrayrecord" in left and "info.json" not in left
+    encoded = []
+    tokenise(
+        lambda wav_LC: encoded.append(0) or encode_uniform(wav_LC),
+        *(audio, tmp_path / "cut", UNIFORM, 2, "fake"),
+        shards=3,
+        progress=False,
+    )
+    assert len(encoded) == 5  # the first shard's two tracks were not done again
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
