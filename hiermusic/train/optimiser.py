@@ -22,8 +22,8 @@ class OptimiserConfig:
       name: "adamw" (decoupled weight decay) or "adam" (none).
       learning_rate: the peak, reached after `warmup_steps` of linear warmup.
       schedule: what follows the warmup: "constant"; "cosine" down to `final_share` of the peak at `decay_steps`; "wsd",
-        the peak until the last `decay_share` of `decay_steps`, then linearly down to `final_share`; "exponential", times
-        `gamma` a step (DAC's 0.999996).
+        the peak until the last `decay_share` of `decay_steps`, then linearly down to `final_share`; "exponential",
+        times `gamma` a step (DAC's 0.999996).
       warmup_steps: updates of linear warmup.
       decay_steps: updates after which the decay has ended, warmup included; 0 = the length of the run.
       decay_share: share of `decay_steps` over which "wsd" decays.
@@ -105,9 +105,9 @@ class OptimiserConfig:
 def decay_mask(model: nnx.Module) -> nnx.State:
     """True for the parameters weight decay applies to: matrices and beyond, the stacking axis `layers` not counted."""
 
-    def is_matrix(param: nnx.Param) -> bool:
+    def is_matrix(param: nnx.Param) -> nnx.Param:
         axes = param.get_metadata().get("axes") or (None,) * param.ndim
-        return sum(axis != "layers" for axis in axes) >= 2
+        return param.replace(sum(axis != "layers" for axis in axes) >= 2)
 
     params = nnx.state(model, nnx.Param)
-    return nnx.pure(jax.tree.map(lambda p: p.replace(is_matrix(p)), params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+    return nnx.pure(jax.tree.map(is_matrix, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))

@@ -20,13 +20,16 @@ class Stage(Protocol):
     """One training job: a module with its training state, its batches, and one step over them.
 
     The data sets yield numpy batches, or pairs (task, batch) where `task` is a hashable the step is compiled for (None
-    otherwise). Every array's first dimension is the global batch; scalars are allowed. Element i of `train_batches()` is
-    the batch of step i and must be a pure function of (seed, i): that is what makes a restart exact.
+    otherwise). Every array's first dimension is this process's rows of the global batch; scalars are allowed. Element
+    i of `train_batches()` is the batch of step i and must be a pure function of (seed, i): that makes a restart exact.
     """
 
     def create(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Builds the whole training state under jit: `.model` (weights to infer with), optionally `.ema` (same structure,
-        preferred for inference), and anything else a step needs (optimisers, discriminators)."""
+        """Builds the whole training state, under jit.
+
+        `.model` holds the weights to infer with, `.ema`, if any, a running average of them (same structure, preferred
+        for inference); the rest is what a step needs: optimisers, discriminators.
+        """
 
     def prepare(self, module: nnx.Module) -> None:
         """Loads pretrained weights into `module`, in place and outside jit, before the first step of a fresh run."""

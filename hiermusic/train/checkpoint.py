@@ -1,0 +1,249 @@
+"""Checkpoints by Orbax: `workdir/checkpoints/<step>/{model, ema, train, data}`, and the config that explains them."""
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from hiermusic.errors import UserError
+from hiermusic.train.log import disk_errors
+
+Tree = dict[str, Any]
+
+# what a run may be resumed with another value of: nothing here changes a step
+FREE_FIELDS = (
+    *(f"train.{name}" for name in ("steps", "log_every", "save_every", "keep", "keep_every", "max_skipped")),
+    *(f"train.{name}" for name in ("valid_every", "valid_batches", "show_every")),
+    "mesh",
+    "data.path",
+)
+
+
+class Checkpoints:
+    """The checkpoints of one run: saved in the background, the newest kept, leftovers of a killed save removed."""
+
+    def __init__(self, workdir: str | Path, keep: int = 2, keep_every: int = 0):
+        """Opens `workdir/checkpoints` to write, keeping the `keep` newest and every `keep_every`-th step (0 = none)."""
+        policies = ocp.training.preservation_policies
+        kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        self.directory = _directory(workdir)
+        with disk_errors(self.directory):
+            self._checkpointer = ocp.training.Checkpointer(
+                self.directory, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            )
+
+    def save(self, step: int, state: nnx.State, data: Mapping[str, int]) -> None:
+        """Starts saving a stage's state and the loop's own integers; waits for an unfinished save first."""
+        parts = {**_split(nnx.to_pure_dict(state)), "data": dict(data)}
+        with disk_errors(self.directory):
+            self._checkpointer.wait()
+            # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
+            self._checkpointer.save_checkpointables_async(step, parts, force=True)
+
+    def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int]]:
+        """The state and the loop's integers of a step (default: the newest), placed as `abstract`'s shardings say.
+
+        Args:
+          abstract: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved; any mesh.
+          step: which checkpoint.
+        Raises:
+          UserError: no such checkpoint, unreadable files, or weights of other shapes.
+        """
+        path = _step_path(self.directory, step)
+        parts = _load(path, {**_split(nnx.to_pure_dict(abstract)), "data": None})
+        data = parts.pop("data")
+        return _filled(abstract, {**parts.pop("train", {}), **parts}), data
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk."""
+        with disk_errors(self.directory):
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits for the last save and releases Orbax's threads."""
+        with disk_errors(self.directory):
+            self._checkpointer.close()
+
+
+def latest_step(workdir: str | Path) -> int | None:
+    """The newest finished checkpoint's step, or None."""
+    return max(_steps(_directory(workdir)), default=None)
+
+
+def load_model(
+    workdir: str | Path,
+    make_model: Callable[[], nnx.Module],
+    step: int | None = None,
+    prefer_ema: bool = True,
+    shardings: Callable[[nnx.State], Any] | None = None,
+) -> nnx.Module:
+    """The weights to infer with, without optimisers or discriminators.
+
+    Args:
+      workdir: of the training run.
+      make_model: builds the module; only its shapes are used.
+      step: which checkpoint; default the newest.
+      prefer_ema: take the averaged weights where the run kept them.
+      shardings: abstract state -> shardings of the same structure; default: everything on the first device.
+    Raises:
+      UserError: no checkpoint, unreadable files, or weights of other shapes than `make_model`'s.
+    """
+    path = _step_path(_directory(workdir), step)
+    graphdef, abstract = nnx.split(nnx.eval_shape(make_model))
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = shardings(abstract) if shardings else jax.tree.map(lambda _: one_device, abstract)
+    abstract = place(abstract, placed)
+    name = _weights_name(path, prefer_ema)
+    return nnx.merge(graphdef, _filled(abstract, _load(path, {name: nnx.to_pure_dict(abstract)})[name]))
+
+
+def load_weights(workdir: str | Path, step: int | None = None, prefer_ema: bool = True) -> Tree:
+    """The inference weights as nested dicts of numpy arrays (keys are strings), to copy parts of into another model."""
+    path = _step_path(_directory(workdir), step)
+    name = _weights_name(path, prefer_ema)
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved_shapes(path)[name])
+    return _load(path, {name: target})[name]
+
+
+def place(abstract: nnx.State, shardings: Any) -> nnx.State:
+    """Abstract arrays with the shardings of a tree of the same structure."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+
+
+def claim(workdir: str | Path, config: Any) -> None:
+    """Makes `workdir` this config's: writes config.json, or checks that the one there describes the same run.
+
+    Raises:
+      UserError: the first field that differs, fields that do not change the weights aside (`FREE_FIELDS`).
+    """
+    path = Path(workdir) / "config.json"
+    fields = json.loads(config.to_json_best_effort())
+    if path.exists():
+        old, new = _flat(read_config(workdir)), _flat(fields)
+        for name in sorted(old.keys() | new.keys()):
+            free = any(name == field or name.startswith(field + ".") for field in FREE_FIELDS)
+            if not free and old.get(name) != new.get(name):
+                raise UserError(
+                    f"{workdir} was trained with {name}={old.get(name)!r}, not {new.get(name)!r}: "
+                    "take another workdir or the same config"
+                )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            temporary = path.with_suffix(".json.tmp")
+            temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_config(workdir: str | Path) -> Tree:
+    """The config a workdir was trained with, as nested dicts."""
+    path = Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir} is not a training workdir: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _flat(fields: Tree, prefix: str = "") -> Tree:
+    flat = {}
+    for name, value in fields.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _directory(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"
+
+
+def _steps(directory: Path) -> list[int]:
+    # an unfinished save has a longer name until Orbax renames it
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def _step_path(directory: Path, step: int | None) -> Path:
+    steps = _steps(directory)
+    if not steps:
+        raise UserError(f"{directory.parent} holds no checkpoint: train it first")
+    if step is not None and step not in steps:
+        raise UserError(f"{directory.parent} holds no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
+    return directory / str(steps[-1] if step is None else step)
+
+
+def _split(tree: Tree) -> Tree:
+    """{model, ema?, everything else under train}."""
+    weights = {name: tree[name] for name in ("model", "ema") if name in tree}
+    rest = {name: leaf for name, leaf in tree.items() if name not in weights}
+    return {**weights, **({"train": rest} if rest else {})}
+
+
+def _filled(abstract: nnx.State, tree: Tree) -> nnx.State:
+    state = jax.tree.map(lambda leaf: leaf, abstract)
+    nnx.replace_by_pure_dict(state, tree)
+    return state
+
+
+def _weights_name(path: Path, prefer_ema: bool) -> str:
+    return "ema" if prefer_ema and (path / "ema").is_dir() else "model"
+
+
+def _saved_shapes(path: Path) -> Tree:
+    with _read_errors(path):
+        return ocp.checkpointables_metadata(path).metadata
+
+
+def _load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
+    saved = _saved_shapes(path)
+    for name, target in targets.items():
+        if name not in saved:
+            raise UserError(f"{path} is incomplete: it has no {name}; delete it to fall back to an older one")
+        if target is not None:
+            _check_shapes(path, name, _shapes(target), _shapes(saved[name]))
+    with _read_errors(path):
+        return ocp.load_checkpointables(path, targets)
+
+
+def _shapes(tree: Tree) -> Tree:
+    is_key = jax.dtypes.prng_key
+    return {
+        "/".join(str(getattr(key, "key", key)) for key in keys): tuple(leaf.shape)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not jax.dtypes.issubdtype(leaf.dtype, is_key)
+    }
+
+
+def _check_shapes(path: Path, name: str, wanted: Tree, saved: Tree) -> None:
+    for leaf, shape in wanted.items():
+        if saved.get(leaf) != shape:
+            found = f"of shape {saved[leaf]}" if leaf in saved else "missing"
+            raise UserError(f"{path} is of another model: {name}/{leaf} is {found}, expected {shape}")
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise on damaged files into one line."""
+    # the reads that a failed one abandons would each print a page when they are collected
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        del error
+        gc.collect()
+        raise UserError(
+            f"checkpoint {path} cannot be read ({reason}): delete it to fall back to an older one"
+        ) from None
+    finally:
+        sys.unraisablehook = hook

@@ -1,0 +1,132 @@
+import json
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.train.checkpoint import latest_step, load_weights
+from hiermusic.train.log import read_metrics
+
+
+def train(toy, workdir, poisoned=(), **fields):
+    config = toy.config(**fields)
+    stage = toy.ToyStage(config, poisoned=poisoned)
+    return toy.run(stage, config, workdir, progress=False), stage
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(toy, tmp_path):
+    train(toy, tmp_path / "whole", steps=16)
+    train(toy, tmp_path / "parts", steps=7)
+    train(toy, tmp_path / "parts", steps=16)
+    for prefer_ema in (False, True):
+        whole, parts = (load_weights(tmp_path / name, prefer_ema=prefer_ema) for name in ("whole", "parts"))
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, whole, parts)))
+    times = ("seconds_per_step", "data_wait")
+    whole, parts = (
+        [{k: v for k, v in record.items() if k not in times} for record in read_metrics(tmp_path / name)]
+        for name in ("whole", "parts")
+    )
+    assert whole == parts
+
+
+def test_a_finished_run_is_left_alone(toy, tmp_path):
+    first, _ = train(toy, tmp_path, steps=5)
+    again, _ = train(toy, tmp_path, steps=5)
+    assert again == first and latest_step(tmp_path) == 5
+
+
+def test_a_non_finite_step_leaves_no_trace_but_its_record(toy, tmp_path):
+    final, _ = train(toy, tmp_path, poisoned=[9], steps=10, save_every=9)
+    assert final["loss"] is None and final["skipped"] == 1
+    before, after = (load_weights(tmp_path, step=step, prefer_ema=False) for step in (9, 10))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+    final, _ = train(toy, tmp_path, poisoned=[9], steps=12, save_every=9)
+    assert final["step"] == 12 and np.isfinite(final["loss"]) and final["skipped"] == 1
+
+
+def test_a_run_of_non_finite_steps_stops(toy, tmp_path):
+    with pytest.raises(UserError, match="4 steps in a row up to step 7"):
+        train(toy, tmp_path, poisoned=range(3, 50), steps=40, max_skipped=4)
+
+
+def test_every_record_has_step_and_loss_and_lines_are_json(toy, tmp_path):
+    train(toy, tmp_path, steps=6, poisoned=[2], log_every=2)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 6]  # the skipped step 3 is always told
+    assert all({"loss", "grad_norm", "seconds_per_step", "data_wait", "skipped"} <= set(record) for record in records)
+
+
+def test_validation_averages_what_each_batch_measured(toy, tmp_path):
+    final, stage = train(toy, tmp_path, steps=4, valid_every=2, valid_batches=3, show_every=3)
+    assert [("valid/loss" in record) for record in read_metrics(tmp_path)] == [False, True, False, True]
+    assert np.isfinite(final["valid/on_mean"]) and final["valid/on_mean"] != final["valid/loss"]
+    assert stage.shown == [3]
+
+
+@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path, mesh):
+    train(toy, tmp_path / "one", steps=6)
+    config = toy.config(steps=6)
+    config.mesh = mesh
+    toy.run(toy.ToyStage(config), config, tmp_path / "eight", progress=False)
+    one, eight = (load_weights(tmp_path / name) for name in ("one", "eight"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
+
+
+def test_a_run_moves_to_another_mesh(toy, tmp_path):
+    config = toy.config(steps=4)
+    config.mesh = {"data": 4, "fsdp": 2}
+    toy.run(toy.ToyStage(config), config, tmp_path / "moved", progress=False)
+    train(toy, tmp_path / "moved", steps=8)
+    train(toy, tmp_path / "stayed", steps=8)
+    moved, stayed = (load_weights(tmp_path / name) for name in ("moved", "stayed"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved, stayed)
+
+
+def test_a_batch_must_divide_over_the_mesh(toy, tmp_path):
+    config = toy.config(batch_size=6)
+    config.mesh = {"data": 4, "tensor": 2}
+    with pytest.raises(UserError, match=r"train.batch_size=6 does not divide .* 4 devices"):
+        toy.run(toy.ToyStage(config), config, tmp_path)
+
+
+def test_a_workdir_of_another_config_is_refused(toy, tmp_path):
+    train(toy, tmp_path, steps=2)
+    config = toy.config(steps=4)
+    config.optimiser.learning_rate = 2e-2
+    with pytest.raises(UserError, match=r"optimiser.learning_rate=0.01, not 0.02"):
+        toy.run(toy.ToyStage(config), config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["optimiser"]["learning_rate"] == 1e-2
+
+
+def test_missing_fields_are_named(toy, tmp_path):
+    config = ml_collections.ConfigDict({"train": {"steps": 3}})
+    with pytest.raises(UserError, match=r"train\.batch_size"):
+        toy.run(None, config, tmp_path)
+
+
+def test_data_that_ends_is_told(toy, tmp_path):
+    config = toy.config(steps=9)
+    stage = toy.ToyStage(config)
+    endless = stage.train_batches
+    stage.train_batches = lambda: endless()[:5]
+    with pytest.raises(UserError, match="ended after 5 batches"):
+        toy.run(stage, config, tmp_path, progress=False)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(toy, tmp_path, monkeypatch):
+    train(toy, tmp_path, steps=5)
+    from orbax.checkpoint import v1 as ocp
+
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: writing ocdbt/d/1: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            train(toy, tmp_path, steps=10)
+    assert latest_step(tmp_path) == 5
+    final, _ = train(toy, tmp_path, steps=10)
+    assert final["step"] == 10

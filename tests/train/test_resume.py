@@ -1,0 +1,60 @@
+"""Runs in processes of their own, ended by signals."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from hiermusic.train.checkpoint import latest_step, load_weights
+from hiermusic.train.log import read_metrics
+
+STEPS = 60
+TOY = Path(__file__).with_name("toy.py")
+
+
+def start(workdir, pause):
+    command = [sys.executable, str(TOY), str(workdir), str(STEPS), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(workdir, step, process):
+    while process.poll() is None and not any(record["step"] >= step for record in read_metrics(workdir)):
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+
+
+def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
+    draw = random.Random()
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for step in (draw.randint(3, 20), draw.randint(21, 30)):  # a save starts every other step, so some are in flight
+        process = start(killed, 0.02)
+        wait_for_step(killed, step, process)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.communicate()
+
+    process = start(killed, 0.02)
+    wait_for_step(killed, 32, process)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    stopped = int(out.split()[-1])
+    assert 32 <= stopped < STEPS and latest_step(killed) == stopped
+
+    process = start(killed, 0)
+    out, errors = process.communicate()
+    assert out.split() == ["done", str(STEPS)], errors
+    assert not [path for path in (killed / "checkpoints").iterdir() if not path.name.isdigit()]
+
+    config = toy.config(steps=STEPS, save_every=20, valid_every=7)
+    toy.run(toy.ToyStage(config), config, whole, progress=False)
+    for prefer_ema in (False, True):
+        one, other = (load_weights(path, prefer_ema=prefer_ema) for path in (killed, whole))
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+    losses = [[(record["step"], record["loss"]) for record in read_metrics(path)] for path in (killed, whole)]
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS
