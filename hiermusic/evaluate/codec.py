@@ -1,0 +1,156 @@
+"""How well a codec rebuilds held-out clips from its first n layers, and how well it uses its codes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from hiermusic.errors import UserError
+from hiermusic.evaluate.scores import audible, protocol_hash, score, summarise
+from hiermusic.tokens.hierarchy import Hierarchy
+
+Wave = Float[np.ndarray, "L C"]
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
+
+    encode: Callable[[Wave], Any]  # wav_LC -> codes [T, K], or one array [T_k] a level, coarse first
+    decode: Callable[[Any, int], Wave]  # (codes, layers) -> wav_LC from the first `layers` levels
+    sample_rate: int
+    channels: int
+    hierarchy: Hierarchy
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The settings of one evaluation; figures compare only where these are equal."""
+
+    layers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    gate_db: float = -60.0  # clips quieter than this (RMS, dBFS) are left out
+    seed: int = 0  # of the bootstrap and of the random codes
+    mel: str = field(default="DAC library defaults: windows 2048, 512; 150, 80 bands", init=False)
+    stft: str = field(default="DAC library defaults: windows 2048, 512", init=False)
+
+
+def level_codes(codes) -> list[np.ndarray]:
+    """Codes of either form, [T, K] or a sequence of [T_k], as a list of one array a level."""
+    return list(codes.T) if isinstance(codes, np.ndarray) else [np.asarray(level) for level in codes]
+
+
+def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str, float]]:
+    """How much of each level's codebook is used, over all clips together.
+
+    Args:
+        codes: one entry a clip, either form of `level_codes`.
+        hierarchy: of the codec.
+    Returns: per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
+        exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
+        exceed log2(tokens): with few tokens it says more about the sample than about the codec.
+    """
+    rows = []
+    for level, (spec, *streams) in enumerate(zip(hierarchy.levels, *map(level_codes, codes), strict=True)):
+        counts = np.bincount(np.concatenate(streams).astype(np.int64), minlength=spec.size)
+        p = counts[counts > 0] / counts.sum()
+        entropy = float(-np.sum(p * np.log2(p))) + 0.0
+        rows.append(
+            {
+                "level": level,
+                "tokens": int(counts.sum()),
+                "usage": len(p) / spec.size,
+                "perplexity": 2**entropy,
+                "entropy_bits": entropy,
+                "bits": float(np.log2(spec.size)),
+                "efficiency": entropy / float(np.log2(spec.size)),
+            }
+        )
+    return rows
+
+
+def _random_like(codes, hierarchy: Hierarchy, generator: np.random.Generator):
+    pairs = zip(hierarchy.levels, level_codes(codes), strict=True)
+    streams = [generator.integers(level.size, size=len(stream)) for level, stream in pairs]
+    if isinstance(codes, np.ndarray):
+        return np.stack(streams, axis=1).astype(codes.dtype)
+    return tuple(s.astype(np.asarray(c).dtype) for s, c in zip(streams, codes, strict=True))
+
+
+def _score(ref_LC: Wave, est_LC: Wave, coder: Coder) -> dict[str, float]:
+    """Over the length both have; a decoder may add or drop a fraction of one coarsest token, no more."""
+    length = min(len(ref_LC), len(est_LC))
+    if len(ref_LC) - length > coder.sample_rate / float(min(coder.hierarchy.rates)):
+        raise UserError(f"the decoder gave {len(est_LC)} of {len(ref_LC)} samples; it must return whole clips")
+    return score(ref_LC[:length], est_LC[:length], coder.sample_rate)
+
+
+def evaluate_codec(
+    coder: Coder,
+    clips: Sequence[Wave],
+    protocol: Protocol = Protocol(),
+    progress: Callable[[str], None] = lambda words: None,
+) -> dict:
+    """Reconstruction for each number of layers, anchors that bound the scale, and code statistics.
+
+    Args:
+        coder: the codec.
+        clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
+        protocol: settings; numbers of layers beyond the codec's are dropped and all of them together always added.
+        progress: called with one line of words per stage.
+    Returns: JSON-able
+        {protocol, protocol_hash, clips, silent_clips, seconds,
+         reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
+                           si_sdr, sdr, mel, stft, silence}],
+         anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`]}
+        Scores are {mean, low, high, count} over clips with a 95 % bootstrap interval. `bits_per_second` counts
+        log2(codes) a token; `effective_` counts the empirical entropy of each level. Random codes are the floor;
+        shuffled clips (another clip's best reconstruction) show what a score gives to unrelated music.
+    Raises: UserError for clips of the wrong number of channels, or when none is audible.
+    """
+    for number, clip in enumerate(clips):
+        if clip.ndim != 2 or clip.shape[1] != coder.channels:
+            raise UserError(f"clip {number} has shape {clip.shape}; this codec takes [samples, {coder.channels}]")
+    given, clips = len(clips), audible(clips, protocol.gate_db)
+    depth = len(coder.hierarchy)
+    progress(f"encoding {len(clips)} clips")
+    codes = [coder.encode(clip) for clip in clips]
+    statistics = code_statistics(codes, coder.hierarchy)
+    rates = [float(rate) for rate in coder.hierarchy.rates]
+
+    table, whole = [], []
+    for layers in sorted({n for n in protocol.layers if n < depth} | {depth}):
+        progress(f"decoding {layers} of {depth} layers")
+        whole = [coder.decode(c, layers) for c in codes]
+        nominal = sum(rate * row["bits"] for rate, row in zip(rates, statistics[:layers], strict=False))
+        effective = sum(rate * row["entropy_bits"] for rate, row in zip(rates, statistics[:layers], strict=False))
+        scores = [_score(clip, est, coder) for clip, est in zip(clips, whole, strict=True)]
+        table.append(
+            {
+                "layers": layers,
+                "bits_per_second": nominal,
+                "effective_bits_per_second": effective,
+                "efficiency": effective / nominal,
+                **summarise(scores, protocol.seed),
+            }
+        )
+
+    progress("decoding random codes")
+    generator = np.random.default_rng(protocol.seed)
+    noise = [coder.decode(_random_like(c, coder.hierarchy, generator), depth) for c in codes]
+    anchors = {"random_codes": [_score(clip, est, coder) for clip, est in zip(clips, noise, strict=True)]}
+    if len(clips) > 1:
+        pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(clips, whole[1:] + whole[:1], strict=True)]
+        anchors["shuffled_clips"] = [score(a, b, coder.sample_rate) for a, b in pairs]
+    settings = {**asdict(protocol), "sample_rate": coder.sample_rate, "channels": coder.channels}
+    return {
+        "protocol": settings,
+        "protocol_hash": protocol_hash(settings),
+        "clips": len(clips),
+        "silent_clips": given - len(clips),
+        "seconds": sum(len(clip) for clip in clips) / coder.sample_rate,
+        "reconstruction": table,
+        "anchors": {name: summarise(rows, protocol.seed) for name, rows in anchors.items()},
+        "codes": statistics,
+    }

@@ -1,0 +1,70 @@
+"""The reconstruction scores every table shares, and their confidence intervals."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from hiermusic.audio import measure
+from hiermusic.errors import UserError
+
+SCORES = {  # name: (heading, unit, True if higher is better)
+    "si_sdr": ("SI-SDR", "dB", True),
+    "sdr": ("SDR", "dB", True),
+    "mel": ("Mel distance", "", False),
+    "stft": ("STFT distance", "", False),
+}
+
+Wave = Float[np.ndarray, "L C"]
+
+
+def score(ref_LC: Wave, est_LC: Wave, sample_rate: int) -> dict[str, float]:
+    """The four scores of `SCORES` and `silence`, the share of silent 50 ms frames of the estimate.
+
+    Silence is reported because an empty output passes some distances well: read no score without it.
+    """
+    return {
+        "si_sdr": measure.si_sdr(ref_LC, est_LC),
+        "sdr": measure.sdr(ref_LC, est_LC),
+        "mel": measure.mel_distance(ref_LC, est_LC, sample_rate),
+        "stft": measure.stft_distance(ref_LC, est_LC),
+        "silence": measure.silence_share(est_LC, sample_rate),
+    }
+
+
+def interval(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> dict[str, float]:
+    """Mean over clips with its 95 % bootstrap percentile interval: {mean, low, high, count}.
+
+    Args:
+        values: one a clip; NaN (undefined for that clip) is left out, and `count` says how many remained.
+        seed: of the resampling, so that a table can be made again to the last digit.
+        resamples: bootstrap draws.
+    """
+    kept = np.asarray(values, np.float64)
+    kept = kept[~np.isnan(kept)]
+    if not kept.size:
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "count": 0}
+    draws = np.random.default_rng(seed).integers(kept.size, size=(resamples, kept.size))
+    low, high = np.percentile(kept[draws].mean(axis=1), [2.5, 97.5])
+    return {"mean": float(kept.mean()), "low": float(low), "high": float(high), "count": int(kept.size)}
+
+
+def summarise(per_clip: Sequence[Mapping[str, float]], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Dictionaries of one value a clip -> one dictionary of `interval`s."""
+    return {name: interval([clip[name] for clip in per_clip], seed) for name in per_clip[0]}
+
+
+def audible(clips: Sequence[Wave], gate_db: float) -> list[Wave]:
+    """The clips whose RMS reaches `gate_db` dBFS: ratios on silence say nothing. UserError if none does."""
+    kept = [clip for clip in clips if float(np.mean(np.square(clip, dtype=np.float64))) >= 10 ** (gate_db / 10)]
+    if not kept:
+        raise UserError(f"none of the {len(clips)} clips reaches {gate_db} dBFS; evaluate on clips that sound")
+    return kept
+
+
+def protocol_hash(protocol: Mapping) -> str:
+    """Twelve hex digits that differ as soon as any setting of an evaluation does."""
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]

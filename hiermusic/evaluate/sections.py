@@ -1,0 +1,105 @@
+"""Ready-made chapters of a report, each from what the other measurements return."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hiermusic.evaluate import plots
+from hiermusic.evaluate.report import DASH, Code, Figure, Item, KeyValues, Player, Section, Table, number
+from hiermusic.evaluate.scores import SCORES
+
+
+def _mean(cell: Mapping[str, float]) -> str:
+    mean, low, high = (number(cell[key], digits=3) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} … {high})" if cell["count"] else DASH
+
+
+def song(title: str, prompt: Mapping[str, object], players: Sequence[Player], text: str = "") -> Section:
+    """One song: its players in a grid over the prompt that made it; an entry "lyrics" of the prompt is set as verse."""
+    facts = {name: value for name, value in prompt.items() if name != "lyrics" and value not in (None, "")}
+    items: list[Item] = [*players]
+    if facts:
+        items.append(KeyValues(facts))
+    if prompt.get("lyrics"):
+        items.append(Code(str(prompt["lyrics"]), "Lyrics"))
+    return Section(title, text, items)
+
+
+def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str = "Reconstruction") -> Section:
+    """What n layers rebuild, in plots and one table with every anchor.
+
+    Args:
+        result: from `evaluate_codec`.
+        baselines: from `evaluate_baselines` at the same rates.
+    """
+    bars = [
+        (f"{row['layers']} layer{'s' * (row['layers'] > 1)}", row["bits_per_second"], row)
+        for row in result["reconstruction"]
+    ]
+    if baselines:
+        bars += [("transform codec", row["bits_per_second"], row) for row in baselines["transform"]]
+        bars += [(f"low-pass {row['cutoff'] / 1000:g} kHz", None, row) for row in baselines["low_pass"]]
+        bars += [("silence", None, baselines["silence"])]
+    bars += [(name.replace("_", " "), None, row) for name, row in result["anchors"].items()]
+    columns = ["", "bit/s", *(f"{h}, {u}" if u else h for h, u, _ in SCORES.values()), "silent frames, %"]
+    rows = [
+        [name, rate and round(rate), *(_mean(row[key]) for key in SCORES), 100 * row["silence"]["mean"]]
+        for name, rate, row in bars
+    ]
+    clips = f"{result['clips']} held-out clip{'s' * (result['clips'] != 1)}, {result['seconds']:.0f} s in all"
+    silent = f"; {result['silent_clips']} silent ones left out" if result["silent_clips"] else ""
+    caption = (
+        f"Mean over clips (95 % bootstrap interval). {clips}{silent}. Protocol {result['protocol_hash']}: mel and STFT "
+        "distances with the Descript Audio Codec library's default scales. Bits count log2(codes) a token. "
+    )
+    if baselines:
+        caption += (
+            "Transform codec: MDCT, one uniform step, adaptive arithmetic code of exactly the bits shown. Low-passed "
+            "sound makes no claim about rate. "
+        )
+    caption += "Shuffled clips: another clip's reconstruction, which shows what unrelated music scores."
+    figures = [
+        Figure(plots.reconstruction(result, key, baselines), alt=f"{SCORES[key][0]} against bits per second")
+        for key in ("si_sdr", "mel")
+    ]
+    return Section(title, items=[*figures, Table(columns, rows, caption)])
+
+
+def code_use(result: Mapping, title: str = "Use of the codes") -> Section:
+    """Usage, perplexity and entropy of each level; `result` is from `evaluate_codec`."""
+    codes, whole = result["codes"], result["reconstruction"][-1]
+    text = (
+        f"All {len(codes)} layers carry {number(whole['effective_bits_per_second'])} of "
+        f"{number(whole['bits_per_second'])} bits per second: {whole['efficiency']:.0%}. "
+        f"Counted over {codes[0]['tokens']:,} tokens of the first layer; entropy cannot exceed log2 of that number."
+    )
+    columns = ["layer", "codes used, %", "perplexity", "entropy, bits", "of bits"]
+    rows = [[r["level"], 100 * r["usage"], r["perplexity"], r["entropy_bits"], r["bits"]] for r in codes]
+    picture = Figure(plots.code_usage(codes), alt="Share of codes used and of bits carried for each layer")
+    return Section(title, text, [picture, Table(columns, rows)])
+
+
+def training(runs: Mapping[str, str | Path], title: str = "Training") -> Section:
+    """Loss curves of each run; `runs` maps a name to its metrics.jsonl."""
+    names = ", ".join(runs)
+    return Section(title, items=[Figure(plots.loss_curves(runs), alt=f"Training and held-out loss of {names}")])
+
+
+def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens") -> Section:
+    """Cross-entropy of each level beside counting; `rows` are from `tokens.compare`."""
+    total = rows[-1]
+    text = (
+        f"On held-out music the model spends {number(total['model'])} bits per second of audio where counting codes "
+        f"(a smoothed unigram) spends {number(total['unigram'])}."
+    )
+    columns = ["level", "tokens/s", "model, bits", "unigram, bits", "uniform, bits", "saved, %"]
+    cells = [[str(r["level"]), r["rate"], r["model"], r["unigram"], r["uniform"], 100 * r["saved"]] for r in rows]
+    caption = "Bits a token, teacher forced; the row “all” in bits per second of audio."
+    picture = Figure(plots.level_losses(rows), alt="Cross-entropy of each level: model, unigram and uniform")
+    return Section(title, text, [picture, Table(columns, cells, caption)])
+
+
+def cost(stages: Sequence[Mapping[str, object]], title: str = "Time and memory", caption: str = "") -> Section:
+    """What each stage took: mappings with one set of keys, such as stage, seconds, peak_memory_mb."""
+    columns = list(stages[0])
+    rows = [[stage[column] for column in columns] for stage in stages]
+    return Section(title, items=[Table([c.replace("_", " ") for c in columns], rows, caption)])

@@ -1,0 +1,115 @@
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec
+from hiermusic.evaluate.scores import interval, protocol_hash
+from hiermusic.tokens.hierarchy import Hierarchy, Level
+
+RATE, LAYERS = 4000, 4
+HIERARCHY = Hierarchy.uniform(LAYERS, Fraction(RATE), 4)
+
+
+def encode(wav_LC):
+    """Two bits a layer: a sample in [-1, 1) written in base 4, coarsest digit first."""
+    whole = np.floor((wav_LC[:, 0] + 1) / 2 * 4**LAYERS).astype(int).clip(0, 4**LAYERS - 1)
+    return np.stack([whole // 4 ** (LAYERS - 1 - k) % 4 for k in range(LAYERS)], axis=1)
+
+
+def decode(codes, layers):
+    weights = 4.0 ** -np.arange(1, layers + 1)
+    return ((codes[:, :layers] @ weights + weights[-1] / 2) * 2 - 1)[:, None]
+
+
+@pytest.fixture
+def clips():
+    times = np.arange(RATE) / RATE
+    return [(0.8 * np.sin(2 * np.pi * f * times))[:, None].astype(np.float32) for f in (100, 230, 345)]
+
+
+@pytest.fixture
+def coder():
+    return Coder(encode, decode, RATE, 1, HIERARCHY)
+
+
+def test_more_layers_rebuild_better(coder, clips):
+    result = evaluate_codec(coder, clips, Protocol(layers=(1, 2, 3, 16)))
+    rows = result["reconstruction"]
+    assert [row["layers"] for row in rows] == [1, 2, 3, LAYERS]
+    assert [row["bits_per_second"] for row in rows] == [2 * RATE * n for n in (1, 2, 3, 4)]
+    for name, order in (("si_sdr", 1), ("sdr", 1), ("mel", -1), ("stft", -1)):
+        means = [order * row[name]["mean"] for row in rows]
+        assert means == sorted(means)
+    # a uniform quantiser gains 6.02 dB a bit
+    assert rows[3]["sdr"]["mean"] - rows[2]["sdr"]["mean"] == pytest.approx(12.04, abs=1)
+    assert rows[0]["sdr"]["low"] <= rows[0]["sdr"]["mean"] <= rows[0]["sdr"]["high"]
+    assert result["anchors"]["random_codes"]["si_sdr"]["mean"] < rows[0]["si_sdr"]["mean"]
+    assert result["anchors"]["shuffled_clips"]["si_sdr"]["mean"] < rows[0]["si_sdr"]["mean"]
+    assert result["clips"] == 3 and result["seconds"] == pytest.approx(3)
+    json.dumps(result)
+
+
+def test_effective_rate_is_the_entropy(coder, clips):
+    result = evaluate_codec(coder, clips, Protocol(layers=()))
+    (row,) = result["reconstruction"]
+    assert row["effective_bits_per_second"] == pytest.approx(RATE * sum(r["entropy_bits"] for r in result["codes"]))
+    assert row["efficiency"] == pytest.approx(np.mean([r["efficiency"] for r in result["codes"]]))
+    assert 0 < row["efficiency"] <= 1
+
+
+def test_silent_clips_are_left_out_and_counted(coder, clips):
+    result = evaluate_codec(coder, [*clips, 1e-5 * clips[0]], Protocol(layers=(1,)))
+    assert result["silent_clips"] == 1 and result["reconstruction"][0]["sdr"]["count"] == 3
+    with pytest.raises(UserError, match="dBFS"):
+        evaluate_codec(coder, [0 * clips[0]])
+
+
+def test_levels_of_unequal_rate(clips):
+    """Codes as one array a level: a slow level of block means, a fast one of what remains."""
+    hierarchy = Hierarchy((Level("slow", Fraction(RATE, 40), 64), Level("fast", Fraction(RATE), 64)))
+
+    def encode_pyramid(wav_LC):
+        slow = np.floor((wav_LC.reshape(-1, 40).mean(axis=1) + 1) * 32).astype(int).clip(0, 63)
+        rest = wav_LC[:, 0] - np.repeat((slow + 0.5) / 32 - 1, 40)
+        return slow, np.floor((rest + 1) * 32).astype(int).clip(0, 63)
+
+    def decode_pyramid(codes, layers):
+        wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40)
+        return (wav + ((codes[1] + 0.5) / 32 - 1 if layers > 1 else 0))[:, None]
+
+    result = evaluate_codec(Coder(encode_pyramid, decode_pyramid, RATE, 1, hierarchy), clips, Protocol(layers=(1,)))
+    assert [row["bits_per_second"] for row in result["reconstruction"]] == [600, 600 + 6 * RATE]
+    assert result["reconstruction"][1]["sdr"]["mean"] > 20
+
+
+def test_code_statistics_of_known_distributions():
+    codes = np.stack([np.arange(64) % 4, np.zeros(64, int), np.arange(64) % 2], axis=1)
+    flat, single, half = code_statistics([codes[:40], codes[40:]], Hierarchy.uniform(3, Fraction(50), 4))
+    assert (flat["usage"], flat["perplexity"], flat["entropy_bits"], flat["efficiency"]) == (1, 4, 2, 1)
+    assert (single["usage"], single["perplexity"], single["entropy_bits"]) == (0.25, 1, 0)
+    assert (half["usage"], half["perplexity"], half["efficiency"], half["tokens"]) == (0.5, 2, 0.5, 64)
+
+
+def test_wrong_channels_and_short_decodes_are_refused(coder, clips):
+    with pytest.raises(UserError, match="clip 1"):
+        evaluate_codec(coder, [clips[0], np.repeat(clips[0], 2, axis=1)])
+    short = Coder(encode, lambda codes, layers: decode(codes, layers)[:-100], RATE, 1, HIERARCHY)
+    with pytest.raises(UserError, match="whole clips"):
+        evaluate_codec(short, clips)
+
+
+def test_interval_leaves_nan_out_and_covers_the_mean():
+    values = np.random.default_rng(0).normal(3, 1, size=400)
+    cell = interval([*values, math.nan])
+    assert cell["count"] == 400 and cell["mean"] == pytest.approx(values.mean())
+    # percentile bootstrap of a mean: about mean -+ 1.96 s / sqrt(n)
+    assert cell["high"] - cell["low"] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
+    assert interval([2.0, 2.0])["low"] == 2.0 and interval([math.nan])["count"] == 0
+
+
+def test_protocol_hash_tells_settings_apart():
+    assert protocol_hash({"a": 1, "b": 2}) == protocol_hash({"b": 2, "a": 1}) != protocol_hash({"a": 1, "b": 3})

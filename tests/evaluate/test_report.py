@@ -1,0 +1,240 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+
+from hiermusic.audio import files
+from hiermusic.errors import UserError
+from hiermusic.evaluate import plots, report, sections
+from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, KeyValues, Page, Player, Section, Table
+
+NASTY = '<script>alert("x & y")</script>'
+VOID = {"meta", "link", "img", "br", "path", "use"}
+
+
+class Reader(HTMLParser):
+    """Collects every tag with its attributes and fails on tags that do not nest."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.open, self.words = [], [], []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    times = np.arange(8000) / 8000
+    paths = []
+    for name, pitch in (("a song #1.wav", 300), ("b.wav", 900)):
+        path = tmp_path / "elsewhere" / name
+        path.parent.mkdir(exist_ok=True)
+        files.write(path, (0.4 * np.sin(2 * np.pi * pitch * times))[:, None].astype(np.float32), 8000)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    rows = [
+        {"step": s, "loss": 5 * math.exp(-s / 40) + 1} | ({"valid/loss": 2.0} if s % 50 == 0 else {})
+        for s in range(200)
+    ]
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 200, "lo')
+    return path
+
+
+def score_row(value, **facts):
+    cell = {"mean": value, "low": value - 1, "high": value + 1, "count": 4}
+    return facts | {name: cell for name in ("si_sdr", "sdr", "mel", "stft", "silence")}
+
+
+@pytest.fixture
+def result():
+    return {
+        "clips": 4,
+        "silent_clips": 1,
+        "seconds": 40.0,
+        "protocol_hash": "0123456789ab",
+        "reconstruction": [
+            score_row(n, layers=n, bits_per_second=215.0 * n, effective_bits_per_second=200.0 * n, efficiency=200 / 215)
+            for n in (1, 2, 4)
+        ],
+        "anchors": {"random_codes": score_row(-40.0), "shuffled_clips": score_row(math.nan)},
+        "codes": [
+            {
+                "level": k,
+                "usage": 0.9,
+                "perplexity": 500.0,
+                "entropy_bits": 9.0,
+                "bits": 10.0,
+                "efficiency": 0.9,
+                "tokens": 999,
+            }
+            for k in range(4)
+        ],
+    }
+
+
+def build(tmp_path, items):
+    path = report.write(Page("A page", sections=[Section("First", items=items)]), tmp_path / "out" / "page.html")
+    return path, Reader(path.read_text())
+
+
+def test_everything_together_opens_from_disk(tmp_path, sounds, metrics, result):
+    baselines = {
+        "transform": [score_row(n / 2, limit=215.0 * n, bits_per_second=214.0 * n) for n in (1, 2, 4)],
+        "low_pass": [score_row(3.0, cutoff=4000.0)],
+        "silence": score_row(0.0),
+    }
+    losses = [
+        {"level": k, "rate": 21.5, "model": 5.0, "unigram": 8.0, "uniform": 10.0, "saved": 0.4} for k in (0, 1, "all")
+    ]
+    page = Page(
+        "Demo",
+        "One paragraph.\n\nAnother.",
+        [
+            sections.song(
+                "Song", {"tags": "pop", "seconds": 30, "lyrics": "la\nla"}, [Player("Truth", p) for p in sounds]
+            ),
+            sections.reconstruction(result, baselines),
+            sections.code_use(result),
+            sections.training({"Codec": metrics, "Backbone": metrics}),
+            sections.predictability(losses),
+            sections.cost([{"stage": "codec", "seconds": 12.5, "peak_memory_mb": 900}]),
+        ],
+        "Made in a test.",
+    )
+    path = report.write(page, tmp_path / "out" / "page.html")
+    html = path.read_text()
+    reader = Reader(html)
+    assert not re.search(r"https?:|@import|url\((?!#)", html)
+    for tag, attributes in reader.tags:
+        for name in ("src", "href", "xlink:href"):
+            link = attributes.get(name, "data:")
+            if link.startswith("#"):
+                assert any(a.get("id") == link[1:] for _, a in reader.tags), link
+            elif not link.startswith("data:"):
+                assert (path.parent / unquote(link)).is_file(), (tag, link)
+    assert len(reader.all("audio")) == 2 and all(image["alt"] for image in reader.all("img"))
+    assert len(reader.all("svg")) == 5 and len(reader.all("section")) == 6
+    assert [name for name in path.parent.rglob(".*")] == []
+
+
+def test_all_text_is_escaped(tmp_path, sounds):
+    items = [
+        Player(NASTY, sounds[0], NASTY),
+        Table([NASTY], [[NASTY]], NASTY),
+        KeyValues({NASTY: NASTY}, NASTY),
+        Code(NASTY, NASTY),
+        Figure(b"png", NASTY, NASTY),
+    ]
+    page = Page(NASTY, NASTY, [Section(NASTY, NASTY, items)] * 2, NASTY)
+    path = report.write(page, tmp_path / "page.html")
+    reader = Reader(path.read_text())
+    assert len(reader.all("script")) == 1
+    assert sum(NASTY in words for words in reader.words) >= 15
+    assert NASTY in [image["alt"] for image in reader.all("img")]
+
+
+def test_sounds_beside_the_page_are_linked_and_others_copied(tmp_path, sounds):
+    inside = tmp_path / "out" / "songs" / "x.wav"
+    files.write(inside, np.zeros((100, 2), np.float32), 8000)
+    path, reader = build(tmp_path, [Player("in", inside), Player("out", sounds[0], spectrogram=False)])
+    first, second = (path.parent / unquote(audio["src"]) for audio in reader.all("audio"))
+    assert first == inside and second.read_bytes() == sounds[0].read_bytes()
+    assert second.parent.name == "page-media" and "#" not in reader.all("audio")[1]["src"]
+
+
+def test_two_sounds_of_one_name_stay_two(tmp_path):
+    paths = [tmp_path / folder / "same" / "x.wav" for folder in "ab"]
+    for level, path in enumerate(paths):
+        files.write(path, np.full((100, 1), 0.1 * level, np.float32), 8000)
+    for _ in range(2):  # writing again adds no copies
+        path, reader = build(tmp_path, [Player("p", p) for p in paths])
+        copies = [(path.parent / unquote(audio["src"])).read_bytes() for audio in reader.all("audio")]
+        assert copies == [p.read_bytes() for p in paths]
+        assert len(list((path.parent / "page-media").iterdir())) == 2
+
+
+def test_a_missing_sound_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such sound"):
+        build(tmp_path, [Player("p", tmp_path / "none.wav")])
+
+
+def test_tables_align_numbers_and_refuse_ragged_rows(tmp_path):
+    rows = [["x", 1.5], ["y", None], ["z", f"{MINUS}3.2 ({MINUS}4 … {MINUS}2)"]]
+    _, reader = build(tmp_path, [Table(["name", "score"], rows)])
+    assert [cell.get("class") for cell in reader.all("td")] == ["number"] * 3
+    assert [cell.get("class") for cell in reader.all("th")] == [None, "number", None, None, None]
+    with pytest.raises(UserError, match="2 columns"):
+        build(tmp_path, [Table(["a", "b"], [[1]])])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0, "0"),
+        (12345, "12,345"),
+        (1234.5, "1,234"),
+        (-3.14159, f"{MINUS}3.142"),
+        (0.01234, "0.01234"),
+        (99.96, "99.96"),
+        (3e-7, f"3.00e{MINUS}07"),
+        (math.nan, DASH),
+        (-math.inf, f"{MINUS}∞"),
+        (np.float64(2.5), "2.500"),
+    ],
+)
+def test_numbers(value, text):
+    assert report.number(value) == text
+
+
+def test_plots_follow_the_pages_ink(metrics):
+    svg = plots.loss_curves({"one": metrics})
+    assert svg.startswith("<svg") and "currentColor" in svg and plots.INK not in svg
+    assert plots.loss_curves({"one": metrics}) == svg  # no dates, no random ids
+    with pytest.raises(UserError, match="train there first"):
+        plots.loss_curves({"one": metrics.parent / "none" / "metrics.jsonl"})
+
+
+def test_mel_png_shows_pitch_at_its_height():
+    import io
+
+    from PIL import Image
+
+    times = np.arange(16000) / 16000
+    rows = []
+    for pitch in (300, 3000):
+        png = plots.mel_png((0.5 * np.sin(2 * np.pi * pitch * times))[:, None], 16000, width=20)
+        image = np.asarray(Image.open(io.BytesIO(png)))
+        assert image.shape == (plots.MEL_BANDS, 20)
+        rows.append(image[:, 10].argmax())
+    assert rows[0] > rows[1]  # the lower tone lies lower
+    silence = np.asarray(Image.open(io.BytesIO(plots.mel_png(np.zeros((4000, 1)), 16000))))
+    assert silence.max() == 0
