@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,13 @@ FREE_FIELDS = (
     "mesh",
     "data.path",
 )
+
+
+# Orbax logs one failure from each of its threads before it raises it: the raised one is enough
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+_FALL_BACK = "delete it to fall back to an older one"
 
 
 class Checkpoints:
@@ -110,7 +118,7 @@ def load_weights(workdir: str | Path, step: int | None = None, prefer_ema: bool 
     """The inference weights as nested dicts of numpy arrays (keys are strings), to copy parts of into another model."""
     path = _step_path(_directory(workdir), step)
     name = _weights_name(path, prefer_ema)
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved_shapes(path)[name])
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved(path, name))
     return _load(path, {name: target})[name]
 
 
@@ -199,18 +207,19 @@ def _weights_name(path: Path, prefer_ema: bool) -> str:
     return "ema" if prefer_ema and (path / "ema").is_dir() else "model"
 
 
-def _saved_shapes(path: Path) -> Tree:
+def _saved(path: Path, name: str) -> Tree:
     with _read_errors(path):
-        return ocp.checkpointables_metadata(path).metadata
+        part = ocp.checkpointables_metadata(path).metadata.get(name)
+    if not part:
+        raise UserError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
+    return part
 
 
 def _load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
-    saved = _saved_shapes(path)
     for name, target in targets.items():
-        if name not in saved:
-            raise UserError(f"{path} is incomplete: it has no {name}; delete it to fall back to an older one")
+        saved = _saved(path, name)
         if target is not None:
-            _check_shapes(path, name, _shapes(target), _shapes(saved[name]))
+            _check_shapes(path, name, _shapes(target), _shapes(saved))
     with _read_errors(path):
         return ocp.load_checkpointables(path, targets)
 
@@ -242,8 +251,6 @@ def _read_errors(path: Path) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         del error
         gc.collect()
-        raise UserError(
-            f"checkpoint {path} cannot be read ({reason}): delete it to fall back to an older one"
-        ) from None
+        raise UserError(f"checkpoint {path} cannot be read ({reason}): {_FALL_BACK}") from None
     finally:
         sys.unraisablehook = hook

@@ -85,7 +85,15 @@ def config(**train):
             "stage": "toy",
             "data": {"path": "nowhere"},
             "model": {"width": 4},
-            "train": {"steps": 20, "batch_size": 8, "seed": 3, "log_every": 1, "valid_every": 0, "save_every": 5, **train},
+            "train": {
+                "steps": 20,
+                "batch_size": 8,
+                "seed": 3,
+                "log_every": 1,
+                "valid_every": 0,
+                "save_every": 5,
+                **train,
+            },
             "optimiser": {"learning_rate": 1e-2, "warmup_steps": 3, "schedule": "constant"},
         }
     )

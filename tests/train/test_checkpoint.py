@@ -1,0 +1,183 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.parallel.mesh import make_mesh, shardings
+from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, load_model, load_weights, read_config
+from hiermusic.train.log import read_metrics
+
+
+@pytest.fixture(scope="module")
+def trained(toy, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    config = toy.config(steps=6, save_every=3)
+    toy.run(toy.ToyStage(config), config, workdir, progress=False)
+    return workdir
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def make_model(toy, width=4):
+    return lambda: toy.Linear(nnx.Rngs(0), width)
+
+
+def test_load_model_prefers_the_average(toy, trained):
+    averaged = load_model(trained, make_model(toy))
+    plain = load_model(trained, make_model(toy), prefer_ema=False)
+    older = load_model(trained, make_model(toy), step=3)
+    for model, options in ((averaged, {}), (plain, {"prefer_ema": False}), (older, {"step": 3})):
+        assert np.array_equal(model.weight[...], load_weights(trained, **options)["weight"])
+        assert len(model.weight[...].devices()) == 1
+    assert not np.array_equal(averaged.weight[...], plain.weight[...])
+    assert not np.array_equal(averaged.weight[...], older.weight[...])
+
+
+def test_load_model_over_a_mesh(toy, trained):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    model = load_model(trained, make_model(toy), shardings=lambda abstract: shardings(abstract, mesh))
+    assert model.weight[...].sharding.shard_shape((4, 8)) == (2, 4)
+    assert np.array_equal(model.weight[...], load_model(trained, make_model(toy)).weight[...])
+
+
+def test_a_save_in_flight_holds_the_weights_of_its_step(toy, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    graphdef, state = nnx.split(toy.Linear(nnx.Rngs(0), 20000))
+    expected = np.array(state["weight"][...])
+    double = jax.jit(lambda state: jax.tree.map(lambda x: 2 * x, state), donate_argnums=0)
+
+    checkpoints.save(1, nnx.state(Holder(nnx.merge(graphdef, state))), {"step": 1})
+    for _ in range(5):
+        state = double(state)
+    checkpoints.close()
+    assert np.array_equal(load_weights(tmp_path)["weight"], expected)
+
+
+class Holder(nnx.Module):
+    def __init__(self, model):
+        self.model = model
+
+
+def test_only_the_newest_and_every_nth_are_kept(toy, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_every=4)
+    state = nnx.state(Holder(toy.Linear(nnx.Rngs(0))))
+    for step in range(1, 8):
+        checkpoints.save(step, state, {"step": step})
+    checkpoints.close()
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6, 7]
+
+
+def test_random_keys_and_lists_survive(tmp_path):
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    state = nnx.state(Holder(Model(nnx.Rngs(1))))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"step": 1})
+    checkpoints.close()
+    model = load_model(tmp_path, lambda: Model(nnx.Rngs(0)))
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), nnx.state(model), state["model"])
+    assert all(jax.tree.leaves(same))
+
+
+def data_files(checkpoint):
+    return [
+        path for path in checkpoint.rglob("*") if path.is_file() and path.parent.name == "d" and path.stat().st_size
+    ]
+
+
+def truncate(checkpoint):
+    for path in data_files(checkpoint):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scramble(checkpoint):
+    for path in data_files(checkpoint):
+        path.write_bytes(b"garbage" * 30)
+
+
+def lose_data(checkpoint):
+    for path in data_files(checkpoint):
+        path.unlink()
+
+
+def scramble_metadata(checkpoint):
+    for path in checkpoint.rglob("_METADATA"):
+        path.write_text("{not json")
+
+
+def lose_metadata(checkpoint):
+    for path in checkpoint.rglob("_METADATA"):
+        path.unlink()
+
+
+def lose_parts(checkpoint):
+    for name in ("model", "train", "ema"):
+        shutil.rmtree(checkpoint / name)
+
+
+def empty(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, scramble, lose_data, scramble_metadata, lose_metadata, lose_parts, empty])
+def test_damage_is_told_in_one_line_and_an_older_step_still_loads(toy, copy, damage, capfd):
+    damage(copy / "checkpoints" / "6")
+    config = toy.config(steps=9, save_every=3)
+    for use in (
+        lambda: load_model(copy, make_model(toy)),
+        lambda: load_weights(copy),
+        lambda: toy.run(toy.ToyStage(config), config, copy, progress=False),
+    ):
+        with pytest.raises(UserError, match=r"checkpoints/6 .*(cannot be read|is incomplete)") as caught:
+            use()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert capfd.readouterr().err == ""
+    load_model(copy, make_model(toy), step=3)
+
+
+def test_a_run_falls_back_when_the_damaged_step_is_deleted(toy, copy):
+    shutil.rmtree(copy / "checkpoints" / "6")
+    config = toy.config(steps=6, save_every=3)
+    before = [record["loss"] for record in read_metrics(copy)]
+    toy.run(toy.ToyStage(config), config, copy, progress=False)
+    assert [record["loss"] for record in read_metrics(copy)] == before
+
+
+def test_another_model_is_named(toy, trained):
+    with pytest.raises(UserError, match=r"another model: ema/weight is of shape \(4, 8\), expected \(5, 8\)"):
+        load_model(trained, make_model(toy, 5))
+    with pytest.raises(UserError, match=r"ema/model/bias is missing"):
+        load_model(trained, lambda: Holder(toy.Linear(nnx.Rngs(0))))
+
+
+def test_no_checkpoint_is_told(toy, tmp_path, trained):
+    assert latest_step(tmp_path / "nowhere") is None
+    with pytest.raises(UserError, match="holds no checkpoint: train"):
+        load_model(tmp_path / "nowhere", make_model(toy))
+    with pytest.raises(UserError, match="no checkpoint of step 4: it has 3, 6"):
+        load_weights(trained, step=4)
+
+
+def test_a_workdir_keeps_its_config(toy, tmp_path):
+    claim(tmp_path, toy.config(steps=3))
+    assert read_config(tmp_path)["train"]["steps"] == 3
+    claim(tmp_path, toy.config(steps=5, log_every=7, save_every=1))
+    assert read_config(tmp_path)["train"]["steps"] == 5
+    with pytest.raises(UserError, match=r"train.seed=3, not 4"):
+        claim(tmp_path, toy.config(seed=4))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        claim(tmp_path, toy.config())
+    with pytest.raises(UserError, match="is not a training workdir"):
+        read_config(tmp_path / "nowhere")
