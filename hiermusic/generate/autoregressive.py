@@ -1,0 +1,288 @@
+"""Step-by-step decoding of any causal layout (flatten, delay, parallel, level-major) with a cache.
+
+A request stands in slots `[prompt without its last id | layout positions]`, prompts padded on the left so that the
+layout's position s is slot P + s of every sample; as in training rows, the first layout position carries the prompt's
+last id. Keys depend on the sample's seed, the position and the level only, so a sample draws the same tokens in any
+batch, bucket or chunk.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Int, Int32, Key
+
+from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
+from hiermusic.tokens.pattern import Layout
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.visibility import Visibility
+
+CHUNK = 64  # steps between two looks from the host
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one request became.
+
+    Args:
+      codes: int32 [T, K] where all levels have one length, else one array [T_k] a level.
+      ended: the model ended the music itself, before the layout did.
+    """
+
+    codes: np.ndarray | tuple[np.ndarray, ...]
+    ended: bool
+
+
+class _Plan(NamedTuple):
+    """The layouts of a batch, padded to one size with -1; level_S is the level due at s, where all samples agree."""
+
+    reads_BSK: Int32[np.ndarray, "B S K"]
+    predicts_BSK: Int32[np.ndarray, "B S K"]
+    level_S: Int32[np.ndarray, "S"] | None
+
+
+class _State(NamedTuple):
+    """What steps change: the cache, the tokens so far (-1 = not yet), the frames there are (fewer once EOS came)."""
+
+    cache: object
+    codes_BKT: Int[Array, "B K T"]
+    length_B: Int[Array, "B"]
+
+
+class _Fixed(NamedTuple):
+    """What no step changes; R is B, or 2 B with the unconditional half behind."""
+
+    start_R: Int[Array, "R"]
+    valid_RC: Bool[Array, "R C"]
+    first_slot: Int[Array, ""]
+    shift_R: Int[Array, "R"]
+    keys_B: Key[Array, "B"]
+    size_K: Int[Array, "K"]
+    temperature: Array
+    guidance: Array
+    min_frames: Array
+
+
+class _Static(NamedTuple):
+    """What a program is compiled for."""
+
+    eos: int | None
+    top_k: int
+    top_p: float
+    guided: bool
+
+
+def generate(
+    model: nnx.Module,
+    prompts: Sequence[Sequence[int]],
+    layouts: Sequence[Layout],
+    *,
+    seeds: Sequence[int],
+    sizes: Sequence[int],
+    eos: int | None = None,
+    min_frames: int = 1,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
+    unprompted: Sequence[int] | None = None,
+    given: Sequence[Sequence[np.ndarray]] | None = None,
+    cache_dtype: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sample]:
+    """Draws the tokens that layouts predict.
+
+    Args:
+      model: a `TokenLM`, or anything with its `unstack`, `embed`, `level_logits`, `text_logits`, `trunk.init_cache`
+        and `trunk.extend`; one that is unstacked already saves a copy of its weights.
+      prompts: B lists of text ids; the last id of each is where the first token is predicted. May be empty.
+      layouts: B causal layouts with one number of levels; their lengths are the most that is generated.
+      seeds: B integers.
+      sizes: number of codes of each level.
+      eos: text id that ends the music, legal in place of a level-0 token; None = every layout is filled.
+      min_frames: level-0 tokens before which EOS is not legal.
+      temperature, top_k, top_p: see `tokens.sampling.sample`.
+      guidance: scale of classifier-free guidance; 1 = none.
+      unprompted: the prompt of the unconditional prediction.
+      given: B times K code arrays that are known (continuation); they are kept as the first tokens of each level.
+      cache_dtype: of cached keys and values; the model's compute type by default.
+      progress: called with (positions done, positions at most) after every chunk of steps.
+    Returns:
+      B samples, each cut at its end.
+    Raises:
+      UserError: guidance without an unconditional prompt.
+      ValueError: lists of unequal length, a layout that is not causal, EOS in a layout that cannot stop early.
+    """
+    check_batch(prompts, layouts=layouts, seeds=seeds, **({} if given is None else {"given": given}))
+    for layout in layouts:
+        _check_layout(layout, len(sizes), eos is not None)
+    plan = _plan(layouts)
+    codes_BKT = _known(layouts, given)
+    last = max(layout.positions for layout in layouts)
+    first = _first_unknown(plan.predicts_BSK, codes_BKT) // CHUNK * CHUNK
+
+    rows = unconditional(prompts, unprompted, guidance)
+    heads = [row[:-1] for row in rows]
+    P = bucket(max(len(head) for head in heads))
+    slots = bucket(P + plan.reads_BSK.shape[1])
+    pad_R = np.array([P - len(head) for head in heads])
+    fixed = _Fixed(
+        start_R=np.array([row[-1] if len(row) else -1 for row in rows], np.int32),
+        valid_RC=np.arange(slots) >= pad_R[:, None],
+        first_slot=np.int32(P),
+        shift_R=-pad_R.astype(np.int32),
+        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        size_K=np.asarray(sizes, np.int32),
+        temperature=np.float32(temperature),
+        guidance=np.float32(guidance),
+        min_frames=np.int32(min_frames),
+    )
+    static = _Static(eos, top_k, top_p, guidance != 1.0)
+    graphdef, weights = nnx.split(model.unstack())
+    length_B = np.array([max(layout.lengths) for layout in layouts], np.int32)
+    state = _State(model.trunk.init_cache(len(rows), slots, cache_dtype), jnp.asarray(codes_BKT), jnp.asarray(length_B))
+    if P + first:
+        text_RP = padded(heads, P, left=True)
+        state = _prefill(graphdef, weights, state, fixed, text_RP, plan.reads_BSK[:, :first])
+
+    for s in range(first, last, CHUNK):
+        state = _decode(graphdef, weights, state, fixed, _steps(plan, s), static=static)
+        if progress is not None:
+            state.length_B.block_until_ready()
+            progress(min(s + CHUNK, last), last)
+        if eos is not None and not _due(plan.predicts_BSK[:, s + CHUNK :], np.asarray(state.length_B)):
+            break
+    return _samples(layouts, np.asarray(state.codes_BKT), np.asarray(state.length_B))
+
+
+def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
+    if layout.isolated or layout.visibility != Visibility.causal() or len(layout.lengths) != levels:
+        raise ValueError(f"step-by-step decoding needs causal layouts of {levels} levels")
+    frames_S = np.where(layout.predicts_SK < 0, np.iinfo(np.int32).max, layout.predicts_SK).min(axis=1)
+    if may_end and (len(set(layout.lengths)) > 1 or (np.diff(frames_S) < 0).any()):
+        raise ValueError("EOS can only end a layout that goes by time, its levels of one length: pass eos=None")
+
+
+def _plan(layouts: Sequence[Layout]) -> _Plan:
+    S = -(-max(layout.positions for layout in layouts) // CHUNK) * CHUNK
+    reads_BSK, predicts_BSK = (
+        np.stack([np.pad(x, ((0, S - len(x)), (0, 0)), constant_values=-1) for x in arrays])
+        for arrays in ([layout.reads_SK for layout in layouts], [layout.predicts_SK for layout in layouts]))
+    due_SK = (predicts_BSK >= 0).any(axis=0)
+    one_level = due_SK.shape[1] > 1 and (due_SK.sum(axis=1) <= 1).all()
+    return _Plan(reads_BSK, predicts_BSK, due_SK.argmax(axis=1).astype(np.int32) if one_level else None)
+
+
+def _steps(plan: _Plan, start: int) -> tuple:
+    """What a chunk of steps scans over: position, reads, predicts and level, step by step."""
+    chunk = slice(start, start + CHUNK)
+    level_S = None if plan.level_S is None else plan.level_S[chunk]
+    reads_SBK, predicts_SBK = plan.reads_BSK[:, chunk].swapaxes(0, 1), plan.predicts_BSK[:, chunk].swapaxes(0, 1)
+    return np.arange(start, start + CHUNK, dtype=np.int32), reads_SBK, predicts_SBK, level_S
+
+
+def _known(layouts: Sequence[Layout], given: Sequence[Sequence[np.ndarray]] | None) -> Int32[np.ndarray, "B K T"]:
+    T = bucket(max(max(layout.lengths) for layout in layouts))
+    codes_BKT = np.full((len(layouts), len(layouts[0].lengths), T), -1, np.int32)
+    for b, codes in enumerate(given or ()):
+        for k, codes_T in enumerate(codes):
+            length = min(len(codes_T), layouts[b].lengths[k])
+            codes_BKT[b, k, :length] = codes_T[:length]
+    return codes_BKT
+
+
+def _first_unknown(predicts_BSK: np.ndarray, codes_BKT: np.ndarray) -> int:
+    """The first position at which some sample has a token to draw."""
+    b, k = np.ogrid[: codes_BKT.shape[0], : codes_BKT.shape[1]]
+    known_BSK = codes_BKT[b[:, None], k[None], predicts_BSK] >= 0
+    open_S = ((predicts_BSK >= 0) & ~known_BSK).any(axis=(0, 2))
+    return int(open_S.argmax()) if open_S.any() else len(open_S)
+
+
+def _due(predicts_BSK: np.ndarray, length_B: np.ndarray) -> bool:
+    return bool(((predicts_BSK >= 0) & (predicts_BSK < length_B[:, None, None])).any())
+
+
+def _samples(layouts: Sequence[Layout], codes_BKT: np.ndarray, length_B: np.ndarray) -> list[Sample]:
+    samples = []
+    for layout, codes_KT, length in zip(layouts, codes_BKT, length_B, strict=True):
+        if len(set(layout.lengths)) == 1:
+            codes = codes_KT[:, :length].T.copy()
+        else:
+            codes = tuple(codes_T[:stop].copy() for codes_T, stop in zip(codes_KT, layout.lengths, strict=True))
+        samples.append(Sample(codes, bool(length < max(layout.lengths))))
+    return samples
+
+
+def _read(codes_BKT: Int[Array, "B K T"], reads_BsK: Int[Array, "B s K"], rows: int) -> Int[Array, "R s K"]:
+    """The codes that positions read, for both halves of a guided batch."""
+    index_BKs = reads_BsK.swapaxes(1, 2)
+    codes_BKs = jnp.where(index_BKs >= 0, jnp.take_along_axis(codes_BKT, jnp.maximum(index_BKs, 0), axis=2), -1)
+    return jnp.tile(codes_BKs.swapaxes(1, 2), (rows // codes_BKT.shape[0], 1, 1))
+
+
+@partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
+def _prefill(graphdef, weights, state: _State, fixed: _Fixed, text_RP, reads_BsK) -> _State:
+    """Prompts and the positions whose tokens are all given, at once."""
+    model = nnx.merge(graphdef, weights)
+    R, P = text_RP.shape
+    s, K = reads_BsK.shape[1:]
+    first_Rs = jnp.where(jnp.arange(s) == 0, fixed.start_R[:, None], -1)
+    reads_RSK = jnp.concatenate([jnp.full((R, P, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, R)], axis=1)
+    x_RSD = model.embed(jnp.concatenate([text_RP, first_Rs], axis=1), reads_RSK)
+    positions_RS = jnp.maximum(jnp.arange(P + s) + fixed.shift_R[:, None], 0)
+    _, cache = model.trunk.extend(
+        x_RSD, state.cache, 0, positions_Bs=positions_RS, visibility=Visibility.causal(), valid_BS=fixed.valid_RC)
+    return state._replace(cache=cache)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "static"), donate_argnames="state")
+def _decode(graphdef, weights, state: _State, fixed: _Fixed, steps, *, static: _Static) -> _State:
+    """A chunk of steps, laid out by `_steps`."""
+    model = nnx.merge(graphdef, weights)
+    R, K = fixed.start_R.shape[0], fixed.size_K.shape[0]
+
+    def step(state: _State, now):
+        s, reads_BK, predicts_BK, level = now
+        text_R1 = jnp.where(s == 0, fixed.start_R, -1)[:, None]
+        x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], R))
+        slot = fixed.first_slot + s
+        x_R1D, cache = model.trunk.extend(
+            x_R1D, state.cache, slot, positions_Bs=(slot + fixed.shift_R)[:, None], visibility=Visibility.causal(),
+            valid_BS=fixed.valid_RC)
+        state = state._replace(cache=cache)
+        for k in range(K) if level is None else (level,):
+            state = _draw(model, x_R1D[:, 0], state, fixed, s, predicts_BK[:, k], k, static)
+        return state, None
+
+    return jax.lax.scan(step, state, steps)[0]
+
+
+def _draw(model, x_RD, state: _State, fixed: _Fixed, s, t_B, level, static: _Static) -> _State:
+    """Draws, or takes from what is given, the tokens at frames t_B of one level; -1 = none is due."""
+    B, _, T = state.codes_BKT.shape
+    logits_RV = model.level_logits(x_RD, level)
+    V = logits_RV.shape[-1]
+    allowed_BV = jnp.broadcast_to(jnp.arange(V) < fixed.size_K[level], (B, V))
+    if static.eos is not None:
+        eos_R1 = model.text_logits(x_RD, jnp.array([static.eos]))
+        logits_RV = jnp.concatenate([logits_RV, eos_R1], axis=-1)
+        may_end_B = (level == 0) & (t_B >= fixed.min_frames)
+        allowed_BV = jnp.concatenate([allowed_BV, may_end_B[:, None]], axis=-1)
+    if static.guided:
+        logits_RV = guide(logits_RV[:B], logits_RV[B:], fixed.guidance)
+    keys_B = fold_keys(fold_keys(fixed.keys_B, s), level)
+    drawn_B = sample(logits_RV, keys_B, temperature=fixed.temperature, top_k=static.top_k, top_p=static.top_p,
+                     allowed=allowed_BV)
+    given_B = state.codes_BKT[jnp.arange(B), level, jnp.maximum(t_B, 0)]
+    token_B = jnp.where(given_B >= 0, given_B, drawn_B)
+    due_B = (t_B >= 0) & (t_B < state.length_B)
+    ends_B = due_B & (token_B == V)
+    where_B = jnp.where(due_B & ~ends_B, t_B, T)  # T lies outside and is dropped
+    codes_BKT = state.codes_BKT.at[jnp.arange(B), level, where_B].set(token_B, mode="drop")
+    return state._replace(codes_BKT=codes_BKT, length_B=jnp.where(ends_B, t_B, state.length_B))

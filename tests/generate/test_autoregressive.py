@@ -1,0 +1,198 @@
+"""Cached decoding against the plainest loop there is: the whole row anew for every position."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.generate import autoregressive
+from hiermusic.generate.autoregressive import generate
+from hiermusic.nn.token_lm import TokenLM
+from hiermusic.tokens import pattern
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.visibility import Visibility
+
+EOS, SIZES = 1, (12, 12, 12)
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
+SEEDS = [3, 1, 4]
+LAYOUTS = {
+    "flatten": [pattern.flatten((n, n, n)) for n in (4, 7, 5)],
+    "flatten unequal": [pattern.flatten((n, 2 * n, 4 * n)) for n in (1, 3, 2)],
+    "delay": [pattern.delay((n, n, n)) for n in (4, 9, 6)],
+    "parallel": [pattern.parallel((n, n, n)) for n in (4, 9, 6)],
+    "level major": [pattern.level_major((n, 2 * n, 3 * n)) for n in (1, 3, 2)],
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole_row(graphdef, weights, text_1S, reads_1SK):
+    model = nnx.merge(graphdef, weights)
+    return model.trunk(model.embed(text_1S, reads_1SK), visibility=Visibility.causal())[0]
+
+
+def plain(model, prompt, layout, seed, *, unprompted=None, guidance=1.0, room=96, **options):
+    """One sample without a cache, layouts filled to the end."""
+    graphdef, weights = nnx.split(model)
+    codes = [np.full(n, -1) for n in layout.lengths]
+    keys = sample_keys(jnp.array([seed]))
+    for s in range(layout.positions):
+        reads_SK, _ = layout.build(codes)
+        hidden = []
+        for words in [prompt] if unprompted is None else [prompt, unprompted]:
+            text_1S = np.full((1, room), -1, np.int32)
+            text_1S[0, : len(words)] = words
+            reads_1SK = np.full((1, room, len(codes)), -1, np.int32)
+            first = len(words) - 1
+            reads_1SK[0, first : first + s + 1] = reads_SK[: s + 1]
+            hidden.append(whole_row(graphdef, weights, text_1S, reads_1SK)[first + s])
+        for k, t in enumerate(layout.predicts_SK[s]):
+            if t >= 0:
+                logits = [model.level_logits(x, k)[None] for x in hidden]
+                logits = logits[0] if len(logits) == 1 else guide(*logits, guidance)
+                codes[k][t] = sample(logits, fold_keys(fold_keys(keys, s), k), **options)[0]
+    return codes
+
+
+def by_level(sample):
+    return list(sample.codes.T) if isinstance(sample.codes, np.ndarray) else list(sample.codes)
+
+
+def same(a, b):
+    for one, other in zip(by_level(a), by_level(b), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert a.ended == b.ended
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_batch_of_unequal_requests_equals_plain_decoding_of_each(model, name):
+    samples = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, sizes=SIZES, top_k=8)
+    for made, prompt, layout, seed in zip(samples, PROMPTS, LAYOUTS[name], SEEDS, strict=True):
+        assert not made.ended
+        for drawn, expected in zip(by_level(made), plain(model, prompt, layout, seed, top_k=8), strict=True):
+            np.testing.assert_array_equal(drawn, expected)
+
+
+def test_greedy_and_guided_equal_plain_decoding(model):
+    options = {"temperature": 0.0, "guidance": 2.5}
+    made = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, sizes=SIZES, unprompted=[2, 3], **options)
+    for one, prompt, layout in zip(made, PROMPTS, LAYOUTS["flatten"], strict=True):
+        expected = plain(model, prompt, layout, 0, unprompted=[2, 3], **options)
+        np.testing.assert_array_equal(one.codes.T, expected)
+    unguided = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, sizes=SIZES, temperature=0.0)
+    assert any((a.codes != b.codes).any() for a, b in zip(made, unguided, strict=True))
+
+
+def test_batch_members_and_longer_padding_change_nothing(model):
+    layouts = [pattern.flatten((n, n, n)) for n in (20, 30, 10)]
+    together = generate(model, PROMPTS, layouts, seeds=SEEDS, sizes=SIZES, eos=EOS, top_k=6)
+    for b in range(3):
+        alone = generate(model, PROMPTS[b : b + 1], layouts[b : b + 1], seeds=SEEDS[b : b + 1], sizes=SIZES, eos=EOS,
+                         top_k=6)
+        same(alone[0], together[b])
+    wide = generate(model, [*PROMPTS, list(range(2, 39)) * 3], [*layouts, pattern.flatten((50, 50, 50))],
+                    seeds=[*SEEDS, 9], sizes=SIZES, eos=EOS, top_k=6)
+    for narrow, wider in zip(together, wide, strict=False):
+        same(narrow, wider)
+
+
+def test_the_seed_decides(model):
+    layouts = [pattern.flatten((9, 9, 9))] * 3
+    made = generate(model, [PROMPTS[0]] * 3, layouts, seeds=[7, 8, 7], sizes=SIZES)
+    np.testing.assert_array_equal(made[0].codes, made[2].codes)
+    assert (made[0].codes != made[1].codes).any()
+
+
+class Ending(TokenLM):
+    """Wants EOS, and codes that level does not have, above everything."""
+
+    def level_logits(self, x, level):
+        logits = super().level_logits(x, level)
+        return logits + jnp.where(jnp.arange(logits.shape[-1]) >= 5, 1e4, 0)
+
+    def text_logits(self, x, ids):
+        return jnp.full((*x.shape[:-1], len(ids)), 1e5)
+
+
+@pytest.fixture(scope="module")
+def ending(model):
+    return Ending(model.config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["flatten", "delay", "parallel"])
+def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(ending, name):
+    made = generate(ending, PROMPTS, LAYOUTS[name], seeds=SEEDS, sizes=(5, 3, 4), eos=EOS, min_frames=5)
+    for one, layout in zip(made, LAYOUTS[name], strict=True):
+        assert one.codes.shape == (min(layout.lengths[0], 5), 3)
+        assert one.ended == (layout.lengths[0] > 5)
+        assert (one.codes >= 0).all() and (one.codes < (5, 3, 4)).all()
+
+
+def test_without_an_end_every_layout_is_filled_with_legal_tokens(ending):
+    sizes = (5, 3, 4)
+    made = generate(ending, PROMPTS, LAYOUTS["level major"], seeds=SEEDS, sizes=sizes, temperature=5.0)
+    for one, layout in zip(made, LAYOUTS["level major"], strict=True):
+        assert tuple(len(codes) for codes in one.codes) == layout.lengths
+        assert all((codes >= 0).all() and (codes < n).all() for codes, n in zip(one.codes, sizes, strict=True))
+
+
+def test_decoding_stops_when_all_have_ended(ending):
+    heard = []
+    layouts = [pattern.flatten((200, 200, 200))] * 2
+    made = generate(ending, PROMPTS[:2], layouts, seeds=[1, 2], sizes=SIZES, eos=EOS, min_frames=30,
+                    progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(64, 600), (128, 600)]
+    assert [one.codes.shape for one in made] == [(30, 3)] * 2 and made[0].ended
+
+
+@pytest.mark.parametrize("name", ["flatten", "delay", "level major"])
+def test_a_continuation_keeps_what_is_given_and_goes_on_as_before(model, name):
+    whole = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, sizes=SIZES)
+    given = [[codes[: n] for codes in by_level(one)] for one, n in zip(whole, (0, 2, 1), strict=True)]
+    given[1] = [(codes + 1) % 12 for codes in given[1]]
+    made = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, sizes=SIZES, given=given)
+    for one, known in zip(made, given, strict=True):
+        for codes, kept in zip(by_level(one), known, strict=True):
+            np.testing.assert_array_equal(codes[: len(kept)], kept)
+    same(made[0], whole[0])
+    same(made[2], whole[2])
+    assert any((a != b).any() for a, b in zip(by_level(made[1]), by_level(whole[1]), strict=True))
+
+
+def test_a_long_continuation_is_prefilled_at_once(model):
+    layouts = [pattern.flatten((n, n, n)) for n in (60, 50)]
+    whole = generate(model, PROMPTS[:2], layouts, seeds=SEEDS[:2], sizes=SIZES)
+    heard = []
+    made = generate(model, PROMPTS[:2], layouts, seeds=SEEDS[:2], sizes=SIZES,
+                    given=[list(one.codes[:45].T) for one in whole], progress=lambda *done: heard.append(done))
+    assert heard == [(180, 180)]
+    for one, other in zip(made, whole, strict=True):
+        same(one, other)
+
+
+def test_no_text_at_all(model):
+    made = generate(model, [[], []], [pattern.delay((5, 5, 5))] * 2, seeds=[1, 1], sizes=SIZES, temperature=0.0)
+    np.testing.assert_array_equal(made[0].codes, made[1].codes)
+    assert made[0].codes.shape == (5, 3)
+
+
+def test_what_cannot_work_is_refused(model):
+    with pytest.raises(UserError, match="guidance"):
+        generate(model, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0], sizes=SIZES, guidance=3.0)
+    for layout in (pattern.layer_wise((2, 2, 2)), pattern.next_scale((1, 2, 4)), pattern.flatten((2, 2))):
+        with pytest.raises(ValueError, match="causal"):
+            generate(model, [[1]], [layout], seeds=[0], sizes=SIZES)
+    with pytest.raises(ValueError, match="EOS"):
+        generate(model, [[1]], [pattern.level_major((2, 2, 2))], seeds=[0], sizes=SIZES, eos=EOS)
+    with pytest.raises(ValueError, match="batch"):
+        generate(model, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0, 1], sizes=SIZES)
+
+
+def test_few_programs_serve_many_lengths(model):
+    before = autoregressive._decode._cache_size()
+    for n in (3, 8, 15, 20):
+        generate(model, [list(range(2, 2 + n))], [pattern.flatten((n, n, n))], seeds=[n], sizes=SIZES)
+    assert autoregressive._decode._cache_size() - before <= 1

@@ -1,0 +1,112 @@
+"""Layer-wise refinement against one unpadded pass after another."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.generate import layerwise
+from hiermusic.generate.layerwise import refine
+from hiermusic.nn.token_lm import TokenLM
+from hiermusic.tokens import pattern
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+
+SIZES, MARKERS = (12, 12, 12), (39, 38, 37)
+PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
+FRAMES, SEEDS = (7, 12, 4), [3, 1, 4]
+GIVEN = [np.random.default_rng(t).integers(0, 12, (t, 1)) for t in FRAMES]
+BATCH = {"markers": MARKERS, "sizes": SIZES}
+
+
+def plain(model, prompt, codes_TK, seed, *, unprompted=None, guidance=1.0, **options):
+    """One sample, pass by pass, at its own length."""
+    keys = sample_keys(jnp.array([seed]))
+    codes = [*codes_TK.T, *[np.full(len(codes_TK), -1)] * (3 - codes_TK.shape[1])]
+    for k in range(codes_TK.shape[1], 3):
+        layout = pattern.layer_pass((len(codes_TK),) * 3, k)
+        reads_SK, _ = layout.build(codes)
+        logits = []
+        for words in [prompt] if unprompted is None else [prompt, unprompted]:
+            text_S = [*words[:-1], MARKERS[k], *[-1] * len(codes_TK)]
+            reads_1SK = np.concatenate([np.full((len(words), 3), -1, np.int32), reads_SK])[None]
+            x_1SD = model.trunk(model.embed(np.array([text_S]), reads_1SK), visibility=layout.visibility)
+            logits.append(model.level_logits(x_1SD[0, len(words) :], k))
+        logits_TV = logits[0] if len(logits) == 1 else guide(*logits, guidance)
+        draws = [sample(row[None], fold_keys(fold_keys(keys, k), t), **options)[0] for t, row in enumerate(logits_TV)]
+        codes[k] = np.array(draws)
+    return np.stack(codes, axis=1)
+
+
+def test_a_padded_batch_equals_plain_passes_of_each(model):
+    made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, top_k=5, **BATCH)
+    for one, *request in zip(made, PROMPTS, GIVEN, SEEDS, strict=True):
+        np.testing.assert_array_equal(one, plain(model, *request, top_k=5))
+        assert one.dtype == np.int32
+
+
+def test_greedy_and_guided(model):
+    options = {"temperature": 0.0, "guidance": 3.0, "unprompted": [2, 3, 4]}
+    made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH, **options)
+    for one, *request in zip(made, PROMPTS, GIVEN, SEEDS, strict=True):
+        np.testing.assert_array_equal(one, plain(model, *request, **options))
+    with pytest.raises(UserError, match="guidance"):
+        refine(model, PROMPTS, GIVEN, seeds=SEEDS, guidance=3.0, **BATCH)
+
+
+def test_batch_members_and_longer_padding_change_nothing(model):
+    together = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH)
+    long = np.zeros((150, 1), int)
+    wide = refine(model, [*PROMPTS, [2] * 60], [*GIVEN, long], seeds=[*SEEDS, 0], **BATCH)
+    for b in range(3):
+        alone = refine(model, PROMPTS[b : b + 1], GIVEN[b : b + 1], seeds=SEEDS[b : b + 1], **BATCH)
+        np.testing.assert_array_equal(alone[0], together[b])
+        np.testing.assert_array_equal(wide[b], together[b])
+
+
+def test_the_seed_decides_and_the_given_levels_stay(model):
+    given = np.random.default_rng(0).integers(0, 12, (9, 2))
+    made = refine(model, [PROMPTS[0]] * 3, [given] * 3, seeds=[7, 8, 7], **BATCH)
+    np.testing.assert_array_equal(made[0], made[2])
+    assert (made[0] != made[1]).any()
+    for one in made:
+        np.testing.assert_array_equal(one[:, :2], given)
+
+
+def test_every_pass_carries_its_own_marker(model):
+    given = np.zeros((20, 1), int)
+    made = refine(model, [PROMPTS[0]], [given], seeds=[0], temperature=0.0, **BATCH)[0]
+    other = refine(model, [PROMPTS[0]], [given], seeds=[0], temperature=0.0, sizes=SIZES, markers=(39, 38, 30))[0]
+    np.testing.assert_array_equal(made[:, :2], other[:, :2])
+    assert (made[:, 2] != other[:, 2]).any()
+
+
+class Greedy(TokenLM):
+    """Wants codes that levels 1 and 2 do not have."""
+
+    def level_logits(self, x, level):
+        logits = super().level_logits(x, level)
+        return logits + jnp.where(jnp.arange(logits.shape[-1]) >= 5, 1e4, 0)
+
+
+def test_an_adversarial_head_draws_nothing_illegal(model):
+    greedy = Greedy(model.config, rngs=nnx.Rngs(0))
+    for one in refine(greedy, PROMPTS, GIVEN, seeds=SEEDS, markers=MARKERS, sizes=(12, 3, 4)):
+        assert (one >= 0).all() and (one < (12, 3, 4)).all()
+
+
+def test_one_program_for_all_passes_and_nearby_lengths(model):
+    heard = []
+    before = layerwise._pass._cache_size()
+    for frames in (21, 33, 40):
+        refine(model, [PROMPTS[0]], [np.zeros((frames, 1), int)], seeds=[0], top_k=4,
+               progress=lambda *done: heard.append(done), **BATCH)
+    assert layerwise._pass._cache_size() - before == 1
+    assert heard == [(1, 2), (2, 2)] * 3
+
+
+def test_what_cannot_work_is_refused(model):
+    for prompts, codes in (([[]], GIVEN[:1]), ([[1]], [np.zeros((4, 3), int)]), ([[1]], GIVEN[:2]),
+                           ([[1]] * 2, [np.zeros((4, 1), int), np.zeros((4, 2), int)])):
+        with pytest.raises(ValueError):
+            refine(model, prompts, codes, seeds=[0] * len(prompts), **BATCH)
