@@ -1,0 +1,116 @@
+"""Khala's backbone: a causal transformer over the first two codec layers of a whole track, interleaved frame by frame.
+
+    hiermusic train --config=configs/khala/backbone.py:tiny --workdir=out/backbone --config.data.path=TOKENS
+
+| preset | where                      | expect                                                                  |
+|--------|----------------------------|-------------------------------------------------------------------------|
+| tiny   | two CPU cores, ~4 minutes  | cross-entropy well under a unigram model; sounds like its corpus, aimless |
+| small  | one 24 GB GPU, days        | untried; 12 layers of width 768                                           |
+| paper  | 64 GPUs, 354 k steps       | 1.617 B parameters, 16,384 positions: about six minutes of music          |
+
+Learning rate, decay and betas are not in the paper: they are TinyLlama's, whose block and warm-up it shares.
+"""
+
+from ml_collections import ConfigDict
+
+from hiermusic.errors import UserError
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The configuration of a preset: tiny, small or paper."""
+    config = ConfigDict()
+    config.system = "khala"
+    config.stage = "backbone"
+    config.preset = preset
+    config.init_from = ""
+
+    config.data = ConfigDict()
+    config.data.path = ""
+    config.data.crop = "start"
+
+    config.model = ConfigDict()
+    config.model.levels = 2
+    config.model.codes = 1024
+    config.model.frame_rate = "44100/2048"
+    config.model.tokenizer = "llama31"
+    config.model.tokenizer_file = ""
+    config.model.duration_unit = 60.0
+    config.model.text_limit = 4096
+    config.model.length = 16_384
+    config.model.head = "window"
+    config.model.z_loss = 0.0
+    config.model.prompt_dropout = 0.0
+    config.model.layers = 24
+    config.model.width = 2048
+    config.model.heads = 32
+    config.model.kv_heads = 8
+    config.model.head_dim = 64
+    config.model.ffn_width = 5632
+    config.model.bias = "all"
+    config.model.qk_norm = "none"
+    config.model.rope_base = 500_000.0
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+
+    config.train = ConfigDict()
+    config.train.steps = 354_000
+    config.train.batch_size = 256
+    config.train.seed = 0
+    config.train.learning_rate = 4e-4
+    config.train.schedule = "cosine"
+    config.train.warmup_steps = 2000
+    config.train.final_share = 0.1
+    config.train.optimiser = "adamw"
+    config.train.betas = (0.9, 0.95)
+    config.train.weight_decay = 0.1
+    config.train.clip_norm = 1.0
+    config.train.log_every = 20
+    config.train.valid_every = 2000
+    config.train.valid_batches = 8
+    config.train.save_every = 2000
+    config.train.keep = 2
+
+    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance": 1.0})
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+
+    match preset:
+        case "paper":
+            pass
+        case "small":
+            config.model.layers = 12
+            config.model.width = 768
+            config.model.heads = 12
+            config.model.kv_heads = 4
+            config.model.ffn_width = 2048
+            config.model.tokenizer = "bytes"
+            config.model.length = 8192
+            config.model.text_limit = 2048
+            config.train.steps = 100_000
+            config.train.batch_size = 16
+        case "tiny":
+            config.model.codes = 256
+            config.model.tokenizer = "bytes"
+            config.model.duration_unit = 1.0
+            config.model.text_limit = 160
+            config.model.length = 608
+            config.model.layers = 4
+            config.model.width = 128
+            config.model.heads = 4
+            config.model.kv_heads = 2
+            config.model.head_dim = 32
+            config.model.ffn_width = 384
+            config.model.dtype = "float32"
+            config.model.remat = "none"
+            config.train.steps = 300
+            config.train.batch_size = 4
+            config.train.learning_rate = 2e-3
+            config.train.warmup_steps = 20
+            config.train.log_every = 10
+            config.train.valid_every = 100
+            config.train.valid_batches = 1
+            config.train.save_every = 100
+        case _:
+            raise UserError(f"unknown preset '{preset}' of configs/khala/backbone.py: choose tiny, small or paper")
+    return config

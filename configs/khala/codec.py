@@ -1,0 +1,114 @@
+"""Khala's codec: 64 residual vector quantisers at 21.53 frames a second over 44.1 kHz stereo.
+
+    hiermusic train --config=configs/khala/codec.py:tiny --workdir=out/codec --config.data.path=FOLDER_OF_MUSIC
+
+| preset | where                      | expect                                                                    |
+|--------|----------------------------|---------------------------------------------------------------------------|
+| tiny   | two CPU cores, ~6 minutes  | pitch, rhythm and timbre recognisable, muffled and noisy                   |
+| small  | one 24 GB GPU, ~2 days     | untried; a fifth of the paper's widths, its whole objective                |
+| paper  | a pod, 2.49 M steps        | the published sizes: encoder 78.56 M, decoder 177.71 M, quantiser 8.39 M   |
+
+Figures measured for each preset stand in docs/results.md. Loss weights, learning rate and crop are not in the paper:
+they follow EnCodec's published recipe, which it builds on.
+"""
+
+from ml_collections import ConfigDict
+
+from hiermusic.errors import UserError
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The configuration of a preset: tiny, small or paper."""
+    config = ConfigDict()
+    config.system = "khala"
+    config.stage = "codec"
+    config.preset = preset
+    config.init_from = ""
+
+    config.data = ConfigDict()
+    config.data.path = "builtin:40"
+    config.data.kind = "auto"
+    config.data.valid_fraction = 0.1
+    config.data.segment_seconds = 10.0
+
+    config.model = ConfigDict()
+    config.model.sample_rate = 44100
+    config.model.channels = 2
+    config.model.strides = (4, 8, 8, 8)
+    config.model.dilations = (1, 3, 9)
+    config.model.encoder_width = 128
+    config.model.decoder_width = 3072
+    config.model.latent = 128
+    config.model.codebooks = 64
+    config.model.codes = 1024
+    config.model.decay = 0.99
+    config.model.dead_share = 0.02
+    config.model.kmeans_iterations = 50
+    config.model.quantiser_dropout = "off"
+
+    config.discriminator = ConfigDict()
+    config.discriminator.fft_sizes = (78, 126, 206, 334, 542, 876, 1418, 2296)
+    config.discriminator.filters = 128
+
+    config.loss = ConfigDict()
+    config.loss.waveform = 0.1
+    config.loss.spectral = 2.0
+    config.loss.mel = 0.0
+    config.loss.adversarial = 4.0
+    config.loss.feature = 4.0
+    config.loss.commitment = 1.0
+    config.loss.balancer = True
+
+    config.train = ConfigDict()
+    config.train.steps = 2_490_000
+    config.train.batch_size = 64
+    config.train.crop_frames = 43
+    config.train.seed = 0
+    config.train.learning_rate = 3e-4
+    config.train.schedule = "constant"
+    config.train.warmup_steps = 1000
+    config.train.final_share = 1.0
+    config.train.optimiser = "adam"
+    config.train.betas = (0.5, 0.9)
+    config.train.weight_decay = 0.0
+    config.train.clip_norm = 0.0
+    config.train.ema_decay = 0.999
+    config.train.adversarial_start = 0
+    config.train.log_every = 50
+    config.train.valid_every = 5000
+    config.train.valid_batches = 8
+    config.train.save_every = 5000
+    config.train.keep = 2
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+
+    match preset:
+        case "paper":
+            pass
+        case "small":
+            config.model.encoder_width = 48
+            config.model.decoder_width = 768
+            config.discriminator.filters = 32
+            config.train.steps = 400_000
+            config.train.batch_size = 32
+        case "tiny":
+            config.model.encoder_width = 8
+            config.model.decoder_width = 128
+            config.model.latent = 64
+            config.model.codes = 256
+            config.model.kmeans_iterations = 10
+            config.model.quantiser_dropout = "low_biased"
+            config.discriminator.filters = 4
+            config.train.steps = 400
+            config.train.batch_size = 6
+            config.train.learning_rate = 1e-3
+            config.train.warmup_steps = 20
+            config.train.ema_decay = 0.98
+            config.train.adversarial_start = 200
+            config.train.log_every = 10
+            config.train.valid_every = 100
+            config.train.valid_batches = 2
+            config.train.save_every = 100
+        case _:
+            raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small or paper")
+    return config

@@ -1,0 +1,121 @@
+"""Khala's super-resolution model: fills codec layers 2 to 63, one full-attention pass a layer over the whole track.
+
+    hiermusic train --config=configs/khala/superres.py:tiny --workdir=out/superres --config.data.path=TOKENS \\
+      --config.init_from=out/backbone
+
+| preset | where                      | expect                                                                      |
+|--------|----------------------------|-----------------------------------------------------------------------------|
+| tiny   | two CPU cores, ~4 minutes  | cross-entropy under a unigram model on the first layers, close to it on the last |
+| small  | one 24 GB GPU, days        | untried; 12 layers of width 768                                               |
+| paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
+
+A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
+prediction of one drawn layer (Task 1). The share is not in the paper; 0 is its negative ablation. Without
+`init_from` the model starts at random.
+"""
+
+from ml_collections import ConfigDict
+
+from hiermusic.errors import UserError
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The configuration of a preset: tiny, small or paper."""
+    config = ConfigDict()
+    config.system = "khala"
+    config.stage = "superres"
+    config.preset = preset
+    config.init_from = ""
+
+    config.data = ConfigDict()
+    config.data.path = ""
+    config.data.crop = "start"
+
+    config.model = ConfigDict()
+    config.model.levels = 64
+    config.model.given = 2
+    config.model.codes = 1024
+    config.model.frame_rate = "44100/2048"
+    config.model.tokenizer = "llama31"
+    config.model.tokenizer_file = ""
+    config.model.duration_unit = 60.0
+    config.model.text_limit = 2048
+    config.model.keep_description = False
+    config.model.length = 8192
+    config.model.head = "window"
+    config.model.z_loss = 0.0
+    config.model.layers = 24
+    config.model.width = 2048
+    config.model.heads = 32
+    config.model.kv_heads = 8
+    config.model.head_dim = 64
+    config.model.ffn_width = 5632
+    config.model.bias = "all"
+    config.model.qk_norm = "none"
+    config.model.rope_base = 500_000.0
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+
+    config.train = ConfigDict()
+    config.train.task0_share = 0.25
+    config.train.layer_distribution = "uniform"
+    config.train.steps = 10_000
+    config.train.batch_size = 256
+    config.train.seed = 0
+    config.train.learning_rate = 2e-4
+    config.train.schedule = "cosine"
+    config.train.warmup_steps = 2000
+    config.train.final_share = 0.1
+    config.train.optimiser = "adamw"
+    config.train.betas = (0.9, 0.95)
+    config.train.weight_decay = 0.1
+    config.train.clip_norm = 1.0
+    config.train.log_every = 20
+    config.train.valid_every = 1000
+    config.train.valid_batches = 8
+    config.train.save_every = 1000
+    config.train.keep = 2
+
+    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 10, "top_p": 1.0})
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+
+    match preset:
+        case "paper":
+            pass
+        case "small":
+            config.model.layers = 12
+            config.model.width = 768
+            config.model.heads = 12
+            config.model.kv_heads = 4
+            config.model.ffn_width = 2048
+            config.model.tokenizer = "bytes"
+            config.model.length = 4096
+            config.train.steps = 50_000
+            config.train.batch_size = 16
+        case "tiny":
+            config.model.codes = 256
+            config.model.tokenizer = "bytes"
+            config.model.duration_unit = 1.0
+            config.model.text_limit = 160
+            config.model.length = 384
+            config.model.layers = 4
+            config.model.width = 128
+            config.model.heads = 4
+            config.model.kv_heads = 2
+            config.model.head_dim = 32
+            config.model.ffn_width = 384
+            config.model.dtype = "float32"
+            config.model.remat = "none"
+            config.train.steps = 300
+            config.train.batch_size = 4
+            config.train.learning_rate = 2e-3
+            config.train.warmup_steps = 20
+            config.train.log_every = 10
+            config.train.valid_every = 100
+            config.train.valid_batches = 8
+            config.train.save_every = 100
+        case _:
+            raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose tiny, small or paper")
+    return config

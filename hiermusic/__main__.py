@@ -1,0 +1,5 @@
+"""`python -m hiermusic`: the command line."""
+
+from hiermusic.cli import main
+
+main()

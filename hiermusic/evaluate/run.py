@@ -1,0 +1,143 @@
+"""Measures a trained workdir on held-out tracks: results.json and report.html."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hiermusic.audio import files
+from hiermusic.codec.chunked import LongCodec
+from hiermusic.data import pipeline
+from hiermusic.data.records import AudioSource, TokenSource, write_atomically
+from hiermusic.errors import UserError
+from hiermusic.evaluate import report, sections
+from hiermusic.evaluate.baselines import evaluate_baselines
+from hiermusic.evaluate.codec import Coder, evaluate_codec
+from hiermusic.evaluate.tokens import Unigram, compare
+from hiermusic.systems import workdir as workdirs
+
+HEARD_LAYERS = (2, 8, 32, 64)
+
+
+def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks: int) -> dict[str, Any]:
+    """Measures a codec's reconstruction or a token model's predictions on held-out tracks.
+
+    Args:
+      workdir: a trained codec or token model.
+      out: folder for results.json, report.html and the sounds it plays.
+      data: what to take the held-out tracks from; what it was trained on when left out.
+      seconds: of each held-out track, from its middle, that a codec is measured on.
+      tracks: at most so many.
+    Raises:
+      UserError: no checkpoint, or no held-out track.
+    """
+    config = workdirs.read(workdir)
+    measure = _codec if config.stage == "codec" else _tokens
+    results, chapters = measure(workdir, Path(out), data, seconds, tracks)
+    results = {"workdir": workdir, "system": config.system, "stage": config.stage, **results}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(out) / "results.json", json.dumps(results, indent=1) + "\n")
+    title = f"{config.system} {config.stage}, held-out tracks"
+    report.write(report.Page(title, f"Measured from {workdir}.", chapters), Path(out) / "report.html")
+    return results
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """The results as a table of plain lines."""
+    if "reconstruction" in results:
+        head = f"{'':<22} {'bit/s':>7} {'SI-SDR':>8} {'mel':>7} {'STFT':>7}"
+        rows = [(f"{row['layers']} layers", row["bits_per_second"], row) for row in results["reconstruction"]]
+        base = results["baselines"]
+        rows += [("transform codec", row["bits_per_second"], row) for row in base["transform"]]
+        rows += [(f"low-pass {row['cutoff'] / 1000:g} kHz", float("nan"), row) for row in base["low_pass"]]
+        rows += [(name.replace("_", " "), float("nan"), row) for name, row in results["anchors"].items()]
+        cells = ((name, rate, *(row[key]["mean"] for key in ("si_sdr", "mel", "stft"))) for name, rate, row in rows)
+        return [head, *(f"{n:<22} {r:>7.0f} {a:>8.2f} {b:>7.3f} {c:>7.3f}" for n, r, a, b, c in cells)]
+    head = f"{'level':<6} {'model':>8} {'unigram':>8} {'uniform':>8}  bits a token ('all': bits a second)"
+    rows = results["predictability"]
+    cells = (f"{r['level']!s:<6} {r['model']:>8.3f} {r['unigram']:>8.3f} {r['uniform']:>8.3f}" for r in rows)
+    return [head, *cells]
+
+
+def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
+    """The middle `seconds` of the held-out tracks of audio records, float32 [L, C] each."""
+    source = AudioSource(audio_dir)
+    if not source.valid:
+        raise UserError(f"{audio_dir} has no held-out tracks: write it with --valid_fraction above 0")
+    clips = []
+    for index in source.valid[:tracks]:
+        wav_LC = source.track(index)
+        start = max(len(wav_LC) - round(seconds * source.sample_rate), 0) // 2
+        clips.append(wav_LC[start : start + round(seconds * source.sample_rate)])
+    return clips
+
+
+def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: int):
+    config, codec = workdirs.load(workdir, "codec")
+    audio_dir = pipeline.resolve(data or config.data.path, Path(workdir) / "data", codec.sample_rate, codec.channels)
+    clips = held_out(audio_dir, seconds, tracks)
+    long = LongCodec(codec)
+    coder = Coder(
+        encode=long.encode,
+        decode=lambda codes_TK, layers: long.decode(codes_TK, layers=layers),
+        sample_rate=codec.sample_rate,
+        channels=codec.channels,
+        hierarchy=codec.hierarchy,
+    )
+
+    def say(words: str) -> None:
+        print(words, file=sys.stderr)
+
+    results = evaluate_codec(coder, clips, progress=say)
+    rates = [row["bits_per_second"] for row in results["reconstruction"]]
+    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say)
+    players = reconstructions(long, clips[0], out / "sounds", "clip")
+    chapters = [
+        report.Section("One held-out clip", items=players),
+        sections.reconstruction(results, results["baselines"]),
+        sections.code_use(results),
+        sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
+    ]
+    return results, chapters
+
+
+def reconstructions(long: LongCodec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
+    """A clip and what 2, 8, 32 and 64 layers make of it, written as wav files to be played."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rate, depth = long.codec.sample_rate, len(long.codec.hierarchy)
+    codes_TK = long.encode(wav_LC)
+    sounds = {"truth": wav_LC}
+    for layers in (n for n in HEARD_LAYERS if n <= depth):
+        sounds[f"{layers} layers"] = long.decode(codes_TK, length=len(wav_LC), layers=layers)
+    players = []
+    for label, sound_LC in sounds.items():
+        path = folder / f"{name}-{label.replace(' ', '-')}.wav"
+        files.write(path, sound_LC, rate)
+        players.append(report.Player(label, path))
+    return players
+
+
+def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int):
+    config, model = workdirs.load(workdir)
+    path = data or config.data.path
+    levels = slice(0, config.model.levels)
+    train, valid = (TokenSource(path, levels, split) for split in ("train", "valid"))
+    if not len(valid):
+        raise UserError(f"{path} has no held-out tracks")
+    codes = {
+        name: [source[i]["codes"] for i in range(len(source))] for name, source in (("train", train), ("valid", valid))
+    }
+    unigram_K = Unigram(codes["train"], valid.hierarchy).cross_entropy(codes["valid"][:tracks])
+    progress = tqdm(desc="layers", unit="batch", file=sys.stderr)
+    model_K = workdirs.system(config).cross_entropy(config, model, path, tracks, progress.update)
+    progress.close()
+    rows = compare(model_K, unigram_K, valid.hierarchy)
+    results = {"tracks": min(len(valid), tracks), "predictability": rows}
+    chapters = [
+        sections.predictability(rows),
+        sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
+    ]
+    return results, chapters

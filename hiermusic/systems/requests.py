@@ -1,0 +1,79 @@
+"""What a person asks for: prompts with a name and a seed each, from a file or from a few words."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hiermusic.errors import UserError
+from hiermusic.tokens.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """One song to make: its file name, its prompt and its seed."""
+
+    name: str
+    prompt: Prompt
+    seed: int
+
+    def to_json(self) -> dict:
+        """The request as a JSON object."""
+        return {"name": self.name, "seed": self.seed, **asdict(self.prompt)}
+
+
+def single(tags: str | None, lyrics: str | None, instrumental: bool, seconds: float | None, seed: int) -> list[Request]:
+    """One request from words; `\\n` in the lyrics parts lines.
+
+    Raises:
+      UserError: when there are no seconds.
+    """
+    if not seconds:
+        raise UserError("--seconds is needed with a single prompt (or give --prompts=FILE.jsonl)")
+    words = (lyrics or "").replace("\\n", "\n")
+    prompt = Prompt(tags=tags or "", lyrics=words, instrumental=instrumental, seconds=seconds)
+    return [Request("song", prompt, seed)]
+
+
+def read(path: str | Path, seed: int) -> list[Request]:
+    """Requests from a JSONL file: a prompt's fields, and optionally `name` and `seed`, on every line.
+
+    Args:
+      path: the file.
+      seed: seed of the first line without one; line n gets seed + n.
+    Raises:
+      UserError: a missing file, a line that is no prompt, a name used twice, or no prompt at all.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no prompts at {path}: give a file with one JSON object a line")
+    requests = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise UserError(f"a prompt is a JSON object, not {type(fields).__name__}")
+            name = _file_name(fields.pop("name", f"song-{number:03d}"))
+            own_seed = int(fields.pop("seed", seed + len(requests)))
+            prompt = Prompt.from_json(fields)
+        except (UserError, ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+        if not prompt.seconds or prompt.seconds <= 0:
+            raise UserError(f"{path}, line {number}: a prompt needs \"seconds\", a positive number")
+        requests.append(Request(name, prompt, own_seed))
+    if not requests:
+        raise UserError(f"{path} holds no prompt: give one JSON object a line")
+    names = [request.name for request in requests]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{path}: the name '{twice}' is used twice")
+    return requests
+
+
+def _file_name(name: object) -> str:
+    text = re.sub(r"[^\w.-]+", "-", str(name)).strip("-.")
+    if not text:
+        raise UserError(f"the name {name!r} cannot be a file name: use letters, digits, '-' and '_'")
+    return text

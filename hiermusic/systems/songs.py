@@ -1,0 +1,96 @@
+"""Finished songs on disk: one wav and one JSON each, made once."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from hiermusic.audio import files
+from hiermusic.codec.chunked import LongCodec
+from hiermusic.data.records import write_atomically
+from hiermusic.systems.requests import Request
+from hiermusic.train import checkpoint
+
+
+@dataclass(frozen=True)
+class Song:
+    """A song as codes: all layers, the first model's layers alone, whether it ended itself, and what decodes it."""
+
+    codes_TK: np.ndarray
+    coarse_TK: np.ndarray
+    ended: bool
+    codec: LongCodec
+
+
+def produce(
+    requests: Sequence[Request],
+    out: Path,
+    make: Callable[[Sequence[Request]], list[Song]],
+    runs: Mapping[str, str],
+    sampling: Mapping[str, dict],
+    audio: str | None,
+    coarse_too: bool,
+) -> list[dict]:
+    """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
+
+    Args:
+      requests: names, prompts and seeds.
+      out: the folder.
+      make: requests -> songs, called once for all that are missing.
+      runs: the workdirs used, by role; their newest steps are written down.
+      sampling: settings, by role.
+      audio: the file that is continued, if any.
+      coarse_too: also write NAME.backbone.wav from the first model's layers.
+    Returns:
+      What each JSON holds.
+    """
+    steps = {name: checkpoint.latest_step(run) for name, run in runs.items()}
+    common = {"sampling": sampling, "workdirs": runs, "steps": steps, "continues": audio}
+    facts = []
+    for request in requests:
+        prompt = request.to_json()
+        name, seed = prompt.pop("name"), prompt.pop("seed")
+        facts.append({"name": name, "prompt": prompt, "seed": seed, **common})
+    missing = [i for i, fact in enumerate(facts) if not _stands(out, fact)]
+    if missing:
+        made = make([requests[i] for i in missing])
+        for i, song in zip(missing, made, strict=True):
+            _write(out, facts[i], song, coarse_too)
+    return [json.loads((out / f"{fact['name']}.json").read_text()) for fact in facts]
+
+
+def _stands(out: Path, fact: dict) -> bool:
+    path = out / f"{fact['name']}.json"
+    if not (path.is_file() and path.with_suffix(".wav").is_file()):
+        return False
+    stored = json.loads(path.read_text())
+    return all(stored.get(name) == value for name, value in fact.items())
+
+
+def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    path, rate = out / f"{fact['name']}.wav", song.codec.codec.sample_rate
+    if coarse_too:
+        coarse_LC = song.codec.decode(song.coarse_TK, layers=song.coarse_TK.shape[1])
+        files.write(path.with_suffix(".backbone.wav"), coarse_LC, rate)
+    wav_LC = song.codec.decode(song.codes_TK)
+    files.write(path, wav_LC, rate)
+    whole = fact | {"wav": str(path), "seconds": round(len(wav_LC) / rate, 3), "ended": song.ended}
+    write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error as a function of (done, total)."""
+    with tqdm(desc=name, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

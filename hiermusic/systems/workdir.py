@@ -1,0 +1,127 @@
+"""From a configuration or a training workdir to the thing itself: stage, codec, codes, songs, facts."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.codec.codec import Codec
+from hiermusic.errors import UserError
+from hiermusic.systems.requests import Request
+from hiermusic.train import checkpoint
+
+SYSTEMS = ("khala",)
+
+
+def system(config: ConfigDict) -> ModuleType:
+    """The module of `hiermusic.systems` a configuration belongs to."""
+    if config.get("system") not in SYSTEMS:
+        raise UserError(f"the configuration's system is '{config.get('system')}'; there are {', '.join(SYSTEMS)}")
+    return importlib.import_module(f"hiermusic.systems.{config.system}")
+
+
+def read(workdir: str | Path, *stages: str) -> ConfigDict:
+    """The configuration a workdir was trained with; UserError when it is of none of `stages` (any, when left out)."""
+    config = ConfigDict(checkpoint.read_config(workdir))
+    if stages and config.stage not in stages:
+        raise UserError(f"{workdir} was trained as a {config.stage}: give the workdir of a {' or '.join(stages)}")
+    return config
+
+
+def stage(config: ConfigDict, workdir: str | Path):
+    """The training stage of a configuration; its data is resolved first, records going under `workdir`."""
+    return system(config).stage(config, Path(workdir))
+
+
+def load(workdir: str | Path, *stages: str) -> tuple[ConfigDict, nnx.Module]:
+    """The configuration and the inference weights of a workdir."""
+    config = read(workdir, *stages)
+    make = system(config).make_model(config)
+    return config, checkpoint.load_model(workdir, lambda: make(nnx.Rngs(0)))
+
+
+def load_codec(workdir: str | Path) -> Codec:
+    """The trained codec of a workdir."""
+    return load(workdir, "codec")[1]
+
+
+# MARK: codes
+
+
+def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
+    """Token records of `data` by a trained codec; goes on where an earlier call stopped. Returns its summary."""
+    from hiermusic.codec.chunked import LongCodec
+    from hiermusic.data import pipeline, tokenise
+
+    codec = load_codec(codec_dir)
+    audio_dir = pipeline.resolve(data, Path(out) / "audio", codec.sample_rate, codec.channels)
+    name = f"{os.path.abspath(codec_dir)}@{checkpoint.latest_step(codec_dir)}"
+    return tokenise.tokenise(LongCodec(codec).encode, audio_dir, out, codec.hierarchy, split_at, name)
+
+
+def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
+    """Codes [K, T] of an audio file, written as .npz with what decoding needs."""
+    from hiermusic.audio import files
+    from hiermusic.codec.chunked import LongCodec
+
+    codec = load_codec(codec_dir)
+    _check_layers(codec, layers)
+    wav_LC, _ = files.read(source, codec.sample_rate, codec.channels)
+    codes_TK = LongCodec(codec).encode(wav_LC)[:, :layers]
+    path = Path(target)
+    temporary = path.with_name(path.name + ".tmp.npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(temporary, codes=codes_TK.T.astype(np.uint16), length=len(wav_LC), sample_rate=codec.sample_rate)
+    os.replace(temporary, path)
+    return {"out": target, "codes": list(codes_TK.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
+
+
+def decode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
+    """The sound of a codes file written by `encode_file`, as long as what was encoded."""
+    from hiermusic.audio import files
+    from hiermusic.codec.chunked import LongCodec
+
+    codec = load_codec(codec_dir)
+    _check_layers(codec, layers)
+    try:
+        with np.load(source, allow_pickle=False) as stored:
+            codes_TK, length = stored["codes"].T.astype(np.int32), int(stored["length"])
+    except FileNotFoundError:
+        raise UserError(f"no codes at {source}") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{source} is not a codes file written by `hiermusic encode` ({type(error).__name__})") from None
+    sizes = codec.hierarchy.sizes
+    if codes_TK.ndim != 2 or codes_TK.shape[1] > len(sizes) or codes_TK.max(initial=0) >= max(sizes):
+        raise UserError(f"{source} holds codes {codes_TK.T.shape}, not those of {codec_dir}: use the codec that made it")
+    wav_LC = LongCodec(codec).decode(codes_TK, length=length, layers=layers)
+    files.write(target, wav_LC, codec.sample_rate)
+    return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
+
+
+def _check_layers(codec: Codec, layers: int | None) -> None:
+    if layers is not None and layers > len(codec.hierarchy):
+        raise UserError(f"--layers={layers}: this codec has {len(codec.hierarchy)}")
+
+
+# MARK: songs and facts
+
+
+def generate(requests: Sequence[Request], out: str, **how: Any) -> list[dict[str, Any]]:
+    """Songs for prompts; see the system's own `generate` for what `how` takes."""
+    config = read(how.get("superres") or how.get("backbone"))
+    return system(config).generate(requests, Path(out), **how)
+
+
+def inspect(config: ConfigDict | None, workdir: str | None) -> dict[str, Any]:
+    """Parameter counts by component and the rates of a configuration, or of a workdir with its progress."""
+    progress = {}
+    if config is None:
+        config = read(workdir)
+        progress = {"workdir": workdir, "checkpoint_step": checkpoint.latest_step(workdir)}
+    return {"system": config.system, "stage": config.stage, **system(config).inspect(config), **progress}
