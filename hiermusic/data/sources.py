@@ -3,6 +3,7 @@
 import csv
 import gzip
 import hashlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+import soundfile
 
 from hiermusic.audio import files
 from hiermusic.errors import UserError
@@ -33,7 +35,8 @@ class Track:
     Args:
       id: unique and stable, the path inside the folder where there is one.
       load: reads it: float32 [L, C] in [-1, 1], its sample rate in Hz and its metadata (lyrics, tags, description,
-        genre, language: str; instrumental: bool; lines: [[start, end, text], ...] in seconds; only what is known).
+        genre, language: str; instrumental: bool; lines: [[start, end, text], ...] in seconds; truth: dict, of built-in
+        songs; only what is known).
         UserError, in a few words and without the name, where it cannot be read.
       split: "train", "valid" or "test" where the source says so.
     """
@@ -253,7 +256,15 @@ def _json_sidecar(file: Path) -> Meta:
         raise UserError(f"its sidecar {place.name} is not JSON: {problem.msg} in line {problem.lineno}") from None
     if not isinstance(row, dict):
         raise UserError(f"its sidecar {place.name} is not a JSON object")
-    return fields(row)
+    lines = _timed_lines(row.get("lines"))
+    return fields(row) | ({"lines": lines} if lines else {})
+
+
+def _timed_lines(lines: Any) -> list[list]:
+    """[[start, end, text], ...] of the lines that `corpus.truth` writes; nothing of anything else."""
+    kept = lines if isinstance(lines, list) else []
+    keys = ("start", "end", "text")
+    return [[line[key] for key in keys] for line in kept if isinstance(line, dict) and line.keys() >= set(keys)]
 
 
 def _sidecar_split(file: Path) -> str | None:
@@ -281,28 +292,29 @@ def _no_more(options: Mapping, known: str, path: str) -> None:
 
 def _builtin(name: str, options: dict[str, str], path: str) -> Source:
     count = _option({"count": name or "32"}, "count", 0, int, path)
-    low, high = _option(options, "seconds", (8.0, 16.0), _range, path)
+    span = _option(options, "seconds", (8.0, 16.0), _range, path)
     seed = _option(options, "seed", 0, int, path)
     _no_more(options, "seconds and seed", path)
-    if count < 1 or not 0 < low <= high:
-        raise UserError(f"{path}: it needs at least one song and a positive length, as in builtin:40?seconds=8-16")
+    if count < 1 or seed < 0 or not 1 <= span[0] <= span[1]:
+        raise UserError(f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (a second or more)")
     from hiermusic.data import corpus
 
-    lengths = np.random.default_rng(seed).uniform(low, high, count).round(2)
-
-    def load(index: int) -> tuple[np.ndarray, int, Meta]:
-        song = corpus.song(seed * 1_000_003 + index, float(lengths[index]))
-        return np.asarray(song.mix, np.float32), corpus.SAMPLE_RATE, _song_meta(song)
-
-    tracks = [Track(f"song-{seed}-{index:06d}", partial(load, index)) for index in range(count)]
-    code = Path(corpus.__file__).read_bytes()  # another composer makes other songs of the same seed
-    digest = hashlib.sha256(json.dumps([count, low, high, seed]).encode() + code).hexdigest()
-    return Source(f"builtin-{count}", tracks, digest)
+    tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, seed, index, span)) for index in range(count)]
+    digest = hashlib.sha256(json.dumps([count, span, seed]).encode())
+    for part in ("composer", "corpus", "lyrics", "synth", "voice"):  # other code makes other songs of the same seed
+        digest.update(Path(corpus.__file__).with_name(f"{part}.py").read_bytes())
+    return Source(f"builtin-{count}", tracks, digest.hexdigest())
 
 
-def _song_meta(song: Any) -> Meta:
-    lines = [[float(line.start), float(line.end), line.text] for line in song.lyrics]
-    return {"lyrics": "\n".join(text for _, _, text in lines), "lines": lines, "tags": song.tags}
+def _load_song(seed: int, index: int, span: tuple[float, float]) -> tuple[np.ndarray, int, Meta]:
+    from hiermusic.data import corpus
+
+    rng = np.random.default_rng((seed, index))
+    song = corpus.song(int(rng.integers(2**31)), round(float(rng.uniform(*span)), 2))
+    truth = corpus.truth(song)
+    meta = {"lyrics": song.lyrics, "lines": _timed_lines(truth["lines"])} if song.lyrics else {}
+    rest = {name: value for name, value in truth.items() if name not in (*TEXT_FIELDS, "instrumental")}
+    return song.mix, song.sample_rate, fields(truth) | meta | {"truth": rest}
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -312,45 +324,91 @@ def _range(text: str) -> tuple[float, float]:
 
 def _tfds(name: str, options: dict[str, str], path: str) -> Source:
     """A prepared TFDS data set of audio, read through `as_data_source`, which needs no TensorFlow."""
-    import tensorflow_datasets as tfds
-
     split = _option(options, "split", None, str, path)
     key = _option(options, "audio", None, str, path)
     rate = _option(options, "sample_rate", None, int, path)
     _no_more(options, "split, audio and sample_rate", path)
+    place = _tfds_directory(name, path)
     try:
-        builder = tfds.builder_from_directory(name) if Path(name).is_dir() else tfds.builder(name)
-    except Exception as problem:  # TFDS raises its own, KeyErrors and ImportErrors for what a person can mend
-        raise UserError(f"{path} cannot be opened as a TFDS data set: {_one_line(problem)}") from None
-    key = key or _audio_key(builder.info.features, path)
-    told = getattr(builder.info.features[key], "sample_rate", None) or (builder.info.metadata or {}).get("sample_rate")
-    rate = rate or told
+        builder, rates = _tfds_open(place)
+        kinds = {key: type(feature).__name__ for key, feature in builder.info.features.items()}
+        parts = {split: builder.as_data_source(split=split)} if split else builder.as_data_source()
+    except Exception as problem:  # TFDS raises what it likes for a split that is not there or files that are not whole
+        raise UserError(f"{path} cannot be read: {' '.join(str(problem).split())[:200]}") from None
+    key = key or _audio_key(kinds, rates, path)
+    if key not in kinds:
+        raise UserError(f"{path} has no feature {key!r}, only {', '.join(kinds)}")
+    rate = rate or rates.get(key) or (builder.info.metadata or {}).get("sample_rate")
     if not rate:
         raise UserError(f"{path} does not say its sample rate: add sample_rate=HZ after ?")
-    chosen = {split: None} if split else {part: SPLITS[part] for part in builder.info.splits if part in SPLITS}
-    if set(chosen.values()) == {"train"}:
-        chosen = {"train": None}
-    tracks, sizes = [], []
-    for part, ours in chosen.items():
-        try:
-            rows = builder.as_data_source(split=part)
-        except Exception as problem:
-            raise UserError(f"{path}: split {part} cannot be read: {_one_line(problem)}") from None
-        sizes.append([part, len(rows)])
-        load = _TfdsLoader(rows, key, int(rate))
-        tracks += [Track(f"{part}/{index:07d}", partial(load, index), ours) for index in range(len(rows))]
-    identity = [builder.info.full_name, str(builder.data_dir), sizes, key, rate]
-    return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(identity).encode()).hexdigest())
+    ours = {part: None if split else SPLITS.get(part) for part in parts}
+    if "valid" not in ours.values():  # nothing held out: let the records choose
+        ours = {part: "test" if name == "test" else None for part, name in ours.items()}
+    tracks = [
+        Track(f"{part}/{index:07d}", partial(_TfdsLoader(rows, key, int(rate)), index), ours[part])
+        for part, rows in parts.items()
+        for index in range(len(rows))
+    ]
+    sizes = {part: len(rows) for part, rows in parts.items()}
+    told = [str(place), (place / "dataset_info.json").stat().st_mtime_ns, sizes, key, rate]
+    return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(told).encode()).hexdigest())
 
 
-def _audio_key(features: Mapping, path: str) -> str:
-    import tensorflow_datasets as tfds
+def _tfds_directory(name: str, path: str) -> Path:
+    """The folder of a prepared data set's newest version; `name` is that folder, one above it, or a TFDS name."""
+    from tensorflow_datasets.core import constants
 
-    tensors = [key for key, feature in features.items() if type(feature) in (tfds.features.Audio, tfds.features.Tensor)]
+    root = Path(name) if Path(name).is_dir() else Path(constants.DATA_DIR).expanduser() / name
+    if (root / "dataset_info.json").is_file():
+        return root
+    found = [info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/dataset_info.json")]
+    configs = {place.parent for place in found}
+    if len(configs) != 1:
+        what = (
+            f"has the configs {', '.join(sorted(c.name for c in configs))}: name one" if configs else "is not prepared"
+        )
+        raise UserError(f"{path}: {root} {what} (as array_record, with `tfds build`, on a machine of your choice)")
+    return max(found, key=lambda place: [int(number) for number in re.findall(r"\d+", place.name)])
+
+
+def _tfds_open(place: Path) -> tuple[Any, dict[str, int]]:
+    """A read-only builder, and the sample rates its Audio features state.
+
+    TFDS cannot construct an Audio feature without TensorFlow, though what it stores is a plain tensor: it is opened
+    as one.
+    """
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import dataset_info, read_only_builder
+    from tensorflow_datasets.core.proto import feature_pb2
+
+    info = dataset_info.read_proto_from_builder_dir(place)
+    features = json_format.Parse((place / "features.json").read_text(), feature_pb2.Feature())
+    rates = {}
+    for key, feature in features.features_dict.features.items():
+        if feature.HasField("audio"):
+            audio = feature_pb2.AudioFeature()
+            audio.CopyFrom(feature.audio)
+            rates[key] = audio.sample_rate
+            if audio.lazy_decode:  # the bytes of an audio file
+                feature.python_class_name = "tensorflow_datasets.core.features.text_feature.Text"
+                feature.text.SetInParent()
+            else:
+                feature.python_class_name = "tensorflow_datasets.core.features.tensor_feature.Tensor"
+                feature.tensor.CopyFrom(
+                    feature_pb2.TensorFeature(
+                        shape=audio.shape, dtype=audio.dtype, encoding=audio.encoding.lower() or "none"
+                    )
+                )
+    info.features.CopyFrom(features)
+    return read_only_builder.ReadOnlyBuilder(place, info_proto=info), rates
+
+
+def _audio_key(kinds: Mapping[str, str], rates: Mapping[str, int], path: str) -> str:
+    tensors = list(rates) or [key for key, kind in kinds.items() if kind == "Tensor"]
     if "audio" in tensors:
         return "audio"
     if len(tensors) != 1:
-        raise UserError(f"{path}: which of {', '.join(features)} is the audio? Add audio=KEY after ?")
+        raise UserError(f"{path}: which of {', '.join(kinds)} is the audio? Add audio=KEY after ?")
     return tensors[0]
 
 
@@ -362,18 +420,27 @@ class _TfdsLoader:
 
     def __call__(self, index: int) -> tuple[np.ndarray, int, Meta]:
         row = self.rows[index]
-        if self.key not in row:
-            raise UserError(f"has no feature {self.key!r}, only {', '.join(row)}")
+        text = {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in row.items()
+            if name != self.key
+        }
+        meta = fields({name: text[name] for name in (*TEXT_FIELDS, "instrumental") if name in text})
+        if isinstance(row[self.key], bytes):
+            wav_LC, rate = _decode(row[self.key])
+            return wav_LC, rate, meta
         sound = np.asarray(row[self.key])
         if sound.ndim not in (1, 2) or sound.dtype.kind not in "iuf":
             raise UserError(f"its {self.key!r} is {sound.dtype} {sound.shape}, not samples")
-        wav_LC = sound.reshape(len(sound), -1).astype(np.float32)
+        wav_LC = sound.astype(np.float32).reshape(len(sound), sound.shape[1] if sound.ndim == 2 else 1)
         if sound.dtype.kind != "f":  # TFDS keeps 16-bit samples in integers of any width
             wide = sound.size and max(-int(sound.min()), int(sound.max())) > 32768
             wav_LC /= 2.0**31 if wide else 2.0**15
-        text = {name: row[name].decode() if isinstance(row[name], bytes) else row[name] for name in row}
-        return wav_LC, self.rate, fields({name: text[name] for name in (*TEXT_FIELDS, "instrumental") if name in text})
+        return wav_LC, self.rate, meta
 
 
-def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200] or type(problem).__name__
+def _decode(file: bytes) -> tuple[np.ndarray, int]:
+    try:
+        return soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as problem:
+        raise UserError(f"its audio cannot be decoded ({problem.error_string})") from None

@@ -133,8 +133,8 @@ def test_manifest_errors_name_the_line(tmp_path, name, text, words):
         ("/no/such/place", "/no/such/place does not exist"),
         ("builtin:many", "count"),
         ("builtin:3?second=4", "unknown option 'second'"),
-        ("builtin:0", "at least one song"),
-        ("tfds:no_such_data_set_of_ours", "cannot be opened"),
+        ("builtin:0", "builtin:0: give songs"),
+        ("tfds:no_such_data_set_of_ours", "no_such_data_set_of_ours is not prepared"),
     ],
 )
 def test_bad_paths(path, words):
@@ -152,6 +152,20 @@ def test_unicode_form_of_names_is_kept(tmp_path):
     name = unicodedata.normalize("NFD", "café.wav")
     write(tmp_path / name)
     assert open_source(str(tmp_path)).tracks[0].id == name
+
+
+def test_builtin_songs():
+    source = open_source("builtin:5?seconds=2-3&seed=7")
+    assert len({track.id for track in source.tracks}) == 5
+    wav_LC, rate, meta = source.tracks[3].load()
+    again, _, _ = open_source("builtin:9?seconds=2-3&seed=7").tracks[3].load()
+    np.testing.assert_array_equal(wav_LC, again)
+    assert 2 <= len(wav_LC) / rate <= 3 and wav_LC.shape[1] == 2
+    assert meta["tags"] and meta["truth"]["tempo"] > 0 and isinstance(meta["instrumental"], bool)
+    json.dumps(meta)
+    other = open_source("builtin:5?seconds=2-3&seed=8")
+    assert other.fingerprint != source.fingerprint
+    assert other.tracks[3].load()[0].tobytes() != wav_LC.tobytes()
 
 
 @pytest.mark.skipif(not (MUSIC / "manifest.csv").is_file(), reason="no real music beside the repository")
