@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32
 
-from hiermusic.data.records import AudioSource, TokenSource, read_info, summary, write_audio
+from hiermusic.data.records import AudioSource, TokenSource, read_info, write_audio
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
 
@@ -90,7 +90,7 @@ def waveform_batches(
             f"a crop of {crop_samples} samples does not fit the segments of {path} ({source.segment_samples} samples)"
         )
     segments = _Segments(source, split, crop_samples)
-    _check_size(path, split, len(segments), batch_size, "segments")
+    _check_size(source, split, len(segments), batch_size, "segments")
     dataset = grain.MapDataset.source(segments)
     if split == "train":
         return dataset.seed(seed).shuffle().repeat().random_map(_RandomCrop(crop_samples)).batch(batch_size)
@@ -112,17 +112,17 @@ def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: s
       UserError: no track in the split.
     """
     source = TokenSource(path, levels, split)
-    _check_size(path, split, len(source), 1, "tracks")
+    _check_size(source, split, len(source), 1, "tracks")
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     return dataset.repeat() if split == "train" else dataset
 
 
-def _check_size(path: str | os.PathLike, split: str, count: int, batch_size: int, unit: str) -> None:
+def _check_size(source: AudioSource | TokenSource, split: str, count: int, batch_size: int, unit: str) -> None:
     if count == 0:
-        counts = ", ".join(f"{n} {name}" for name, n in summary(path).splits.items())
-        raise UserError(f"{path} has no {split} tracks ({counts}): add music, or give the split in a manifest")
+        counts = ", ".join(f"{n} {name}" for name, n in source.info["splits"].items())
+        raise UserError(f"{source.path} has no {split} tracks ({counts}): add music, or give the split in a manifest")
     if count < batch_size:
-        print(f"hint: {path} has {count} {split} {unit}, fewer than the batch of {batch_size}", file=sys.stderr)
+        print(f"hint: {source.path} has {count} {split} {unit}, fewer than the batch of {batch_size}", file=sys.stderr)
 
 
 class _Segments:

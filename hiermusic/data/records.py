@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -86,8 +87,9 @@ def write_audio(
     valid_fraction: float = 0.1,
     shards: int | None = None,
     fingerprint: str | None = None,
+    worker: tuple[int, int] = (0, 1),
     progress: bool = True,
-) -> Summary:
+) -> Summary | None:
     """Writes tracks as audio records: 16-bit segments at one rate and channel count, whole shards at a time.
 
     A run that was interrupted continues at its first missing shard; a complete directory is left as it is.
@@ -100,6 +102,9 @@ def write_audio(
       valid_fraction: share of the tracks without a split of their own that become `valid` (at least one of two).
       shards: files; None for one every 16 tracks.
       fingerprint: names what is written (None: the tracks' ids); a directory begun with another one is refused.
+      worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
+    Returns:
+      The summary, or None while shards of other workers are missing.
     Raises:
       UserError: no track can be read, or the directory was begun with other settings.
     """
@@ -129,7 +134,7 @@ def write_audio(
         seconds = round(len(pcm_LC) / sample_rate, 6)
         return {"id": track.id, "split": track.split, "samples": len(pcm_LC), "seconds": seconds, "meta": meta}
 
-    entries = _write_shards(out, plan, ("audio",), AUDIO_OPTIONS, write, (0, 1), progress and "reading audio")
+    entries = _write_shards(out, plan, ("audio",), AUDIO_OPTIONS, write, worker, progress and "reading audio")
     if entries is not None:
         skipped = [(entry["id"], entry["skipped"]) for entry in entries if "skipped" in entry]
         kept = [entry for entry in entries if "skipped" not in entry]
@@ -140,14 +145,15 @@ def write_audio(
             raise UserError(f"no readable audio among {len(tracks)} inputs{reason}")
         _assign_splits(kept, valid_fraction)
         _finish(out, plan, kept, skipped)
-    return summary(out)
+    return _summary(out)
 
 
-def summary(path: str | os.PathLike) -> Summary:
-    """What the info.json of a complete record directory says."""
-    info = read_json(Path(path) / "info.json")
+def _summary(out: Path) -> Summary | None:
+    if not (out / "info.json").is_file():
+        return None
+    info = read_json(out / "info.json")
     skipped = tuple((name, reason) for name, reason in info["skipped"])
-    return Summary(Path(path), info["tracks"], info["seconds"], info["splits"], skipped)
+    return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped)
 
 
 def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray, dict]:
@@ -318,7 +324,7 @@ def write_tokens(
     entries = _write_shards(out, plan, streams, TOKEN_OPTIONS, write, worker, progress and "tokenising")
     if entries is not None:
         _finish(out, plan, entries, [])
-    return summary(out) if (out / "info.json").is_file() else None
+    return _summary(out)
 
 
 def _bounds(hierarchy: Hierarchy, split_at: int) -> dict[str, tuple[int, int]]:
@@ -377,7 +383,7 @@ class TokenSource:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file that is either whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # workers on several hosts may end at once
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

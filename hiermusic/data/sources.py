@@ -83,7 +83,10 @@ def open_source(path: str, kind: str = "auto") -> Source:
 
 
 def folder(path: str | os.PathLike) -> Source:
-    """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json)."""
+    """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json).
+
+    Stems are no tracks of their own: stems/song.vocals.wav is passed over where song.wav lies beside stems/.
+    """
     root = Path(path)
     found = [
         Path(place, name)
@@ -91,10 +94,17 @@ def folder(path: str | os.PathLike) -> Source:
         for name in names
         if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
     ]
+    mixes = {file.with_suffix("") for file in found}
+    found = [file for file in found if file.parent.name != "stems" or _mix(file) not in mixes]
     rows = [(file.relative_to(root).as_posix(), file, {}) for file in found]
     if not rows:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
     return _file_source(root.resolve().name, sorted(rows, key=lambda row: row[0]))
+
+
+def _mix(stem: Path) -> Path:
+    """The mix, without its suffix, that stems/song.vocals.wav belongs to."""
+    return stem.parent.parent / stem.stem.rpartition(".")[0]
 
 
 def manifest(path: str | os.PathLike) -> Source:
@@ -237,8 +247,8 @@ class _Loader:
 def _sidecars(file: Path, seconds: float) -> Meta:
     """Metadata beside an audio file: song.json over song.lrc over song.txt."""
     meta: Meta = {}
-    if (place := file.with_suffix(".txt")).is_file():
-        meta["lyrics"] = _text(place).strip()
+    if (place := file.with_suffix(".txt")).is_file() and (lyrics := _text(place).strip()):
+        meta["lyrics"] = lyrics
     if (place := file.with_suffix(".lrc")).is_file() and (lines := parse_lrc(_text(place))):
         lines[-1][1] = max(round(seconds, 3), lines[-1][0])
         meta |= {"lyrics": "\n".join(words for _, _, words in lines), "lines": lines}

@@ -196,6 +196,13 @@ def test_interrupted_audio_goes_on_at_the_missing_shard(tmp_path):
     assert read == []
 
 
+def test_workers_share_the_audio_shards(tmp_path):
+    write(tmp_path / "one", tracks(6), shards=3)
+    assert write(tmp_path / "two", tracks(6), shards=3, worker=(1, 2)) is None
+    assert write(tmp_path / "two", tracks(6), shards=3, worker=(0, 2)).splits == {"train": 5, "valid": 1}
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
 def test_a_directory_of_other_settings_is_refused(tmp_path):
     write(tmp_path, tracks(3, 100))
     with pytest.raises(UserError, match="another sample_rate"):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from hiermusic.data import corpus
 from hiermusic.data.sources import open_source, parse_lrc
 from hiermusic.errors import UserError
 
@@ -63,6 +64,18 @@ def test_sidecars(tmp_path):
     assert track.split == "valid"
     assert meta["tags"] == "slow, piano" and meta["instrumental"] is False
     assert meta["lyrics"] == "first line\nsecond" and "bpm" not in meta and "split" not in meta
+
+
+def test_exported_songs_come_back_as_they_were_and_without_their_stems(tmp_path):
+    song = corpus.song(3, 4.0)
+    corpus.export(song, tmp_path, "take 1.final")
+    write(tmp_path / "stems/other.vocals.wav")
+    tracks = by_id(open_source(str(tmp_path)))
+    assert list(tracks) == ["stems/other.vocals.wav", "take 1.final.wav"]
+    wav_LC, _, meta = tracks["take 1.final.wav"].load()
+    assert abs(wav_LC - song.mix).max() < 1e-4
+    assert meta["tags"] == ", ".join(song.tags) and meta.get("lyrics", "") == song.lyrics
+    assert [line[2] for line in meta.get("lines", [])] == [line.text for line in song.lines]
 
 
 def test_broken_sidecar_is_told_by_the_track(tmp_path):
