@@ -1,0 +1,94 @@
+"""Short-time spectra of waveforms in JAX, float32: STFT and mel, equal to librosa's."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+
+def stft(
+    wav_XL: Float[Array, "*X L"],
+    n_fft: int,
+    hop: int,
+    win: int | None = None,
+    *,
+    center: bool = True,
+    normalized: bool = False,
+) -> Complex[Array, "*X T F"]:
+    """Short-time Fourier transform with a periodic Hann window.
+
+    Args:
+      wav_XL: waveforms, any leading dimensions.
+      n_fft: FFT size in samples; F = n_fft // 2 + 1.
+      hop: samples between frames.
+      win: window length, n_fft when left out; a shorter one is centred in the frame.
+      center: reflect-pad n_fft // 2 on both sides, so that frame t is centred on sample t * hop.
+      normalized: divide by the window's root energy, as torch's spectrogram does.
+    A signal shorter than one frame is zero-padded on the right (and reflection degrades to zeros when it is too short).
+    """
+    window = _window(n_fft, win or n_fft, normalized)
+    length = wav_XL.shape[-1]
+    if center:
+        mode = "reflect" if length > n_fft // 2 else "constant"
+        wav_XL = jnp.pad(wav_XL, [(0, 0)] * (wav_XL.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=mode)
+    return jnp.fft.rfft(_frames(wav_XL, n_fft, hop) * window, axis=-1)
+
+
+def mel(
+    wav_XL: Float[Array, "*X L"],
+    sample_rate: int,
+    n_fft: int,
+    hop: int,
+    n_mels: int,
+    *,
+    fmin: float = 0.0,
+    fmax: float | None = None,
+) -> Float[Array, "*X T M"]:
+    """Magnitude mel spectrogram (Slaney scale and norm); arguments as for `stft` and `mel_filters`."""
+    return magnitude(stft(wav_XL, n_fft, hop)) @ mel_filters(sample_rate, n_fft, n_mels, fmin, fmax).T
+
+
+def magnitude(spectrum: Complex[Array, "..."], floor: float = 1e-7) -> Float[Array, "..."]:
+    """|spectrum|, at least `floor`, with a finite gradient at silence."""
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    return jnp.sqrt(jnp.maximum(power, floor**2))
+
+
+@functools.cache
+def mel_filters(
+    sample_rate: int, n_fft: int, n_mels: int, fmin: float = 0.0, fmax: float | None = None
+) -> Float[np.ndarray, "M F"]:
+    """Slaney mel filter bank, float32.
+
+    Args:
+      sample_rate: Hz.
+      n_fft: FFT size of the spectra it is applied to.
+      n_mels: bands.
+      fmin, fmax: Hz; half the sample rate when `fmax` is left out.
+    """
+    import librosa
+
+    return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax).astype(np.float32)
+
+
+@functools.cache
+def _window(n_fft: int, win: int, normalized: bool) -> np.ndarray:
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win) / win)
+    if normalized:
+        hann = hann / np.sqrt(np.sum(hann**2))
+    left = (n_fft - win) // 2
+    return np.pad(hann, (left, n_fft - win - left)).astype(np.float32)
+
+
+def _frames(wav_XL: Array, size: int, hop: int) -> Float[Array, "*X T S"]:
+    lead, length = wav_XL.shape[:-1], wav_XL.shape[-1]
+    count = 1 + max(length - size, 0) // hop
+    used = size + (count - 1) * hop
+    if length < used:
+        wav_XL = jnp.pad(wav_XL, [(0, 0)] * len(lead) + [(0, used - length)])
+    if size % hop:
+        return wav_XL[..., np.arange(count)[:, None] * hop + np.arange(size)]
+    # Hops laid side by side: its gradient is pads and sums, where a gather's would be a scatter.
+    hops = wav_XL[..., :used].reshape(*lead, -1, hop)
+    return jnp.concatenate([hops[..., i : i + count, :] for i in range(size // hop)], axis=-1)

@@ -1,0 +1,132 @@
+"""The codec: waveform -> residual codes -> waveform, at any length."""
+
+import dataclasses
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from hiermusic.codec import dac
+from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser
+from hiermusic.errors import UserError
+from hiermusic.tokens.hierarchy import Hierarchy
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecConfig:
+    """Sizes of a codec; the defaults are Khala's (arXiv 2605.01790 and its release).
+
+    Attributes:
+      sample_rate: Hz.
+      channels: audio channels.
+      strides: of the encoder; the decoder runs them backwards. Their product is the hop.
+      dilations: of the residual units in each block.
+      encoder_width: channels at the waveform end of the encoder; every stride doubles them.
+      decoder_width: channels at the latent end of the decoder; every stride halves them.
+      latent: channels of the frames and of the codes.
+      quantiser: the residual quantiser.
+      dtype: compute type of the convolutions.
+      remat: recompute blocks in the backward pass.
+    """
+
+    sample_rate: int = 44_100
+    channels: int = 2
+    strides: tuple[int, ...] = (4, 8, 8, 8)
+    dilations: tuple[int, ...] = (1, 3, 9)
+    encoder_width: int = 128
+    decoder_width: int = 3072
+    latent: int = 128
+    quantiser: QuantiserConfig = dataclasses.field(default_factory=QuantiserConfig)
+    dtype: str = "float32"
+    remat: bool = False
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return int(np.prod(self.strides))
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """The tokens this codec makes."""
+        rate = Fraction(self.sample_rate, self.hop)
+        return Hierarchy.uniform(self.quantiser.levels, rate, self.quantiser.codes)
+
+    @property
+    def encoder_margin(self) -> int:
+        """Frames on either side that a frame's codes may depend on."""
+        return dac.encoder_margin(self.strides, self.dilations)
+
+    @property
+    def decoder_margin(self) -> int:
+        """Frames on either side that a frame's samples may depend on."""
+        return dac.decoder_margin(self.strides[::-1], self.dilations)
+
+
+class CodecOutput(NamedTuple):
+    """A reconstruction, its codes, the commitment loss and per-level statistics (see `residual.Quantised`)."""
+
+    wav_BLC: Float[Array, "B L C"]
+    codes_BTK: Int[Array, "B T K"]
+    commitment: Float[Array, ""]
+    stats: dict[str, Float[Array, "K"]]
+
+
+class Codec(nnx.Module):
+    """Encoder, residual quantiser and decoder."""
+
+    def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        trunk = dict(dilations=config.dilations, latent=config.latent, dtype=config.dtype, remat=config.remat)
+        self.encoder = dac.Encoder(config.channels, config.encoder_width, config.strides, **trunk, rngs=rngs)
+        self.quantiser = ResidualQuantiser(config.latent, config.quantiser, rngs=rngs)
+        self.decoder = dac.Decoder(config.channels, config.decoder_width, config.strides[::-1], **trunk, rngs=rngs)
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        return self.config.hierarchy
+
+    @property
+    def hop(self) -> int:
+        return self.config.hop
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    def encode(self, wav_BLC: Float[Array, "B L C"], layers: int | None = None) -> Int[Array, "B T K"]:
+        """Codes of a waveform of any length, ceil(L / hop) frames of the first `layers` levels (all when left out)."""
+        return self.quantiser.encode(self._latents(wav_BLC), layers)
+
+    def decode(
+        self, codes_BTK: Int[Array, "B T K"], length: int | None = None, layers: int | None = None
+    ) -> Float[Array, "B L C"]:
+        """Waveform of `length` samples (T * hop when left out) from the first `layers` levels (all that are there)."""
+        return self._waveform(self.quantiser.decode(codes_BTK, layers), length)
+
+    def forward(
+        self, wav_BLC: Float[Array, "B L C"], *, key: PRNGKeyArray | None = None, train: bool = False
+    ) -> CodecOutput:
+        """Reconstructs with gradients; `train` also moves the codebooks and needs `key` (see `ResidualQuantiser`)."""
+        quantised = self.quantiser(self._latents(wav_BLC), key=key, train=train)
+        wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
+        return CodecOutput(wav, quantised.codes_BTK, quantised.commitment, quantised.stats)
+
+    def _latents(self, wav_BLC: Array) -> Float[Array, "B T D"]:
+        _, length, channels = wav_BLC.shape
+        if length == 0 or channels != self.channels:
+            raise UserError(
+                f"the codec takes at least one sample of {self.channels}-channel audio, not {length} samples of "
+                f"{channels} channels: convert the audio first"
+            )
+        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.hop), (0, 0)))
+        return self.encoder(wav_BLC).astype(jnp.float32)
+
+    def _waveform(self, x_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
+        return self.decoder(x_BTD)[:, :length].astype(jnp.float32)

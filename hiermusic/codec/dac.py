@@ -1,0 +1,158 @@
+"""The encoder and decoder trunks of DAC (arXiv 2306.06546) in the sizes of Khala (arXiv 2605.01790, section 3.2)."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from hiermusic.nn.conv import Conv, ConvTranspose, Snake
+
+
+class ResidualUnit(nnx.Module):
+    """x + conv1(snake(conv7(snake(x)))), the wide convolution dilated."""
+
+    def __init__(self, channels: int, dilation: int, *, dtype: str, rngs: nnx.Rngs):
+        self.snake_in = Snake(channels, rngs=rngs)
+        self.conv_in = Conv(channels, channels, (7,), dilation=(dilation,), dtype=dtype, rngs=rngs)
+        self.snake_out = Snake(channels, rngs=rngs)
+        self.conv_out = Conv(channels, channels, (1,), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x_BTD + self.conv_out(self.snake_out(self.conv_in(self.snake_in(x_BTD))))
+
+
+class EncoderBlock(nnx.Module):
+    """Residual units, then a strided convolution that doubles the channels."""
+
+    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, rngs: nnx.Rngs):
+        self.units = nnx.List([ResidualUnit(channels, d, dtype=dtype, rngs=rngs) for d in dilations])
+        self.snake = Snake(channels, rngs=rngs)
+        self.down = Conv(
+            channels,
+            2 * channels,
+            (2 * stride,),
+            stride=(stride,),
+            padding=(-(-stride // 2),),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s 2D"]:
+        for unit in self.units:
+            x_BTD = unit(x_BTD)
+        return self.down(self.snake(x_BTD))
+
+
+class DecoderBlock(nnx.Module):
+    """A transposed convolution that halves the channels, then residual units."""
+
+    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, rngs: nnx.Rngs):
+        self.snake = Snake(channels, rngs=rngs)
+        self.up = ConvTranspose(channels, channels // 2, stride, dtype=dtype, rngs=rngs)
+        self.units = nnx.List([ResidualUnit(channels // 2, d, dtype=dtype, rngs=rngs) for d in dilations])
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
+        x_BTD = self.up(self.snake(x_BTD))
+        for unit in self.units:
+            x_BTD = unit(x_BTD)
+        return x_BTD
+
+
+class Encoder(nnx.Module):
+    """Waveform to latent frames, one frame for every prod(strides) samples.
+
+    Args:
+      channels: audio channels.
+      width: channels after the first convolution; every stride doubles them.
+      strides: downsampling factors, first to last.
+      dilations: of the residual units of each block.
+      latent: channels of the frames.
+      dtype: compute type of the convolutions.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        latent: int,
+        *,
+        dtype: str = "float32",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.remat = remat
+        widths = [width * 2**i for i in range(len(strides) + 1)]
+        self.conv_in = Conv(channels, width, (7,), dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [EncoderBlock(w, s, dilations, dtype=dtype, rngs=rngs) for w, s in zip(widths, strides, strict=False)]
+        )
+        self.snake = Snake(widths[-1], rngs=rngs)
+        self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, rngs=rngs)
+
+    def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
+        x = _through(self.blocks, self.conv_in(wav_BLC), self.remat)
+        return self.conv_out(self.snake(x))
+
+
+class Decoder(nnx.Module):
+    """Latent frames to waveform, without a final tanh (Khala's release has none).
+
+    Args:
+      channels: audio channels.
+      width: channels after the first convolution; every stride halves them, so it divides by 2^len(strides).
+      strides: upsampling factors, first to last (the encoder's, reversed).
+      dilations, latent, dtype, remat: as for `Encoder`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        latent: int,
+        *,
+        dtype: str = "float32",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.remat = remat
+        widths = [width // 2**i for i in range(len(strides) + 1)]
+        self.conv_in = Conv(latent, width, (7,), dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List(
+            [DecoderBlock(w, s, dilations, dtype=dtype, rngs=rngs) for w, s in zip(widths, strides, strict=False)]
+        )
+        self.snake = Snake(widths[-1], rngs=rngs)
+        self.conv_out = Conv(widths[-1], channels, (7,), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
+        x = _through(self.blocks, self.conv_in(x_BTD), self.remat)
+        return self.conv_out(self.snake(x))
+
+
+def _through(blocks: nnx.List, x: Array, remat: bool) -> Array:
+    for block in blocks:
+        x = nnx.remat(lambda block, x: block(x))(block, x) if remat else block(x)
+    return x
+
+
+def encoder_margin(strides: Sequence[int], dilations: Sequence[int]) -> int:
+    """Frames on either side of a frame that its code may depend on: the encoder's receptive field, rounded up."""
+    reach, step = 3, 1
+    for stride in strides:
+        reach += step * (3 * sum(dilations) + 2 * stride)
+        step *= stride
+    return -(-(reach + step) // step)
+
+
+def decoder_margin(strides: Sequence[int], dilations: Sequence[int]) -> int:
+    """Frames on either side of a frame that its samples may depend on: the decoder's receptive field, rounded up."""
+    reach, step = 3.0, 1.0
+    for stride in strides:
+        reach += 2 * step
+        step /= stride
+        reach += step * 3 * sum(dilations)
+    return int(-(-(reach + 3 * step) // 1))

@@ -1,0 +1,77 @@
+"""The multi-scale STFT discriminator of EnCodec, at the golden-ratio FFT sizes Khala names (arXiv 2605.01790)."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from hiermusic.audio.spectral import stft
+from hiermusic.nn.conv import Conv
+
+GOLDEN_SIZES = (78, 126, 206, 334, 542, 876, 1418, 2296)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Sizes of the discriminator; the defaults come to Khala's "about 12 M" parameters.
+
+    Attributes:
+      sizes: FFT sizes, one sub-discriminator each; window n, hop n / 2.
+      filters: channels of every hidden convolution.
+      slope: of the leaky rectifier.
+      dtype: compute type of the convolutions.
+    """
+
+    sizes: tuple[int, ...] = GOLDEN_SIZES
+    filters: int = 128
+    slope: float = 0.2
+    dtype: str = "float32"
+
+
+class Judgement(NamedTuple):
+    """Per scale: `logits` (high = real) and `features`, the activations of every hidden convolution."""
+
+    logits: list[Float[Array, "B T F 1"]]
+    features: list[list[Float[Array, "B T F D"]]]
+
+
+class ScaleDiscriminator(nnx.Module):
+    """Judges one complex STFT; real and imaginary parts of all audio channels are stacked as image channels."""
+
+    def __init__(self, channels: int, size: int, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
+        self.size, self.slope = size, config.slope
+        width, kwargs = config.filters, dict(dtype=config.dtype, rngs=rngs)
+        self.convs = nnx.List([Conv(2 * channels, width, (3, 9), **kwargs)])
+        for dilation in (1, 2, 4):
+            self.convs.append(Conv(width, width, (3, 9), stride=(1, 2), dilation=(dilation, 1), **kwargs))
+        self.convs.append(Conv(width, width, (3, 3), **kwargs))
+        self.judge = Conv(width, 1, (3, 3), **kwargs)
+
+    def __call__(self, wav_BLC: Float[Array, "B L C"]) -> tuple[Array, list[Array]]:
+        spectrum = stft(wav_BLC.swapaxes(1, 2), self.size, self.size // 2, center=False, normalized=True)
+        x_BTFD = jnp.concatenate([spectrum.real, spectrum.imag], 1).transpose(0, 2, 3, 1)
+        features = []
+        for conv in self.convs:
+            x_BTFD = jax.nn.leaky_relu(conv(x_BTFD), self.slope)
+            features.append(x_BTFD)
+        return self.judge(x_BTFD).astype(jnp.float32), features
+
+
+class Discriminator(nnx.Module):
+    """One `ScaleDiscriminator` for every FFT size.
+
+    Args:
+      channels: audio channels.
+    """
+
+    def __init__(self, channels: int, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.scales = nnx.List([ScaleDiscriminator(channels, n, config, rngs=rngs) for n in config.sizes])
+
+    def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Judgement:
+        """Judges waveforms of any length; one shorter than a window is zero-padded to it."""
+        logits, features = zip(*(scale(wav_BLC) for scale in self.scales), strict=True)
+        return Judgement(list(logits), list(features))

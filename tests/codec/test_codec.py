@@ -1,0 +1,124 @@
+import dataclasses
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.dac import Decoder, Encoder
+from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser
+from hiermusic.errors import UserError
+
+TINY = CodecConfig(
+    dilations=(1, 3),
+    encoder_width=2,
+    decoder_width=32,
+    latent=6,
+    quantiser=QuantiserConfig(levels=3, codes=8, kmeans_iterations=2),
+)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    codec = Codec(TINY, rngs=nnx.Rngs(0))
+    codec.forward(_noise(2 * 2048), key=jax.random.key(0), train=True)
+    return codec
+
+
+def _noise(length, batch=2, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, length, 2)) * 0.3, jnp.float32)
+
+
+def _parameters(make):
+    model = nnx.eval_shape(make)
+    return sum(math.prod(v.shape) for _, v in nnx.to_flat_state(nnx.state(model)))
+
+
+def test_paper_sizes_are_khalas():
+    """Weights, weight_g, biases and Snake frequencies all counted, as the spec of the release counts them."""
+    rngs, strides, dilations = nnx.Rngs(0), (4, 8, 8, 8), (1, 3, 9)
+    assert _parameters(lambda: Encoder(2, 128, strides, dilations, 128, rngs=rngs)) == 78_560_640
+    assert _parameters(lambda: Decoder(2, 3072, strides[::-1], dilations, 128, rngs=rngs)) == 177_710_596
+    quantiser = nnx.eval_shape(lambda: ResidualQuantiser(128, QuantiserConfig(), rngs=rngs))
+    assert math.prod(quantiser.codebooks.shape) == 8_388_608
+
+
+def test_defaults_are_the_paper_configuration():
+    config = CodecConfig()
+    assert config.hop == 2048
+    assert config.hierarchy.sizes == (1024,) * 64
+    assert config.hierarchy.rates == (Fraction(44_100, 2048),) * 64
+
+
+@pytest.mark.parametrize("length", [1, 2047, 2048, 2049, 50_000])
+def test_any_length_comes_back_exactly(codec, length):
+    codes = jax.jit(codec.encode)(_noise(length))
+    assert codes.shape == (2, -(-length // 2048), 3)
+    wav = jax.jit(codec.decode, static_argnums=1)(codes, length)
+    assert wav.shape == (2, length, 2) and wav.dtype == jnp.float32
+    assert np.isfinite(wav).all()
+
+
+def test_forward_is_encode_then_decode(codec):
+    wav = _noise(5000)
+    out = codec.forward(wav)
+    codes = codec.encode(wav)
+    np.testing.assert_array_equal(codes, out.codes_BTK)
+    np.testing.assert_allclose(codec.decode(codes, 5000), out.wav_BLC, atol=1e-5)
+    np.testing.assert_allclose(codec.decode(codes, 5000, layers=2), codec.decode(codes[..., :2], 5000), atol=1e-6)
+
+
+@pytest.mark.parametrize("strides", [(2, 4, 5), (3, 5)])
+def test_odd_strides_lose_no_sample(strides):
+    config = dataclasses.replace(TINY, strides=strides, dilations=(1,))
+    codec = Codec(config, rngs=nnx.Rngs(0))
+    wav = _noise(3 * config.hop - 1)
+    codes = codec.encode(wav)
+    assert codes.shape[1] == 3
+    assert codec.decode(codes).shape[1] == 3 * config.hop
+    assert codec.decode(codes, wav.shape[1]).shape == wav.shape
+
+
+def test_gradients_reach_both_trunks_and_no_codebook(codec):
+    wav = _noise(4096)
+
+    def loss(codec):
+        out = codec.forward(wav)
+        return jnp.mean((out.wav_BLC - wav) ** 2) + out.commitment
+
+    gradients = nnx.grad(loss)(codec)
+    flat = dict(nnx.to_flat_state(gradients))
+    assert all(float(jnp.abs(g[...]).max()) > 0 for path, g in flat.items())
+    assert {path[0] for path in flat} == {"encoder", "decoder"}
+
+
+def test_remat_changes_no_number(codec):
+    wav = _noise(2048)
+    again = Codec(dataclasses.replace(TINY, remat=True), rngs=nnx.Rngs(0))
+    nnx.update(again, nnx.state(codec))
+
+    def loss(codec):
+        return jnp.sum(codec.forward(wav).wav_BLC ** 2)
+
+    for a, b in zip(jax.tree.leaves(nnx.grad(loss)(codec)), jax.tree.leaves(nnx.grad(loss)(again)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_bfloat16_stays_near_float32(codec):
+    again = Codec(dataclasses.replace(TINY, dtype="bfloat16"), rngs=nnx.Rngs(0))
+    nnx.update(again, nnx.state(codec))
+    codes = codec.encode(_noise(4096))
+    wide, narrow = codec.decode(codes), again.decode(codes)
+    assert narrow.dtype == jnp.float32
+    assert float(jnp.linalg.norm(wide - narrow) / jnp.linalg.norm(wide)) < 0.05
+
+
+def test_wrong_audio_is_refused(codec):
+    with pytest.raises(UserError, match="2-channel"):
+        codec.encode(jnp.zeros((1, 100, 1)))
+    with pytest.raises(UserError, match="0 samples"):
+        codec.encode(jnp.zeros((1, 0, 2)))

@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from hiermusic.nn.conv import Conv, ConvTranspose, Snake, snake, transposed_conv
+
+
+def _random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_snake_is_its_definition():
+    x = jnp.tile(jnp.linspace(-30, 30, 20_001)[:, None], 3)
+    alpha = np.array([0.5, 1.0, 3.0])
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(snake(x, jnp.asarray(alpha)), wide + np.sin(alpha * wide) ** 2 / alpha, atol=2e-5)
+
+
+def test_gradient_of_snake_survives_the_range_reduction():
+    # Half turns, where the reduction jumps, are among the points.
+    x = jnp.concatenate([jnp.linspace(-12, 12, 4001), jnp.pi * (jnp.arange(-3, 3) + 0.5)])
+    x = jnp.tile(x[:, None], 3)
+    alpha, g = jnp.array([0.5, 1.0, 3.0]), _random(0, len(x), 3)
+
+    def reference(x, alpha):
+        return x + jnp.sin(alpha * x) ** 2 / alpha
+
+    ours = jax.grad(lambda x, a: jnp.sum(g * snake(x, a)), argnums=(0, 1))(x, alpha)
+    theirs = jax.grad(lambda x, a: jnp.sum(g * reference(x, a)), argnums=(0, 1))(x, alpha)
+    np.testing.assert_allclose(ours[0], theirs[0], atol=2e-4)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=2e-2)
+
+
+def test_snake_starts_at_frequency_one_and_keeps_the_type():
+    x = _random(0, 2, 5, 3)
+    layer = Snake(3, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(layer(x), x + jnp.sin(x) ** 2, atol=1e-5)
+    assert layer(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
+def test_transposed_conv_is_its_definition(stride):
+    x, w = np.asarray(_random(0, 2, 7, 3)), np.asarray(_random(1, 2 * stride, 3, 4))
+    expected = np.zeros((2, 8 * stride, 4), np.float32)
+    for n in range(7):
+        for k in range(2 * stride):
+            expected[:, n * stride + k] += x[:, n] @ w[k]
+    np.testing.assert_allclose(transposed_conv(jnp.asarray(x), jnp.asarray(w)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 5])
+def test_transposed_conv_has_the_gradient_of_lax(stride):
+    x, w, g = _random(0, 2, 7, 3), _random(1, 2 * stride, 3, 4), _random(2, 2, 8 * stride, 4)
+
+    def reference(x, w):
+        full = [(2 * stride - 1, 2 * stride - 1)]
+        return lax.conv_general_dilated(
+            x, w[::-1], (1,), full, lhs_dilation=(stride,), dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+    ours = jax.grad(lambda x, w: jnp.sum(transposed_conv(x, w) * g), argnums=(0, 1))(x, w)
+    theirs = jax.grad(lambda x, w: jnp.sum(reference(x, w) * g), argnums=(0, 1))(x, w)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 8])
+def test_conv_transpose_layer_keeps_exact_length_and_trims_the_front(stride):
+    layer = ConvTranspose(3, 4, stride, rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(4.0)
+    x = _random(0, 2, 6, 3)
+    y = layer(x)
+    assert y.shape == (2, 6 * stride, 4)
+    v = np.asarray(layer.weight_v[...])
+    front = (stride + 1) // 2
+    # Sample 0 of the output is sample `front` of the full overlap-add: the first frame's tap `front` alone.
+    np.testing.assert_allclose(y[:, 0], np.asarray(x[:, 0]) @ v[front] + np.arange(4.0), atol=1e-5)
+
+
+def test_weight_norm_makes_the_weight_independent_of_the_length_of_v():
+    for layer, x in (
+        (Conv(3, 4, (7,), dilation=(2,), rngs=nnx.Rngs(0)), _random(0, 2, 20, 3)),
+        (ConvTranspose(3, 4, 2, rngs=nnx.Rngs(0)), _random(0, 2, 20, 3)),
+    ):
+        before = layer(x)
+        layer.weight_v[...] = 3.0 * layer.weight_v[...]
+        np.testing.assert_allclose(layer(x), before, atol=1e-5)
+        layer.weight_g[...] = 2.0 * layer.weight_g[...]
+        np.testing.assert_allclose(layer(x), 2 * before, atol=1e-5)
+
+
+def test_conv_is_a_dilated_correlation_with_zero_padding():
+    layer = Conv(3, 4, (7,), dilation=(3,), rngs=nnx.Rngs(0))
+    x = np.asarray(_random(0, 1, 30, 3))
+    padded = np.pad(x, ((0, 0), (9, 9), (0, 0)))
+    w = np.asarray(layer.weight_v[...])  # g starts at |v|, so the weight is v
+    expected = sum(padded[:, 3 * k : 3 * k + 30] @ w[k] for k in range(7))
+    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
+
+
+def test_conv_computes_in_the_type_it_is_told():
+    layer = Conv(2, 4, (3, 9), stride=(1, 2), dtype="bfloat16", rngs=nnx.Rngs(0))
+    y = layer(_random(0, 1, 5, 16, 2))
+    assert y.shape == (1, 5, 8, 4) and y.dtype == jnp.bfloat16
+    assert layer.weight_v[...].dtype == jnp.float32
+
+
+def test_initialisation_is_dacs():
+    layer = Conv(64, 64, (7,), rngs=nnx.Rngs(0))
+    v = np.asarray(layer.weight_v[...])
+    assert abs(v.std() - 0.02) < 1e-3
+    assert not np.any(layer.bias[...])
