@@ -62,6 +62,7 @@ def _svg(draw, width: float, height: float) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"|(?<=<g) id="[^"]*"', "", svg)
     svg = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "system-ui, sans-serif", svg)
+    svg = svg.replace("<svg", f'<svg width="{100 * width:.0f}"', 1)
     return svg.replace(INK, "currentColor").strip()
 
 
@@ -156,12 +157,12 @@ def reconstruction(result: Mapping, metric: str, baselines: Mapping | None = Non
             )
         if baselines:
             _curve(axis, baselines["transform"], metric, ORANGE, "transform codec")
-            for row, style in zip(baselines["low_pass"], ("--", ":", "-."), strict=False):
-                label = f"low-pass {row['cutoff'] / 1000:g} kHz, any rate"
-                axis.axhline(row[metric]["mean"], color=TEAL, linestyle=style, linewidth=1.2, label=label)
+            for row in baselines["low_pass"]:
+                _level(axis, row[metric]["mean"], TEAL, f"low-pass {row['cutoff'] / 1000:g} kHz")
         floor = result["anchors"]["random_codes"][metric]["mean"]
         if not higher and math.isfinite(floor):
-            axis.axhline(floor, color=GREY, linestyle="-", linewidth=1, label="random codes")
+            _level(axis, floor, GREY, "random codes")
+        axis.margins(y=0.12)
         axis.set_xscale("log", base=2)
         rates = [row["bits_per_second"] for row in result["reconstruction"]]
         axis.set_xticks(rates, [f"{r / 1000:.3g}k" if r >= 1000 else f"{r:.0f}" for r in rates], fontsize=8.5)
@@ -181,6 +182,13 @@ def _curve(axis, rows: Sequence[Mapping], metric: str, colour: str, label: str) 
     axis.plot(x, mean, color=colour, marker="o", label=label)
 
 
+def _level(axis, height: float, colour: str, label: str) -> None:
+    """A horizontal line that carries its own name, for what has no bit rate."""
+    axis.axhline(height, color=colour, linestyle=(0, (4, 3)), linewidth=1.2)
+    place = {"xycoords": axis.get_yaxis_transform(), "xytext": (0, 2), "textcoords": "offset points"}
+    axis.annotate(label, (0.01, height), color=colour, fontsize=8, va="bottom", **place)
+
+
 def code_usage(codes: Sequence[Mapping]) -> str:
     """Share of the codebook used (bars) and share of its bits carried (entropy / log2 codes, line) over the levels."""
 
@@ -189,9 +197,9 @@ def code_usage(codes: Sequence[Mapping]) -> str:
         levels = [row["level"] for row in codes]
         axis.bar(levels, [row["usage"] for row in codes], width=0.8, color=INDIGO, alpha=0.3, label="codes used")
         axis.plot(levels, [row["efficiency"] for row in codes], "o-", color=ORANGE, label="entropy / log2(codes)")
-        axis.set(title="Use of the codes", xlabel="layer", ylabel="share", ylim=(0, 1.05))
+        axis.set(title="Codes used and bits carried", xlabel="layer", ylabel="share", ylim=(0, 1.05))
         axis.grid(axis="x", visible=False)
-        axis.legend(loc="lower left", ncols=2, bbox_to_anchor=(0.35, 1.0), borderaxespad=0)
+        axis.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
 
     return _svg(draw, 7.2, 2.9)
 

@@ -228,19 +228,15 @@ def _table(table: Table) -> str:
     for row in cells:
         first, *rest = (f"{c}>{escape(cell)}" for cell, c in zip(row, classes, strict=True))
         rows.append(f'<tr><th scope="row"{first}</th>' + "".join(f"<td{cell}</td>" for cell in rest) + "</tr>")
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     body = "\n".join(rows)
     return (
-        f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<figure><div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{_caption(table.caption)}</figure>"
     )
 
 
 def _key_values(facts: KeyValues) -> str:
-    def shown(value: object) -> str:
-        return number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
-
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(shown(v))}</dd>" for k, v in facts.values.items())
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.values.items())
     return f"<dl>{rows}</dl>{f'<p>{escape(facts.caption)}</p>' if facts.caption else ''}"
 
 

@@ -1,16 +1,21 @@
 """Ready-made chapters of a report, each from what the other measurements return."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hiermusic.evaluate import plots
-from hiermusic.evaluate.report import DASH, Code, Figure, Item, KeyValues, Player, Section, Table, number
+from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, Item, KeyValues, Player, Section, Table, number
 from hiermusic.evaluate.scores import SCORES
 
 
-def _mean(cell: Mapping[str, float]) -> str:
-    mean, low, high = (number(cell[key], digits=3) for key in ("mean", "low", "high"))
+def _mean(cell: Mapping[str, float], decimals: int) -> str:
+    mean, low, high = (f"{cell[key]:.{decimals}f}".replace("-", MINUS) for key in ("mean", "low", "high"))
     return f"{mean} ({low} … {high})" if cell["count"] else DASH
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def song(title: str, prompt: Mapping[str, object], players: Sequence[Player], text: str = "") -> Section:
@@ -40,9 +45,10 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
         bars += [(f"low-pass {row['cutoff'] / 1000:g} kHz", None, row) for row in baselines["low_pass"]]
         bars += [("silence", None, baselines["silence"])]
     bars += [(name.replace("_", " "), None, row) for name, row in result["anchors"].items()]
-    columns = ["", "bit/s", *(f"{h}, {u}" if u else h for h, u, _ in SCORES.values()), "silent frames, %"]
+    columns = ["", "bit/s", *(f"{h}, {u}" if u else h for h, u, _ in SCORES.values()), "silent, %"]
+    decimals = {key: 1 if unit == "dB" else 2 for key, (_, unit, _) in SCORES.items()}
     rows = [
-        [name, rate and round(rate), *(_mean(row[key]) for key in SCORES), 100 * row["silence"]["mean"]]
+        [name, rate and round(rate), *(_mean(row[k], d) for k, d in decimals.items()), _share(row["silence"]["mean"])]
         for name, rate, row in bars
     ]
     clips = f"{result['clips']} held-out clip{'s' * (result['clips'] != 1)}, {result['seconds']:.0f} s in all"
@@ -56,7 +62,10 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
             "Transform codec: MDCT, one uniform step, adaptive arithmetic code of exactly the bits shown. Low-passed "
             "sound makes no claim about rate. "
         )
-    caption += "Shuffled clips: another clip's reconstruction, which shows what unrelated music scores."
+    caption += (
+        "Shuffled clips: another clip's reconstruction, which shows what unrelated music scores. "
+        "Silent: share of 50 ms frames below -60 dBFS; an empty output passes some distances well."
+    )
     figures = [
         Figure(plots.reconstruction(result, key, baselines), alt=f"{SCORES[key][0]} against bits per second")
         for key in ("si_sdr", "mel")
@@ -73,7 +82,10 @@ def code_use(result: Mapping, title: str = "Use of the codes") -> Section:
         f"Counted over {codes[0]['tokens']:,} tokens of the first layer; entropy cannot exceed log2 of that number."
     )
     columns = ["layer", "codes used, %", "perplexity", "entropy, bits", "of bits"]
-    rows = [[r["level"], 100 * r["usage"], r["perplexity"], r["entropy_bits"], r["bits"]] for r in codes]
+    rows = [
+        [r["level"], _share(r["usage"]), f"{r['perplexity']:.1f}", f"{r['entropy_bits']:.2f}", f"{r['bits']:.3g}"]
+        for r in codes
+    ]
     picture = Figure(plots.code_usage(codes), alt="Share of codes used and of bits carried for each layer")
     return Section(title, text, [picture, Table(columns, rows)])
 
@@ -92,7 +104,9 @@ def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens"
         f"(a smoothed unigram) spends {number(total['unigram'])}."
     )
     columns = ["level", "tokens/s", "model, bits", "unigram, bits", "uniform, bits", "saved, %"]
-    cells = [[str(r["level"]), r["rate"], r["model"], r["unigram"], r["uniform"], 100 * r["saved"]] for r in rows]
+    kinds = ("rate", "model", "unigram", "uniform")
+    predicted = [row for row in rows if not math.isnan(row["model"])]
+    cells = [[str(r["level"]), *(f"{r[kind]:.2f}" for kind in kinds), _share(r["saved"])] for r in predicted]
     caption = "Bits a token, teacher forced; the row “all” in bits per second of audio."
     picture = Figure(plots.level_losses(rows), alt="Cross-entropy of each level: model, unigram and uniform")
     return Section(title, text, [picture, Table(columns, cells, caption)])

@@ -34,8 +34,8 @@ nav a {
 nav a:hover { border-color: var(--accent); color: var(--accent); }
 section { margin-top: 3.2rem; padding-top: 2.2rem; border-top: 1px solid var(--line); }
 section > p { color: var(--soft); }
-figure, .scroll, dl { margin: 1.4rem 0; }
-figcaption, caption { color: var(--soft); font-size: .875rem; line-height: 1.45; text-align: left; }
+figure, dl { margin: 1.4rem 0; }
+figcaption { max-width: 52rem; color: var(--soft); font-size: .875rem; line-height: 1.45; }
 a:focus-visible, button:focus-visible, audio:focus-visible, .scroll:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 2px;
 }
@@ -72,22 +72,27 @@ a:focus-visible, button:focus-visible, audio:focus-visible, .scroll:focus-visibl
   margin: 1.4rem 0;
 }
 .plot { margin: 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
-.plot svg, .plot img { display: block; width: 100%; height: auto; }
+.plots:has(> :only-child) { grid-template-columns: fit-content(100%); }
+.plot svg, .plot img { display: block; max-width: 100%; height: auto; margin: auto; }
 .plot figcaption { margin-top: .7rem; }
 
 .scroll {
-  overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 14px;
-  padding: .3rem 1rem .5rem;
+  overflow: auto; width: fit-content; max-width: 100%; max-height: 52rem; padding: 0 1.1rem .5rem;
+  background: var(--card); border: 1px solid var(--line); border-radius: 14px;
 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9375rem; }
-caption { caption-side: bottom; padding: .7rem 0 .3rem; }
-th, td { padding: .45rem .9rem .45rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
+th, td { padding: .36rem .9rem .36rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
 th { font-weight: 600; }
-thead th { color: var(--soft); font-size: .8125rem; vertical-align: bottom; }
+thead th {
+  position: sticky; top: 0; background: var(--card); padding-top: .8rem;
+  color: var(--soft); font-size: .8125rem; vertical-align: bottom; white-space: nowrap;
+}
+tbody th { white-space: nowrap; }
 thead button { all: unset; cursor: pointer; }
 thead button:hover { color: var(--accent); }
-.number { text-align: right; white-space: nowrap; padding-right: 0; padding-left: .9rem; }
+.number { text-align: right; white-space: nowrap; padding-right: 0; padding-left: 1.1rem; }
+.number:first-child { padding-left: 0; }
 
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.4rem; font-size: .9375rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
@@ -97,7 +102,7 @@ pre {
   border: 1px solid var(--line); border-radius: 12px;
   font: .875rem/1.55 ui-monospace, "SF Mono", Menlo, Consolas, monospace; tab-size: 2;
 }
-pre + figcaption { margin-top: .5rem; }
+pre + figcaption, .scroll + figcaption { margin-top: .6rem; }
 footer {
   margin-top: 4rem; padding-top: 1.2rem; border-top: 1px solid var(--line); color: var(--soft);
   font-size: .875rem;
@@ -131,7 +136,7 @@ for (const player of players) {
 for (const button of document.querySelectorAll('thead button')) button.addEventListener('click', () => {
   const head = button.closest('th'), body = head.closest('table').tBodies[0], column = head.cellIndex;
   const up = head.getAttribute('aria-sort') !== 'ascending';
-  const value = row => row.cells[column].textContent.replace('\\u2212', '-');
+  const value = row => row.cells[column].textContent.replace('\\u2212', '-').replaceAll(',', '');
   const order = (a, b) => {
     const x = parseFloat(value(a)), y = parseFloat(value(b));
     return isNaN(x) || isNaN(y) ? value(a).localeCompare(value(b)) : x - y;
