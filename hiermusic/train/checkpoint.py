@@ -22,7 +22,7 @@ Tree = dict[str, Any]
 
 # what a run may be resumed with another value of: nothing here changes a step
 FREE_FIELDS = (
-    *(f"train.{name}" for name in ("steps", "log_every", "save_every", "keep", "keep_every", "max_skipped")),
+    *(f"train.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep", "keep_every", "max_skipped")),
     *(f"train.{name}" for name in ("valid_every", "valid_batches", "show_every")),
     "mesh",
     "data.path",

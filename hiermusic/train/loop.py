@@ -40,7 +40,7 @@ class LoopConfig:
       seed: of the initial weights and of every step's key.
       log_every: metrics.jsonl and TensorBoard.
       valid_every: validation, over `valid_batches` batches (0 = all there are).
-      save_every: checkpoints; the last step is always saved.
+      checkpoint_every: checkpoints; the last step is always saved.
       show_every: the stage's showcase.
       keep: newest checkpoints kept, besides every `keep_every`-th step.
       max_skipped: consecutive non-finite steps after which the run stops.
@@ -52,7 +52,7 @@ class LoopConfig:
     log_every: int = 20
     valid_every: int = 500
     valid_batches: int = 8
-    save_every: int = 500
+    checkpoint_every: int = 500
     show_every: int = 0
     keep: int = 2
     keep_every: int = 0
@@ -152,7 +152,7 @@ class _Trainer:
             ending = last or stop.requested(self.step)
             validating = self._due(options.valid_every) or (last and options.valid_every > 0)
             showing = self._due(options.show_every)
-            saving = self._due(options.save_every) or ending
+            saving = self._due(options.checkpoint_every) or ending
             if validating or showing or saving:
                 self._settle(validating)
                 if showing:

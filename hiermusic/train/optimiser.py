@@ -10,16 +10,16 @@ from flax import nnx
 
 from hiermusic.errors import UserError
 
-NAMES = ("adamw", "adam")
+OPTIMISERS = ("adamw", "adam")
 SCHEDULES = ("constant", "cosine", "wsd", "exponential")
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam or AdamW with a warmed-up schedule.
+    """Adam or AdamW with a warmed-up schedule; fields of `config.train`.
 
     Args:
-      name: "adamw" (decoupled weight decay) or "adam" (none).
+      optimiser: "adamw" (decoupled weight decay) or "adam" (none).
       learning_rate: the peak, reached after `warmup_steps` of linear warmup.
       schedule: what follows the warmup: "constant"; "cosine" down to `final_share` of the peak at `decay_steps`; "wsd",
         the peak until the last `decay_share` of `decay_steps`, then linearly down to `final_share`; "exponential",
@@ -34,10 +34,10 @@ class OptimiserConfig:
       clip_norm: global gradient norm to clip to; 0 = no clipping.
       eps: added to the root of the second moment.
     Raises:
-      UserError: an unknown name or schedule, or a number out of its range.
+      UserError: an unknown optimiser or schedule, or a number out of its range.
     """
 
-    name: str = "adamw"
+    optimiser: str = "adamw"
     learning_rate: float = 4e-4
     schedule: str = "cosine"
     warmup_steps: int = 2000
@@ -51,25 +51,23 @@ class OptimiserConfig:
     eps: float = 1e-8
 
     def __post_init__(self):
-        for field, options in (("name", NAMES), ("schedule", SCHEDULES)):
+        for field, options in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES)):
             if getattr(self, field) not in options:
-                raise UserError(f"optimiser.{field} is {getattr(self, field)!r}; choose one of {', '.join(options)}")
+                raise UserError(f"train.{field} is {getattr(self, field)!r}; choose one of {', '.join(options)}")
         for field in ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm"):
             if getattr(self, field) < 0:
-                raise UserError(f"optimiser.{field} is {getattr(self, field)}; it must not be negative")
+                raise UserError(f"train.{field} is {getattr(self, field)}; it must not be negative")
         for field in ("decay_share", "final_share", "gamma"):
             if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"optimiser.{field} is {getattr(self, field)}; it must lie between 0 and 1")
+                raise UserError(f"train.{field} is {getattr(self, field)}; it must lie between 0 and 1")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimiser.betas is {self.betas}; it must be two numbers in [0, 1)")
+            raise UserError(f"train.betas is {self.betas}; it must be two numbers in [0, 1)")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "OptimiserConfig":
-        """The config of a mapping of its fields; raises UserError for a field that does not exist."""
-        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise UserError(f"optimiser.{unknown[0]} is not a field; there are {', '.join(cls.__dataclass_fields__)}")
-        return cls(**{**fields, "betas": tuple(fields.get("betas", cls.betas))})
+        """The config of a mapping that may hold fields of others."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        return cls(**{**known, "betas": tuple(known.get("betas", cls.betas))})
 
     def rate(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the number of updates made, for a run of `steps` updates."""
@@ -97,7 +95,7 @@ class OptimiserConfig:
         b1, b2 = self.betas
         adam = optax.scale_by_adam(b1=b1, b2=b2, eps=self.eps)
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        decayed = self.name == "adamw" and self.weight_decay > 0
+        decayed = self.optimiser == "adamw" and self.weight_decay > 0
         decay = [optax.add_decayed_weights(self.weight_decay, decay_mask(model))] if decayed else []
         return optax.chain(*clip, adam, *decay, optax.scale_by_learning_rate(self.rate(steps)))
 
@@ -111,3 +109,13 @@ def decay_mask(model: nnx.Module) -> nnx.State:
 
     params = nnx.state(model, nnx.Param)
     return nnx.pure(jax.tree.map(is_matrix, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+
+
+def average(ema: nnx.Module, model: nnx.Module, decay: float) -> None:
+    """Moves the running average of a model's weights by one update; what no gradient trains is copied."""
+
+    def move(old: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
+        return new.replace(decay * old[...] + (1 - decay) * new[...]) if isinstance(new, nnx.Param) else new
+
+    states = nnx.state(ema), nnx.state(model)
+    nnx.update(ema, jax.tree.map(move, *states, is_leaf=lambda x: isinstance(x, nnx.Variable)))

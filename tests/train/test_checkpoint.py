@@ -15,7 +15,7 @@ from hiermusic.train.log import read_metrics
 @pytest.fixture(scope="module")
 def trained(toy, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    config = toy.config(steps=6, save_every=3)
+    config = toy.config(steps=6, checkpoint_every=3)
     toy.run(toy.ToyStage(config), config, workdir, progress=False)
     return workdir
 
@@ -133,7 +133,7 @@ def empty(checkpoint):
 @pytest.mark.parametrize("damage", [truncate, scramble, lose_data, scramble_metadata, lose_metadata, lose_parts, empty])
 def test_damage_is_told_in_one_line_and_an_older_step_still_loads(toy, copy, damage, capfd):
     damage(copy / "checkpoints" / "6")
-    config = toy.config(steps=9, save_every=3)
+    config = toy.config(steps=9, checkpoint_every=3)
     for use in (
         lambda: load_model(copy, make_model(toy)),
         lambda: load_weights(copy),
@@ -148,7 +148,7 @@ def test_damage_is_told_in_one_line_and_an_older_step_still_loads(toy, copy, dam
 
 def test_a_run_falls_back_when_the_damaged_step_is_deleted(toy, copy):
     shutil.rmtree(copy / "checkpoints" / "6")
-    config = toy.config(steps=6, save_every=3)
+    config = toy.config(steps=6, checkpoint_every=3)
     before = [record["loss"] for record in read_metrics(copy)]
     toy.run(toy.ToyStage(config), config, copy, progress=False)
     assert [record["loss"] for record in read_metrics(copy)] == before
@@ -172,7 +172,7 @@ def test_no_checkpoint_is_told(toy, tmp_path, trained):
 def test_a_workdir_keeps_its_config(toy, tmp_path):
     claim(tmp_path, toy.config(steps=3))
     assert read_config(tmp_path)["train"]["steps"] == 3
-    claim(tmp_path, toy.config(steps=5, log_every=7, save_every=1))
+    claim(tmp_path, toy.config(steps=5, log_every=7, checkpoint_every=1))
     assert read_config(tmp_path)["train"]["steps"] == 5
     with pytest.raises(UserError, match=r"train.seed=3, not 4"):
         claim(tmp_path, toy.config(seed=4))

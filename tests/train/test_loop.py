@@ -38,11 +38,11 @@ def test_a_finished_run_is_left_alone(toy, tmp_path):
 
 
 def test_a_non_finite_step_leaves_no_trace_but_its_record(toy, tmp_path):
-    final, _ = train(toy, tmp_path, poisoned=[9], steps=10, save_every=9)
+    final, _ = train(toy, tmp_path, poisoned=[9], steps=10, checkpoint_every=9)
     assert final["loss"] is None and final["skipped"] == 1
     before, after = (load_weights(tmp_path, step=step, prefer_ema=False) for step in (9, 10))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
-    final, _ = train(toy, tmp_path, poisoned=[9], steps=12, save_every=9)
+    final, _ = train(toy, tmp_path, poisoned=[9], steps=12, checkpoint_every=9)
     assert final["step"] == 12 and np.isfinite(final["loss"]) and final["skipped"] == 1
 
 
@@ -95,10 +95,10 @@ def test_a_batch_must_divide_over_the_mesh(toy, tmp_path):
 def test_a_workdir_of_another_config_is_refused(toy, tmp_path):
     train(toy, tmp_path, steps=2)
     config = toy.config(steps=4)
-    config.optimiser.learning_rate = 2e-2
-    with pytest.raises(UserError, match=r"optimiser.learning_rate=0.01, not 0.02"):
+    config.train.learning_rate = 2e-2
+    with pytest.raises(UserError, match=r"train.learning_rate=0.01, not 0.02"):
         toy.run(toy.ToyStage(config), config, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["optimiser"]["learning_rate"] == 1e-2
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["learning_rate"] == 1e-2
 
 
 def test_missing_fields_are_named(toy, tmp_path):

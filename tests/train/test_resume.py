@@ -51,7 +51,7 @@ def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
     assert out.split() == ["done", str(STEPS)], errors
     assert not [path for path in (killed / "checkpoints").iterdir() if not path.name.isdigit()]
 
-    config = toy.config(steps=STEPS, save_every=20, valid_every=7)
+    config = toy.config(steps=STEPS, checkpoint_every=20, valid_every=7)
     toy.run(toy.ToyStage(config), config, whole, progress=False)
     for prefer_ema in (False, True):
         one, other = (load_weights(path, prefer_ema=prefer_ema) for path in (killed, whole))

@@ -35,7 +35,7 @@ class ToyStage:
 
     def __init__(self, config, poisoned=(), pause=0.0):
         self.config, self.poisoned, self.pause = config, set(poisoned), pause
-        self.optimiser = OptimiserConfig.of(config.optimiser)
+        self.optimiser = OptimiserConfig.of(config.train)
         self.shown = []
 
     def create(self, rngs):
@@ -86,20 +86,15 @@ def config(**train):
             "data": {"path": "nowhere"},
             "model": {"width": 4},
             "train": {
-                "steps": 20,
-                "batch_size": 8,
-                "seed": 3,
-                "log_every": 1,
-                "valid_every": 0,
-                "save_every": 5,
+                **{"steps": 20, "batch_size": 8, "seed": 3, "log_every": 1, "valid_every": 0, "checkpoint_every": 5},
+                **{"learning_rate": 1e-2, "warmup_steps": 3, "schedule": "constant"},
                 **train,
             },
-            "optimiser": {"learning_rate": 1e-2, "warmup_steps": 3, "schedule": "constant"},
         }
     )
 
 
 if __name__ == "__main__":
     workdir, steps, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    settings = config(steps=steps, save_every=2, valid_every=7)
+    settings = config(steps=steps, checkpoint_every=2, valid_every=7)
     print("done", run(ToyStage(settings, pause=pause), settings, workdir, progress=False)["step"], flush=True)
