@@ -38,7 +38,7 @@ class Protocol:
 
 def level_codes(codes) -> list[np.ndarray]:
     """Codes of either form, [T, K] or a sequence of [T_k], as a list of one array a level."""
-    return list(codes.T) if isinstance(codes, np.ndarray) else [np.asarray(level) for level in codes]
+    return list(np.asarray(codes).T) if hasattr(codes, "shape") else [np.asarray(level) for level in codes]
 
 
 def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str, float]]:
@@ -73,7 +73,7 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
 def _random_like(codes, hierarchy: Hierarchy, generator: np.random.Generator):
     pairs = zip(hierarchy.levels, level_codes(codes), strict=True)
     streams = [generator.integers(level.size, size=len(stream)) for level, stream in pairs]
-    if isinstance(codes, np.ndarray):
+    if hasattr(codes, "shape"):
         return np.stack(streams, axis=1).astype(codes.dtype)
     return tuple(s.astype(np.asarray(c).dtype) for s, c in zip(streams, codes, strict=True))
 

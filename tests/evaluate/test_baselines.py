@@ -65,7 +65,7 @@ def test_low_pass_keeps_below_and_removes_above():
 
 
 def test_the_table_of_baselines(wav_LC):
-    result = baselines.evaluate_baselines([wav_LC, 0 * wav_LC], RATE, (500, 4000), cutoffs=(1000,))
+    result = baselines.evaluate_baselines([wav_LC[:RATE], 0 * wav_LC], RATE, (500, 4000), cutoffs=(1000,))
     assert [row["limit"] for row in result["transform"]] == [500, 4000]
     assert result["transform"][0]["sdr"]["mean"] < result["transform"][1]["sdr"]["mean"]
     assert result["silence"]["sdr"]["mean"] == 0 and result["silence"]["silence"]["mean"] == 1

@@ -2,11 +2,12 @@ import json
 import math
 from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec
+from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec, level_codes
 from hiermusic.evaluate.scores import interval, protocol_hash
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 
@@ -92,6 +93,11 @@ def test_code_statistics_of_known_distributions():
     assert (flat["usage"], flat["perplexity"], flat["entropy_bits"], flat["efficiency"]) == (1, 4, 2, 1)
     assert (single["usage"], single["perplexity"], single["entropy_bits"]) == (0.25, 1, 0)
     assert (half["usage"], half["perplexity"], half["efficiency"], half["tokens"]) == (0.5, 2, 0.5, 64)
+
+
+def test_codes_may_lie_on_a_device():
+    codes = jnp.arange(12).reshape(6, 2)
+    assert [level.tolist() for level in level_codes(codes)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
 
 
 def test_wrong_channels_and_short_decodes_are_refused(coder, clips):
