@@ -8,9 +8,9 @@ from pathlib import Path
 
 import grain
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int16
 
-from hiermusic.data.records import AudioSource, TokenSource, read_info, write_audio
+from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info, write_audio
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
 
@@ -137,12 +137,12 @@ class _Segments:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Float32[np.ndarray, "L C"]:
+    def __getitem__(self, index: int) -> Int16[np.ndarray, "L C"]:
         record, first = self._rows[index]
-        wav_LC = self._source.segment(record)
-        if len(wav_LC) < self._crop and record > first:
-            return np.concatenate([self._source.segment(record - 1), wav_LC])[-self._crop :]
-        return wav_LC
+        pcm_LC = self._source.segment(record)
+        if len(pcm_LC) < self._crop and record > first:
+            return np.concatenate([self._source.segment(record - 1), pcm_LC])[-self._crop :]
+        return pcm_LC
 
 
 class _RandomCrop(grain.transforms.RandomMap):
@@ -161,6 +161,6 @@ class _CentreCrop(grain.transforms.Map):
         return _crop(element, self._samples, max(len(element) - self._samples, 0) // 2)
 
 
-def _crop(wav_LC: np.ndarray, samples: int, start: int) -> np.ndarray:
-    crop_LC = wav_LC[start : start + samples]
+def _crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int, start: int) -> Float32[np.ndarray, "M C"]:
+    crop_LC = from_pcm(pcm_LC[start : start + samples])
     return np.pad(crop_LC, ((0, samples - len(crop_LC)), (0, 0)))

@@ -218,13 +218,13 @@ class AudioSource:
         rows = [(j, self._first[i]) for i in self.indices(split) for j in range(self._first[i], self._first[i + 1])]
         return np.asarray(rows, np.int64).reshape(-1, 2)
 
-    def segment(self, index: int) -> Float32[np.ndarray, "L C"]:
-        """One record as a waveform."""
-        return from_pcm(np.frombuffer(self._records[int(index)], "<i2").reshape(-1, self.channels))
+    def segment(self, index: int) -> Int16[np.ndarray, "L C"]:
+        """One record, as the samples it stores."""
+        return np.frombuffer(self._records[int(index)], "<i2").reshape(-1, self.channels)
 
     def track(self, index: int) -> Float32[np.ndarray, "L C"]:
         """A whole track as a waveform."""
-        return np.concatenate([self.segment(j) for j in range(self._first[index], self._first[index + 1])])
+        return from_pcm(np.concatenate([self.segment(j) for j in range(self._first[index], self._first[index + 1])]))
 
 
 @dataclass(frozen=True)

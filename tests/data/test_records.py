@@ -127,10 +127,12 @@ def test_broken_files_are_skipped_and_named(tmp_path):
     soundfile.write(music / "nan.wav", np.where(np.arange(len(tone_L)) == 77, np.nan, tone_L), RATE, subtype="FLOAT")
     soundfile.write(music / "whole.mp3", tone_L, RATE)
     (music / "cut.mp3").write_bytes((music / "whole.mp3").read_bytes()[:100])
+    mp3 = (music / "whole.mp3").read_bytes()
+    (music / "half.mp3").write_bytes(mp3[: len(mp3) // 2])
     (music / "film.m4a").write_bytes(b"\0\0\0\x18ftypM4A " + b"\0" * 64)
     summary = write(tmp_path / "out", open_source(str(music)).tracks, channels=2)
     reasons = dict(summary.skipped)
-    assert set(reasons) == {"zero.wav", "text.wav", "header only.wav", "nan.wav", "cut.mp3", "film.m4a"}
+    assert set(reasons) == {"zero.wav", "text.wav", "header only.wav", "nan.wav", "cut.mp3", "half.mp3", "film.m4a"}
     assert all(reason and "\n" not in reason and str(music) not in reason for reason in reasons.values())
     source = AudioSource(tmp_path / "out")
     lengths = {entry["id"]: entry["samples"] for entry in source.tracks}
@@ -138,7 +140,7 @@ def test_broken_files_are_skipped_and_named(tmp_path):
     assert lengths["one.wav"] == 1
     loud = [entry["id"] for entry in source.tracks].index("float.wav")
     assert abs(source.track(loud)).max() <= 1.0
-    assert "skipped 6" in str(summary) and "zero.wav: " in str(summary)
+    assert "skipped 7" in str(summary) and "zero.wav: " in str(summary)
     assert json.loads((tmp_path / "out/info.json").read_text())["skipped"] == [list(s) for s in summary.skipped]
 
 

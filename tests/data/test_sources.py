@@ -176,6 +176,7 @@ def test_builtin_songs():
     assert 2 <= len(wav_LC) / rate <= 3 and wav_LC.shape[1] == 2
     assert meta["tags"] and meta["truth"]["tempo"] > 0 and isinstance(meta["instrumental"], bool)
     json.dumps(meta)
+    assert open_source("5?seconds=2-3&seed=7", kind="builtin").fingerprint == source.fingerprint
     other = open_source("builtin:5?seconds=2-3&seed=8")
     assert other.fingerprint != source.fingerprint
     assert other.tracks[3].load()[0].tobytes() != wav_LC.tobytes()
