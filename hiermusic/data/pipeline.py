@@ -67,7 +67,12 @@ def resolve(
 
 
 def waveform_batches(
-    path: str | os.PathLike, split: str, crop_samples: int, batch_size: int, seed: int = 0
+    path: str | os.PathLike,
+    split: str,
+    crop_samples: int,
+    batch_size: int,
+    seed: int = 0,
+    process: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
     """Batches of crops from audio records, float32 [B, crop_samples, C].
 
@@ -79,10 +84,11 @@ def waveform_batches(
       path: audio record directory.
       split: "train", "valid" or "test".
       crop_samples: samples of a crop, at most a segment; a shorter track is padded with zeros at its end.
-      batch_size: crops in a batch.
+      batch_size: crops in a batch, over all processes.
       seed: of the order and of the crops in training.
+      process: (which, of how many); each reads its own rows of every batch, whose union does not depend on how many.
     Raises:
-      UserError: crop longer than a segment, or no track in the split.
+      UserError: crop longer than a segment, no track in the split, or a batch that does not divide over processes.
     """
     source = AudioSource(path)
     if not 0 < crop_samples <= source.segment_samples:
@@ -91,17 +97,23 @@ def waveform_batches(
         )
     segments = _Segments(source, split, crop_samples)
     _check_size(source, split, len(segments), batch_size, "segments")
+    which, processes = process
+    if batch_size % processes:
+        raise UserError(f"a batch of {batch_size} does not divide over {processes} processes: change train.batch_size")
     dataset = grain.MapDataset.source(segments)
     if split == "train":
-        return dataset.seed(seed).shuffle().repeat().random_map(_RandomCrop(crop_samples)).batch(batch_size)
-    count = max(1, len(segments) // batch_size)
-    return dataset.map(_CentreCrop(crop_samples)).repeat()[: count * batch_size].batch(batch_size)
+        dataset = dataset.seed(seed).shuffle().repeat().random_map(_RandomCrop(crop_samples))
+    else:
+        count = max(1, len(segments) // batch_size)
+        dataset = dataset.map(_CentreCrop(crop_samples)).repeat()[: count * batch_size]
+    return dataset[which::processes].batch(batch_size // processes)
 
 
 def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all") -> grain.MapDataset:
     """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `records.TokenSource`), shuffled.
 
-    "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides.
+    "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides. Process
+    p of n takes `[p::n]` of it before batching.
 
     Args:
       path: token record directory.
