@@ -203,8 +203,8 @@ def plot(song: Song, path: str | Path) -> None:
     figure = Figure(figsize=(18, 10), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     for axis, wav_LC, name in zip(axes, (song.mix, song.vocals), ("mix", "vocals"), strict=True):
-        power = wav_LC.mean(axis=1) + 1e-7
-        axis.specgram(power, NFFT=2048, noverlap=1536, Fs=song.sample_rate, vmin=-140, vmax=-30, cmap="magma")
+        audible_L = wav_LC.mean(axis=1) + 1e-7  # silence has no logarithm
+        axis.specgram(audible_L, NFFT=2048, noverlap=1536, Fs=song.sample_rate, vmin=-140, vmax=-30, cmap="magma")
         axis.set(ylim=(0, 8000), ylabel=f"{name} (Hz)")
     axes[0].vlines(song.beats, 0, 300, color="w", linewidth=0.7)
     for chord in song.chords:

@@ -50,7 +50,7 @@ def test_a_song_is_a_function_of_its_arguments(songs):
         assert np.abs(one.mix - other.mix).max() > 0.1
 
 
-@pytest.mark.parametrize("seconds, rate", [(3, 44100), (7.77, 24000), (60, 16000)])
+@pytest.mark.parametrize("seconds, rate", [(3, 44100), (7.77, 24000), pytest.param(60, 16000, marks=pytest.mark.slow)])
 def test_any_length_is_exact(seconds, rate):
     song = corpus.song(11, seconds, rate)
     assert song.mix.shape == song.vocals.shape == song.instrumental.shape == (round(seconds * rate), 2)
@@ -148,6 +148,7 @@ def test_vowels_sound_different():
         assert np.abs((shapes[one] - shapes[one].mean()) - (shapes[other] - shapes[other].mean())).max() > 3
 
 
+@pytest.mark.slow
 def test_tempo_and_chords_can_be_heard():
     import librosa
 
