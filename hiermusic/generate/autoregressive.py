@@ -256,14 +256,15 @@ def _decode(graphdef, weights, state: _State, fixed: _Fixed, steps, *, static: _
             x_R1D, state.cache, slot, positions_Bs=(slot + fixed.shift_R)[:, None], visibility=Visibility.causal(),
             valid_BS=fixed.valid_RC)
         state = state._replace(cache=cache)
+        keys_B = fold_keys(fixed.keys_B, s)
         for k in range(K) if level is None else (level,):
-            state = _draw(model, x_R1D[:, 0], state, fixed, s, predicts_BK[:, k], k, static)
+            state = _draw(model, x_R1D[:, 0], state, fixed, keys_B, predicts_BK[:, k], k, static)
         return state, None
 
     return jax.lax.scan(step, state, steps)[0]
 
 
-def _draw(model, x_RD, state: _State, fixed: _Fixed, s, t_B, level, static: _Static) -> _State:
+def _draw(model, x_RD, state: _State, fixed: _Fixed, keys_B, t_B, level, static: _Static) -> _State:
     """Draws, or takes from what is given, the tokens at frames t_B of one level; -1 = none is due."""
     B, _, T = state.codes_BKT.shape
     logits_RV = model.level_logits(x_RD, level)
@@ -276,9 +277,8 @@ def _draw(model, x_RD, state: _State, fixed: _Fixed, s, t_B, level, static: _Sta
         allowed_BV = jnp.concatenate([allowed_BV, may_end_B[:, None]], axis=-1)
     if static.guided:
         logits_RV = guide(logits_RV[:B], logits_RV[B:], fixed.guidance)
-    keys_B = fold_keys(fold_keys(fixed.keys_B, s), level)
-    drawn_B = sample(logits_RV, keys_B, temperature=fixed.temperature, top_k=static.top_k, top_p=static.top_p,
-                     allowed=allowed_BV)
+    drawn_B = sample(logits_RV, fold_keys(keys_B, level), temperature=fixed.temperature, top_k=static.top_k,
+                     top_p=static.top_p, allowed=allowed_BV)
     given_B = state.codes_BKT[jnp.arange(B), level, jnp.maximum(t_B, 0)]
     token_B = jnp.where(given_B >= 0, given_B, drawn_B)
     due_B = (t_B >= 0) & (t_B < state.length_B)
