@@ -1,0 +1,204 @@
+"""What a codec is trained to do: sound like the input to the ear (STFT), sample by sample, and to a discriminator."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hiermusic.audio.spectral import magnitude, mel, stft
+from hiermusic.codec.discriminator import GOLDEN_SIZES, Discriminator, Judgement
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the generator's losses. Khala names the terms only; the numbers are EnCodec's in audiocraft.
+
+    Attributes:
+      waveform: L1 of the samples.
+      stft: multi-scale STFT loss at `stft_sizes`, hop a half.
+      mel: log-mel L1 as in DAC (there 15), off by default.
+      adversarial: hinge.
+      feature: matching of the discriminator's activations.
+      commitment: of the quantiser, mean over its levels; never balanced.
+      stft_sizes: FFT sizes of the STFT loss.
+      mel_windows, mel_bands: of the mel loss, hop a quarter.
+      balance: give each loss a share of the gradient at the output equal to its weight's, whatever its scale.
+      balance_decay: of the averaged gradient norms.
+    """
+
+    waveform: float = 0.1
+    stft: float = 2.0
+    mel: float = 0.0
+    adversarial: float = 4.0
+    feature: float = 4.0
+    commitment: float = 1.0
+    stft_sizes: tuple[int, ...] = GOLDEN_SIZES
+    mel_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
+    mel_bands: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
+    balance: bool = True
+    balance_decay: float = 0.999
+
+    @property
+    def balanced(self) -> dict[str, float]:
+        """Weights of the losses that are functions of the output waveform, those at zero left out."""
+        names = ("waveform", "stft", "mel", "adversarial", "feature")
+        return {name: getattr(self, name) for name in names if getattr(self, name) > 0}
+
+
+def generator_objective(
+    config: ObjectiveConfig,
+    wav_BLC: Float[Array, "B L C"],
+    estimate_BLC: Float[Array, "B L C"],
+    commitment: Float[Array, ""],
+    discriminator: Discriminator | None,
+    sample_rate: int,
+    norms: Mapping[str, Array],
+) -> tuple[Float[Array, ""], dict[str, Array], dict[str, Array]]:
+    """A scalar whose gradient trains the generator, the losses by name, and the next `norms`.
+
+    The scalar's value means nothing: it is the output times the (balanced) gradient of the losses there. So the losses
+    are differentiated once, with or without the balancer, and the discriminator gets no gradient.
+
+    Args:
+      wav_BLC: the original.
+      estimate_BLC: the reconstruction, which carries the gradient.
+      commitment: the quantiser's.
+      discriminator: None to train without one, whatever the weights say.
+      sample_rate: Hz.
+      norms: balancer state: the averaged gradient norms, from `initial_norms` at first.
+    """
+    weights = config.balanced
+    if discriminator is None:
+        weights = {name: w for name, w in weights.items() if name not in ("adversarial", "feature")}
+
+    def losses(estimate_BLC):
+        return _output_losses(config, weights, wav_BLC, estimate_BLC, discriminator, sample_rate)
+
+    point = jax.lax.stop_gradient(estimate_BLC)
+    if config.balance:
+        values, gradients = separate_gradients(losses, point)
+        gradient, norms = balance(gradients, weights, norms, config.balance_decay)
+    else:
+
+        def total(estimate_BLC):
+            values = losses(estimate_BLC)
+            return sum(weights[name] * value for name, value in values.items()), values
+
+        gradient, values = jax.grad(total, has_aux=True)(point)
+    scalar = jnp.sum(estimate_BLC * jax.lax.stop_gradient(gradient)) + config.commitment * commitment
+    return scalar, {**values, "commitment": commitment}, dict(norms)
+
+
+def discriminator_objective(
+    discriminator: Discriminator, wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"]
+) -> Float[Array, ""]:
+    """Hinge loss of the discriminator; no gradient reaches the waveforms."""
+    real = discriminator(jax.lax.stop_gradient(wav_BLC)).logits
+    return hinge_discriminator(real, discriminator(jax.lax.stop_gradient(estimate_BLC)).logits)
+
+
+def hinge_discriminator(real: list[Array], fake: list[Array]) -> Float[Array, ""]:
+    """Mean over scales of max(0, 1 - real) + max(0, 1 + fake)."""
+    return _mean(jnp.mean(jax.nn.relu(1 - r)) + jnp.mean(jax.nn.relu(1 + f)) for r, f in zip(real, fake, strict=True))
+
+
+def hinge_generator(fake: list[Array]) -> Float[Array, ""]:
+    """Mean over scales of -fake."""
+    return _mean(-jnp.mean(f) for f in fake)
+
+
+def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Float[Array, ""]:
+    """Mean over scales and layers of |real - fake| relative to |real|."""
+
+    def layer(real, fake):
+        real = jax.lax.stop_gradient(real.astype(jnp.float32))
+        return jnp.mean(jnp.abs(real - fake)) / jnp.maximum(jnp.mean(jnp.abs(real)), 1e-6)
+
+    return _mean(layer(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs, fs, strict=True))
+
+
+def stft_loss(wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sizes) -> Float[Array, ""]:
+    """Mean over FFT sizes of log-magnitude L1 plus spectral convergence (Parallel WaveGAN, arXiv 1910.11480)."""
+
+    def scale(size):
+        real, fake = (magnitude(stft(w.swapaxes(1, 2), size, size // 2), 1e-5) for w in (wav_BLC, estimate_BLC))
+        distance = jnp.mean(jnp.abs(jnp.log(real) - jnp.log(fake)))
+        return distance + jnp.sqrt(jnp.sum(jnp.square(real - fake)) + 1e-12) / jnp.sqrt(jnp.sum(jnp.square(real)))
+
+    return _mean(scale(size) for size in sizes)
+
+
+def mel_loss(
+    wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sample_rate: int, windows, bands
+) -> Float[Array, ""]:
+    """Sum over windows of the L1 of log10 mel magnitudes (DAC)."""
+
+    def scale(window, count):
+        real, fake = (
+            jnp.log10(jnp.maximum(mel(w.swapaxes(1, 2), sample_rate, window, window // 4, count), 1e-5))
+            for w in (wav_BLC, estimate_BLC)
+        )
+        return jnp.mean(jnp.abs(real - fake))
+
+    return sum(scale(window, count) for window, count in zip(windows, bands, strict=True))
+
+
+def initial_norms(config: ObjectiveConfig) -> dict[str, Float[Array, "2"]]:
+    """The balancer's state before the first step: per loss, decayed sum of the gradient norms and of their weights."""
+    return {name: jnp.zeros(2) for name in config.balanced}
+
+
+def separate_gradients(
+    losses: Callable[[Array], dict[str, Array]], point: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The losses at a point and the gradient of each, from one forward pass."""
+    values, pull = jax.vjp(losses, point)
+    zeros = {name: jnp.zeros_like(value) for name, value in values.items()}
+    return values, {name: pull({**zeros, name: jnp.ones_like(values[name])})[0] for name in values}
+
+
+def balance(
+    gradients: Mapping[str, Float[Array, "B *S"]],
+    weights: Mapping[str, float],
+    norms: Mapping[str, Float[Array, "2"]],
+    decay: float,
+) -> tuple[Float[Array, "B *S"], dict[str, Float[Array, "2"]]]:
+    """One gradient in which each loss has its weight's share of a norm of 1 (EnCodec, arXiv 2210.13438, section 3.4).
+
+    Args:
+      gradients: of each loss with respect to the output; the norm is per item, averaged over the batch.
+      weights: relative shares.
+      norms: from `initial_norms` or the call before.
+      decay: of the averaged norms.
+    """
+    norms, whole, combined = dict(norms), sum(weights[name] for name in gradients), 0.0
+    for name, gradient in gradients.items():
+        norm = jnp.mean(jnp.sqrt(jnp.sum(jnp.square(gradient), axis=tuple(range(1, gradient.ndim)))))
+        norms[name] = decay * norms[name] + (1 - decay) * jnp.stack([norm, jnp.ones(())])
+        average = norms[name][0] / norms[name][1]
+        combined += weights[name] / whole / jnp.maximum(average, 1e-12) * gradient
+    return combined, norms
+
+
+def _output_losses(config, weights, wav_BLC, estimate_BLC, discriminator, sample_rate) -> dict[str, Array]:
+    values = {}
+    if "waveform" in weights:
+        values["waveform"] = jnp.mean(jnp.abs(wav_BLC - estimate_BLC))
+    if "stft" in weights:
+        values["stft"] = stft_loss(wav_BLC, estimate_BLC, config.stft_sizes)
+    if "mel" in weights:
+        values["mel"] = mel_loss(wav_BLC, estimate_BLC, sample_rate, config.mel_windows, config.mel_bands)
+    if "adversarial" in weights or "feature" in weights:
+        fake: Judgement = discriminator(estimate_BLC)
+        if "adversarial" in weights:
+            values["adversarial"] = hinge_generator(fake.logits)
+        if "feature" in weights:
+            values["feature"] = feature_matching(discriminator(wav_BLC).features, fake.features)
+    return values
+
+
+def _mean(terms) -> Float[Array, ""]:
+    terms = list(terms)
+    return sum(terms) / len(terms)

@@ -1,0 +1,80 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.codec.chunked import decode_long, encode_long
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.errors import UserError
+
+CONFIG = CodecConfig(
+    sample_rate=800,
+    strides=(2, 2, 2),
+    dilations=(1, 3),
+    encoder_width=4,
+    decoder_width=32,
+    latent=6,
+    quantiser=QuantiserConfig(levels=3, codes=8, kmeans_iterations=2),
+)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    # Weights far from zero, so that a sample out of reach would show.
+    codec = Codec(CONFIG, rngs=nnx.Rngs(0))
+    params = nnx.state(codec, nnx.Param)
+    nnx.update(codec, jax.tree.map(lambda w: w * 4 if w.ndim == 1 else w, params))
+    return codec
+
+
+@pytest.fixture(scope="module")
+def wave():
+    return (0.3 * np.random.default_rng(0).normal(size=(400 * 8 - 3, 2))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def codes():
+    return np.random.default_rng(1).integers(0, 8, (400, 3)).astype(np.uint16)
+
+
+def test_pieces_encode_as_the_whole_does(codec, wave):
+    whole = np.asarray(nnx.jit(lambda codec, wav: codec.encode(wav))(codec, wave[None]))[0]
+    pieces = encode_long(codec, wave, chunk_seconds=1.0)
+    assert pieces.dtype == np.uint16 and len(np.unique(whole)) > 4
+    np.testing.assert_array_equal(pieces, whole)
+    np.testing.assert_array_equal(encode_long(codec, wave, chunk_seconds=1.3, layers=2), whole[:, :2])
+
+
+def test_pieces_decode_as_the_whole_does(codec, codes):
+    whole = np.asarray(nnx.jit(lambda codec, codes: codec.decode(codes))(codec, codes[None].astype(np.int32)))[0]
+    assert whole.std() > 1e-6
+    for frames in (100, 128):
+        pieces = decode_long(codec, codes, frames=frames)
+        assert pieces.shape == whole.shape
+        np.testing.assert_allclose(pieces, whole, atol=1e-4 * np.abs(whole).max())
+
+
+def test_margins_are_the_true_reach(codec, codes):
+    """A change of one frame reaches no further than the margin, and nearly that far."""
+    decode = nnx.jit(lambda codec, codes: codec.decode(codes))
+    changed = codes.copy()
+    changed[200] = (codes[200] + 1) % 8
+    a, b = (np.asarray(decode(codec, c[None].astype(np.int32)))[0] for c in (codes, changed))
+    touched = np.flatnonzero(np.any(a != b, axis=1)) // 8
+    margin = codec.config.decoder_margin
+    assert 200 - margin <= touched.min() and touched.max() <= 200 + margin
+    assert margin <= 200 - touched.min() + 2
+
+
+def test_short_songs_and_asked_lengths(codec, codes):
+    assert decode_long(codec, codes[:5], length=33).shape == (33, 2)
+    assert decode_long(codec, codes[:5, :2], layers=1).shape == (40, 2)
+    assert encode_long(codec, np.zeros((1, 2), np.float32)).shape == (1, 3)
+
+
+def test_bad_input_is_refused(codec, wave, codes):
+    with pytest.raises(UserError, match="too short"):
+        encode_long(codec, wave, chunk_seconds=0.1)
+    with pytest.raises(UserError, match="nothing"):
+        decode_long(codec, codes[:0])

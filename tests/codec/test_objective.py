@@ -1,0 +1,132 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.codec import objective
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.objective import ObjectiveConfig
+
+SMALL = ObjectiveConfig(stft_sizes=(78, 126), mel_windows=(64,), mel_bands=(8,))
+
+
+def _waves(seed=0):
+    rng = np.random.default_rng(seed)
+    wav = jnp.asarray(0.3 * rng.normal(size=(2, 600, 2)), jnp.float32)
+    return wav, wav + jnp.asarray(0.1 * rng.normal(size=wav.shape), jnp.float32)
+
+
+def _discriminator():
+    return Discriminator(2, DiscriminatorConfig(sizes=(78,), filters=2), rngs=nnx.Rngs(0))
+
+
+def test_hinge_losses_by_hand():
+    real, fake = [jnp.array([2.0, 0.0]), jnp.array([0.5])], [jnp.array([-2.0, 1.0]), jnp.array([0.0])]
+    assert float(objective.hinge_discriminator(real, fake)) == pytest.approx(((0.5 + 1.0) + (0.5 + 1.0)) / 2)
+    assert float(objective.hinge_generator(fake)) == pytest.approx((0.5 + 0.0) / 2)
+
+
+def test_feature_matching_is_relative_and_zero_for_equals():
+    real, fake = [[jnp.array([1.0, -3.0])]], [[jnp.array([2.0, -3.0])]]
+    assert float(objective.feature_matching(real, fake)) == pytest.approx(0.25)
+    assert float(objective.feature_matching(real, real)) == 0
+
+
+def test_stft_loss_by_hand():
+    wav, _ = _waves()
+    assert float(objective.stft_loss(wav, wav, (78,))) == pytest.approx(0, abs=1e-4)
+    # Half the amplitude: the logarithms differ by log 2 and the spectral convergence is one half.
+    assert float(objective.stft_loss(wav, wav / 2, (78, 126))) == pytest.approx(np.log(2) + 0.5, rel=1e-4)
+    assert float(objective.mel_loss(wav, wav / 10, 44_100, (64,), (8,))) == pytest.approx(1, rel=1e-3)
+
+
+def test_balance_gives_each_loss_its_share_whatever_its_scale():
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(3, 7)), jnp.float32) for _ in range(2))
+    norms = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    combined, state = objective.balance({"a": 1e4 * a, "b": 1e-3 * b}, {"a": 1.0, "b": 3.0}, norms, 0.9)
+    unit = [g / np.mean(np.linalg.norm(g, axis=1)) for g in (a, b)]
+    np.testing.assert_allclose(combined, 0.25 * unit[0] + 0.75 * unit[1], rtol=1e-4)
+    # The second call divides by the average over both.
+    combined, _ = objective.balance({"a": 2e4 * a, "b": 1e-3 * b}, {"a": 1.0, "b": 3.0}, state, 0.9)
+    average = (0.9 * 1 + 2) / (0.9 + 1)
+    np.testing.assert_allclose(combined, 0.25 * 2 / average * unit[0] + 0.75 * unit[1], rtol=1e-4)
+
+
+def test_separate_gradients_are_those_of_each_loss_alone():
+    def losses(x):
+        return {"square": jnp.sum(x**2), "sine": jnp.sum(jnp.sin(x))}
+
+    x = jnp.arange(4.0)
+    values, gradients = objective.separate_gradients(losses, x)
+    assert float(values["square"]) == 14
+    np.testing.assert_allclose(gradients["square"], 2 * x)
+    np.testing.assert_allclose(gradients["sine"], jnp.cos(x))
+
+
+def test_unbalanced_objective_has_the_gradient_of_the_weighted_sum():
+    config = dataclasses.replace(SMALL, balance=False, mel=1.5)
+    wav, estimate = _waves()
+    discriminator, norms = _discriminator(), objective.initial_norms(config)
+
+    @jax.jit
+    def scalar(estimate):
+        return objective.generator_objective(config, wav, estimate, 0.7, discriminator, 44_100, norms)[:2]
+
+    @jax.jit
+    def reference(estimate):
+        real, fake = discriminator(wav), discriminator(estimate)
+        return (
+            0.1 * jnp.mean(jnp.abs(wav - estimate))
+            + 2 * objective.stft_loss(wav, estimate, (78, 126))
+            + 1.5 * objective.mel_loss(wav, estimate, 44_100, (64,), (8,))
+            + 4 * objective.hinge_generator(fake.logits)
+            + 4 * objective.feature_matching(real.features, fake.features)
+        )
+
+    gradient, metrics = jax.grad(scalar, has_aux=True)(estimate)
+    np.testing.assert_allclose(gradient, jax.grad(reference)(estimate), rtol=1e-3, atol=1e-6)
+    assert set(metrics) == {"waveform", "stft", "mel", "adversarial", "feature", "commitment"}
+
+
+def test_balanced_objective_moves_its_state_and_passes_commitment_through():
+    wav, estimate = _waves()
+    discriminator, norms = _discriminator(), objective.initial_norms(SMALL)
+
+    @jax.jit
+    def gradients(estimate, commitment):
+        def scalar(estimate, commitment):
+            value, _, after = objective.generator_objective(
+                SMALL, wav, estimate, commitment, discriminator, 44_100, norms
+            )
+            return value, after
+
+        return jax.grad(scalar, argnums=(0, 1), has_aux=True)(estimate, commitment)
+
+    (gradient, commitment), after = gradients(estimate, 0.3)
+    assert float(commitment) == 1.0
+    norm = float(jnp.mean(jnp.linalg.norm(gradient.reshape(2, -1), axis=1)))
+    assert 0.1 < norm <= 1.001, "shares of a unit norm, which may partly cancel"
+    assert jax.tree.structure(after) == jax.tree.structure(norms)
+    assert all(float(v[0]) > 0 for v in after.values())
+
+
+def test_training_without_a_discriminator():
+    wav, estimate = _waves()
+    _, metrics, norms = jax.jit(
+        lambda e: objective.generator_objective(SMALL, wav, e, 0.0, None, 44_100, objective.initial_norms(SMALL))
+    )(estimate)
+    assert set(metrics) == {"waveform", "stft", "commitment"}
+    assert set(norms) == set(SMALL.balanced)
+
+
+def test_discriminator_objective_trains_the_discriminator_alone():
+    wav, estimate = _waves()
+    graph, state = nnx.split(_discriminator())
+    loss = jax.jit(lambda state, e: objective.discriminator_objective(nnx.merge(graph, state), wav, e))
+    weights, waveform = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, estimate)
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(weights) if g.ndim == 4)
+    assert not np.any(waveform)
