@@ -17,7 +17,7 @@ Values = flags.FlagValues
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line: what it does, how it is called, and the functions that declare its flags and run it."""
+    """A verb: what it does, how it is called, and the functions that declare its flags and run it."""
 
     summary: str
     example: str
@@ -73,7 +73,9 @@ def _answer(values: Values, result: dict, lines: list[str]) -> None:
 
 
 def _define_data(values: Values) -> None:
-    _string(values, "source", "folder, manifest (.csv, .jsonl, .jsonl.gz), tfds:NAME?split=train or builtin:N?seconds=8-16")
+    _string(
+        values, "source", "folder, manifest (.csv, .jsonl, .jsonl.gz), tfds:NAME?split=train or builtin:N?seconds=8-16"
+    )
     _string(values, "out", "folder for the records")
     _integer(values, "sample_rate", "samples a second of the records", 44100, lower=1)
     _integer(values, "channels", "channels of the records", 2, lower=1)
@@ -123,6 +125,9 @@ def _train(values: Values, given: list[str]) -> None:
 
     stage = workdir.stage(values.config, values.workdir)
     metrics = loop.run(stage, values.config, values.workdir, progress=values.progress)
+    if metrics["step"] < values.config.train.steps:
+        _say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
+        sys.exit(130)
     _answer(values, metrics, [f"{values.workdir}: trained to step {metrics['step']}, loss {metrics['loss']:.4f}"])
 
 
@@ -268,7 +273,7 @@ def _evaluate(values: Values, given: list[str]) -> None:
 
     out = values.out or str(Path(values.workdir) / "evaluation")
     results = run.evaluate(values.workdir, out, data=values.data, seconds=values.seconds, tracks=values.tracks)
-    _answer(values, results, run.lines(results) + [f"{out}/report.html"])
+    _answer(values, results, [*run.lines(results), f"{out}/report.html"])
 
 
 def _define_demo(values: Values) -> None:
@@ -324,13 +329,13 @@ VERBS = {
     ),
     "generate": Verb(
         "prompts to songs",
-        "hiermusic generate --superres=out/superres --tags='pop, piano' --lyrics='la la la' --seconds=10 --out=out/songs",
+        "hiermusic generate --superres=out/superres --tags='pop, piano' --lyrics='la la' --seconds=8 --out=out/songs",
         _define_generate,
         _generate,
     ),
     "continue": Verb(
         "go on from a piece of audio",
-        "hiermusic continue --superres=out/superres --tags='pop, piano' --seconds=12 --out=out/songs in.wav",
+        "hiermusic continue --superres=out/superres --tags='pop, piano' --seconds=8 --out=out/songs in.wav",
         _define_continue,
         _continue,
         "IN.wav",
@@ -360,8 +365,6 @@ def _usage() -> str:
 
 
 def _help(name: str, verb: Verb, values: Values) -> str:
-    own = [flag for flag in values.get_flags_for_module(sys.modules[__name__].__name__) if not flag.using_default_value]
-    del own
     rows = []
     for flag in sorted({id(flag): flag for flag in map(values.__getitem__, values)}.values(), key=lambda f: f.name):
         default = "" if flag.default in (None, "") else f" (default {flag.default})"

@@ -189,8 +189,8 @@ def write_report(folder: Path, plan: Sequence[Step], ledger: Ledger) -> Path:
         if (row := ledger.rows[step.name])
     ]
     total = sum(cost["seconds"] for cost in costs)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; {total / 60:.1f} minutes in all"
-    chapters.append(sections.cost(costs, caption=machine))
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    chapters.append(sections.cost(costs, caption=f"{machine}; {total / 60:.1f} minutes in all"))
     commands = "\n".join(_command(step) for step in plan)
     settings = [report.Code(commands, "The same by hand")]
     settings += [
@@ -216,7 +216,11 @@ def _song(path: Path):
     song = json.loads(path.read_text())
     prompt = {name: value for name, value in song["prompt"].items() if value}
     facts = prompt | {f"sampling, {name}": value for name, value in song["sampling"].items()}
-    facts |= {"length asked, s": prompt.get("seconds"), "length made, s": song["seconds"], "ended itself": song["ended"]}
+    facts |= {
+        "length asked, s": prompt.get("seconds"),
+        "length made, s": song["seconds"],
+        "ended itself": song["ended"],
+    }
     players = [
         report.Player("after super-resolution", path.with_suffix(".wav")),
         report.Player("backbone only", path.with_suffix(".backbone.wav")),

@@ -52,12 +52,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.waveform = 0.1
-    config.loss.spectral = 2.0
+    config.loss.stft = 2.0
     config.loss.mel = 0.0
     config.loss.adversarial = 4.0
     config.loss.feature = 4.0
     config.loss.commitment = 1.0
-    config.loss.balancer = True
+    config.loss.balance = True
 
     config.train = ConfigDict()
     config.train.steps = 2_490_000

@@ -5,7 +5,7 @@
 
 | preset | where                      | expect                                                                      |
 |--------|----------------------------|-----------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~4 minutes  | cross-entropy under a unigram model on the first layers, close to it on the last |
+| tiny   | two CPU cores, ~4 minutes  | cross-entropy under a unigram model's on the first layers, near it on the last |
 | small  | one 24 GB GPU, days        | untried; 12 layers of width 768                                               |
 | paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
 

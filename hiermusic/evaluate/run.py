@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hiermusic.audio import files
-from hiermusic.codec.chunked import LongCodec
+from hiermusic.codec.chunked import decode_long, encode_long
+from hiermusic.codec.codec import Codec
 from hiermusic.data import pipeline
 from hiermusic.data.records import AudioSource, TokenSource, write_atomically
 from hiermusic.errors import UserError
@@ -79,10 +81,9 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     config, codec = workdirs.load(workdir, "codec")
     audio_dir = pipeline.resolve(data or config.data.path, Path(workdir) / "data", codec.sample_rate, codec.channels)
     clips = held_out(audio_dir, seconds, tracks)
-    long = LongCodec(codec)
     coder = Coder(
-        encode=long.encode,
-        decode=lambda codes_TK, layers: long.decode(codes_TK, layers=layers),
+        encode=partial(encode_long, codec),
+        decode=lambda codes_TK, layers: decode_long(codec, codes_TK, layers=layers),
         sample_rate=codec.sample_rate,
         channels=codec.channels,
         hierarchy=codec.hierarchy,
@@ -94,7 +95,7 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     results = evaluate_codec(coder, clips, progress=say)
     rates = [row["bits_per_second"] for row in results["reconstruction"]]
     results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say)
-    players = reconstructions(long, clips[0], out / "sounds", "clip")
+    players = reconstructions(codec, clips[0], out / "sounds", "clip")
     chapters = [
         report.Section("One held-out clip", items=players),
         sections.reconstruction(results, results["baselines"]),
@@ -104,14 +105,14 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     return results, chapters
 
 
-def reconstructions(long: LongCodec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
+def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
     """A clip and what 2, 8, 32 and 64 layers make of it, written as wav files to be played."""
     folder.mkdir(parents=True, exist_ok=True)
-    rate, depth = long.codec.sample_rate, len(long.codec.hierarchy)
-    codes_TK = long.encode(wav_LC)
+    rate, depth = codec.sample_rate, len(codec.hierarchy)
+    codes_TK = encode_long(codec, wav_LC)
     sounds = {"truth": wav_LC}
     for layers in (n for n in HEARD_LAYERS if n <= depth):
-        sounds[f"{layers} layers"] = long.decode(codes_TK, length=len(wav_LC), layers=layers)
+        sounds[f"{layers} layers"] = decode_long(codec, codes_TK, length=len(wav_LC), layers=layers)
     players = []
     for label, sound_LC in sounds.items():
         path = folder / f"{name}-{label.replace(' ', '-')}.wav"

@@ -20,12 +20,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.audio import files
-from hiermusic.codec.chunked import LongCodec
+from hiermusic.codec.chunked import encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.data import pipeline
-from hiermusic.data.records import TokenSource, read_info
+from hiermusic.data.records import AudioSource, TokenSource, read_info
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.nn.param import parameter_counts
@@ -270,7 +271,9 @@ def stage(config: ConfigDict, workdir: Path) -> CodecStage | LMStage:
     if config.stage == "codec":
         return _codec_stage(config, workdir)
     if not config.data.path:
-        raise UserError("data.path is empty: give token records made by `hiermusic tokenize` with --config.data.path=DIR")
+        raise UserError(
+            "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
+        )
     _check_tokens(config)
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
@@ -278,6 +281,33 @@ def stage(config: ConfigDict, workdir: Path) -> CodecStage | LMStage:
         make_model(config),
         train=lambda: batches(config, "train"),
         valid=lambda: batches(config, "valid"),
+        prepare=partial(_start_from, config),
+    )
+
+
+def _codec_stage(config: ConfigDict, workdir: Path) -> CodecStage:
+    model, settings, data = config.model, config.train, config.data
+    records = pipeline.resolve(
+        data.path,
+        workdir / "data",
+        model.sample_rate,
+        model.channels,
+        kind=data.kind,
+        segment_seconds=data.segment_seconds,
+        valid_fraction=data.valid_fraction,
+    )
+    samples = settings.crop_frames * math.prod(model.strides)
+
+    def batches(split: str):
+        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed)
+
+    return CodecStage(
+        config,
+        make_codec(model),
+        make_discriminator(config),
+        ObjectiveConfig(**config.loss, stft_sizes=tuple(config.discriminator.fft_sizes)),
+        train=lambda: batches("train"),
+        valid=lambda: batches("valid") if AudioSource(records).valid else None,
         prepare=partial(_start_from, config),
     )
 
@@ -354,14 +384,15 @@ def generate(
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        long = LongCodec(workdirs.load_codec(codec))
-        known_TK = long.encode(files.read(audio, long.codec.sample_rate, long.codec.channels)[0]) if audio else None
+        coder, known_TK = workdirs.load_codec(codec), None
+        if audio:
+            known_TK = encode_long(coder, files.read(audio, coder.sample_rate, coder.channels)[0]).astype(np.int32)
         samples = _coarse(requests, backbone, sampling["backbone"], known_TK)
         coarse = [sample.codes for sample in samples]
         codes = _refine(requests, coarse, superres, sampling["superres"]) if superres else coarse
         if known_TK is not None:
             codes = [np.concatenate([known_TK[:, : c.shape[1]], c[len(known_TK) :]]) for c in codes]
-        return [songs.Song(c, q, sample.ended, long) for c, q, sample in zip(codes, coarse, samples, strict=True)]
+        return [songs.Song(c, q, sample.ended, coder) for c, q, sample in zip(codes, coarse, samples, strict=True)]
 
     return songs.produce(requests, out, make, runs, sampling, audio, backbone_too)
 

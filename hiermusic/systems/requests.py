@@ -61,7 +61,7 @@ def read(path: str | Path, seed: int) -> list[Request]:
         except (UserError, ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
         if not prompt.seconds or prompt.seconds <= 0:
-            raise UserError(f"{path}, line {number}: a prompt needs \"seconds\", a positive number")
+            raise UserError(f'{path}, line {number}: a prompt needs "seconds", a positive number')
         requests.append(Request(name, prompt, own_seed))
     if not requests:
         raise UserError(f"{path} holds no prompt: give one JSON object a line")

@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hiermusic.audio import files
-from hiermusic.codec.chunked import LongCodec
+from hiermusic.codec.chunked import decode_long
+from hiermusic.codec.codec import Codec
 from hiermusic.data.records import write_atomically
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
@@ -24,7 +25,7 @@ class Song:
     codes_TK: np.ndarray
     coarse_TK: np.ndarray
     ended: bool
-    codec: LongCodec
+    codec: Codec
 
 
 def produce(
@@ -74,11 +75,11 @@ def _stands(out: Path, fact: dict) -> bool:
 
 def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    path, rate = out / f"{fact['name']}.wav", song.codec.codec.sample_rate
+    path, rate = out / f"{fact['name']}.wav", song.codec.sample_rate
     if coarse_too:
-        coarse_LC = song.codec.decode(song.coarse_TK, layers=song.coarse_TK.shape[1])
+        coarse_LC = decode_long(song.codec, song.coarse_TK)
         files.write(path.with_suffix(".backbone.wav"), coarse_LC, rate)
-    wav_LC = song.codec.decode(song.codes_TK)
+    wav_LC = decode_long(song.codec, song.codes_TK)
     files.write(path, wav_LC, rate)
     whole = fact | {"wav": str(path), "seconds": round(len(wav_LC) / rate, 3), "ended": song.ended}
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")

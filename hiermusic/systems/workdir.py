@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,28 +57,28 @@ def load_codec(workdir: str | Path) -> Codec:
 
 def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
     """Token records of `data` by a trained codec; goes on where an earlier call stopped. Returns its summary."""
-    from hiermusic.codec.chunked import LongCodec
+    from hiermusic.codec.chunked import encode_long
     from hiermusic.data import pipeline, tokenise
 
     codec = load_codec(codec_dir)
     audio_dir = pipeline.resolve(data, Path(out) / "audio", codec.sample_rate, codec.channels)
     name = f"{os.path.abspath(codec_dir)}@{checkpoint.latest_step(codec_dir)}"
-    return tokenise.tokenise(LongCodec(codec).encode, audio_dir, out, codec.hierarchy, split_at, name)
+    return tokenise.tokenise(partial(encode_long, codec), audio_dir, out, codec.hierarchy, split_at, name)
 
 
 def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
     """Codes [K, T] of an audio file, written as .npz with what decoding needs."""
     from hiermusic.audio import files
-    from hiermusic.codec.chunked import LongCodec
+    from hiermusic.codec.chunked import encode_long
 
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
     wav_LC, _ = files.read(source, codec.sample_rate, codec.channels)
-    codes_TK = LongCodec(codec).encode(wav_LC)[:, :layers]
+    codes_TK = encode_long(codec, wav_LC, layers=layers)
     path = Path(target)
     temporary = path.with_name(path.name + ".tmp.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(temporary, codes=codes_TK.T.astype(np.uint16), length=len(wav_LC), sample_rate=codec.sample_rate)
+    np.savez(temporary, codes=codes_TK.T, length=len(wav_LC), sample_rate=codec.sample_rate)
     os.replace(temporary, path)
     return {"out": target, "codes": list(codes_TK.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
@@ -85,7 +86,7 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
 def decode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
     """The sound of a codes file written by `encode_file`, as long as what was encoded."""
     from hiermusic.audio import files
-    from hiermusic.codec.chunked import LongCodec
+    from hiermusic.codec.chunked import decode_long
 
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
@@ -95,11 +96,15 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     except FileNotFoundError:
         raise UserError(f"no codes at {source}") from None
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{source} is not a codes file written by `hiermusic encode` ({type(error).__name__})") from None
+        raise UserError(
+            f"{source} is not a codes file written by `hiermusic encode` ({type(error).__name__})"
+        ) from None
     sizes = codec.hierarchy.sizes
     if codes_TK.ndim != 2 or codes_TK.shape[1] > len(sizes) or codes_TK.max(initial=0) >= max(sizes):
-        raise UserError(f"{source} holds codes {codes_TK.T.shape}, not those of {codec_dir}: use the codec that made it")
-    wav_LC = LongCodec(codec).decode(codes_TK, length=length, layers=layers)
+        raise UserError(
+            f"{source} holds codes {codes_TK.T.shape}, not those of {codec_dir}: use the codec that made it"
+        )
+    wav_LC = decode_long(codec, codes_TK, length=length, layers=layers)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
 

@@ -1,0 +1,92 @@
+"""One trained miniature of Khala for all tests of this room: a few steps of every stage through the command line."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hiermusic import cli
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
+CODEC = (
+    "--config.model.encoder_width=2",
+    "--config.model.decoder_width=16",
+    "--config.model.latent=8",
+    "--config.model.codebooks=6",
+    "--config.model.codes=16",
+    "--config.discriminator.fft_sizes=(78, 206)",
+    "--config.discriminator.filters=2",
+    "--config.train.crop_frames=8",
+    "--config.train.batch_size=2",
+    "--config.train.steps=4",
+    "--config.train.adversarial_start=2",
+    "--config.train.warmup_steps=2",
+    "--config.train.valid_every=4",
+    "--config.train.valid_batches=1",
+)
+TOKEN_LM = (
+    "--config.model.codes=16",
+    "--config.model.layers=2",
+    "--config.model.width=16",
+    "--config.model.heads=2",
+    "--config.model.kv_heads=1",
+    "--config.model.head_dim=8",
+    "--config.model.ffn_width=32",
+    "--config.train.batch_size=2",
+    "--config.train.steps=4",
+    "--config.train.warmup_steps=2",
+    "--config.train.valid_every=4",
+    "--config.train.valid_batches=1",
+    "--config.mesh.data=1",
+)
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Runs one verb in this process."""
+    return lambda *arguments: cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def khala(tmp_path_factory, run) -> SimpleNamespace:
+    """Workdirs and records of a miniature trained for four steps a stage."""
+    root = tmp_path_factory.mktemp("khala")
+    at = SimpleNamespace(root=root, **{n: root / n for n in ("corpus", "codec", "tokens", "backbone", "superres")})
+    run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4")
+    run(
+        "train",
+        f"--config={CONFIGS}/codec.py:tiny",
+        f"--workdir={at.codec}",
+        f"--config.data.path={at.corpus}",
+        "--noprogress",
+        "--config.mesh.data=1",
+        *CODEC,
+    )
+    run("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}")
+    tokens = f"--config.data.path={at.tokens}"
+    run(
+        "train",
+        f"--config={CONFIGS}/backbone.py:tiny",
+        f"--workdir={at.backbone}",
+        tokens,
+        "--noprogress",
+        *TOKEN_LM,
+    )
+    run(
+        "train",
+        f"--config={CONFIGS}/superres.py:tiny",
+        f"--workdir={at.superres}",
+        tokens,
+        "--noprogress",
+        f"--config.init_from={at.backbone}",
+        "--config.model.levels=6",
+        *TOKEN_LM,
+    )
+    prompts = [
+        {"name": "one", "tags": "slow, piano", "lyrics": "la la\nlu", "seconds": 1.5, "seed": 3},
+        {"name": "two", "tags": "fast", "instrumental": True, "seconds": 1.0, "seed": 4},
+    ]
+    at.prompts = root / "prompts.jsonl"
+    at.prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    return at

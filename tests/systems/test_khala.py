@@ -1,0 +1,209 @@
+"""Khala end to end in miniature, and its numbers at the paper's size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.audio import files
+from hiermusic.errors import UserError
+from hiermusic.systems import khala as system
+from hiermusic.systems import workdir as workdirs
+from hiermusic.tokens.visibility import Visibility
+from hiermusic.train import checkpoint
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
+
+
+def config(stage: str, preset: str) -> ConfigDict:
+    scope: dict = {}
+    exec((CONFIGS / f"{stage}.py").read_text(), scope)
+    return scope["get_config"](preset)
+
+
+@pytest.mark.parametrize(
+    ("stage", "component", "millions"),
+    [
+        ("codec", "encoder", 78.56),
+        ("codec", "decoder", 177.71),
+        ("codec", "quantiser", 8.389),
+        ("codec", "discriminator", 11.93),
+        ("backbone", "total", 1617.0),
+        ("superres", "total", 1876.0),
+    ],
+)
+def test_paper_sizes(stage, component, millions):
+    """The published parameter counts, within half a percent (khala.md 1.1, 1.2, 2.4)."""
+    facts = system.inspect(config(stage, "paper"))
+    assert facts["params"][component] == pytest.approx(millions * 1e6, rel=0.005)
+    assert sum(facts["params"].values()) == 2 * facts["params"]["total"]
+    assert facts["frame_rate_hz"] == pytest.approx(21.533, abs=1e-3)
+
+
+def test_paper_lengths():
+    assert system.inspect(config("backbone", "paper"))["sequence_length"] == 16_384
+    assert system.inspect(config("superres", "paper"))["sequence_length"] == 8192
+    assert system.inspect(config("backbone", "paper"))["tokens_per_second"] == pytest.approx(43.07, abs=0.01)
+
+
+@pytest.mark.parametrize("stage", ["codec", "backbone", "superres"])
+def test_every_preset_is_built(stage):
+    sizes = [system.inspect(config(stage, preset))["params"]["total"] for preset in ("tiny", "small", "paper")]
+    assert sizes == sorted(sizes) and sizes[0] < 1e8
+    with pytest.raises(UserError, match="tiny, small or paper"):
+        config(stage, "huge")
+
+
+# MARK: rows
+
+
+def trained(khala, name: str) -> ConfigDict:
+    return workdirs.read(khala.__dict__[name])
+
+
+def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
+    settings = trained(khala, "backbone")
+    visibility, batch = system.backbone_batches(settings, "train")[0]
+    assert visibility == Visibility.causal()
+    ids = system.tokenizer(settings.model).vocabulary
+    for text, reads, targets, ends in zip(
+        batch["text"], batch["reads"], batch["targets"], batch["text_targets"], strict=True
+    ):
+        boa = int(np.flatnonzero(text == ids.boa)[0])
+        assert text[0] == ids.bos and (text[boa + 1 :] == -1).all() and (reads[boa] == -1).all()
+        length = int((targets >= 0).sum())
+        level = np.arange(length) % 2
+        at = boa + np.arange(length)
+        assert (targets[at, level] >= 0).all() and (targets[at, 1 - level] == -1).all()
+        assert (reads[at[1:], level[:-1]] == targets[at[:-1], level[:-1]]).all()
+        assert ends[boa + length] == ids.eos and (ends >= 0).sum() == 1
+
+
+def test_batches_are_a_function_of_seed_and_step(khala):
+    settings = trained(khala, "superres")
+    one, two = (system.superres_batches(settings, "train") for _ in range(2))
+    for step in (0, 7, 123):
+        (visibility, left), (same, right) = one[step], two[step]
+        assert visibility == same
+        assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_the_mixture_has_the_share_asked_for(khala):
+    settings = trained(khala, "superres")
+    settings.train.task0_share = 0.25
+    batches = system.superres_batches(settings, "train")
+    drawn = [batches[step] for step in range(200)]
+    causal = [visibility == Visibility.causal() for visibility, _ in drawn]
+    assert 0.15 < np.mean(causal) < 0.35
+    levels = {int(batch["level"]) for (_, batch), is_causal in zip(drawn, causal, strict=True) if not is_causal}
+    assert levels == set(range(1, 6))
+    ids = system.tokenizer(settings.model).vocabulary
+    for (_, batch), is_causal in zip(drawn[:20], causal, strict=False):
+        level = int(batch["level"])
+        assert is_causal == (level == 0)
+        assert (batch["text"] == ids.task_marker(level)).sum() == len(batch["text"])
+        assert (np.delete(batch["targets"], level, axis=2) == -1).all()
+        assert (batch["reads"][..., max(level, 1) :] == -1).all()
+
+
+def test_layer_distributions():
+    assert system.layer_weights(64, "uniform")[1:] == pytest.approx(1 / 63)
+    low = system.layer_weights(64, "low_biased")
+    assert low[1] == 2 * low[20] == 4 * low[50] and low[0] == 0 and low.sum() == pytest.approx(1)
+    with pytest.raises(UserError, match="uniform or low_biased"):
+        system.layer_weights(64, "sideways")
+
+
+# MARK: stages
+
+
+def test_superres_starts_from_the_backbone(khala):
+    settings = trained(khala, "superres")
+    stage = system.stage(settings, khala.superres)
+    module = stage.create(nnx.Rngs(0))
+    fresh = np.asarray(module.model.code_embed[...])
+    stage.prepare(module)
+    weights = checkpoint.load_weights(khala.backbone)
+    embed = np.asarray(module.model.code_embed[...])
+    assert np.array_equal(embed[:2], weights["code_embed"]) and np.array_equal(embed[2:], fresh[2:])
+    assert np.array_equal(module.model.text_head[...], weights["text_head"])
+
+
+def test_every_stage_learns_something(khala):
+    for name in ("codec", "backbone", "superres"):
+        lines = [json.loads(line) for line in (khala.__dict__[name] / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == 4 and np.isfinite(lines[-1]["loss"])
+        assert any(key.startswith("valid/") for key in lines[-1])
+
+
+def test_backbone_files_are_all_it_reads(khala):
+    hidden = [path.rename(path.with_suffix(".away")) for path in khala.tokens.glob("fine-*")]
+    try:
+        assert len(hidden) > 0
+        system.backbone_batches(trained(khala, "backbone"), "train")[3]
+    finally:
+        for path in hidden:
+            path.rename(path.with_suffix(".arrayrecord"))
+
+
+# MARK: codes and songs
+
+
+@pytest.mark.parametrize("samples", [1, 2047, 50_001])
+def test_encode_and_decode_keep_the_length(khala, run, tmp_path, samples):
+    wav = 0.1 * np.random.default_rng(0).standard_normal((samples, 1)).astype(np.float32)
+    files.write(tmp_path / "in.wav", wav, 44_100)
+    run("encode", f"--codec={khala.codec}", tmp_path / "in.wav", tmp_path / "codes.npz")
+    stored = np.load(tmp_path / "codes.npz")
+    assert stored["codes"].shape == (6, -(-samples // 2048)) and stored["codes"].dtype.kind == "u"
+    run("decode", f"--codec={khala.codec}", tmp_path / "codes.npz", tmp_path / "out.wav")
+    out, rate = soundfile.read(tmp_path / "out.wav", always_2d=True)
+    assert out.shape == (samples, 2) and rate == 44_100
+
+
+def songs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.wav"))}
+
+
+def test_generate_writes_what_was_asked(khala, run, tmp_path):
+    run("generate", f"--superres={khala.superres}", f"--prompts={khala.prompts}", f"--out={tmp_path / 'a'}")
+    facts = json.loads((tmp_path / "a" / "one.json").read_text())
+    assert (
+        facts["seed"] == 3 and facts["prompt"]["lyrics"] == "la la\nlu" and facts["sampling"]["superres"]["top_k"] == 10
+    )
+    out, _ = soundfile.read(tmp_path / "a" / "one.wav", always_2d=True)
+    assert out.shape[1] == 2 and 0 < len(out) / 44_100 <= 1.5 + 2048 / 44_100
+    assert facts["ended"] or abs(len(out) / 44_100 - 1.5) < 2048 / 44_100
+
+    run("generate", f"--superres={khala.superres}", f"--prompts={khala.prompts}", f"--out={tmp_path / 'b'}")
+    assert songs(tmp_path / "a") == songs(tmp_path / "b")
+
+    lines = khala.prompts.read_text().splitlines()
+    for line in lines:
+        (tmp_path / "single.jsonl").write_text(line)
+        run("generate", f"--superres={khala.superres}", f"--prompts={tmp_path}/single.jsonl", f"--out={tmp_path / 'c'}")
+    assert songs(tmp_path / "a") == songs(tmp_path / "c")
+
+
+def test_continue_keeps_the_codes_it_was_given(khala, run, tmp_path):
+    wav = 0.1 * np.random.default_rng(1).standard_normal((44_100, 2)).astype(np.float32)
+    files.write(tmp_path / "in.wav", wav, 44_100)
+    run(
+        "continue",
+        f"--superres={khala.superres}",
+        "--tags=slow",
+        "--seconds=2",
+        f"--out={tmp_path}",
+        tmp_path / "in.wav",
+    )
+    out, _ = soundfile.read(tmp_path / "song.wav", always_2d=True)
+    assert len(out) > 44_100
+    run("encode", f"--codec={khala.codec}", tmp_path / "in.wav", tmp_path / "codes.npz")
+    run("decode", f"--codec={khala.codec}", tmp_path / "codes.npz", tmp_path / "kept.wav")
+    kept, _ = soundfile.read(tmp_path / "kept.wav", always_2d=True)
+    # away from the seam, whose samples the new frames reach into
+    assert np.abs(out[:20_000] - kept[:20_000]).max() < 1e-3
