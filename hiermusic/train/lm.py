@@ -75,7 +75,7 @@ class LMStage:
         }
         module.optimiser.update(module.model, gradients)
         if self.ema_decay:
-            average(module.ema, module.model, self.ema_decay)
+            average(module.ema, module.model, self.ema_decay, module.optimiser.step[...])
         return metrics
 
     def evaluate(self, module: LMState, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array) -> Metrics:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -111,11 +112,21 @@ def decay_mask(model: nnx.Module) -> nnx.State:
     return nnx.pure(jax.tree.map(is_matrix, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
-def average(ema: nnx.Module, model: nnx.Module, decay: float) -> None:
-    """Moves the running average of a model's weights by one update; what no gradient trains is copied."""
+def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax.Array = 0) -> None:
+    """Moves the running average of a model's weights; what no gradient trains is copied.
+
+    Args:
+      ema: the average, changed in place.
+      model: the weights after the newest update.
+      decay: weight of the past, once there is enough of it: a young average would remember the random start.
+      updates: made so far.
+    """
+    decay = jnp.minimum(decay, updates / (9.0 + updates))
 
     def move(old: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
-        return new.replace(decay * old[...] + (1 - decay) * new[...]) if isinstance(new, nnx.Param) else new
+        if isinstance(new, nnx.Param):
+            return new.replace(decay * old[...] + (1 - decay) * new[...])
+        return new.replace(jnp.copy(new[...]))  # a buffer of two owners could not be donated
 
     states = nnx.state(ema), nnx.state(model)
     nnx.update(ema, jax.tree.map(move, *states, is_leaf=lambda x: isinstance(x, nnx.Variable)))

@@ -1,0 +1,204 @@
+"""Trains codecs: one step updates the codec and the discriminator that judges it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from hiermusic.codec.codec import Codec
+from hiermusic.codec.discriminator import Discriminator
+from hiermusic.codec.objective import (
+    ObjectiveConfig,
+    discriminator_objective,
+    generator_objective,
+    initial_norms,
+    stft_loss,
+)
+from hiermusic.train.log import Log
+from hiermusic.train.optimiser import OptimiserConfig, average
+from hiermusic.train.stage import Metrics
+
+if TYPE_CHECKING:
+    import grain
+
+SHOWN = 2  # held-out crops in a showcase
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a step does besides reconstruction, a static fact about its index."""
+
+    adversarial: bool
+    discriminate: bool
+
+
+class CodecState(nnx.Module):
+    """A codec, its running average, the balancer's norms, and the discriminator; each learner with its optimiser."""
+
+    def __init__(self, stage: "CodecStage", rngs: nnx.Rngs):
+        self.model = stage.make_codec(rngs)
+        self.optimiser = nnx.Optimizer(self.model, stage.transform(self.model), wrt=nnx.Param)
+        self.norms = nnx.Dict({name: nnx.Variable(norm) for name, norm in initial_norms(stage.objective).items()})
+        if stage.ema_decay:
+            self.ema = nnx.clone(self.model)
+        if stage.adversarial:
+            self.discriminator = stage.make_discriminator(rngs)
+            transform = stage.transform(self.discriminator)
+            self.discriminator_optimiser = nnx.Optimizer(self.discriminator, transform, wrt=nnx.Param)
+
+
+class CodecStage:
+    """Trains a codec against a multi-scale STFT discriminator; see `stage.Stage`.
+
+    `loss` is the weighted sum of the reconstruction losses and the commitment alone, so that it compares across phases.
+
+    Args:
+      config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`; both learners use them),
+        `train.ema_decay` (0: no average), `train.adversarial_start` (first step with a discriminator) and
+        `train.discriminator_every` (steps between its updates).
+      make_codec: rngs -> codec.
+      make_discriminator: rngs -> discriminator; not called when neither adversarial nor feature loss has a weight.
+      objective: the losses' weights.
+      train: an endless data set of float32 [B, L, C] in [-1, 1].
+      valid: a finite one.
+      prepare: called with the fresh state, to load pretrained weights into `.model`.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        make_codec: Callable[[nnx.Rngs], Codec],
+        make_discriminator: Callable[[nnx.Rngs], Discriminator],
+        objective: ObjectiveConfig,
+        *,
+        train: Callable[[], "grain.MapDataset"],
+        valid: Callable[[], "grain.MapDataset | None"],
+        prepare: Callable[[nnx.Module], None] = lambda module: None,
+    ):
+        self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
+        self._train, self._valid, self._prepare = train, valid, prepare
+        self.optimiser = OptimiserConfig.of(config.train)
+        self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
+        self.rate = self.optimiser.rate(self.steps)
+        self.adversarial = objective.adversarial > 0 or objective.feature > 0
+        self.adversarial_start = config.train.get("adversarial_start", 0)
+        self.discriminator_every = config.train.get("discriminator_every", 1)
+
+    def transform(self, model: nnx.Module) -> optax.GradientTransformation:
+        """The optimiser's transformation for either learner."""
+        return self.optimiser.transform(model, self.steps)
+
+    def create(self, rngs: nnx.Rngs) -> CodecState:
+        return CodecState(self, rngs)
+
+    def prepare(self, module: CodecState) -> None:
+        self._prepare(module)
+        if self.ema_decay:
+            average(module.ema, module.model, 0.0)
+
+    def phase(self, index: int) -> Phase:
+        """What step `index` does."""
+        adversarial = self.adversarial and index >= self.adversarial_start
+        return Phase(adversarial, adversarial and index % self.discriminator_every == 0)
+
+    def train_batches(self) -> "grain.MapDataset":
+        return self._train().map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
+
+    def valid_batches(self) -> "grain.MapDataset | None":
+        data = self._valid()
+        return None if data is None else data.map(lambda wav_BLC: {"wav": wav_BLC})
+
+    def step(self, module: CodecState, batch: Mapping[str, Array], task: Phase, key: Array) -> Metrics:
+        wav_BLC = batch["wav"]
+        norms = {name: norm[...] for name, norm in module.norms.items()}
+        judge = module.discriminator if task.adversarial else None
+
+        def loss(model):
+            output = model.forward(wav_BLC, key=key, train=True)
+            rest = (output.commitment, judge, model.sample_rate, norms)
+            scalar, values, moved = generator_objective(self.objective, wav_BLC, output.wav_BLC, *rest)
+            return scalar, (output, values, moved)
+
+        (_, (output, values, moved)), gradients = nnx.value_and_grad(loss, has_aux=True)(module.model)
+        squares = jnp.square(optax.global_norm(gradients))
+        metrics = {
+            "loss": self._total(values),
+            **values,
+            "learning_rate": self.rate(module.optimiser.step[...]),
+            **_health(output.stats),
+        }
+        if task.discriminate:
+            fool = jax.lax.stop_gradient(output.wav_BLC)
+            metrics["discriminator"], against = nnx.value_and_grad(discriminator_objective)(judge, wav_BLC, fool)
+            squares += jnp.square(optax.global_norm(against))
+            module.discriminator_optimiser.update(module.discriminator, against)
+        metrics["grad_norm"] = jnp.sqrt(squares)
+        module.optimiser.update(module.model, gradients)
+        for name, norm in moved.items():
+            module.norms[name][...] = norm
+        if self.ema_decay:
+            average(module.ema, module.model, self.ema_decay, module.optimiser.step[...])
+        return metrics
+
+    def evaluate(self, module: CodecState, batch: Mapping[str, Array], task: None, key: Array) -> Metrics:
+        wav_BLC = batch["wav"]
+        output = self._best(module).forward(wav_BLC)
+        estimate_BLC = output.wav_BLC
+        values = {
+            "waveform": jnp.mean(jnp.abs(wav_BLC - estimate_BLC)),
+            "stft": stft_loss(wav_BLC, estimate_BLC, self.objective.stft_sizes),
+            "commitment": output.commitment,
+        }
+        sdr_B = si_sdr(wav_BLC, estimate_BLC)
+        return {"loss": self._total(values), **values, "si_sdr": jnp.nanmean(sdr_B), **_health(output.stats)}
+
+    def showcase(self, module: CodecState, log: Log, step: int) -> None:
+        """Logs some held-out crops and what the codec makes of them."""
+        data = self._valid()
+        if data is None:
+            return
+        model = self._best(module)
+        wav_BLC = np.asarray(data[0])[:SHOWN]
+        for index, (original_LC, rebuilt_LC) in enumerate(
+            zip(wav_BLC, _rebuild(*nnx.split(model), wav_BLC), strict=True)
+        ):
+            log.audio(f"original-{index}", original_LC, model.sample_rate, step)
+            log.audio(f"rebuilt-{index}", np.asarray(rebuilt_LC), model.sample_rate, step)
+
+    def _best(self, module: CodecState) -> Codec:
+        return module.ema if self.ema_decay else module.model
+
+    def _total(self, values: Mapping[str, Array]) -> Float[Array, ""]:
+        names = [name for name in ("waveform", "stft", "mel", "commitment") if name in values]
+        return sum(getattr(self.objective, name) * values[name] for name in names)
+
+
+@jax.jit(static_argnums=0)
+def _rebuild(graphdef: nnx.GraphDef, state: nnx.State, wav_BLC: Array) -> Float[Array, "B L C"]:
+    return nnx.merge(graphdef, state).forward(wav_BLC).wav_BLC
+
+
+def _health(stats: Mapping[str, Float[Array, "K"]]) -> Metrics:
+    """How well the codebooks are used: of each level, and the mean over levels."""
+    names = ("perplexity", "usage")
+    means = {name: jnp.mean(stats[f"{name}_K"]) for name in names}
+    return means | {f"{name}_K": stats[f"{name}_K"] for name in names}
+
+
+def si_sdr(wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"]) -> Float[Array, "B"]:
+    """`audio.measure.si_sdr` of a batch on the device: dB, NaN where the original is silent."""
+    wav, estimate = (x - x.mean(axis=1, keepdims=True) for x in (wav_BLC, estimate_BLC))
+    energy_B = jnp.sum(jnp.square(wav), axis=(1, 2))
+    scale_B = jnp.sum(wav * estimate, axis=(1, 2)) / jnp.maximum(energy_B, 1e-20)
+    target = scale_B[:, None, None] * wav
+    signal_B, noise_B = (jnp.sum(jnp.square(x), axis=(1, 2)) for x in (target, estimate - target))
+    decibels_B = 10 * jnp.log10(jnp.clip(signal_B / jnp.maximum(noise_B, 1e-30), 1e-8, 1e8))
+    silent_B = energy_B / wav[0].size < 1e-10
+    return jnp.where(silent_B, jnp.nan, decibels_B)

@@ -1,0 +1,125 @@
+import grain
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+
+from hiermusic.audio import measure
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.objective import ObjectiveConfig
+from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.train.checkpoint import load_model
+from hiermusic.train.codec import CodecStage, Phase, si_sdr
+from hiermusic.train.log import read_metrics
+from hiermusic.train.loop import run
+
+CODEC = CodecConfig(
+    sample_rate=8000,
+    channels=1,
+    strides=(2, 4),
+    dilations=(1,),
+    encoder_width=4,
+    decoder_width=16,
+    latent=8,
+    quantiser=QuantiserConfig(levels=2, codes=16, kmeans_iterations=3),
+)
+
+
+def tones(index):
+    draw = np.random.default_rng(index)
+    seconds_L = np.arange(512) / CODEC.sample_rate
+    pitches_B = draw.uniform(100, 800, size=4)
+    return (0.5 * np.sin(2 * np.pi * pitches_B[:, None] * seconds_L))[..., None].astype(np.float32)
+
+
+def make_stage(steps=4, **objective):
+    config = ml_collections.ConfigDict(
+        {
+            "train": {
+                **{"steps": steps, "batch_size": 4, "seed": 0, "log_every": 1, "valid_every": 4, "show_every": 4},
+                **{"checkpoint_every": 1, "keep": 9},
+                **{"optimiser": "adam", "learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 2},
+                **{"clip_norm": 0.0, "ema_decay": 0.9, "adversarial_start": 2, "discriminator_every": 2},
+            }
+        }
+    )
+    stage = CodecStage(
+        config,
+        lambda rngs: Codec(CODEC, rngs=rngs),
+        lambda rngs: Discriminator(1, DiscriminatorConfig(sizes=(78,), filters=4), rngs=rngs),
+        ObjectiveConfig(stft_sizes=(64, 128), **objective),
+        train=lambda: grain.MapDataset.range(10**6).map(tones),
+        valid=lambda: grain.MapDataset.range(10**6, 10**6 + 2).map(tones),
+    )
+    return stage, config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("codec")
+    stage, config = make_stage()
+    run(stage, config, workdir, progress=False)
+    return workdir
+
+
+def test_phases_follow_the_step():
+    stage, _ = make_stage()
+    assert [stage.phase(i) for i in range(5)] == [
+        *[Phase(False, False)] * 2,
+        *[Phase(True, True), Phase(True, False), Phase(True, True)],
+    ]
+    assert [task for task, _ in stage.train_batches()[:5]] == [stage.phase(i) for i in range(5)]
+    alone, _ = make_stage(adversarial=0.0, feature=0.0)
+    assert alone.phase(100) == Phase(False, False)
+    assert not hasattr(nnx.eval_shape(lambda: alone.create(nnx.Rngs(0))), "discriminator")
+
+
+def test_records_tell_of_every_phase_and_of_the_codes(trained):
+    records = read_metrics(trained)
+    assert [("adversarial" in r, "discriminator" in r) for r in records] == [
+        *[(False, False)] * 2,
+        *[(True, True), (True, False)],
+    ]
+    assert all(np.isfinite(r["loss"]) and r["skipped"] == 0 for r in records)
+    last = records[-1]
+    assert len(last["perplexity_K"]) == 2 and 0 < last["usage"] <= 1
+    assert {"valid/loss", "valid/si_sdr", "valid/stft", "valid/perplexity", "valid/usage_K"} <= set(last)
+
+
+def test_a_showcase_can_be_heard(trained):
+    assert {path.name for path in (trained / "samples").iterdir()} == {
+        f"{name}-{index}-4.wav" for name in ("original", "rebuilt") for index in (0, 1)
+    }
+
+
+def test_the_average_reconstructs_and_its_codebooks_are_the_newest(trained):
+    best, newest = (load_model(trained, lambda: Codec(CODEC, rngs=nnx.Rngs(0)), prefer_ema=e) for e in (True, False))
+    codes_BTK = best.encode(tones(5))
+    assert best.decode(codes_BTK).shape == (4, 512, 1)
+    assert np.array_equal(best.quantiser.codebooks[...], newest.quantiser.codebooks[...])
+    assert bool(best.quantiser.initialised[...])
+    differs = jax.tree.map(lambda a, b: not np.array_equal(a, b), nnx.state(best.decoder), nnx.state(newest.decoder))
+    assert any(jax.tree.leaves(differs))
+
+
+def test_only_its_own_steps_move_the_discriminator(trained):
+    def weights(step):
+        train = ocp.load_checkpointables(trained / "checkpoints" / str(step), {"train": None})["train"]
+        return jax.tree.leaves(train["discriminator"])
+
+    before, judged, after = (weights(step) for step in (2, 3, 4))
+    assert any(not np.array_equal(*pair) for pair in zip(before, judged, strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(judged, after, strict=True))
+
+
+def test_si_sdr_is_the_measured_one():
+    wav_BLC = tones(0)
+    estimate_BLC = wav_BLC + np.random.default_rng(0).normal(scale=0.1, size=wav_BLC.shape).astype(np.float32)
+    wav_BLC[3] = 0
+    expected = [measure.si_sdr(*pair) for pair in zip(wav_BLC, estimate_BLC, strict=True)]
+    np.testing.assert_allclose(si_sdr(wav_BLC, estimate_BLC), expected, atol=1e-3)
+    np.testing.assert_allclose(si_sdr(wav_BLC, 0 * wav_BLC)[:3], -80)
+    np.testing.assert_allclose(si_sdr(wav_BLC, wav_BLC)[:3], 80)
