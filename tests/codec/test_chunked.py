@@ -22,7 +22,7 @@ CONFIG = CodecConfig(
 @pytest.fixture(scope="module")
 def codec():
     # Weights far from zero, so that a sample out of reach would show.
-    codec = Codec(CONFIG, rngs=nnx.Rngs(0))
+    codec = nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
     params = nnx.state(codec, nnx.Param)
     nnx.update(codec, jax.tree.map(lambda w: w * 4 if w.ndim == 1 else w, params))
     return codec

@@ -22,11 +22,32 @@ TINY = CodecConfig(
 )
 
 
+_train = nnx.jit(lambda codec, wav, key: codec.forward(wav, key=key, train=True))
+_forward = nnx.jit(lambda codec, wav: codec.forward(wav))
+_encode = nnx.jit(lambda codec, wav: codec.encode(wav))
+_decode = nnx.jit(lambda codec, codes, length, layers: codec.decode(codes, length, layers), static_argnums=(2, 3))
+
+
+@nnx.jit
+def _gradients(codec, wav):
+    def loss(codec):
+        out = codec.forward(wav)
+        return jnp.mean((out.wav_BLC - wav) ** 2) + out.commitment
+
+    return nnx.grad(loss)(codec)
+
+
 @pytest.fixture(scope="module")
 def codec():
-    codec = Codec(TINY, rngs=nnx.Rngs(0))
-    codec.forward(_noise(2 * 2048), key=jax.random.key(0), train=True)
+    codec = nnx.jit(lambda: Codec(TINY, rngs=nnx.Rngs(0)))()
+    _train(codec, _noise(2 * 2048), jax.random.key(0))
     return codec
+
+
+def _twin(codec, **changes):
+    """Another codec with the same weights."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Codec(dataclasses.replace(TINY, **changes), rngs=nnx.Rngs(0))))
+    return nnx.merge(graph, nnx.state(codec))
 
 
 def _noise(length, batch=2, seed=0):
@@ -56,63 +77,53 @@ def test_defaults_are_the_paper_configuration():
 
 @pytest.mark.parametrize("length", [1, 2047, 2048, 2049, 50_000])
 def test_any_length_comes_back_exactly(codec, length):
-    codes = jax.jit(codec.encode)(_noise(length))
+    codes = jax.eval_shape(codec.encode, _noise(length))
     assert codes.shape == (2, -(-length // 2048), 3)
-    wav = jax.jit(codec.decode, static_argnums=1)(codes, length)
+    wav = jax.eval_shape(lambda codes: codec.decode(codes, length), codes)
     assert wav.shape == (2, length, 2) and wav.dtype == jnp.float32
-    assert np.isfinite(wav).all()
+
+
+def test_one_sample_is_a_clip(codec):
+    wav = _decode(codec, _encode(codec, _noise(1)), 1, None)
+    assert wav.shape == (2, 1, 2) and np.isfinite(wav).all()
 
 
 def test_forward_is_encode_then_decode(codec):
     wav = _noise(5000)
-    out = codec.forward(wav)
-    codes = codec.encode(wav)
+    out, codes = _forward(codec, wav), _encode(codec, wav)
     np.testing.assert_array_equal(codes, out.codes_BTK)
-    np.testing.assert_allclose(codec.decode(codes, 5000), out.wav_BLC, atol=1e-5)
-    np.testing.assert_allclose(codec.decode(codes, 5000, layers=2), codec.decode(codes[..., :2], 5000), atol=1e-6)
+    np.testing.assert_allclose(_decode(codec, codes, 5000, None), out.wav_BLC, atol=1e-5)
+    fewer = _decode(codec, codes, 5000, 2)
+    np.testing.assert_allclose(fewer, _decode(codec, codes[..., :2], 5000, None), atol=1e-6)
+    assert np.any(fewer != out.wav_BLC)
 
 
 @pytest.mark.parametrize("strides", [(2, 4, 5), (3, 5)])
 def test_odd_strides_lose_no_sample(strides):
     config = dataclasses.replace(TINY, strides=strides, dilations=(1,))
-    codec = Codec(config, rngs=nnx.Rngs(0))
-    wav = _noise(3 * config.hop - 1)
-    codes = codec.encode(wav)
+    codec = nnx.eval_shape(lambda: Codec(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(codec)
+    codes = jax.eval_shape(lambda state, wav: nnx.merge(graph, state).encode(wav), state, _noise(3 * config.hop - 1))
     assert codes.shape[1] == 3
-    assert codec.decode(codes).shape[1] == 3 * config.hop
-    assert codec.decode(codes, wav.shape[1]).shape == wav.shape
+    wav = jax.eval_shape(lambda state, codes: nnx.merge(graph, state).decode(codes), state, codes)
+    assert wav.shape[1] == 3 * config.hop
 
 
 def test_gradients_reach_both_trunks_and_no_codebook(codec):
-    wav = _noise(4096)
-
-    def loss(codec):
-        out = codec.forward(wav)
-        return jnp.mean((out.wav_BLC - wav) ** 2) + out.commitment
-
-    gradients = nnx.grad(loss)(codec)
-    flat = dict(nnx.to_flat_state(gradients))
+    flat = dict(nnx.to_flat_state(_gradients(codec, _noise(4096))))
     assert all(float(jnp.abs(g[...]).max()) > 0 for path, g in flat.items())
     assert {path[0] for path in flat} == {"encoder", "decoder"}
 
 
 def test_remat_changes_no_number(codec):
-    wav = _noise(2048)
-    again = Codec(dataclasses.replace(TINY, remat=True), rngs=nnx.Rngs(0))
-    nnx.update(again, nnx.state(codec))
-
-    def loss(codec):
-        return jnp.sum(codec.forward(wav).wav_BLC ** 2)
-
-    for a, b in zip(jax.tree.leaves(nnx.grad(loss)(codec)), jax.tree.leaves(nnx.grad(loss)(again)), strict=True):
+    plain, again = (_gradients(c, _noise(4096)) for c in (codec, _twin(codec, remat=True)))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_bfloat16_stays_near_float32(codec):
-    again = Codec(dataclasses.replace(TINY, dtype="bfloat16"), rngs=nnx.Rngs(0))
-    nnx.update(again, nnx.state(codec))
-    codes = codec.encode(_noise(4096))
-    wide, narrow = codec.decode(codes), again.decode(codes)
+    codes = _encode(codec, _noise(5000))
+    wide, narrow = (_decode(c, codes, 5000, None) for c in (codec, _twin(codec, dtype="bfloat16")))
     assert narrow.dtype == jnp.float32
     assert float(jnp.linalg.norm(wide - narrow) / jnp.linalg.norm(wide)) < 0.05
 

@@ -12,6 +12,12 @@ from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser, draw_de
 CONFIG = QuantiserConfig(levels=3, codes=8, kmeans_iterations=10)
 
 
+_train = nnx.jit(lambda quantiser, x, key: quantiser(x, key=key, train=True))
+_evaluate = nnx.jit(lambda quantiser, x: quantiser(x))
+_encode = nnx.jit(lambda quantiser, x, layers: quantiser.encode(x, layers), static_argnums=2)
+_decode = nnx.jit(lambda quantiser, codes, layers: quantiser.decode(codes, layers), static_argnums=2)
+
+
 def _frames(seed, batch=4, frames=10, width=5):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, frames, width)), jnp.float32)
 
@@ -19,41 +25,46 @@ def _frames(seed, batch=4, frames=10, width=5):
 def _quantiser(config=CONFIG, width=5, batches=1):
     quantiser = ResidualQuantiser(width, config, rngs=nnx.Rngs(0))
     for seed in range(batches):
-        quantiser(_frames(seed, width=width), key=jax.random.key(seed), train=True)
+        _train(quantiser, _frames(seed, width=width), jax.random.key(seed))
     return quantiser
 
 
 def test_straight_through_is_the_identity_and_every_level_commits():
-    quantiser, x = _quantiser(), _frames(7)
-    g = _frames(8)
-    np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(quantiser(x).x_BTD * g))(x), g)
+    quantiser, x, g = _quantiser(), _frames(7), _frames(8)
+
+    @jax.jit
+    def gradients(x):
+        straight = jax.grad(lambda x: jnp.sum(quantiser(x).x_BTD * g))(x)
+        return straight, jax.jacrev(lambda x: quantiser(x).stats["commitment_K"])(x)
+
+    straight, commitment = gradients(x)
+    np.testing.assert_allclose(straight, g)
+    codes = _encode(quantiser, x, None)
     for level in range(CONFIG.levels):
-        gradient = jax.grad(lambda x, k=level: quantiser(x).stats["commitment_K"][k])(x)
-        assert np.abs(gradient).max() > 1e-4
+        assert np.abs(commitment[level]).max() > 1e-4
         # The codes are constants: the gradient is that of the squared residual.
-        residual = x - quantiser.decode(quantiser.encode(x), level + 1)
-        np.testing.assert_allclose(gradient, 2 * residual / x.size, atol=1e-6)
+        residual = x - _decode(quantiser, codes, level + 1)
+        np.testing.assert_allclose(commitment[level], 2 * residual / x.size, atol=1e-6)
 
 
 def test_commitment_is_the_mean_squared_residual_per_level():
     quantiser, x = _quantiser(), _frames(7)
-    out = quantiser(x)
-    codes = quantiser.encode(x)
-    expected = [float(jnp.mean((x - quantiser.decode(codes, k + 1)) ** 2)) for k in range(CONFIG.levels)]
+    out = _evaluate(quantiser, x)
+    codes = _encode(quantiser, x, None)
+    expected = [float(jnp.mean((x - _decode(quantiser, codes, k + 1)) ** 2)) for k in range(CONFIG.levels)]
     np.testing.assert_allclose(out.stats["commitment_K"], expected, rtol=1e-5)
     assert float(out.commitment) == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
-    out = quantiser(x)
-    codes = quantiser.encode(x)
+    out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
     assert codes.dtype == jnp.int32
     np.testing.assert_array_equal(codes, out.codes_BTK)
-    np.testing.assert_array_equal(codes, jax.jit(quantiser.encode)(x))
-    np.testing.assert_allclose(quantiser.decode(codes), out.x_BTD, atol=1e-6)
-    np.testing.assert_array_equal(quantiser.encode(x, 2), codes[..., :2])
-    np.testing.assert_allclose(quantiser.decode(codes[..., :2]), quantiser.decode(codes, 2), atol=0)
+    np.testing.assert_array_equal(codes, _encode(quantiser, x, None))
+    np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-6)
+    np.testing.assert_array_equal(_encode(quantiser, x, 2), codes[..., :2])
+    np.testing.assert_array_equal(_decode(quantiser, codes[..., :2], None), _decode(quantiser, codes, 2))
 
 
 def test_nearest_is_euclidean():
@@ -76,7 +87,7 @@ def test_kmeans_lowers_the_error_and_counts_every_point():
 def test_first_batch_initialises_level_by_level():
     quantiser = ResidualQuantiser(5, CONFIG, rngs=nnx.Rngs(0))
     x = _frames(0)
-    out = quantiser(x, key=jax.random.key(0), train=True)
+    out = _train(quantiser, x, jax.random.key(0))
     assert bool(quantiser.initialised[...])
     assert np.all(np.diff(out.stats["commitment_K"]) < 0)
     assert float(out.commitment) < 0.7 * float(jnp.mean(x**2))
@@ -84,7 +95,7 @@ def test_first_batch_initialises_level_by_level():
 
 def test_more_codes_than_vectors_gives_distinct_codes():
     quantiser = ResidualQuantiser(5, dataclasses.replace(CONFIG, codes=64), rngs=nnx.Rngs(0))
-    out = quantiser(_frames(0), key=jax.random.key(0), train=True)
+    out = _train(quantiser, _frames(0), jax.random.key(0))
     assert np.isfinite(out.x_BTD).all()
     book = np.asarray(quantiser.codebooks[0])
     assert len(np.unique(book.round(6), axis=0)) == 64
@@ -100,7 +111,7 @@ def test_ema_step_is_the_written_formula():
     counts = 0.99 * counts + 0.01 * hits
     sums = 0.99 * sums + 0.01 * np.stack([points[codes == v].sum(0) for v in range(8)])
     smooth = (counts + 1e-5) / (counts.sum() + 8e-5) * counts.sum()
-    quantiser(x, key=jax.random.key(0), train=True)
+    _train(quantiser, x, jax.random.key(0))
     np.testing.assert_allclose(quantiser.ema_counts[0], counts, rtol=1e-5)
     np.testing.assert_allclose(quantiser.codebooks[0], sums / smooth[:, None], rtol=1e-4, atol=1e-5)
 
@@ -113,16 +124,16 @@ def test_dead_codes_come_back_to_life():
     quantiser.ema_sums[...] = quantiser.ema_sums[...].at[0, :6].set(0.0)
     quantiser.ema_counts[...] = quantiser.ema_counts[...].at[0, :6].set(0.0)
     x = _frames(3)
-    assert set(np.unique(quantiser.encode(x))) <= {6, 7}
-    out = quantiser(x, key=jax.random.key(1), train=True)
+    assert set(np.unique(_encode(quantiser, x, None))) <= {6, 7}
+    out = _train(quantiser, x, jax.random.key(1))
     assert float(out.stats["usage_K"][0]) == pytest.approx(2 / 8)
     book, points = np.asarray(quantiser.codebooks[0]), np.asarray(x).reshape(-1, 5)
     for code in book[:6]:
         assert np.abs(points - code).max(-1).min() < 1e-6, "a replaced code is a vector of the batch"
     np.testing.assert_allclose(quantiser.ema_sums[0, :6], book[:6] * np.asarray(quantiser.ema_counts[0, :6])[:, None])
-    assert len(np.unique(quantiser.encode(x))) == 8
+    assert len(np.unique(_encode(quantiser, x, None))) == 8
     for step in range(3):
-        out = quantiser(x, key=jax.random.key(step), train=True)
+        out = _train(quantiser, x, jax.random.key(step))
     assert float(out.stats["usage_K"][0]) == 1.0
     assert float(out.stats["perplexity_K"][0]) > 3
 
@@ -130,7 +141,7 @@ def test_dead_codes_come_back_to_life():
 def test_evaluation_moves_nothing():
     quantiser = _quantiser()
     before = jax.tree.map(np.asarray, nnx.state(quantiser))
-    quantiser(_frames(9))
+    _evaluate(quantiser, _frames(9))
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(quantiser)))
 
 
@@ -156,9 +167,9 @@ def test_dropout_reconstructs_each_item_from_its_first_levels():
     depths = np.asarray(draw_depths(config, jax.random.split(key)[0], 32))
     assert set(depths) == {1, 2, 3}
     before = nnx.clone(quantiser)
-    out = quantiser(x, key=key, train=True)
+    out = _train(quantiser, x, key)
     for depth in (1, 2, 3):
-        expected = before.decode(out.codes_BTK, depth)
+        expected = _decode(before, out.codes_BTK, depth)
         np.testing.assert_allclose(out.x_BTD[depths == depth], expected[depths == depth], atol=1e-6)
 
 

@@ -101,6 +101,29 @@ def test_conv_is_a_dilated_correlation_with_zero_padding():
     np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"), [(16, 16, 8, 4), (37, 9, 2, 4), (40, 10, 5, 3), (9, 4, 2, 0)]
+)
+def test_strided_conv_is_laxs(size, kernel, stride, padding):
+    kwargs = dict(stride=(1, stride), dilation=(2, 1), padding=(2, padding))
+    layer = Conv(3, 4, (3, kernel), **kwargs, rngs=nnx.Rngs(0))
+    x = _random(0, 2, 5, size, 3)
+
+    def reference(x):
+        return lax.conv_general_dilated(
+            x,
+            layer.weight_v[...],
+            (1, stride),
+            [(2, 2), (padding, padding)],
+            rhs_dilation=(2, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    np.testing.assert_allclose(layer(x), reference(x), atol=1e-5)
+    ours, theirs = (jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2)))(x) for f in (layer, reference))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def test_conv_computes_in_the_type_it_is_told():
     layer = Conv(2, 4, (3, 9), stride=(1, 2), dtype="bfloat16", rngs=nnx.Rngs(0))
     y = layer(_random(0, 1, 5, 16, 2))
