@@ -122,7 +122,10 @@ class _Trainer:
         self.checkpoints = Checkpoints(workdir, options.keep, options.keep_every)
         if self.saved is None:
             self.step, self.skipped, self.skipped_in_row = 0, 0, 0
-            module = nnx.merge(self.graphdef, jax.jit(lambda: nnx.state(create()), out_shardings=placement)())
+            # run once: optimising the many random draws takes XLA's CPU compiler minutes and saves no time
+            quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+            make = jax.jit(lambda: nnx.state(create()), out_shardings=placement, compiler_options=quickly)
+            module = nnx.merge(self.graphdef, make())
             stage.prepare(module)
             self.state = jax.device_put(nnx.state(module), placement)
         else:

@@ -19,7 +19,7 @@ from hiermusic.train.loop import run
 CODEC = CodecConfig(
     sample_rate=8000,
     channels=1,
-    strides=(2, 4),
+    strides=(8,),
     dilations=(1,),
     encoder_width=4,
     decoder_width=16,
@@ -50,7 +50,7 @@ def make_stage(steps=4, **objective):
         config,
         lambda rngs: Codec(CODEC, rngs=rngs),
         lambda rngs: Discriminator(1, DiscriminatorConfig(sizes=(78,), filters=4), rngs=rngs),
-        ObjectiveConfig(stft_sizes=(64, 128), **objective),
+        ObjectiveConfig(stft_sizes=(64,), **objective),
         train=lambda: grain.MapDataset.range(10**6).map(tones),
         valid=lambda: grain.MapDataset.range(10**6, 10**6 + 2).map(tones),
     )

@@ -1,0 +1,51 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.train.log import Log, read_metrics
+
+
+def test_records_are_plain_json(tmp_path):
+    log = Log(tmp_path)
+    log.write(1, {"loss": np.float32(0.1), "ce_K": np.array([1.5, np.nan]), "skipped": 3, "done": np.bool_(True)})
+    log.write(2, {"loss": np.inf})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 1, "loss": 0.1, "ce_K": [1.5, None], "skipped": 3, "done": True}
+    assert lines[1] == {"step": 2, "loss": None}
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_resuming_drops_later_and_torn_lines(tmp_path):
+    log = Log(tmp_path)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    log = Log(tmp_path, step=2)
+    assert log.last == {"step": 2, "loss": 2.0}
+    log.write(3, {"loss": 30.0})
+    log.close()
+    assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
+
+
+def test_sounds_are_kept_and_shown(tmp_path):
+    log = Log(tmp_path)
+    wav_LC = np.sin(np.arange(4000) / 10)[:, None].astype(np.float32)
+    log.audio("tone", wav_LC, 8000, 5)
+    log.close()
+    assert (tmp_path / "samples" / "tone-5.wav").stat().st_size > 8000
+    events = b"".join(path.read_bytes() for path in tmp_path.glob("events.out.tfevents.*"))
+    assert b"tone/mel" in events and b"PNG" in events and b"RIFF" in events
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_told(tmp_path):
+    log = Log(tmp_path)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"disk is full: .*metrics.jsonl"):
+        log.write(1, {"loss": 1.0})
