@@ -19,6 +19,7 @@ from hiermusic.codec.objective import (
     discriminator_objective,
     generator_objective,
     initial_norms,
+    mel_loss,
     stft_loss,
 )
 from hiermusic.train.log import Log
@@ -149,13 +150,16 @@ class CodecStage:
 
     def evaluate(self, module: CodecState, batch: Mapping[str, Array], task: None, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
-        output = self._best(module).forward(wav_BLC)
+        model, goal = self._best(module), self.objective
+        output = model.forward(wav_BLC)
         estimate_BLC = output.wav_BLC
         values = {
             "waveform": jnp.mean(jnp.abs(wav_BLC - estimate_BLC)),
-            "stft": stft_loss(wav_BLC, estimate_BLC, self.objective.stft_sizes),
+            "stft": stft_loss(wav_BLC, estimate_BLC, goal.stft_sizes),
             "commitment": output.commitment,
         }
+        if goal.mel:
+            values["mel"] = mel_loss(wav_BLC, estimate_BLC, model.sample_rate, goal.mel_windows, goal.mel_bands)
         sdr_B = si_sdr(wav_BLC, estimate_BLC)
         return {"loss": self._total(values), **values, "si_sdr": jnp.nanmean(sdr_B), **_health(output.stats)}
 
