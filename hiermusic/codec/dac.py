@@ -150,9 +150,9 @@ def encoder_margin(strides: Sequence[int], dilations: Sequence[int]) -> int:
 
 def decoder_margin(strides: Sequence[int], dilations: Sequence[int]) -> int:
     """Frames on either side of a frame that its samples may depend on: the decoder's receptive field, rounded up."""
-    reach, step = 3.0, 1.0
+    reach, step = 3.5, 1.0  # half a frame, from its middle to its edge, and the first convolution
     for stride in strides:
-        reach += 2 * step
+        reach += step
         step /= stride
         reach += step * 3 * sum(dilations)
     return int(-(-(reach + 3 * step) // 1))
