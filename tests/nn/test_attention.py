@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hiermusic.nn import attention
+from hiermusic.nn.attention import attend
+from hiermusic.tokens.visibility import Visibility
+
+S = 20
+RULES = [Visibility.causal(), Visibility.full(), Visibility.block_causal((1, 2, 5, 12)), Visibility.prefix(6, S)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(attention, "_BLOCK", 8)
+
+
+def draw(heads=4, kv_heads=2, s=S):
+    rng = np.random.default_rng(0)
+    shapes = ((2, heads, s, 8), (2, kv_heads, S, 8), (2, kv_heads, S, 8))
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def dense(q, k, v, visible_BSS):
+    """Every head on its own, in float64, with the whole mask."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    groups = q.shape[1] // k.shape[1]
+    logits = np.einsum("bnsh,bnth->bnst", q, np.repeat(k, groups, 1))
+    logits = np.where(visible_BSS[:, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bnst,bnth->bnsh", weights / weights.sum(-1, keepdims=True), np.repeat(v, groups, 1))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_blocks_equal_a_dense_mask(rule):
+    q, k, v = draw()
+    valid = np.arange(S) < np.array([[S], [13]])
+    valid[:, 0] = True
+    visible = np.asarray(rule.mask(jnp.arange(S), jnp.arange(S)))[None] & valid[:, None]
+    out = attend(q, k, v, visibility=rule, valid_BS=jnp.asarray(valid))
+    np.testing.assert_allclose(out, dense(q, k, v, visible), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_start_may_be_traced(rule):
+    q, k, v = draw(s=5)
+    static = attend(q, k, v, visibility=rule, start=3)
+    traced = jax.jit(lambda start: attend(q, k, v, visibility=rule, start=start))(3)
+    np.testing.assert_allclose(static, traced, atol=1e-5)
+    unwritten = attend(q, k.at[:, :, 8:].set(9.0), v.at[:, :, 8:].set(9.0), visibility=rule, start=3)
+    np.testing.assert_array_equal(static, unwritten)
+
+
+def test_long_rows_recompute_to_the_same_gradient(monkeypatch):
+    q, k, v = draw()
+
+    def gradient():
+        return jax.grad(lambda *x: jnp.square(attend(*x, visibility=Visibility.causal())).sum(), (0, 1, 2))(q, k, v)
+
+    kept = gradient()
+    monkeypatch.setattr(attention, "_LONG", 4)
+    for one, other in zip(kept, gradient(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_row_that_sees_nothing_stays_finite():
+    q, k, v = draw()
+    valid = jnp.zeros((2, S), bool).at[1].set(True)
+
+    def f(q, k, v):
+        return jnp.square(attend(q, k, v, visibility=Visibility.full(), valid_BS=valid)).sum()
+
+    value, grads = jax.value_and_grad(f, (0, 1, 2))(q, k, v)
+    assert np.isfinite(value) and all(np.isfinite(grad).all() for grad in grads)

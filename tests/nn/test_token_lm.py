@@ -1,0 +1,168 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.nn.param import parameter_counts
+from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
+from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.tokens.visibility import Visibility
+
+TRUNK = TransformerConfig(
+    layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn_width=24, dtype="float32", init_std=0.3
+)
+CONFIG = TokenLMConfig(TRUNK, levels=3, codes=8, text_size=11, end=4)
+KHALA = TransformerConfig(24, 2048, 32, 8, 64, 5632, bias="all", rope_base=500_000.0)
+B, S = 2, 10
+
+
+@functools.cache
+def build(config):
+    return jax.jit(lambda: TokenLM(config, rngs=nnx.Rngs(0)))()
+
+
+def draw():
+    """Rows whose positions read anything and predict a code of one level, of several, or the end."""
+    rng = np.random.default_rng(0)
+    targets = np.where(rng.random((B, S, 3)) < 0.5, rng.integers(0, 8, (B, S, 3)), -1)
+    ends = np.where((targets < 0).all(-1), 4, -1)
+    ends[0, -1], targets[0, -1] = 4, -1
+    return {
+        "text": rng.integers(-1, 11, (B, S)),
+        "reads": rng.integers(-1, 8, (B, S, 3)),
+        "targets": targets,
+        "text_targets": ends,
+        "valid": np.ones((B, S), bool),
+    }
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def loss(config, batch):
+    return jax.jit(functools.partial(TokenLM.loss, visibility=Visibility.causal()))(build(config), batch)
+
+
+def test_embed_sums_rows():
+    model, batch = build(CONFIG), draw()
+    text, code = np.asarray(model.text_embed[...]), np.asarray(model.code_embed[...])
+    expected = np.zeros((B, S, 16))
+    for b, s in np.ndindex(B, S):
+        expected[b, s] += text[batch["text"][b, s]] if batch["text"][b, s] >= 0 else 0
+        for k, read in enumerate(batch["reads"][b, s]):
+            expected[b, s] += code[k, read] if read >= 0 else 0
+    np.testing.assert_allclose(model.embed(batch["text"], batch["reads"]), expected, atol=1e-5)
+    nothing = model.embed(np.full((1, 2), -1), np.full((1, 2, 3), -1))
+    np.testing.assert_array_equal(nothing, np.zeros((1, 2, 16)))
+
+
+@pytest.mark.parametrize("head", ["window", "full"])
+def test_loss_against_numpy(head):
+    config = dataclasses.replace(CONFIG, head=head, z_loss=0.1)
+    model, batch = build(config), draw()
+    hidden = np.asarray(model.hidden(batch, visibility=Visibility.causal()), np.float64)
+    code = np.einsum("bsd,kvd->bskv", hidden, np.asarray(model.code_head[...]))
+    text = hidden @ np.asarray(model.text_head[...]).T
+    total, squares, hits, ce, count = 0.0, 0.0, 0, np.zeros(3), np.zeros(3)
+    for b, s in np.ndindex(B, S):
+        wanted = [(k, target) for k, target in enumerate(batch["targets"][b, s]) if target >= 0]
+        wanted += [("end", 4)] if batch["text_targets"][b, s] >= 0 else []
+        for k, target in wanted:
+            level = 0 if k == "end" else k
+            if head == "full":
+                row = np.concatenate([code[b, s].ravel(), text[b, s]])
+                place = 24 + target if k == "end" else k * 8 + target
+            else:
+                row = np.append(code[b, s, level], text[b, s, 4]) if level == 0 else code[b, s, level]
+                place = 8 if k == "end" else target
+            total -= log_softmax(row)[place]
+            squares += np.log(np.exp(row).sum()) ** 2
+            hits += row.argmax() == place
+            ce[level] -= log_softmax(row)[place]
+            count[level] += 1
+    value, metrics = loss(config, batch)
+    np.testing.assert_allclose(value, (total + 0.1 * squares) / count.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["ce_K"], ce / count, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["count_K"], count)
+    np.testing.assert_allclose(metrics["accuracy"], hits / count.sum(), rtol=1e-6)
+
+
+def test_a_traced_level_equals_the_scan_over_levels():
+    batch = draw() | {"text_targets": np.full((B, S), -1)}
+    for level in range(3):
+        one = batch | {"targets": np.where(np.arange(3) == level, batch["targets"], -1)}
+        whole, metrics = loss(CONFIG, one)
+        window, traced = loss(CONFIG, one | {"level": jnp.int32(level)})
+        np.testing.assert_allclose(whole, window, rtol=1e-6)
+        np.testing.assert_allclose(metrics["ce_K"], traced["ce_K"], rtol=1e-5)
+
+
+def test_blocks_of_the_full_softmax_change_nothing(monkeypatch):
+    config = dataclasses.replace(CONFIG, head="full")
+    whole, _ = loss(config, draw())
+    monkeypatch.setattr("hiermusic.nn.token_lm._ROWS", 3)
+    blocks, _ = loss(config, draw())
+    np.testing.assert_allclose(whole, blocks, rtol=1e-6)
+
+
+def test_nothing_to_predict_is_no_loss():
+    batch = draw() | {"targets": np.full((B, S, 3), -1), "text_targets": np.full((B, S), -1)}
+    value, metrics = loss(CONFIG, batch)
+    assert value == 0 and metrics["count_K"].sum() == 0 and np.isfinite(metrics["ce_K"]).all()
+
+
+def test_unpredicted_levels_get_no_head_gradient():
+    batch = draw() | {"level": jnp.int32(1)}
+    grads = jax.jit(jax.grad(lambda model: model.loss(batch, visibility=Visibility.full())[0]))(build(CONFIG))
+    moved = np.abs(np.asarray(grads.code_head[...])).max((1, 2)) > 0
+    assert moved.tolist() == [False, True, False]
+
+
+def test_no_array_of_all_levels_at_once():
+    """64 levels: neither the embedding nor the window loss holds an array with positions, levels and width or codes."""
+    levels, positions = 64, 12
+    config = dataclasses.replace(CONFIG, levels=levels)
+    model = nnx.eval_shape(lambda: TokenLM(config, rngs=nnx.Rngs(0)))
+    ids = jax.ShapeDtypeStruct((B, positions), jnp.int32)
+    codes = jax.ShapeDtypeStruct((B, positions, levels), jnp.int32)
+    batch = {"text": ids, "reads": codes, "targets": codes, "text_targets": ids}
+    step = jax.value_and_grad(lambda model, batch: model.loss(batch, visibility=Visibility.full())[0])
+    text = jax.jit(step).lower(model, batch).compile().as_text()
+    assert f"{B},{positions},{levels}]" in text
+    for last in (config.codes, TRUNK.width):
+        for shape in (f"{levels},{B},{positions},{last}", f"{B},{positions},{levels},{last}"):
+            assert f"f32[{shape}]" not in text
+
+
+def test_unstacked_model_gives_the_same_logits():
+    model, batch = build(CONFIG), draw()
+    single = model.unstack()
+    for level in (0, 2):
+        one, other = (
+            m.level_logits(m.hidden(batch, visibility=Visibility.causal()), level) for m in (model, single)
+        )
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert model.text_logits(jnp.ones((2, 16)), [4, 5]).shape == (2, 2)
+
+
+@pytest.mark.parametrize(("levels", "billions"), [(2, 1.617), (64, 1.876)])
+def test_khala_paper_sizes_without_allocating(levels, billions):
+    config = TokenLMConfig(KHALA, levels, 1024, text_size=128_256)
+    counts = parameter_counts(nnx.eval_shape(lambda: TokenLM(config, rngs=nnx.Rngs(0))))
+    trunk = sum(count for name, count in counts.items() if name.startswith("trunk."))
+    assert counts["code_head"] == levels * 1024 * 2048
+    assert abs(trunk / 1e9 - 1.083) < 0.001
+    assert abs(sum(counts.values()) / 1e9 - billions) < 0.001
+
+
+@pytest.mark.parametrize("change", [{"head": "half"}, {"end": 11}])
+def test_bad_configs_are_refused_in_one_line(change):
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
+        dataclasses.replace(CONFIG, **change)
