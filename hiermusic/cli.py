@@ -128,7 +128,7 @@ def _train(values: Values, given: list[str]) -> None:
     if metrics["step"] < values.config.train.steps:
         _say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
         sys.exit(130)
-    _answer(values, metrics, [f"{values.workdir}: trained to step {metrics['step']}, loss {metrics['loss']:.4f}"])
+    _answer(values, metrics, [f"{values.workdir}: trained to step {metrics['step']}, loss {metrics['loss']}"])
 
 
 # MARK: tokens
@@ -216,7 +216,7 @@ def _generate(values: Values, given: list[str], audio: str | None = None) -> Non
     if values.prompts:
         asked = requests.read(values.prompts, seed=values.seed)
     else:
-        asked = [requests.single(values.tags, values.lyrics, values.instrumental, values.seconds, values.seed)]
+        asked = requests.single(values.tags, values.lyrics, values.instrumental, values.seconds, values.seed)
     songs = workdir.generate(
         asked,
         values.out,

@@ -68,7 +68,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.log_every = 20
     config.train.valid_every = 2000
     config.train.valid_batches = 8
-    config.train.save_every = 2000
+    config.train.checkpoint_every = 2000
     config.train.keep = 2
 
     config.sampling = ConfigDict({"temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance": 1.0})
@@ -110,7 +110,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.log_every = 10
             config.train.valid_every = 100
             config.train.valid_batches = 1
-            config.train.save_every = 100
+            config.train.checkpoint_every = 100
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/backbone.py: choose tiny, small or paper")
     return config

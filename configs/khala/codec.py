@@ -77,7 +77,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.log_every = 50
     config.train.valid_every = 5000
     config.train.valid_batches = 8
-    config.train.save_every = 5000
+    config.train.checkpoint_every = 5000
+    config.train.show_every = 5000
     config.train.keep = 2
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
@@ -108,7 +109,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.log_every = 10
             config.train.valid_every = 100
             config.train.valid_batches = 2
-            config.train.save_every = 100
+            config.train.checkpoint_every = 100
+            config.train.show_every = 200
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small or paper")
     return config

@@ -1,6 +1,9 @@
 """One trained miniature of Khala for all tests of this room: a few steps of every stage through the command line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +41,6 @@ TOKEN_LM = (
     "--config.train.warmup_steps=2",
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
-    "--config.mesh.data=1",
 )
 
 
@@ -48,33 +50,35 @@ def run():
     return lambda *arguments: cli.main([str(argument) for argument in arguments])
 
 
+def train(*arguments) -> None:
+    """Training in a process of its own, on one device as a newcomer has it."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-m", "hiermusic", "train", *arguments], env=environment, check=True)
+
+
 @pytest.fixture(scope="session")
 def khala(tmp_path_factory, run) -> SimpleNamespace:
     """Workdirs and records of a miniature trained for four steps a stage."""
     root = tmp_path_factory.mktemp("khala")
     at = SimpleNamespace(root=root, **{n: root / n for n in ("corpus", "codec", "tokens", "backbone", "superres")})
     run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4")
-    run(
-        "train",
+    train(
         f"--config={CONFIGS}/codec.py:tiny",
         f"--workdir={at.codec}",
         f"--config.data.path={at.corpus}",
         "--noprogress",
-        "--config.mesh.data=1",
         *CODEC,
     )
     run("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}")
     tokens = f"--config.data.path={at.tokens}"
-    run(
-        "train",
+    train(
         f"--config={CONFIGS}/backbone.py:tiny",
         f"--workdir={at.backbone}",
         tokens,
         "--noprogress",
         *TOKEN_LM,
     )
-    run(
-        "train",
+    train(
         f"--config={CONFIGS}/superres.py:tiny",
         f"--workdir={at.superres}",
         tokens,
