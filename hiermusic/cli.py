@@ -1,6 +1,7 @@
 """The `hiermusic` command: verbs, one thin function each."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -30,12 +31,23 @@ def _string(values: Values, name: str, text: str, default: str | None = None) ->
     flags.DEFINE_string(name, default, text, flag_values=values)
 
 
-def _integer(values: Values, name: str, text: str, default: int | None = None, lower: int | None = None) -> None:
-    flags.DEFINE_integer(name, default, text, lower_bound=lower, flag_values=values)
+def _integer(
+    values: Values,
+    name: str,
+    text: str,
+    default: int | None = None,
+    lower: int | None = None,
+    upper: int | None = None,
+) -> None:
+    flags.DEFINE_integer(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
 
 
-def _float(values: Values, name: str, text: str, default: float | None = None, lower: float | None = None) -> None:
-    flags.DEFINE_float(name, default, text, lower_bound=lower, flag_values=values)
+def _float(
+    values: Values, name: str, text: str, default: float | None = None, *, lower: float, upper: float | None = None
+) -> None:
+    flags.DEFINE_float(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
+    # NaN passes every bound
+    flags.register_validator(name, lambda x: x is None or math.isfinite(x), "give a finite number", flag_values=values)
 
 
 def _boolean(values: Values, name: str, text: str, default: bool = False) -> None:
@@ -78,8 +90,8 @@ def _define_data(values: Values) -> None:
     )
     _string(values, "out", "folder for the records")
     _integer(values, "sample_rate", "samples a second of the records", 44100, lower=1)
-    _integer(values, "channels", "channels of the records", 2, lower=1)
-    _float(values, "valid_fraction", "share of tracks held out", 0.1, lower=0.0)
+    _integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
+    _float(values, "valid_fraction", "share of tracks held out", 0.1, lower=0.0, upper=1.0)
     _float(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1)
     _boolean(values, "json", "print one JSON object")
 
@@ -128,7 +140,7 @@ def _train(values: Values, given: list[str]) -> None:
     if metrics["step"] < values.config.train.steps:
         _say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
         sys.exit(130)
-    _answer(values, metrics, [f"{values.workdir}: trained to step {metrics['step']}, loss {metrics['loss']}"])
+    _answer(values, metrics, [f"{values.workdir}: trained to step {metrics['step']}, loss {metrics.get('loss')}"])
 
 
 # MARK: tokens
@@ -191,7 +203,7 @@ def _define_generate(values: Values) -> None:
     _integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
     _float(values, "temperature", "backbone temperature; default: the workdir's", lower=0.0)
     _integer(values, "top_k", "backbone top-k; default: the workdir's", lower=0)
-    _float(values, "top_p", "backbone top-p; default: the workdir's", lower=0.0)
+    _float(values, "top_p", "backbone top-p; default: the workdir's", lower=0.01, upper=1.0)
     _float(values, "guidance", "classifier-free guidance scale; default: the workdir's", lower=0.0)
     _boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
     _boolean(values, "json", "print one JSON object")
@@ -410,11 +422,12 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         _say(f"hiermusic {name}: {error}")
         sys.exit(1)
+    except BrokenPipeError:
+        os._exit(0)
     except OSError as error:
-        _say(f"hiermusic {name}: {error.filename or ''}: {error.strerror or error}")
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"hiermusic {name}: {place}{error.strerror or error}")
         sys.exit(1)
     except KeyboardInterrupt:
         _say(f"hiermusic {name}: interrupted; run the same command to go on")
         sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)

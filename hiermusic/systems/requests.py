@@ -11,11 +11,15 @@ from hiermusic.tokens.prompt import Prompt
 
 @dataclass(frozen=True)
 class Request:
-    """One song to make: its file name, its prompt and its seed."""
+    """One song to make: its file name, its prompt and its seed (0..2^32 - 1)."""
 
     name: str
     prompt: Prompt
     seed: int
+
+    def __post_init__(self):
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise UserError(f"the seed {self.seed!r} is not an integer in 0..{2**32 - 1}")
 
     def to_json(self) -> dict:
         """The request as a JSON object."""
@@ -56,13 +60,13 @@ def read(path: str | Path, seed: int) -> list[Request]:
             if not isinstance(fields, dict):
                 raise UserError(f"a prompt is a JSON object, not {type(fields).__name__}")
             name = _file_name(fields.pop("name", f"song-{number:03d}"))
-            own_seed = int(fields.pop("seed", seed + len(requests)))
-            prompt = Prompt.from_json(fields)
+            own_seed = fields.pop("seed", seed + len(requests))
+            request = Request(name, Prompt.from_json(fields), own_seed)
         except (UserError, ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
-        if not prompt.seconds or prompt.seconds <= 0:
+        if not 0 < (request.prompt.seconds or 0) < float("inf"):
             raise UserError(f'{path}, line {number}: a prompt needs "seconds", a positive number')
-        requests.append(Request(name, prompt, own_seed))
+        requests.append(request)
     if not requests:
         raise UserError(f"{path} holds no prompt: give one JSON object a line")
     names = [request.name for request in requests]
