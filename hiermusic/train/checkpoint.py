@@ -20,7 +20,7 @@ from hiermusic.train.log import disk_errors
 
 Tree = dict[str, Any]
 
-# what a run may be resumed with another value of: nothing here changes a step
+# what a run may be resumed with another value of: how long, where and on what, but not what is trained
 FREE_FIELDS = (
     *(f"train.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep", "keep_every", "max_skipped")),
     *(f"train.{name}" for name in ("valid_every", "valid_batches", "show_every")),

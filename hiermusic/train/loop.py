@@ -65,8 +65,11 @@ class LoopConfig:
             if name not in fields:
                 raise UserError(f"the config has no train.{name}")
         config = cls(**{name: int(fields[name]) for name in cls.__dataclass_fields__ if name in fields})
-        if config.batch_size < 1:
-            raise UserError(f"train.batch_size is {config.batch_size}; it must be at least 1")
+        for name in ("steps", "batch_size"):
+            if getattr(config, name) < 1:
+                raise UserError(f"train.{name} is {getattr(config, name)}; it must be at least 1")
+        if not 0 <= config.seed < 2**32:
+            raise UserError(f"train.seed is {config.seed}; it must lie in 0..{2**32 - 1}")
         return config
 
 
@@ -79,7 +82,7 @@ def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -
       workdir: gets config.json, checkpoints/, metrics.jsonl, TensorBoard events, samples/.
       progress: shows a progress bar on standard error.
     Returns:
-      The last logged record; its `step` is below `train.steps` when a signal ended the run early.
+      The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run.
     Raises:
       UserError: a workdir of another config, a batch that does not divide, a damaged checkpoint, a full disk, or too
         many non-finite steps in a row.
@@ -139,7 +142,7 @@ class _Trainer:
         self.bar = tqdm(total=options.steps, initial=self.step, disable=not progress, file=sys.stderr, unit="step")
 
     def train(self, stop: "_Stop") -> dict[str, Any]:
-        """Runs to the end or to a signal; returns the last record."""
+        """Runs to the end or to a signal; returns the last record and the step reached."""
         options = self.options
         batches = _batches(self.stage, self.step)
         while self.step < options.steps:
@@ -166,7 +169,7 @@ class _Trainer:
             if ending:
                 break
         self.checkpoints.wait()
-        return self.log.last
+        return {**self.log.last, "step": self.step}
 
     def close(self) -> None:
         """Ends the bar, the log and a save still under way."""
