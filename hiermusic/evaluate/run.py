@@ -79,7 +79,16 @@ def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
 
 def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: int):
     config, codec = workdirs.load(workdir, "codec")
-    audio_dir = pipeline.resolve(data or config.data.path, Path(workdir) / "data", codec.sample_rate, codec.channels)
+    audio_dir = pipeline.resolve(
+        data or config.data.path,
+        Path(workdir) / "data",
+        codec.sample_rate,
+        codec.channels,
+        kind="auto" if data else config.data.kind,
+        # as in training: with another share, tracks that were trained on would count as held out
+        segment_seconds=config.data.segment_seconds,
+        valid_fraction=config.data.valid_fraction,
+    )
     clips = held_out(audio_dir, seconds, tracks)
     coder = Coder(
         encode=partial(encode_long, codec),

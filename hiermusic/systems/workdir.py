@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -60,8 +61,16 @@ def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
     from hiermusic.codec.chunked import encode_long
     from hiermusic.data import pipeline, tokenise
 
-    codec = load_codec(codec_dir)
-    audio_dir = pipeline.resolve(data, Path(out) / "audio", codec.sample_rate, codec.channels)
+    config, codec = load(codec_dir, "codec")
+    audio_dir = pipeline.resolve(
+        data,
+        Path(out) / "audio",
+        codec.sample_rate,
+        codec.channels,
+        # the codec's own share, so that what it has not heard is held out from the token models too
+        segment_seconds=config.data.segment_seconds,
+        valid_fraction=config.data.valid_fraction,
+    )
     name = f"{os.path.abspath(codec_dir)}@{checkpoint.latest_step(codec_dir)}"
     return tokenise.tokenise(partial(encode_long, codec), audio_dir, out, codec.hierarchy, split_at, name)
 
@@ -92,19 +101,22 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     _check_layers(codec, layers)
     try:
         with np.load(source, allow_pickle=False) as stored:
-            codes_TK, length = stored["codes"].T.astype(np.int32), int(stored["length"])
+            codes_TK, length = stored["codes"].T, int(stored["length"])
+            sample_rate = int(stored["sample_rate"])
     except FileNotFoundError:
         raise UserError(f"no codes at {source}") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{source} is not a codes file written by `hiermusic encode` ({type(error).__name__})"
         ) from None
     sizes = codec.hierarchy.sizes
-    if codes_TK.ndim != 2 or codes_TK.shape[1] > len(sizes) or codes_TK.max(initial=0) >= max(sizes):
+    fits = codes_TK.ndim == 2 and codes_TK.dtype.kind in "iu" and 1 <= codes_TK.shape[1] <= len(sizes)
+    fits = fits and codes_TK.min(initial=0) >= 0 and codes_TK.max(initial=0) < max(sizes)
+    if not fits or sample_rate != codec.sample_rate or len(codes_TK) != -(-length // codec.hop):
         raise UserError(
             f"{source} holds codes {codes_TK.T.shape}, not those of {codec_dir}: use the codec that made it"
         )
-    wav_LC = decode_long(codec, codes_TK, length=length, layers=layers)
+    wav_LC = decode_long(codec, codes_TK.astype(np.int32), length=length, layers=layers)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
 
