@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
-from hiermusic.data.records import write_atomically
+from hiermusic.data.records import read_json, write_atomically
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
 
@@ -57,20 +57,24 @@ def produce(
         prompt = request.to_json()
         name, seed = prompt.pop("name"), prompt.pop("seed")
         facts.append({"name": name, "prompt": prompt, "seed": seed, **common})
-    missing = [i for i, fact in enumerate(facts) if not _stands(out, fact)]
+    missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, coarse_too)]
     if missing:
         made = make([requests[i] for i in missing])
         for i, song in zip(missing, made, strict=True):
             _write(out, facts[i], song, coarse_too)
-    return [json.loads((out / f"{fact['name']}.json").read_text()) for fact in facts]
+    return [read_json(out / f"{fact['name']}.json") for fact in facts]
 
 
-def _stands(out: Path, fact: dict) -> bool:
+def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
     path = out / f"{fact['name']}.json"
-    if not (path.is_file() and path.with_suffix(".wav").is_file()):
+    sounds = (".wav", ".backbone.wav") if coarse_too else (".wav",)
+    if not (path.is_file() and all(path.with_suffix(suffix).is_file() for suffix in sounds)):
         return False
-    stored = json.loads(path.read_text())
-    return all(stored.get(name) == value for name, value in fact.items())
+    try:
+        stored = read_json(path)
+    except ValueError:  # someone else's file, or a damaged one
+        return False
+    return isinstance(stored, dict) and all(stored.get(name) == value for name, value in fact.items())
 
 
 def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
