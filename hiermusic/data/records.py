@@ -384,7 +384,7 @@ class TokenSource:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file that is either whole or not there."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # workers on several hosts may end at once
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="replace")  # file names need not be valid unicode
     os.replace(temporary, path)
 
 

@@ -377,7 +377,7 @@ def _tfds_directory(name: str, path: str) -> Path:
         what = (
             f"has the configs {', '.join(sorted(c.name for c in configs))}: name one" if configs else "is not prepared"
         )
-        raise UserError(f"{path}: {root} {what} (as array_record, with `tfds build`, on a machine of your choice)")
+        raise UserError(f"{path}: {root} {what} (make it with `tfds build --file_format=array_record`)")
     return max(found, key=lambda place: [int(number) for number in re.findall(r"\d+", place.name)])
 
 
@@ -430,12 +430,8 @@ class _TfdsLoader:
 
     def __call__(self, index: int) -> tuple[np.ndarray, int, Meta]:
         row = self.rows[index]
-        text = {
-            name: value.decode() if isinstance(value, bytes) else value
-            for name, value in row.items()
-            if name != self.key
-        }
-        meta = fields({name: text[name] for name in (*TEXT_FIELDS, "instrumental") if name in text})
+        found = {name: row[name] for name in (*TEXT_FIELDS, "instrumental") if name in row}
+        meta = fields({k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in found.items()})
         if isinstance(row[self.key], bytes):
             wav_LC, rate = _decode(row[self.key])
             return wav_LC, rate, meta
