@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Named facts: a prompt, settings, a machine."""
+    """Named facts: a prompt, settings, hardware."""
 
     values: Mapping[str, object]
     caption: str = ""
