@@ -9,7 +9,8 @@
 | paper  | a pod, 2.49 M steps        | the published sizes: encoder 78.56 M, decoder 177.71 M, quantiser 8.39 M   |
 
 Figures measured for each preset stand in docs/results.md. Loss weights, learning rate and crop are not in the paper:
-they follow EnCodec's published recipe, which it builds on.
+they follow EnCodec's published recipe, which it builds on. Dead codes are replaced below a share of their uniform use;
+the release's absolute threshold of 2 would be `model.dead_share=0.74` at this batch and is not the default.
 """
 
 from ml_collections import ConfigDict
@@ -39,6 +40,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.encoder_width = 128
     config.model.decoder_width = 3072
     config.model.latent = 128
+    config.model.init = "dac"
     config.model.codebooks = 64
     config.model.codes = 1024
     config.model.decay = 0.99
@@ -73,7 +75,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.weight_decay = 0.0
     config.train.clip_norm = 0.0
     config.train.ema_decay = 0.999
+    config.train.quantise_start = 0
     config.train.adversarial_start = 0
+    config.train.discriminator_every = 1
     config.train.log_every = 50
     config.train.valid_every = 5000
     config.train.valid_batches = 8
@@ -93,24 +97,38 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.steps = 400_000
             config.train.batch_size = 32
         case "tiny":
+            config.model.strides = (8, 8, 8, 4)
+            config.model.dilations = (1, 3)
             config.model.encoder_width = 8
-            config.model.decoder_width = 128
-            config.model.latent = 64
-            config.model.codes = 256
+            config.model.decoder_width = 96
+            config.model.init = "fan_in"
+            config.model.codes = 64
+            config.model.decay = 0.95
+            config.model.dead_share = 0.5
             config.model.kmeans_iterations = 10
             config.model.quantiser_dropout = "low_biased"
+            config.discriminator.fft_sizes = (206, 1418)
             config.discriminator.filters = 4
-            config.train.steps = 400
+            config.loss.waveform = 10.0
+            config.loss.stft = 1.0
+            config.loss.adversarial = 0.1
+            config.loss.feature = 0.1
+            config.loss.balance = False
+            config.train.steps = 480
             config.train.batch_size = 6
-            config.train.learning_rate = 1e-3
+            config.train.crop_frames = 22
+            config.train.learning_rate = 2e-3
+            config.train.schedule = "cosine"
+            config.train.final_share = 0.1
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
-            config.train.adversarial_start = 200
+            config.train.quantise_start = 150
+            config.train.adversarial_start = 440
             config.train.log_every = 10
             config.train.valid_every = 100
             config.train.valid_batches = 2
             config.train.checkpoint_every = 100
-            config.train.show_every = 200
+            config.train.show_every = 300
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small or paper")
     return config

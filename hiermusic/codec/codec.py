@@ -29,6 +29,7 @@ class CodecConfig:
       latent: channels of the frames and of the codes.
       quantiser: the residual quantiser.
       dtype: compute type of the convolutions.
+      init: of their weights, see `nn.conv.Conv`; "fan_in" for narrow trunks.
       remat: recompute blocks in the backward pass.
     """
 
@@ -41,6 +42,7 @@ class CodecConfig:
     latent: int = 128
     quantiser: QuantiserConfig = dataclasses.field(default_factory=QuantiserConfig)
     dtype: str = "float32"
+    init: str = "dac"
     remat: bool = False
 
     @property
@@ -79,7 +81,9 @@ class Codec(nnx.Module):
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.config = config
-        trunk = dict(dilations=config.dilations, latent=config.latent, dtype=config.dtype, remat=config.remat)
+        trunk = dict(
+            dilations=config.dilations, latent=config.latent, dtype=config.dtype, init=config.init, remat=config.remat
+        )
         self.encoder = dac.Encoder(config.channels, config.encoder_width, config.strides, **trunk, rngs=rngs)
         self.quantiser = ResidualQuantiser(config.latent, config.quantiser, rngs=rngs)
         self.decoder = dac.Decoder(config.channels, config.decoder_width, config.strides[::-1], **trunk, rngs=rngs)
@@ -111,10 +115,25 @@ class Codec(nnx.Module):
         return self._waveform(self.quantiser.decode(codes_BTK, layers), length)
 
     def forward(
-        self, wav_BLC: Float[Array, "B L C"], *, key: PRNGKeyArray | None = None, train: bool = False
+        self,
+        wav_BLC: Float[Array, "B L C"],
+        *,
+        key: PRNGKeyArray | None = None,
+        train: bool = False,
+        quantise: bool = True,
     ) -> CodecOutput:
-        """Reconstructs with gradients; `train` also moves the codebooks and needs `key` (see `ResidualQuantiser`)."""
-        quantised = self.quantiser(self._latents(wav_BLC), key=key, train=train)
+        """Reconstructs with gradients.
+
+        Args:
+          wav_BLC: waveforms of any length.
+          key: of dropout and dead-code replacement, in training.
+          train: move the codebooks too (see `ResidualQuantiser`).
+          quantise: False sends the latent frames on as they are, to warm the trunk up before the codebooks start.
+        """
+        latents_BTD = self._latents(wav_BLC)
+        quantised = self.quantiser(latents_BTD, key=key, train=train and quantise)
+        if not quantise:
+            quantised = quantised._replace(x_BTD=latents_BTD, commitment=jnp.zeros(()))
         wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
         return CodecOutput(wav, quantised.codes_BTK, quantised.commitment, quantised.stats)
 

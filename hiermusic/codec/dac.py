@@ -11,10 +11,11 @@ from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 class ResidualUnit(nnx.Module):
     """x + conv1(snake(conv7(snake(x)))), the wide convolution dilated."""
 
-    def __init__(self, channels: int, dilation: int, *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, channels: int, dilation: int, *, dtype: str, init: str, rngs: nnx.Rngs):
         self.snake_in = Snake(channels, rngs=rngs)
-        self.conv_in = Conv(channels, channels, (7,), dilation=(dilation,), dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(channels, channels, (7,), dilation=(dilation,), dtype=dtype, init=init, rngs=rngs)
         self.snake_out = Snake(channels, rngs=rngs)
+        # The branch starts small whatever `init` is, or sixteen of them would blow the signal up.
         self.conv_out = Conv(channels, channels, (1,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -24,8 +25,8 @@ class ResidualUnit(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Residual units, then a strided convolution that doubles the channels."""
 
-    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, rngs: nnx.Rngs):
-        self.units = nnx.List([ResidualUnit(channels, d, dtype=dtype, rngs=rngs) for d in dilations])
+    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, init: str, rngs: nnx.Rngs):
+        self.units = nnx.List([ResidualUnit(channels, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
         self.snake = Snake(channels, rngs=rngs)
         self.down = Conv(
             channels,
@@ -34,6 +35,7 @@ class EncoderBlock(nnx.Module):
             stride=(stride,),
             padding=(-(-stride // 2),),
             dtype=dtype,
+            init=init,
             rngs=rngs,
         )
 
@@ -46,10 +48,10 @@ class EncoderBlock(nnx.Module):
 class DecoderBlock(nnx.Module):
     """A transposed convolution that halves the channels, then residual units."""
 
-    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, init: str, rngs: nnx.Rngs):
         self.snake = Snake(channels, rngs=rngs)
-        self.up = ConvTranspose(channels, channels // 2, stride, dtype=dtype, rngs=rngs)
-        self.units = nnx.List([ResidualUnit(channels // 2, d, dtype=dtype, rngs=rngs) for d in dilations])
+        self.up = ConvTranspose(channels, channels // 2, stride, dtype=dtype, init=init, rngs=rngs)
+        self.units = nnx.List([ResidualUnit(channels // 2, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
         x_BTD = self.up(self.snake(x_BTD))
@@ -67,7 +69,7 @@ class Encoder(nnx.Module):
       strides: downsampling factors, first to last.
       dilations: of the residual units of each block.
       latent: channels of the frames.
-      dtype: compute type of the convolutions.
+      dtype: compute type of the convolutions; init: of their weights, see `nn.conv.Conv`.
       remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -80,17 +82,21 @@ class Encoder(nnx.Module):
         latent: int,
         *,
         dtype: str = "float32",
+        init: str = "dac",
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
         self.remat = remat
         widths = [width * 2**i for i in range(len(strides) + 1)]
-        self.conv_in = Conv(channels, width, (7,), dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(channels, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
-            [EncoderBlock(w, s, dilations, dtype=dtype, rngs=rngs) for w, s in zip(widths, strides, strict=False)]
+            [
+                EncoderBlock(w, s, dilations, dtype=dtype, init=init, rngs=rngs)
+                for w, s in zip(widths, strides, strict=False)
+            ]
         )
         self.snake = Snake(widths[-1], rngs=rngs)
-        self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, rngs=rngs)
+        self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, init=init, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
         x = _through(self.blocks, self.conv_in(wav_BLC), self.remat)
@@ -104,7 +110,7 @@ class Decoder(nnx.Module):
       channels: audio channels.
       width: channels after the first convolution; every stride halves them, so it divides by 2^len(strides).
       strides: upsampling factors, first to last (the encoder's, reversed).
-      dilations, latent, dtype, remat: as for `Encoder`.
+      dilations, latent, dtype, init, remat: as for `Encoder`.
     """
 
     def __init__(
@@ -116,14 +122,18 @@ class Decoder(nnx.Module):
         latent: int,
         *,
         dtype: str = "float32",
+        init: str = "dac",
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
         self.remat = remat
         widths = [width // 2**i for i in range(len(strides) + 1)]
-        self.conv_in = Conv(latent, width, (7,), dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(latent, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
-            [DecoderBlock(w, s, dilations, dtype=dtype, rngs=rngs) for w, s in zip(widths, strides, strict=False)]
+            [
+                DecoderBlock(w, s, dilations, dtype=dtype, init=init, rngs=rngs)
+                for w, s in zip(widths, strides, strict=False)
+            ]
         )
         self.snake = Snake(widths[-1], rngs=rngs)
         self.conv_out = Conv(widths[-1], channels, (7,), dtype=dtype, rngs=rngs)

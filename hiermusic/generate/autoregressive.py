@@ -90,7 +90,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     guidance: float = 1.0,
-    unprompted: Sequence[int] | None = None,
+    unprompted: Sequence[Sequence[int]] | None = None,
     given: Sequence[Sequence[np.ndarray]] | None = None,
     cache_dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -108,7 +108,7 @@ def generate(
       min_frames: level-0 tokens before which EOS is not legal.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
       guidance: scale of classifier-free guidance; 1 = none.
-      unprompted: the prompt of the unconditional prediction.
+      unprompted: B prompts of the unconditional predictions.
       given: B times K code arrays that are known (continuation); they are kept as the first tokens of each level.
       cache_dtype: of cached keys and values; the model's compute type by default.
       progress: called with (positions done, positions at most) after every chunk of steps.

@@ -28,14 +28,15 @@ def padded(rows: Sequence[Sequence[int]], length: int, *, left: bool) -> Int32[n
 
 
 def unconditional(
-    prompts: Sequence[Sequence[int]], unprompted: Sequence[int] | None, guidance: float
+    prompts: Sequence[Sequence[int]], unprompted: Sequence[Sequence[int]] | None, guidance: float
 ) -> list[Sequence[int]]:
-    """The prompts, and behind them as many unconditional ones when guidance asks for them."""
+    """The prompts, and behind them the unconditional one of each when guidance asks for them."""
     if guidance == 1.0:
         return list(prompts)
     if unprompted is None:
         raise UserError(f"guidance {guidance} needs a prompt to move away from: give one or set guidance to 1")
-    return [*prompts, *[unprompted] * len(prompts)]
+    check_batch(prompts, unprompted=unprompted)
+    return [*prompts, *unprompted]
 
 
 def check_batch(prompts: Sequence, **others: Sequence) -> None:

@@ -44,7 +44,8 @@ def refine(
     top_k: int = 10,
     top_p: float = 1.0,
     guidance: float = 1.0,
-    unprompted: Sequence[int] | None = None,
+    unprompted: Sequence[Sequence[int]] | None = None,
+    known: Int32[np.ndarray, "T0 K"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Int32[np.ndarray, "T K"]]:
     """Draws the levels above those given, one after another.
@@ -58,7 +59,8 @@ def refine(
       sizes: number of codes of each of the K levels.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
       guidance: scale of classifier-free guidance; 1 = none.
-      unprompted: the prompt of the unconditional prediction, with its marker place.
+      unprompted: B prompts of the unconditional predictions, each with its marker place.
+      known: all levels of the first T0 frames of every sample (continuation); they are kept.
       progress: called with (levels drawn, levels to draw) after every pass.
     Returns:
       B arrays int32 [T, K] that begin with the given levels.
@@ -79,6 +81,8 @@ def refine(
     codes_BTK = np.full((len(codes), T, K), -1, np.int32)
     for b, codes_TK in enumerate(codes):
         codes_BTK[b, : len(codes_TK), :given] = codes_TK
+        if known is not None:
+            codes_BTK[b, : len(known)] = known
     request = _Request(
         text_RS=padded(rows, S, left=False),
         text_length_R=text_length_R,
@@ -125,5 +129,7 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
     keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(request.keys_B, level), jnp.arange(T))
     drawn_N = sample(logits_BTV.reshape(B * T, V), keys_BT.reshape(B * T), temperature=request.temperature,
                      top_k=top_k, top_p=top_p, allowed=(jnp.arange(V) < request.size_K[level])[None])
-    drawn_BT = jnp.where(jnp.arange(T) < request.frames_B[:, None], drawn_N.reshape(B, T), -1)
+    known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)
+    drawn_BT = jnp.where(known_BT >= 0, known_BT, drawn_N.reshape(B, T))
+    drawn_BT = jnp.where(jnp.arange(T) < request.frames_B[:, None], drawn_BT, -1)
     return jax.lax.dynamic_update_index_in_dim(codes_BTK, drawn_BT, level, axis=2)

@@ -8,8 +8,6 @@ prediction of q0 so that it keeps listening to the words (Task 0).
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -34,41 +32,17 @@ from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems import songs
 from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.khala_rows import backbone_batches, hierarchy, make_rows, superres_batches, tokenizer, vocabulary
 from hiermusic.systems.requests import Request
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.prompt import Prompt, compose
 from hiermusic.tokens.visibility import Visibility
-from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 
 # MARK: models
-
-
-def vocabulary(model: ConfigDict) -> Vocabulary:
-    """The text side of a token model: Llama 3.1's ids (khala.md 2.1) or bytes."""
-    if model.tokenizer == "llama31":
-        return Vocabulary.llama31()
-    if model.tokenizer == "bytes":
-        return Vocabulary.byte_level(model.duration_unit)
-    raise UserError(f"model.tokenizer is '{model.tokenizer}': choose bytes or llama31")
-
-
-def tokenizer(model: ConfigDict) -> TextTokenizer:
-    """What turns prompts into ids; Llama 3.1's needs its tokenizer.json at `model.tokenizer_file`."""
-    if model.tokenizer == "llama31" and not model.tokenizer_file:
-        raise UserError("model.tokenizer is llama31: give its tokenizer.json with --config.model.tokenizer_file=PATH")
-    return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
-
-
-def hierarchy(model: ConfigDict) -> Hierarchy:
-    """The token hierarchy of a codec's or a token model's configuration."""
-    if "strides" in model:
-        rate = Fraction(model.sample_rate, int(np.prod(model.strides)))
-        return Hierarchy.uniform(model.codebooks, rate, model.codes)
-    return Hierarchy.uniform(model.levels, Fraction(model.frame_rate), model.codes)
 
 
 def make_codec(model: ConfigDict) -> Callable[[nnx.Rngs], Codec]:
@@ -89,6 +63,7 @@ def make_codec(model: ConfigDict) -> Callable[[nnx.Rngs], Codec]:
         encoder_width=model.encoder_width,
         decoder_width=model.decoder_width,
         latent=model.latent,
+        init=model.init,
         quantiser=quantiser,
     )
     return lambda rngs: Codec(config, rngs=rngs)
@@ -134,135 +109,6 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     return (make_codec if config.stage == "codec" else make_token_lm)(config.model)
 
 
-# MARK: batches
-
-PROBED_LAYERS = (0, 1, 2, 4, 8, 16, 32, 63)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Turns tracks into training rows of a token model: which part of the track, which prompt, which layout."""
-
-    model: ConfigDict
-    crop: str
-    tokenizer: TextTokenizer
-
-    def backbone(self, example: dict, rng: np.random.Generator) -> sequence.Row:
-        """q0 q1 of every frame in turn, ended by EOS where the track ends within the row."""
-        ids = self._prompt(example["meta"], rng)
-        room = sequence.room(ids, self.model.length, shared=True, end=True)
-        codes_TK, whole = self._crop(example["codes"], room // self.model.levels, rng)
-        layout = pattern.flatten((len(codes_TK),) * self.model.levels)
-        end = self.tokenizer.vocabulary.eos if whole else None
-        return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=True, end=end)
-
-    def refinement(self, example: dict, rng: np.random.Generator, level: int) -> sequence.Row:
-        """One layer of every frame, read from the layers below it (Task 1)."""
-        ids = self._marked(example["meta"], rng, level)
-        codes_TK, _ = self._crop(example["codes"], self.model.length - len(ids), rng)
-        layout = pattern.layer_pass((len(codes_TK),) * self.model.levels, level)
-        return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=False)
-
-    def alignment(self, example: dict, rng: np.random.Generator) -> sequence.Row:
-        """q0 of every frame in turn, read from the q0 before it (Task 0)."""
-        ids = self._marked(example["meta"], rng, 0)
-        room = sequence.room(ids, self.model.length, shared=True, end=False)
-        codes_TK, _ = self._crop(example["codes"], room, rng)
-        reads_S1, targets_S1 = pattern.flatten((len(codes_TK),)).build([codes_TK[:, 0]])
-        others = ((0, 0), (0, self.model.levels - 1))
-        reads_SK, targets_SK = (np.pad(x, others, constant_values=-1) for x in (reads_S1, targets_S1))
-        return sequence.pack(ids, reads_SK, targets_SK, self.model.length, shared=True)
-
-    def _prompt(self, meta: dict, rng: np.random.Generator) -> list[int]:
-        prompt = Prompt.from_json({name: meta[name] for name in Prompt.__dataclass_fields__ if name in meta})
-        if rng.random() < self.model.get("prompt_dropout", 0.0):
-            prompt = Prompt(seconds=prompt.seconds)
-        keep = self.model.get("keep_description", True)
-        return compose(prompt, self.tokenizer, keep_description=keep, limit=self.model.text_limit)
-
-    def _marked(self, meta: dict, rng: np.random.Generator, level: int) -> list[int]:
-        return [*self._prompt(meta, rng)[:-1], self.tokenizer.vocabulary.task_marker(level)]
-
-    def _crop(self, codes_TK: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-        """At most `room` frames, and whether the track's last frame is among them."""
-        spare = max(len(codes_TK) - room, 0)
-        start = int(rng.integers(spare + 1)) if self.crop == "random" else 0
-        return codes_TK[start : start + room], start == spare
-
-
-def _rows(config: ConfigDict) -> Rows:
-    if config.data.crop not in ("start", "random"):
-        raise UserError(f"data.crop is '{config.data.crop}': choose start or random")
-    return Rows(config.model, config.data.crop, tokenizer(config.model))
-
-
-def layer_weights(levels: int, distribution: str) -> np.ndarray:
-    """How often Task 1 trains each layer; layer 0 is Task 0's.
-
-    Args:
-      levels: K.
-      distribution: "uniform" over 1..K-1 (VALL-E), or "low_biased": layers 1-16 twice as often as 17-32, four times as
-        often as the rest (the density of SpectroStream's targets).
-    """
-    layer_K = np.arange(levels)
-    match distribution:
-        case "uniform":
-            weight_K = np.ones(levels)
-        case "low_biased":
-            weight_K = np.where(layer_K <= 16, 1.0, np.where(layer_K <= 32, 0.5, 0.25))
-        case _:
-            raise UserError(f"train.layer_distribution is '{distribution}': choose uniform or low_biased")
-    weight_K[0] = 0.0
-    return weight_K / weight_K.sum()
-
-
-def _examples(config: ConfigDict, split: str, times: int = 1):
-    """Batches of raw examples, element i the one of step i; the held-out tracks come `times` times over."""
-    levels = slice(0, config.model.levels)
-    examples = pipeline.token_examples(config.data.path, split, config.train.seed, levels)
-    if split == "train":
-        return examples.batch(config.train.batch_size, batch_fn=list)
-    return examples.repeat(times).batch(min(config.train.batch_size, len(examples)), batch_fn=list)
-
-
-def backbone_batches(config: ConfigDict, split: str):
-    """Batch i of the backbone's causal rows: a function of (seed, i)."""
-    rows = _rows(config)
-
-    def build(index: int, examples: Sequence[dict]):
-        rng = np.random.default_rng((config.train.seed, index))
-        return Visibility.causal(), sequence.stack([rows.backbone(example, rng) for example in examples])
-
-    return _examples(config, split).map_with_index(build)
-
-
-def superres_batches(config: ConfigDict, split: str):
-    """Batch i of the super-resolution mixture, one task and one layer a batch.
-
-    In training both are drawn from (seed, i); the held-out tracks are asked for a few layers from coarse to fine.
-    """
-    rows = _rows(config)
-    weight_K = layer_weights(config.model.levels, config.train.layer_distribution)
-    probes = [level for level in PROBED_LAYERS if level < config.model.levels]
-    batches = _examples(config, split, times=len(probes))
-
-    def draw(index: int, rng: np.random.Generator) -> int:
-        if split != "train":
-            return probes[index * len(probes) // len(batches)]
-        return 0 if rng.random() < config.train.task0_share else int(rng.choice(len(weight_K), p=weight_K))
-
-    def build(index: int, examples: Sequence[dict]):
-        rng = np.random.default_rng((config.train.seed, index))
-        level = draw(index, rng)
-        if level == 0:
-            visibility, rows_B = Visibility.causal(), [rows.alignment(example, rng) for example in examples]
-        else:
-            visibility, rows_B = Visibility.full(), [rows.refinement(example, rng, level) for example in examples]
-        return visibility, sequence.stack(rows_B) | {"level": np.int32(level)}
-
-    return batches.map_with_index(build)
-
-
 # MARK: stages
 
 
@@ -274,7 +120,7 @@ def stage(config: ConfigDict, workdir: Path) -> CodecStage | LMStage:
         raise UserError(
             "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
         )
-    _check_tokens(config)
+    _check_tokens(config, config.data.path)
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
         config,
@@ -299,7 +145,8 @@ def _codec_stage(config: ConfigDict, workdir: Path) -> CodecStage:
     samples = settings.crop_frames * math.prod(model.strides)
 
     def batches(split: str):
-        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed)
+        process = (jax.process_index(), jax.process_count())
+        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, process)
 
     return CodecStage(
         config,
@@ -312,13 +159,14 @@ def _codec_stage(config: ConfigDict, workdir: Path) -> CodecStage:
     )
 
 
-def _check_tokens(config: ConfigDict) -> None:
-    info = read_info(config.data.path, "tokens")
-    stored, wanted = Hierarchy.from_json(info["hierarchy"]), hierarchy(config.model)
-    if len(stored) < len(wanted) or stored.select(0, len(wanted)).sizes != wanted.sizes:
+def _check_tokens(config: ConfigDict, path: str) -> None:
+    stored, wanted = Hierarchy.from_json(read_info(path, "tokens")["hierarchy"]), hierarchy(config.model)
+    found = stored.select(0, len(wanted))
+    if (found.sizes, found.rates) != (wanted.sizes, wanted.rates):
         raise UserError(
-            f"{config.data.path} holds {len(stored)} levels of {stored.sizes[0]} codes, the model wants {len(wanted)} of "
-            f"{wanted.sizes[0]}: set --config.model.codes={stored.sizes[0]} or take tokens of another codec"
+            f"{path} holds {len(stored)} levels of {stored.sizes[0]} codes at {stored.rates[0]} Hz, the model wants "
+            f"{len(wanted)} of {wanted.sizes[0]} at {wanted.rates[0]} Hz: set --config.model.codes={stored.sizes[0]} "
+            f"and --config.model.frame_rate={stored.rates[0]}, or take tokens of another codec"
         )
 
 
@@ -376,25 +224,40 @@ def generate(
         backbone = workdirs.read(superres, "superres").init_from
         if not backbone:
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
+    step = None
     if codec is None:
-        codec = read_info(workdirs.read(backbone, "backbone").data.path, "tokens")["codec"].rpartition("@")[0]
+        codec, _, step = read_info(workdirs.read(backbone, "backbone").data.path, "tokens")["codec"].rpartition("@")
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
     sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | options}
     if superres:
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        coder, known_TK = workdirs.load_codec(codec), None
+        coder, known_TK = workdirs.load_codec(codec, step and int(step)), None
+        for run in (backbone, superres):
+            _check_fits(run, coder)
         if audio:
             known_TK = encode_long(coder, files.read(audio, coder.sample_rate, coder.channels)[0]).astype(np.int32)
         samples = _coarse(requests, backbone, sampling["backbone"], known_TK)
         coarse = [sample.codes for sample in samples]
-        codes = _refine(requests, coarse, superres, sampling["superres"]) if superres else coarse
-        if known_TK is not None:
-            codes = [np.concatenate([known_TK[:, : c.shape[1]], c[len(known_TK) :]]) for c in codes]
+        codes = _refine(requests, coarse, superres, sampling["superres"], known_TK) if superres else coarse
         return [songs.Song(c, q, sample.ended, coder) for c, q, sample in zip(codes, coarse, samples, strict=True)]
 
     return songs.produce(requests, out, make, runs, sampling, audio, backbone_too)
+
+
+def _check_fits(run: str | None, coder: Codec) -> None:
+    """UserError when the model of a workdir speaks of other tokens than the codec's."""
+    if run is None:
+        return
+    tokens = hierarchy(workdirs.read(run).model)
+    found = coder.hierarchy.select(0, len(tokens))
+    if (found.sizes, found.rates) != (tokens.sizes, tokens.rates):
+        raise UserError(
+            f"{run} was trained on {len(tokens)} levels of {tokens.sizes[0]} codes at {float(tokens.rates[0]):.2f} Hz, "
+            f"the codec makes {len(coder.hierarchy)} of {coder.hierarchy.sizes[0]} at "
+            f"{float(coder.hierarchy.rates[0]):.2f} Hz: give the codec that made its tokens with --codec=WORKDIR"
+        )
 
 
 def _coarse(
@@ -425,7 +288,7 @@ def _coarse(
             sizes=[config.model.codes] * levels,
             eos=words.vocabulary.eos,
             min_frames=known + 1,
-            unprompted=compose(Prompt(seconds=requests[0].prompt.seconds), words),
+            unprompted=[compose(Prompt(seconds=r.prompt.seconds), words) for r in requests],
             given=[list(known_TK[:, :levels].T)] * len(requests) if known else None,
             cache_dtype=jnp.dtype(config.model.dtype),
             progress=show,
@@ -433,7 +296,13 @@ def _coarse(
         )
 
 
-def _refine(requests: Sequence[Request], coarse: list[np.ndarray], superres: str, sampling: dict) -> list[np.ndarray]:
+def _refine(
+    requests: Sequence[Request],
+    coarse: list[np.ndarray],
+    superres: str,
+    sampling: dict,
+    known_TK: np.ndarray | None,
+) -> list[np.ndarray]:
     """The layers above the backbone's, one pass a layer."""
     config, model = workdirs.load(superres, "superres")
     words, levels = tokenizer(config.model), config.model.levels
@@ -446,6 +315,7 @@ def _refine(requests: Sequence[Request], coarse: list[np.ndarray], superres: str
             markers=[words.vocabulary.task_marker(level) for level in range(levels)],
             seeds=[r.seed for r in requests],
             sizes=[config.model.codes] * levels,
+            known=None if known_TK is None else known_TK[:, :levels],
             progress=show,
             **sampling,
         )
@@ -489,7 +359,8 @@ def cross_entropy(config: ConfigDict, model: TokenLM, path: str, tracks: int, st
       tracks: at most so many of them.
       step: called after every batch.
     """
-    rows, source = _rows(config), TokenSource(path, slice(0, config.model.levels), "valid")
+    _check_tokens(config, path)
+    rows, source = make_rows(config), TokenSource(path, slice(0, config.model.levels), "valid")
     rng = np.random.default_rng(config.train.seed)
     sums_K, counts_K = np.zeros(config.model.levels), np.zeros(config.model.levels)
     graphdef, weights = nnx.split(model)

@@ -36,21 +36,29 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
     return config
 
 
+def _absolute(config: ConfigDict) -> None:
+    """Paths that later commands follow from the workdir, wherever those are given."""
+    for fields, name in ((config.data, "path"), (config, "init_from")):
+        if fields[name] and Path(fields[name]).exists():
+            fields[name] = os.path.abspath(fields[name])
+
+
 def stage(config: ConfigDict, workdir: str | Path):
     """The training stage of a configuration; its data is resolved first, records going under `workdir`."""
+    _absolute(config)
     return system(config).stage(config, Path(workdir))
 
 
-def load(workdir: str | Path, *stages: str) -> tuple[ConfigDict, nnx.Module]:
-    """The configuration and the inference weights of a workdir."""
+def load(workdir: str | Path, *stages: str, step: int | None = None) -> tuple[ConfigDict, nnx.Module]:
+    """The configuration and the inference weights of a workdir, the newest or those of a step."""
     config = read(workdir, *stages)
     make = system(config).make_model(config)
-    return config, checkpoint.load_model(workdir, lambda: make(nnx.Rngs(0)))
+    return config, checkpoint.load_model(workdir, lambda: make(nnx.Rngs(0)), step)
 
 
-def load_codec(workdir: str | Path) -> Codec:
-    """The trained codec of a workdir."""
-    return load(workdir, "codec")[1]
+def load_codec(workdir: str | Path, step: int | None = None) -> Codec:
+    """The trained codec of a workdir, the newest or that of a step."""
+    return load(workdir, "codec", step=step)[1]
 
 
 # MARK: codes

@@ -36,6 +36,7 @@ SHOWN = 2  # held-out crops in a showcase
 class Phase:
     """What a step does besides reconstruction, a static fact about its index."""
 
+    quantise: bool
     adversarial: bool
     discriminate: bool
 
@@ -62,8 +63,9 @@ class CodecStage:
 
     Args:
       config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`; both learners use them),
-        `train.ema_decay` (0: no average), `train.adversarial_start` (first step with a discriminator) and
-        `train.discriminator_every` (steps between its updates).
+        `train.ema_decay` (0: no average), `train.quantise_start` (steps before it train the trunk as an autoencoder),
+        `train.adversarial_start` (first step with a discriminator) and `train.discriminator_every` (steps between its
+        updates).
       make_codec: rngs -> codec.
       make_discriminator: rngs -> discriminator; not called when neither adversarial nor feature loss has a weight.
       objective: the losses' weights.
@@ -89,6 +91,7 @@ class CodecStage:
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
         self.rate = self.optimiser.rate(self.steps)
         self.adversarial = objective.adversarial > 0 or objective.feature > 0
+        self.quantise_start = config.train.get("quantise_start", 0)
         self.adversarial_start = config.train.get("adversarial_start", 0)
         self.discriminator_every = config.train.get("discriminator_every", 1)
 
@@ -107,7 +110,7 @@ class CodecStage:
     def phase(self, index: int) -> Phase:
         """What step `index` does."""
         adversarial = self.adversarial and index >= self.adversarial_start
-        return Phase(adversarial, adversarial and index % self.discriminator_every == 0)
+        return Phase(index >= self.quantise_start, adversarial, adversarial and index % self.discriminator_every == 0)
 
     def train_batches(self) -> "grain.MapDataset":
         return self._train().map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
@@ -122,7 +125,7 @@ class CodecStage:
         judge = module.discriminator if task.adversarial else None
 
         def loss(model):
-            output = model.forward(wav_BLC, key=key, train=True)
+            output = model.forward(wav_BLC, key=key, train=True, quantise=task.quantise)
             rest = (output.commitment, judge, model.sample_rate, norms)
             scalar, values, moved = generator_objective(self.objective, wav_BLC, output.wav_BLC, *rest)
             return scalar, (output, values, moved)

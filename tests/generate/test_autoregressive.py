@@ -80,7 +80,8 @@ def test_a_batch_of_unequal_requests_equals_plain_decoding_of_each(model, name):
 def test_greedy_and_guided_equal_plain_decoding(model):
     greedy = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, temperature=0.0, **SAME)
     options = {"temperature": 0.0, "guidance": 2.5, "unprompted": [2, 3]}
-    guided = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, **SAME, **options)
+    each = options | {"unprompted": [[2, 3]] * len(PROMPTS)}
+    guided = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, **SAME, **each)
     for one, other, prompt, layout in zip(greedy, guided, PROMPTS, LAYOUTS["flatten"], strict=True):
         np.testing.assert_array_equal(one.codes.T, plain(model, prompt, layout, 0, temperature=0.0))
         np.testing.assert_array_equal(other.codes.T, plain(model, prompt, layout, 0, **options))

@@ -57,7 +57,8 @@ def test_a_padded_batch_equals_plain_passes_of_each(model):
 
 def test_greedy_and_guided(model):
     options = {"temperature": 0.0, "guidance": 3.0, "unprompted": [2, 3]}
-    made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH, **options)
+    each = options | {"unprompted": [[2, 3]] * len(PROMPTS)}
+    made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH, **each)
     for one, *request in zip(made, PROMPTS, GIVEN, SEEDS, strict=True):
         np.testing.assert_array_equal(one, plain(model, *request, **options))
     with pytest.raises(UserError, match="guidance"):
@@ -120,3 +121,12 @@ def test_what_cannot_work_is_refused(model):
                            ([[1]] * 2, [np.zeros((4, 1), int), np.zeros((4, 2), int)])):
         with pytest.raises(ValueError):
             refine(model, prompts, codes, seeds=[0] * len(prompts), **BATCH)
+
+
+def test_known_frames_are_kept_and_read(model):
+    K = len(BATCH["sizes"])
+    first = refine(model, PROMPTS[:1], GIVEN[:1], seeds=SEEDS[:1], **BATCH)[0]
+    known = (first[:5] + 1) % min(BATCH["sizes"])
+    made = refine(model, PROMPTS[:1], GIVEN[:1], seeds=SEEDS[:1], known=known, **BATCH)[0]
+    np.testing.assert_array_equal(made[:5], known)
+    assert made.shape == (len(GIVEN[0]), K) and (made[5:] != first[5:]).any()

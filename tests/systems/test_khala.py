@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from hiermusic.audio import files
 from hiermusic.errors import UserError
 from hiermusic.systems import khala as system
+from hiermusic.systems import khala_rows as rows
 from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
@@ -58,7 +59,7 @@ def test_every_preset_is_built(stage):
         config(stage, "huge")
 
 
-# MARK: rows
+# MARK: training rows
 
 
 def trained(khala, name: str) -> ConfigDict:
@@ -67,9 +68,9 @@ def trained(khala, name: str) -> ConfigDict:
 
 def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
     settings = trained(khala, "backbone")
-    visibility, batch = system.backbone_batches(settings, "train")[0]
+    visibility, batch = rows.backbone_batches(settings, "train")[0]
     assert visibility == Visibility.causal()
-    ids = system.tokenizer(settings.model).vocabulary
+    ids = rows.tokenizer(settings.model).vocabulary
     for text, reads, targets, ends in zip(
         batch["text"], batch["reads"], batch["targets"], batch["text_targets"], strict=True
     ):
@@ -85,7 +86,7 @@ def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
 
 def test_batches_are_a_function_of_seed_and_step(khala):
     settings = trained(khala, "superres")
-    one, two = (system.superres_batches(settings, "train") for _ in range(2))
+    one, two = (rows.superres_batches(settings, "train") for _ in range(2))
     for step in (0, 7, 123):
         (visibility, left), (same, right) = one[step], two[step]
         assert visibility == same
@@ -95,13 +96,13 @@ def test_batches_are_a_function_of_seed_and_step(khala):
 def test_the_mixture_has_the_share_asked_for(khala):
     settings = trained(khala, "superres")
     settings.train.task0_share = 0.25
-    batches = system.superres_batches(settings, "train")
+    batches = rows.superres_batches(settings, "train")
     drawn = [batches[step] for step in range(200)]
     causal = [visibility == Visibility.causal() for visibility, _ in drawn]
     assert 0.15 < np.mean(causal) < 0.35
     levels = {int(batch["level"]) for (_, batch), is_causal in zip(drawn, causal, strict=True) if not is_causal}
     assert levels == set(range(1, 6))
-    ids = system.tokenizer(settings.model).vocabulary
+    ids = rows.tokenizer(settings.model).vocabulary
     for (_, batch), is_causal in zip(drawn[:20], causal, strict=False):
         level = int(batch["level"])
         assert is_causal == (level == 0)
@@ -111,11 +112,11 @@ def test_the_mixture_has_the_share_asked_for(khala):
 
 
 def test_layer_distributions():
-    assert system.layer_weights(64, "uniform")[1:] == pytest.approx(1 / 63)
-    low = system.layer_weights(64, "low_biased")
+    assert rows.layer_weights(64, "uniform")[1:] == pytest.approx(1 / 63)
+    low = rows.layer_weights(64, "low_biased")
     assert low[1] == 2 * low[20] == 4 * low[50] and low[0] == 0 and low.sum() == pytest.approx(1)
     with pytest.raises(UserError, match="uniform or low_biased"):
-        system.layer_weights(64, "sideways")
+        rows.layer_weights(64, "sideways")
 
 
 # MARK: stages
@@ -144,7 +145,7 @@ def test_backbone_files_are_all_it_reads(khala):
     hidden = [path.rename(path.with_suffix(".away")) for path in khala.tokens.glob("fine-*")]
     try:
         assert len(hidden) > 0
-        system.backbone_batches(trained(khala, "backbone"), "train")[3]
+        rows.backbone_batches(trained(khala, "backbone"), "train")[3]
     finally:
         for path in hidden:
             path.rename(path.with_suffix(".arrayrecord"))

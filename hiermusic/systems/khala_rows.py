@@ -1,0 +1,184 @@
+"""Khala's training rows: which part of a track, which prompt, which layout, and the mixture of tasks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from hiermusic.data import pipeline
+from hiermusic.errors import UserError
+from hiermusic.tokens import pattern, sequence
+from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.prompt import Prompt, compose
+from hiermusic.tokens.visibility import Visibility
+from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
+
+PROBED_LAYERS = (0, 1, 2, 4, 8, 16, 32, 63)
+
+
+def vocabulary(model: ConfigDict) -> Vocabulary:
+    """The text side of a token model: Llama 3.1's ids (khala.md 2.1) or bytes."""
+    if model.tokenizer == "llama31":
+        return Vocabulary.llama31()
+    if model.tokenizer == "bytes":
+        return Vocabulary.byte_level(model.duration_unit)
+    raise UserError(f"model.tokenizer is '{model.tokenizer}': choose bytes or llama31")
+
+
+def tokenizer(model: ConfigDict) -> TextTokenizer:
+    """What turns prompts into ids; Llama 3.1's needs its tokenizer.json at `model.tokenizer_file`."""
+    if model.tokenizer == "llama31" and not model.tokenizer_file:
+        raise UserError("model.tokenizer is llama31: give its tokenizer.json with --config.model.tokenizer_file=PATH")
+    return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
+
+
+def hierarchy(model: ConfigDict) -> Hierarchy:
+    """The token hierarchy of a codec's or a token model's configuration."""
+    if "strides" in model:
+        rate = Fraction(model.sample_rate, int(np.prod(model.strides)))
+        return Hierarchy.uniform(model.codebooks, rate, model.codes)
+    return Hierarchy.uniform(model.levels, Fraction(model.frame_rate), model.codes)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Turns tracks into training rows of a token model: which part of the track, which prompt, which layout."""
+
+    model: ConfigDict
+    crop: str
+    tokenizer: TextTokenizer
+
+    def backbone(self, example: dict, rng: np.random.Generator) -> sequence.Row:
+        """q0 q1 of every frame in turn, ended by EOS where the track ends within the row."""
+        ids = self._prompt(example["meta"], rng)
+        room = sequence.room(ids, self.model.length, shared=True, end=True)
+        codes_TK, whole = self._crop(example["codes"], room // self.model.levels, rng)
+        layout = pattern.flatten((len(codes_TK),) * self.model.levels)
+        end = self.tokenizer.vocabulary.eos if whole else None
+        return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=True, end=end)
+
+    def refinement(self, example: dict, rng: np.random.Generator, level: int) -> sequence.Row:
+        """One layer of every frame, read from the layers below it (Task 1)."""
+        ids = self._marked(example["meta"], rng, level)
+        codes_TK, _ = self._crop(example["codes"], self.model.length - len(ids), rng)
+        layout = pattern.layer_pass((len(codes_TK),) * self.model.levels, level)
+        return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=False)
+
+    def alignment(self, example: dict, rng: np.random.Generator) -> sequence.Row:
+        """q0 of every frame in turn, read from the q0 before it (Task 0)."""
+        ids = self._marked(example["meta"], rng, 0)
+        room = sequence.room(ids, self.model.length, shared=True, end=False)
+        codes_TK, _ = self._crop(example["codes"], room, rng)
+        reads_S1, targets_S1 = pattern.flatten((len(codes_TK),)).build([codes_TK[:, 0]])
+        others = ((0, 0), (0, self.model.levels - 1))
+        reads_SK, targets_SK = (np.pad(x, others, constant_values=-1) for x in (reads_S1, targets_S1))
+        return sequence.pack(ids, reads_SK, targets_SK, self.model.length, shared=True)
+
+    def _prompt(self, meta: dict, rng: np.random.Generator) -> list[int]:
+        prompt = Prompt.from_json({name: meta[name] for name in Prompt.__dataclass_fields__ if name in meta})
+        if rng.random() < self.model.get("prompt_dropout", 0.0):
+            prompt = Prompt(seconds=prompt.seconds)
+        keep = self.model.get("keep_description", True)
+        return compose(prompt, self.tokenizer, keep_description=keep, limit=self.model.text_limit)
+
+    def _marked(self, meta: dict, rng: np.random.Generator, level: int) -> list[int]:
+        return [*self._prompt(meta, rng)[:-1], self.tokenizer.vocabulary.task_marker(level)]
+
+    def _crop(self, codes_TK: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """At most `room` frames, and whether the track's last frame is among them."""
+        if room < 1:
+            raise UserError(f"model.length={self.model.length} leaves no room behind the prompt: lower text_limit")
+        spare = max(len(codes_TK) - room, 0)
+        start = int(rng.integers(spare + 1)) if self.crop == "random" else 0
+        return codes_TK[start : start + room], start == spare
+
+
+def make_rows(config: ConfigDict) -> Rows:
+    """The rows of a configuration; UserError for an unknown way to crop."""
+    if config.data.crop not in ("start", "random"):
+        raise UserError(f"data.crop is '{config.data.crop}': choose start or random")
+    return Rows(config.model, config.data.crop, tokenizer(config.model))
+
+
+def layer_weights(levels: int, distribution: str) -> np.ndarray:
+    """How often Task 1 trains each layer; layer 0 is Task 0's.
+
+    Args:
+      levels: K.
+      distribution: "uniform" over 1..K-1 (VALL-E), or "low_biased": layers 1-16 twice as often as 17-32, four times as
+        often as the rest (the density of SpectroStream's targets).
+    """
+    layer_K = np.arange(levels)
+    match distribution:
+        case "uniform":
+            weight_K = np.ones(levels)
+        case "low_biased":
+            weight_K = np.where(layer_K <= 16, 1.0, np.where(layer_K <= 32, 0.5, 0.25))
+        case _:
+            raise UserError(f"train.layer_distribution is '{distribution}': choose uniform or low_biased")
+    weight_K[0] = 0.0
+    return weight_K / weight_K.sum()
+
+
+def _batches(config: ConfigDict, split: str):
+    """This process's rows of batches of raw examples, element i those of step i; held-out batches are filled up by
+    repeating, so that they divide over the mesh as training's do."""
+    size, processes = config.train.batch_size, jax.process_count()
+    if size % processes:
+        raise UserError(f"train.batch_size={size} does not divide over {processes} processes")
+    levels = slice(0, config.model.levels)
+    examples = pipeline.token_examples(config.data.path, split, config.train.seed, levels)
+    if split != "train":
+        examples = examples.repeat()[: max(1, len(examples) // size) * size]
+    return examples[jax.process_index() :: processes].batch(size // processes, batch_fn=list)
+
+
+def _row_generators(config: ConfigDict, index: int, count: int) -> list[np.random.Generator]:
+    """One for each of this process's rows of batch `index`, whichever process makes the row."""
+    first, processes = jax.process_index(), jax.process_count()
+    # from 1: numpy takes (a, b, 0) for (a, b), which draws the task
+    return [np.random.default_rng((config.train.seed, index, 1 + first + processes * j)) for j in range(count)]
+
+
+def backbone_batches(config: ConfigDict, split: str):
+    """Batch i of the backbone's causal rows: a function of (seed, i)."""
+    rows = make_rows(config)
+
+    def build(index: int, examples: Sequence[dict]):
+        rngs = _row_generators(config, index, len(examples))
+        return Visibility.causal(), sequence.stack([rows.backbone(*pair) for pair in zip(examples, rngs, strict=True)])
+
+    return _batches(config, split).map_with_index(build)
+
+
+def superres_batches(config: ConfigDict, split: str):
+    """Batch i of the super-resolution mixture, one task and one layer a batch.
+
+    In training both are drawn from (seed, i); held-out batches take turns from coarse layers to fine ones.
+    """
+    rows = make_rows(config)
+    weight_K = layer_weights(config.model.levels, config.train.layer_distribution)
+    probes = [level for level in PROBED_LAYERS if level < config.model.levels]
+    batches = _batches(config, split)
+    if split != "train":
+        batches = batches.repeat(len(probes))
+
+    def draw(index: int) -> int:
+        if split != "train":
+            return probes[index % len(probes)]
+        rng = np.random.default_rng((config.train.seed, index))
+        return 0 if rng.random() < config.train.task0_share else int(rng.choice(len(weight_K), p=weight_K))
+
+    def build(index: int, examples: Sequence[dict]):
+        level = draw(index)
+        pairs = list(zip(examples, _row_generators(config, index, len(examples)), strict=True))
+        if level == 0:
+            visibility, rows_B = Visibility.causal(), [rows.alignment(*pair) for pair in pairs]
+        else:
+            visibility, rows_B = Visibility.full(), [rows.refinement(*pair, level) for pair in pairs]
+        return visibility, sequence.stack(rows_B) | {"level": np.int32(level)}
+
+    return batches.map_with_index(build)
