@@ -401,6 +401,14 @@ def _parse(name: str, verb: Verb, values: Values, argv: list[str]) -> list[str]:
         raise UserError(f"the configuration has no field {error}: look into the file given with --config") from error
 
 
+def _keep_compiled_programs() -> None:
+    """Lets a second run of anything start without compiling it again, unless the environment says where or how."""
+    cache = Path.home() / ".cache" / "hiermusic" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; bad input ends in one line on standard error and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
@@ -411,6 +419,7 @@ def main(argv: list[str] | None = None) -> None:
     if name not in VERBS:
         _say(f"hiermusic: there is no verb '{name}'; there are {', '.join(VERBS)}")
         sys.exit(2)
+    _keep_compiled_programs()
     verb, values = VERBS[name], Values()
     verb.define(values)
     if {"-h", "--help"} & set(rest):
