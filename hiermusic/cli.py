@@ -92,6 +92,7 @@ def _define_data(values: Values) -> None:
     _integer(values, "sample_rate", "samples a second of the records", 44100, lower=1)
     _integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
     _float(values, "valid_fraction", "share of tracks held out", 0.1, lower=0.0, upper=1.0)
+    _string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     _float(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1)
     _boolean(values, "json", "print one JSON object")
 
@@ -111,7 +112,15 @@ def _data(values: Values, given: list[str]) -> None:
         valid_fraction=values.valid_fraction,
         fingerprint=source.fingerprint,
     )
+    _export(values.out, values.tfds)
     _answer(values, _summary(summary), [str(summary)])
+
+
+def _export(records: str, folder: str | None) -> None:
+    if folder:
+        from hiermusic.data.tfds_builder import export_tfds
+
+        _say(f"written as a TFDS data set: {export_tfds(records, folder)}")
 
 
 def _summary(summary) -> dict:
@@ -150,6 +159,7 @@ def _define_tokenize(values: Values) -> None:
     _string(values, "codec", "workdir of a trained codec")
     _string(values, "data", "audio records, folder, manifest, TFDS name or builtin:N")
     _string(values, "out", "folder for the token records")
+    _string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     _integer(values, "split_at", "codec layers kept apart from the rest, for models that read only those", 2, lower=1)
     _boolean(values, "json", "print one JSON object")
 
@@ -160,6 +170,7 @@ def _tokenize(values: Values, given: list[str]) -> None:
     from hiermusic.systems import workdir
 
     summary = workdir.tokenise(values.codec, values.data, values.out, split_at=values.split_at)
+    _export(values.out, values.tfds)
     _answer(values, _summary(summary), [str(summary)])
 
 

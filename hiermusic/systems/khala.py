@@ -323,6 +323,8 @@ def _refine(
 
 # MARK: facts
 
+CROPS_MEASURED = 4  # of each held-out track, where training too takes crops from anywhere
+
 
 def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone."""
@@ -375,8 +377,9 @@ def cross_entropy(config: ConfigDict, model: TokenLM, path: str, tracks: int, st
         counts_K[:] += np.asarray(metrics["count_K"])
         step()
 
-    for index in range(min(len(source), tracks)):
-        example = source[index]
+    crops = CROPS_MEASURED if config.data.crop == "random" else 1
+    for index in np.repeat(np.arange(min(len(source), tracks)), crops):
+        example = source[int(index)]
         if config.stage == "backbone":
             add(rows.backbone(example, rng), Visibility.causal())
             continue
