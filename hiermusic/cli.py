@@ -76,9 +76,20 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _print(text: str) -> None:
+    """Writes to standard output; where that fails the process ends at once, or Python would try again at its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os._exit(0)
+    except OSError as error:
+        _say(f"hiermusic: standard output cannot be written: {error.strerror}")
+        os._exit(1)
+
+
 def _answer(values: Values, result: dict, lines: list[str]) -> None:
     """One JSON object on standard output with --json, the words otherwise."""
-    print(json.dumps(result) if values.json else "\n".join(lines), flush=True)
+    _print(json.dumps(result) if values.json else "\n".join(lines))
 
 
 # MARK: data
@@ -308,7 +319,7 @@ def _demo(values: Values, given: list[str]) -> None:
     _positional(given)
     from hiermusic import demo
 
-    print(demo.run(Path(values.workdir), Path(values.configs)))
+    _print(str(demo.run(Path(values.workdir), Path(values.configs))))
 
 
 VERBS = {
@@ -424,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs one verb; bad input ends in one line on standard error and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _print(_usage())
         return
     name, *rest = argv
     if name not in VERBS:
@@ -434,7 +445,7 @@ def main(argv: list[str] | None = None) -> None:
     verb, values = VERBS[name], Values()
     verb.define(values)
     if {"-h", "--help"} & set(rest):
-        print(_help(name, verb, values))
+        _print(_help(name, verb, values))
         return
     logging.set_verbosity(logging.ERROR)
     try:

@@ -1,6 +1,6 @@
 """Audio files in and out: decoding, resampling, channels, and atomic 16-bit writing."""
 
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, replacing
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 _BLOCK = 1 << 20  # frames per read: headers may promise any length, so memory follows what really decodes
@@ -82,22 +82,21 @@ def write(path: str | Path, wav_LC: Float[np.ndarray, "L C"], sample_rate: int) 
       sample_rate: Hz.
 
     Raises:
-      UserError: samples that are not finite, or a place that cannot be written.
+      UserError: samples that are not finite, a place that cannot be written, or a full disk.
     """
     path = Path(path)
     if not np.isfinite(wav_LC).all():
         raise UserError(f"{path}: not written, the sound holds NaN or infinite samples.")
     # 32768, the number decoders divide by, so that writing what was read changes nothing.
     pcm_LC = np.clip(np.rint(np.asarray(wav_LC) * 32768.0), -32768, 32767).astype(np.int16)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    whole = io.BytesIO()  # libsndfile does not tell a full disk from other failures, Python does
+    soundfile.write(whole, pcm_LC, sample_rate, subtype="PCM_16", format="WAV")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(partial, pcm_LC, sample_rate, subtype="PCM_16", format="WAV")
-        os.replace(partial, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason}); choose another place.") from None
+        with replacing(path) as temporary:
+            temporary.write_bytes(whole.getbuffer())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from None
 
 
 def resample(wav_LC: Float[np.ndarray, "L C"], sr_from: int, sr_to: int) -> Float[np.ndarray, "M C"]:

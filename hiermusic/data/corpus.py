@@ -1,7 +1,6 @@
 """The built-in corpus: endless seeded songs with stems, lyrics in time, and every truth about them."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from scipy.signal import butter, sosfiltfilt
 from hiermusic.audio import files
 from hiermusic.data import synth, voice
 from hiermusic.data.composer import NAMES, Line, Score, Span, compose
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, replacing
 
 _FORMANT_SCALES = {"female": 1.17, "male": 1.0}
 _PEAK = 0.89
@@ -219,9 +218,8 @@ def plot(song: Song, path: str | Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _lyric_lines(score: Score) -> tuple[LyricLine, ...]:

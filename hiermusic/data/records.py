@@ -8,11 +8,11 @@ one file a finished shard: what an interrupted run continues from).
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from hiermusic.audio import files
 from hiermusic.data.sources import Track
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, disk_errors, replacing
 from hiermusic.tokens.hierarchy import Hierarchy
 
 TRACKS_PER_SHARD = 16
@@ -383,9 +383,8 @@ class TokenSource:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a text file that is either whole or not there."""
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # workers on several hosts may end at once
-    temporary.write_text(text, encoding="utf-8", errors="replace")  # file names need not be valid unicode
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # file names need not be valid unicode
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -407,6 +406,26 @@ def _open_stream(path: Path, stream: str, shards: int) -> ArrayRecordDataSource:
         if not place.is_file():
             raise UserError(f"{place} is missing: the records are incomplete, write them again")
     return ArrayRecordDataSource([str(place) for place in paths])
+
+
+@contextmanager
+def _writers(places: Sequence[Path], options: str) -> Iterator[list[ArrayRecordWriter]]:
+    """Writers of shards that take their names together when all are whole, and are removed when one fails."""
+    temporaries = [f"{place}.tmp" for place in places]
+    writers: list[ArrayRecordWriter] = []
+    try:
+        writers += [ArrayRecordWriter(temporary, options) for temporary in temporaries]
+        yield writers
+        while writers:
+            writers.pop().close()
+        for temporary, place in zip(temporaries, places, strict=True):
+            os.replace(temporary, place)
+    finally:
+        for writer in writers:
+            with suppress(Exception):  # the failure that brought us here is the one to tell
+                writer.close()
+        for temporary in temporaries:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _write_shards(
@@ -432,14 +451,11 @@ def _write_shards(
                 bar.update(len(block))
                 continue
             places = [_shard_path(out, stream, shard, shards) for stream in streams]
-            writers = [ArrayRecordWriter(f"{place}.tmp", options) for place in places]
             entries = []
-            for index in block:
-                entries.append(write(index, writers))
-                bar.update()
-            for place, writer in zip(places, writers, strict=True):
-                writer.close()
-                os.replace(f"{place}.tmp", place)
+            with disk_errors(places[0]), _writers(places, options) as writers:
+                for index in block:
+                    entries.append(write(index, writers))
+                    bar.update()
             write_atomically(parts / f"{shard:05d}.jsonl", _lines(entries))
     done = [parts / f"{shard:05d}.jsonl" for shard in range(shards)]
     return [entry for part in done for entry in _read_lines(part)] if all(map(Path.is_file, done)) else None

@@ -6,7 +6,6 @@ inline; sound files lie in a folder beside the page. Every string is escaped; on
 
 import base64
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hiermusic.audio import files
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, replacing
 from hiermusic.evaluate import plots
 from hiermusic.evaluate.style import CSS, JS
 
@@ -127,9 +126,8 @@ def write(page: Page, path: str | Path) -> Path:
 </body>
 </html>
 """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 
@@ -198,9 +196,8 @@ def _beside(sound: Path, page: Path) -> str:
     while target.exists() and target.read_bytes() != sound.read_bytes():
         count += 1
         target = media / f"{sound.resolve().parent.name}-{sound.stem}-{count}{sound.suffix}"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(sound, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(sound, temporary)
     return target.relative_to(folder).as_posix()
 
 

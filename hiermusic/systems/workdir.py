@@ -1,6 +1,7 @@
 """From a configuration or a training workdir to the thing itself: stage, codec, codes, songs, facts."""
 
 import importlib
+import io
 import os
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, replacing
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
 
@@ -92,11 +93,12 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     _check_layers(codec, layers)
     wav_LC, _ = files.read(source, codec.sample_rate, codec.channels)
     codes_TK = encode_long(codec, wav_LC, layers=layers)
+    whole = io.BytesIO()
+    np.savez(whole, codes=codes_TK.T, length=len(wav_LC), sample_rate=codec.sample_rate)
     path = Path(target)
-    temporary = path.with_name(path.name + ".tmp.npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(temporary, codes=codes_TK.T, length=len(wav_LC), sample_rate=codec.sample_rate)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
     return {"out": target, "codes": list(codes_TK.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 

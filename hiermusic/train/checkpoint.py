@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +14,7 @@ import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-from hiermusic.errors import UserError
-from hiermusic.train.log import disk_errors
+from hiermusic.errors import UserError, disk_errors, replacing
 
 Tree = dict[str, Any]
 
@@ -147,9 +145,8 @@ def claim(workdir: str | Path, config: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            temporary = path.with_suffix(".json.tmp")
-            temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -1,18 +1,16 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard events and samples."""
 
-import errno
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from hiermusic.errors import UserError
+from hiermusic.errors import disk_errors, replacing
 
 
 class Log:
@@ -20,8 +18,6 @@ class Log:
 
     def __init__(self, workdir: str | Path, step: int = 0):
         """Opens the log of a run that starts or resumes after `step`; records of later steps are dropped."""
-        from tensorboardX import SummaryWriter
-
         self.workdir = Path(workdir)
         self.path = self.workdir / "metrics.jsonl"
         self.active = jax.process_index() == 0
@@ -33,7 +29,7 @@ class Log:
         with disk_errors(self.workdir):
             if self.path.exists():
                 self._rewrite(records)
-            self._board = SummaryWriter(str(self.workdir), purge_step=step + 1)
+            self._board = _Board(self.workdir, step + 1)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Logs scalars and vectors of one step; non-finite numbers become null. Returns the record."""
@@ -57,25 +53,50 @@ class Log:
                 self._board.close()
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def _append(self, record: dict[str, Any]) -> None:
+        from tensorboardX import summary
+
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            for tag, number in _scalars(name, value):
-                self._board.add_scalar(tag, number, record["step"])
+        scalars = [pair for name, value in record.items() for pair in _scalars(name, value)]
+        self._board.write(record["step"], [summary.scalar(tag, number) for tag, number in scalars])
 
     def _audio(self, name: str, wav_LC: np.ndarray, sample_rate: int, step: int) -> None:
+        from tensorboardX import summary
+
         from hiermusic.audio.files import write
 
         path = self.workdir / "samples" / f"{name}-{step}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, wav_LC, sample_rate)
-        self._board.add_audio(name, np.clip(wav_LC, -1, 1), step, sample_rate=sample_rate)
-        self._board.add_image(f"{name}/mel", _mel_image(wav_LC, sample_rate), step, dataformats="HWC")
+        sound = summary.audio(name, np.clip(wav_LC, -1, 1), sample_rate)
+        picture = summary.image(f"{name}/mel", _mel_image(wav_LC, sample_rate), dataformats="HWC")
+        self._board.write(step, [sound, picture])
+
+
+class _Board:
+    """TensorBoard events, written at once: tensorboardX's own thread would wait for ever behind a full disk."""
+
+    def __init__(self, folder: Path, first: int):
+        """Opens a file of events whose steps begin at `first`; TensorBoard drops what older files say of them."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._event = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self._events = EventsWriter(str(folder / "events"))
+        self._events.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, summaries: Sequence[Any]) -> None:
+        for part in summaries:
+            self._events.write_event(self._event(wall_time=time.time(), step=step, summary=part))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
@@ -90,28 +111,6 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-@contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turns a full disk (or quota) into a UserError naming `path`; anything else is ours and keeps its traceback."""
-    try:
-        yield
-    except Exception as error:
-        if _is_disk_full(error):
-            raise UserError(f"the disk is full: {path} cannot be written; free some space and start again") from error
-        raise
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        # TensorStore only says so in words
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, bool | int | str):
         return value
@@ -124,7 +123,7 @@ def _plain(value: Any) -> Any:
     return float(f"{number:.7g}") if math.isfinite(number) else None
 
 
-def _scalars(name: str, value: Any):
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _scalars(f"{name}/{index}", item)

@@ -174,8 +174,10 @@ class _Trainer:
     def close(self) -> None:
         """Ends the bar, the log and a save still under way."""
         self.bar.close()
-        self.log.close()
-        self.checkpoints.close()
+        try:
+            self.log.close()
+        finally:
+            self.checkpoints.close()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
