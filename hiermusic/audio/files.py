@@ -1,6 +1,7 @@
 """Audio files in and out: decoding, resampling, channels, and atomic 16-bit writing."""
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from hiermusic.errors import UserError, replacing
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 _BLOCK = 1 << 20  # frames per read: headers may promise any length, so memory follows what really decodes
+# libsndfile shortens what it promises to what a cut file holds, and tells only its log: chunk sizes in bytes
+_CUT = re.compile(r"^\s*(?:data|SSND|FORM|riff|Riff size|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN = 0x7FFFF000  # sizes from here on are what programs write that do not know the length yet
+_HEADER = 1024  # programs that count a header, or part of it, as sound are off by less
 _COMPLETE = 0.9  # share of the header's length that must decode; mp3 headers are often a few frames off
 
 
@@ -31,7 +36,7 @@ def probe(path: str | Path) -> AudioInfo:
     Raises UserError for what is missing, empty or not audio.
     """
     with _open(path) as file:
-        return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+        return AudioInfo(_promised(file) / file.samplerate, file.samplerate, file.channels)
 
 
 def read(
@@ -51,7 +56,8 @@ def read(
       UserError: missing, a directory, empty, not audio, truncated, or holding samples that are not finite.
     """
     with _open(path) as file:
-        promised, rate = file.frames, file.samplerate
+        promised, rate = _promised(file), file.samplerate
+        whole = promised == file.frames
         blocks = []
         try:
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
@@ -61,7 +67,7 @@ def read(
     if not blocks:
         raise UserError(f"{path}: no sample could be decoded; truncated? Get it again.")
     wav_LC = np.concatenate(blocks)
-    if len(wav_LC) < _COMPLETE * promised:
+    if len(wav_LC) < _COMPLETE * promised or not whole:
         got, said = len(wav_LC) / rate, promised / rate
         raise UserError(f"{path}: truncated, {got:.1f} s decode of the {said:.1f} s in its header; get it again.")
     if not np.isfinite(wav_LC).all():
@@ -114,6 +120,14 @@ def to_channels(wav_LC: Float[np.ndarray, "L C"], channels: int) -> Float[np.nda
     if wav_LC.shape[1] == channels:
         return wav_LC
     return np.repeat(wav_LC.mean(axis=1, keepdims=True), channels, axis=1)
+
+
+def _promised(file: soundfile.SoundFile) -> int:
+    """Frames the header speaks of, be they there or not."""
+    for said, held in (map(int, sizes) for sizes in _CUT.findall(file.extra_info)):
+        if held + _HEADER < said < _UNKNOWN:
+            return round(file.frames * said / max(held, 1))
+    return file.frames
 
 
 def _open(path: str | Path) -> soundfile.SoundFile:

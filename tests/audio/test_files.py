@@ -88,6 +88,19 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "song.wav"]
 
 
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 8 * 4410 + 36])
+def test_a_header_written_before_the_length_was_known_is_no_cut(tmp_path, size):
+    path = tmp_path / "song.wav"
+    soundfile.write(path, tone(0.2), 44100)
+    whole = bytearray(path.read_bytes())
+    place = whole.index(b"data") + 4
+    whole[place : place + 4] = size.to_bytes(4, "little")
+    path.write_bytes(whole)
+    assert files.read(path)[0].shape == (8820, 2)
+    path.write_bytes(whole + b"LIST\x00\x10\x00\x00cut")  # text behind the sound, not the sound itself
+    assert len(files.read(path)[0]) >= 8820
+
+
 def bad_files(folder):
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("la la la\n" * 100)
@@ -97,7 +110,7 @@ def bad_files(folder):
         wav_LC = tone(0.1)
         wav_LC[7] = float(value)
         soundfile.write(folder / f"{value}.wav", wav_LC, 44100, subtype="FLOAT")
-    for suffix in ("flac", "mp3"):
+    for suffix in ("wav", "aiff", "flac", "mp3"):
         soundfile.write(folder / f"cut.{suffix}", np.random.default_rng(0).normal(0, 0.1, (88200, 2)), 44100)
         whole = (folder / f"cut.{suffix}").read_bytes()
         (folder / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
@@ -115,6 +128,8 @@ def bad_files(folder):
         ("none.wav", "no samples"),
         ("nan.wav", "NaN"),
         ("inf.wav", "infinite"),
+        ("cut.wav", r"truncated, 1\.0 s decode of the 2\.0 s in its header"),
+        ("cut.aiff", r"truncated, 1\.0 s decode of the 2\.0 s in its header"),
         ("cut.flac", "truncated"),
         ("cut.mp3", "truncated"),
     ],
