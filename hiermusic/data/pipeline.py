@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int16
 from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info, write_audio
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
+from hiermusic.parallel.mesh import wait_for_all, workers
 
 
 def resolve(
@@ -27,6 +28,8 @@ def resolve(
     progress: bool = True,
 ) -> Path:
     """The audio record directory of whatever `path` names, written under `cache_dir` the first time.
+
+    The processes of a run share the writing; `cache_dir` must then lie where all of them see it.
 
     Args:
       path: audio records, or what `sources.open_source` takes (folder, manifest, "tfds:NAME", "builtin:N").
@@ -59,10 +62,12 @@ def resolve(
         segment_seconds=segment_seconds,
         valid_fraction=valid_fraction,
         fingerprint=fingerprint,
+        worker=workers(),
         progress=progress,
     )
-    if not known:
+    if written and not known:
         print(written, file=sys.stderr)
+    wait_for_all(f"records {out.name}")
     return out
 
 

@@ -140,15 +140,16 @@ def write_audio(
         kept = [entry for entry in entries if "skipped" not in entry]
         if not kept:
             for part in (out / "parts").iterdir():  # so that the next run looks at the repaired files again
-                part.unlink()
+                part.unlink(missing_ok=True)  # the worker that ends with this one does the same
             reason = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise UserError(f"no readable audio among {len(tracks)} inputs{reason}")
         _assign_splits(kept, valid_fraction)
         _finish(out, plan, kept, skipped)
-    return _summary(out)
+    return read_summary(out)
 
 
-def _summary(out: Path) -> Summary | None:
+def read_summary(out: Path) -> Summary | None:
+    """The summary of a record directory; None while it is not complete."""
     if not (out / "info.json").is_file():
         return None
     info = read_json(out / "info.json")
@@ -324,7 +325,7 @@ def write_tokens(
     entries = _write_shards(out, plan, streams, TOKEN_OPTIONS, write, worker, progress and "tokenising")
     if entries is not None:
         _finish(out, plan, entries, [])
-    return _summary(out)
+    return read_summary(out)
 
 
 def _bounds(hierarchy: Hierarchy, split_at: int) -> dict[str, tuple[int, int]]:

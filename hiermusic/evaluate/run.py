@@ -18,6 +18,7 @@ from hiermusic.errors import UserError
 from hiermusic.evaluate import report, sections
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.codec import Coder, evaluate_codec
+from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import Unigram, compare
 from hiermusic.systems import workdir as workdirs
 
@@ -39,7 +40,7 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
     config = workdirs.read(workdir)
     measure = _codec if config.stage == "codec" else _tokens
     results, chapters = measure(workdir, Path(out), data, seconds, tracks)
-    results = {"workdir": workdir, "system": config.system, "stage": config.stage, **results}
+    results = to_json({"workdir": workdir, "system": config.system, "stage": config.stage, **results})
     Path(out).mkdir(parents=True, exist_ok=True)
     write_atomically(Path(out) / "results.json", json.dumps(results, indent=1) + "\n")
     title = f"{config.system} {config.stage}, held-out tracks"
@@ -49,6 +50,7 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
 
 def lines(results: dict[str, Any]) -> list[str]:
     """The results as a table of plain lines."""
+    results = from_json(results)
     if "reconstruction" in results:
         head = f"{'':<22} {'bit/s':>7} {'SI-SDR':>8} {'mel':>7} {'STFT':>7}"
         rows = [(f"{row['layers']} layers", row["bits_per_second"], row) for row in results["reconstruction"]]

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -63,6 +64,22 @@ def audible(clips: Sequence[Wave], gate_db: float) -> list[Wave]:
     if not kept:
         raise UserError(f"none of the {len(clips)} clips reaches {gate_db} dBFS; evaluate on clips that sound")
     return kept
+
+
+def to_json(value: Any) -> Any:
+    """A result as JSON may hold it: what is not a finite number becomes null."""
+    return _each(value, lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf)
+
+
+def from_json(value: Any) -> Any:
+    """A result to calculate with and to show: null becomes NaN."""
+    return _each(value, lambda leaf: math.nan if leaf is None else leaf)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _each(item, change) for key, item in value.items()}
+    return [_each(item, change) for item in value] if isinstance(value, list | tuple) else change(value)
 
 
 def protocol_hash(protocol: Mapping) -> str:

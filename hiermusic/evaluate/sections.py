@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hiermusic.evaluate import plots
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, Item, KeyValues, Player, Section, Table, number
-from hiermusic.evaluate.scores import SCORES
+from hiermusic.evaluate.scores import SCORES, from_json
 
 
 def _mean(cell: Mapping[str, float], decimals: int) -> str:
@@ -36,6 +36,7 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
         result: from `evaluate_codec`.
         baselines: from `evaluate_baselines` at the same rates.
     """
+    result, baselines = from_json(result), baselines and from_json(baselines)
     bars = [
         (f"{row['layers']} layer{'s' * (row['layers'] > 1)}", row["bits_per_second"], row)
         for row in result["reconstruction"]
@@ -98,6 +99,7 @@ def training(runs: Mapping[str, str | Path], title: str = "Training") -> Section
 
 def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens") -> Section:
     """Cross-entropy of each level beside counting; `rows` are from `tokens.compare`."""
+    rows = from_json(rows)
     total = rows[-1]
     text = (
         f"On held-out music the model spends {number(total['model'])} bits per second of audio where counting codes "

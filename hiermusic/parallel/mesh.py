@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hiermusic.errors import UserError
@@ -142,6 +143,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def batch_sharding(mesh: Mesh, rules: Rules = Rules()) -> NamedSharding:
     """Splits the first dimension of a batch, and only that."""
     return NamedSharding(mesh, rules.spec(["batch"]))
+
+
+def workers() -> tuple[int, int]:
+    """(which, of how many) processes this one is."""
+    return jax.process_index(), jax.process_count()
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of the run has come to this point, which `name` tells from others."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def put(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: Rules = Rules()) -> dict[str, jax.Array]:

@@ -1,5 +1,6 @@
 """Finished songs on disk: one wav and one JSON each, made once."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ def produce(
       What each JSON holds.
     """
     steps = {name: checkpoint.latest_step(run) for name, run in runs.items()}
-    common = {"sampling": sampling, "workdirs": runs, "steps": steps, "continues": audio}
+    common = {"sampling": sampling, "workdirs": runs, "steps": steps, "continues": audio and _identity(audio)}
     facts = []
     for request in requests:
         prompt = request.to_json()
@@ -63,6 +64,12 @@ def produce(
         for i, song in zip(missing, made, strict=True):
             _write(out, facts[i], song, coarse_too)
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
+
+
+def _identity(audio: str) -> dict[str, str]:
+    files.probe(audio)  # a bad file is told before any model is loaded
+    with open(audio, "rb") as file:
+        return {"path": audio, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec
 from hiermusic.errors import UserError, replacing
+from hiermusic.parallel.mesh import wait_for_all, workers
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
 
@@ -45,8 +46,13 @@ def _absolute(config: ConfigDict) -> None:
 
 
 def stage(config: ConfigDict, workdir: str | Path):
-    """The training stage of a configuration; its data is resolved first, records going under `workdir`."""
+    """The training stage of a configuration; its data is resolved first, records going under `workdir`.
+
+    Raises:
+      UserError: bad data, or a workdir of another configuration, which is left as it is.
+    """
     _absolute(config)
+    checkpoint.check(workdir, config)
     return system(config).stage(config, Path(workdir))
 
 
@@ -68,7 +74,7 @@ def load_codec(workdir: str | Path, step: int | None = None) -> Codec:
 def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
     """Token records of `data` by a trained codec; goes on where an earlier call stopped. Returns its summary."""
     from hiermusic.codec.chunked import encode_long
-    from hiermusic.data import pipeline, tokenise
+    from hiermusic.data import pipeline, records, tokenise
 
     config, codec = load(codec_dir, "codec")
     audio_dir = pipeline.resolve(
@@ -81,7 +87,10 @@ def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
         valid_fraction=config.data.valid_fraction,
     )
     name = f"{os.path.abspath(codec_dir)}@{checkpoint.latest_step(codec_dir)}"
-    return tokenise.tokenise(partial(encode_long, codec), audio_dir, out, codec.hierarchy, split_at, name)
+    encode = partial(encode_long, codec)
+    tokenise.tokenise(encode, audio_dir, out, codec.hierarchy, split_at, name, worker=workers())
+    wait_for_all(f"tokens {out}")
+    return records.read_summary(Path(out))
 
 
 def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:

@@ -125,16 +125,14 @@ def place(abstract: nnx.State, shardings: Any) -> nnx.State:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
-def claim(workdir: str | Path, config: Any) -> None:
-    """Makes `workdir` this config's: writes config.json, or checks that the one there describes the same run.
+def check(workdir: str | Path, config: Any) -> None:
+    """Sees to it that a workdir is new or describes the same run.
 
     Raises:
       UserError: the first field that differs, fields that do not change the weights aside (`FREE_FIELDS`).
     """
-    path = Path(workdir) / "config.json"
-    fields = json.loads(config.to_json_best_effort())
-    if path.exists():
-        old, new = _flat(read_config(workdir)), _flat(fields)
+    if (Path(workdir) / "config.json").exists():
+        old, new = _flat(read_config(workdir)), _flat(_fields(config))
         for name in sorted(old.keys() | new.keys()):
             free = any(name == field or name.startswith(field + ".") for field in FREE_FIELDS)
             if not free and old.get(name) != new.get(name):
@@ -142,11 +140,17 @@ def claim(workdir: str | Path, config: Any) -> None:
                     f"{workdir} was trained with {name}={old.get(name)!r}, not {new.get(name)!r}: "
                     "take another workdir or the same config"
                 )
+
+
+def claim(workdir: str | Path, config: Any) -> None:
+    """Makes `workdir` this config's: writes config.json. UserError where `check` finds another's."""
+    check(workdir, config)
+    path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+                temporary.write_text(json.dumps(_fields(config), indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -160,6 +164,10 @@ def read_config(workdir: str | Path) -> Tree:
         raise UserError(f"{workdir} is not a training workdir: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _fields(config: Any) -> Tree:
+    return json.loads(config.to_json_best_effort())
 
 
 def _flat(fields: Tree, prefix: str = "") -> Tree:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from hiermusic.data import pipeline
 from hiermusic.data.pipeline import resolve, token_examples, waveform_batches
 from hiermusic.data.records import AudioSource, write_audio
 from hiermusic.data.sources import Track
@@ -155,6 +156,22 @@ def test_resolve_writes_once_and_tells_what_was_skipped(music, tmp_path, capsys)
     assert resolve(music, cache, RATE, 1, progress=False) != out
     with pytest.raises(UserError, match="holds 1 channels at 1000 Hz where 2 at 1000"):
         resolve(out, cache, RATE, 2)
+
+
+def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
+    for index in range(17):
+        soundfile.write(tmp_path / f"{index:02d}.wav", ramp(index, 500), RATE)
+    alone = resolve(tmp_path, tmp_path / "alone", RATE, 1, progress=False)
+    waited = []
+    monkeypatch.setattr(pipeline, "wait_for_all", waited.append)
+    for which in (1, 0):
+        monkeypatch.setattr(pipeline, "workers", lambda which=which: (which, 2))
+        out = resolve(tmp_path, tmp_path / "together", RATE, 1, progress=False)
+        assert len(list(out.glob("*.arrayrecord"))) == 2 - which and (out / "info.json").is_file() == (which == 0)
+    assert waited == [f"records {out.name}"] * 2
+    assert len(AudioSource(alone)) == 17
+    for name in ("info.json", *(path.name for path in alone.glob("*.arrayrecord"))):
+        assert (out / name).read_bytes() == (alone / name).read_bytes()
 
 
 def test_resolve_names_what_is_not_there(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec, level_codes
-from hiermusic.evaluate.scores import interval, protocol_hash
+from hiermusic.evaluate.scores import from_json, interval, protocol_hash, to_json
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 
 RATE, LAYERS = 4000, 4
@@ -119,3 +119,11 @@ def test_interval_leaves_nan_out_and_covers_the_mean():
 
 def test_protocol_hash_tells_settings_apart():
     assert protocol_hash({"a": 1, "b": 2}) == protocol_hash({"b": 2, "a": 1}) != protocol_hash({"a": 1, "b": 3})
+
+
+def test_results_go_through_json_without_nan():
+    result = {"mean": math.nan, "rows": [{"a": -math.inf, "level": "all"}, (1, 2.5)], "done": True}
+    text = json.dumps(to_json(result), allow_nan=False)
+    assert json.loads(text) == {"mean": None, "rows": [{"a": None, "level": "all"}, [1, 2.5]], "done": True}
+    back = from_json(json.loads(text))
+    assert math.isnan(back["mean"]) and math.isnan(back["rows"][0]["a"]) and back["rows"][1] == [1, 2.5]

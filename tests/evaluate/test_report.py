@@ -11,6 +11,7 @@ from hiermusic.audio import files
 from hiermusic.errors import UserError
 from hiermusic.evaluate import plots, report, sections
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, KeyValues, Page, Player, Section, Table
+from hiermusic.evaluate.scores import to_json
 
 NASTY = '<script>alert("x & y")</script>'
 VOID = {"meta", "link", "img", "br", "path", "use"}
@@ -114,6 +115,7 @@ def test_everything_together_opens_from_disk(tmp_path, sounds, metrics, result):
     losses = [
         {"level": k, "rate": 21.5, "model": 5.0, "unigram": 8.0, "uniform": 10.0, "saved": 0.4} for k in (0, 1, "all")
     ]
+    losses[0] |= {"model": None, "saved": None}  # a level that is given, as results.json holds it
     page = Page(
         "Demo",
         "One paragraph.\n\nAnother.",
@@ -121,7 +123,7 @@ def test_everything_together_opens_from_disk(tmp_path, sounds, metrics, result):
             sections.song(
                 "Song", {"tags": "pop", "seconds": 30, "lyrics": "la\nla"}, [Player("Truth", p) for p in sounds]
             ),
-            sections.reconstruction(result, baselines),
+            sections.reconstruction(to_json(result), baselines),
             sections.code_use(result),
             sections.training({"Codec": metrics, "Backbone": metrics}),
             sections.predictability(losses),
