@@ -90,7 +90,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.steps = 100_000
             config.train.batch_size = 16
         case "tiny":
-            config.model.codes = 256
+            config.model.codes = 64
             config.model.tokenizer = "bytes"
             config.model.duration_unit = 1.0
             config.model.text_limit = 160
