@@ -1,7 +1,8 @@
-"""Songs of any length through a codec in pieces of one shape, with the numbers of the whole.
+"""Songs of any length through a codec in pieces of one shape.
 
 Neighbouring pieces share what the convolutions can reach, and only the samples that saw all of their context are kept:
-nothing is cross-faded, because nothing differs.
+nothing is cross-faded, because where two pieces meet nothing differs. A song shorter than a piece is filled up, with
+silence or with its last frame, so its end may differ from that of the whole, where each convolution pads with zeros.
 """
 
 import functools

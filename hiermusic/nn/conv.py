@@ -105,6 +105,8 @@ class Conv(nnx.Module):
         rank = len(kernel)
         self.stride = tuple(stride or (1,) * rank)
         self.dilation = tuple(dilation or (1,) * rank)
+        if self.stride[-1] > 1 and self.dilation[-1] > 1:
+            raise ValueError(f"stride {self.stride} over taps dilated by {self.dilation}: the last axis takes only one")
         padding = padding or [d * (k - 1) // 2 for k, d in zip(kernel, self.dilation, strict=True)]
         self.padding = tuple((p, p) for p in padding)
         self.dtype = dtype

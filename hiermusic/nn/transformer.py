@@ -114,7 +114,7 @@ def _settle(x: Array) -> Array:
     """The identity, whose cotangent is computed once.
 
     XLA on CPU otherwise fuses the gradient of an activation into each of the two matrix products that read it, in a
-    transposed and slow form (28 % of a training step).
+    transposed and slow form.
     """
     return x
 

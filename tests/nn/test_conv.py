@@ -8,28 +8,37 @@ from jax import lax
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake, snake, transposed_conv
 
 
+_snake, _transposed = jax.jit(snake), jax.jit(transposed_conv)
+_apply = jax.jit(lambda layer, x: layer(x))
+
+
 def _random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _make(kind, *sizes, **options):
+    return jax.jit(lambda: kind(*sizes, **options, rngs=nnx.Rngs(0)))()
 
 
 def test_snake_is_its_definition():
-    x = jnp.tile(jnp.linspace(-30, 30, 20_001)[:, None], 3)
+    x = np.tile(np.linspace(-30, 30, 20_001, dtype=np.float32)[:, None], 3)
     alpha = np.array([0.5, 1.0, 3.0])
     wide = np.asarray(x, np.float64)
-    np.testing.assert_allclose(snake(x, jnp.asarray(alpha)), wide + np.sin(alpha * wide) ** 2 / alpha, atol=2e-5)
+    np.testing.assert_allclose(_snake(x, alpha.astype(np.float32)), wide + np.sin(alpha * wide) ** 2 / alpha, atol=2e-5)
 
 
 def test_gradient_of_snake_survives_the_range_reduction():
     # Half turns, where the reduction jumps, are among the points.
-    x = jnp.concatenate([jnp.linspace(-12, 12, 4001), jnp.pi * (jnp.arange(-3, 3) + 0.5)])
-    x = jnp.tile(x[:, None], 3)
-    alpha, g = jnp.array([0.5, 1.0, 3.0]), _random(0, len(x), 3)
+    x = np.concatenate([np.linspace(-12, 12, 4001), np.pi * (np.arange(-3, 3) + 0.5)])
+    x = np.tile(x[:, None], 3).astype(np.float32)
+    alpha, g = np.array([0.5, 1.0, 3.0], np.float32), _random(0, len(x), 3)
 
     def reference(x, alpha):
         return x + jnp.sin(alpha * x) ** 2 / alpha
 
-    ours = jax.grad(lambda x, a: jnp.sum(g * snake(x, a)), argnums=(0, 1))(x, alpha)
-    theirs = jax.grad(lambda x, a: jnp.sum(g * reference(x, a)), argnums=(0, 1))(x, alpha)
+    ours, theirs = (
+        jax.jit(jax.grad(lambda x, a, f=f: jnp.sum(g * f(x, a)), argnums=(0, 1)))(x, alpha) for f in (snake, reference)
+    )
     np.testing.assert_allclose(ours[0], theirs[0], atol=2e-4)
     np.testing.assert_allclose(ours[1], theirs[1], atol=2e-2)
 
@@ -37,18 +46,18 @@ def test_gradient_of_snake_survives_the_range_reduction():
 def test_snake_starts_at_frequency_one_and_keeps_the_type():
     x = _random(0, 2, 5, 3)
     layer = Snake(3, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(layer(x), x + jnp.sin(x) ** 2, atol=1e-5)
-    assert layer(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(_apply(layer, x), x + np.sin(x) ** 2, atol=1e-5)
+    assert jax.eval_shape(layer, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 5])
 def test_transposed_conv_is_its_definition(stride):
-    x, w = np.asarray(_random(0, 2, 7, 3)), np.asarray(_random(1, 2 * stride, 3, 4))
+    x, w = _random(0, 2, 7, 3), _random(1, 2 * stride, 3, 4)
     expected = np.zeros((2, 8 * stride, 4), np.float32)
     for n in range(7):
         for k in range(2 * stride):
             expected[:, n * stride + k] += x[:, n] @ w[k]
-    np.testing.assert_allclose(transposed_conv(jnp.asarray(x), jnp.asarray(w)), expected, atol=1e-5)
+    np.testing.assert_allclose(_transposed(x, w), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [2, 5])
@@ -61,44 +70,46 @@ def test_transposed_conv_has_the_gradient_of_lax(stride):
             x, w[::-1], (1,), full, lhs_dilation=(stride,), dimension_numbers=("NHC", "HIO", "NHC")
         )
 
-    ours = jax.grad(lambda x, w: jnp.sum(transposed_conv(x, w) * g), argnums=(0, 1))(x, w)
-    theirs = jax.grad(lambda x, w: jnp.sum(reference(x, w) * g), argnums=(0, 1))(x, w)
+    ours, theirs = (
+        jax.jit(jax.grad(lambda x, w, f=f: jnp.sum(f(x, w) * g), argnums=(0, 1)))(x, w)
+        for f in (transposed_conv, reference)
+    )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [2, 3, 8])
 def test_conv_transpose_layer_keeps_exact_length_and_trims_the_front(stride):
-    layer = ConvTranspose(3, 4, stride, rngs=nnx.Rngs(0))
-    layer.bias[...] = jnp.arange(4.0)
+    layer = _make(ConvTranspose, 3, 4, stride)
+    layer.bias[...] = np.arange(4, dtype=np.float32)
     x = _random(0, 2, 6, 3)
-    y = layer(x)
+    y = _apply(layer, x)
     assert y.shape == (2, 6 * stride, 4)
     v = np.asarray(layer.weight_v[...])
     front = (stride + 1) // 2
     # Sample 0 of the output is sample `front` of the full overlap-add: the first frame's tap `front` alone.
-    np.testing.assert_allclose(y[:, 0], np.asarray(x[:, 0]) @ v[front] + np.arange(4.0), atol=1e-5)
+    np.testing.assert_allclose(np.asarray(y)[:, 0], x[:, 0] @ v[front] + np.arange(4.0), atol=1e-5)
 
 
 def test_weight_norm_makes_the_weight_independent_of_the_length_of_v():
     for layer, x in (
-        (Conv(3, 4, (7,), dilation=(2,), rngs=nnx.Rngs(0)), _random(0, 2, 20, 3)),
-        (ConvTranspose(3, 4, 2, rngs=nnx.Rngs(0)), _random(0, 2, 20, 3)),
+        (_make(Conv, 3, 4, (7,), dilation=(2,)), _random(0, 2, 20, 3)),
+        (_make(ConvTranspose, 3, 4, 2), _random(0, 2, 20, 3)),
     ):
-        before = layer(x)
+        before = np.asarray(_apply(layer, x))
         layer.weight_v[...] = 3.0 * layer.weight_v[...]
-        np.testing.assert_allclose(layer(x), before, atol=1e-5)
+        np.testing.assert_allclose(_apply(layer, x), before, atol=1e-5)
         layer.weight_g[...] = 2.0 * layer.weight_g[...]
-        np.testing.assert_allclose(layer(x), 2 * before, atol=1e-5)
+        np.testing.assert_allclose(_apply(layer, x), 2 * before, atol=1e-5)
 
 
 def test_conv_is_a_dilated_correlation_with_zero_padding():
-    layer = Conv(3, 4, (7,), dilation=(3,), rngs=nnx.Rngs(0))
-    x = np.asarray(_random(0, 1, 30, 3))
+    layer = _make(Conv, 3, 4, (7,), dilation=(3,))
+    x = _random(0, 1, 30, 3)
     padded = np.pad(x, ((0, 0), (9, 9), (0, 0)))
     w = np.asarray(layer.weight_v[...])  # g starts at |v|, so the weight is v
     expected = sum(padded[:, 3 * k : 3 * k + 30] @ w[k] for k in range(7))
-    np.testing.assert_allclose(layer(jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(_apply(layer, x), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +117,7 @@ def test_conv_is_a_dilated_correlation_with_zero_padding():
 )
 def test_strided_conv_is_laxs(size, kernel, stride, padding):
     kwargs = dict(stride=(1, stride), dilation=(2, 1), padding=(2, padding))
-    layer = Conv(3, 4, (3, kernel), **kwargs, rngs=nnx.Rngs(0))
+    layer = _make(Conv, 3, 4, (3, kernel), **kwargs)
     x = _random(0, 2, 5, size, 3)
 
     def reference(x):
@@ -119,20 +130,28 @@ def test_strided_conv_is_laxs(size, kernel, stride, padding):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    np.testing.assert_allclose(layer(x), reference(x), atol=1e-5)
-    ours, theirs = (jax.jit(jax.grad(lambda x, f=f: jnp.sum(f(x) ** 2)))(x) for f in (layer, reference))
+    def value_and_gradient(f):
+        return jax.jit(jax.grad(lambda x: (jnp.sum(jnp.square(y := f(x))), y), has_aux=True))(x)
+
+    (ours, y), (theirs, expected) = value_and_gradient(layer), value_and_gradient(reference)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def test_a_stride_over_dilated_taps_is_refused():
+    with pytest.raises(ValueError, match="dilat"):
+        Conv(2, 2, (3,), stride=(2,), dilation=(2,), rngs=nnx.Rngs(0))
+
+
 def test_conv_computes_in_the_type_it_is_told():
-    layer = Conv(2, 4, (3, 9), stride=(1, 2), dtype="bfloat16", rngs=nnx.Rngs(0))
-    y = layer(_random(0, 1, 5, 16, 2))
+    layer = _make(Conv, 2, 4, (3, 9), stride=(1, 2), dtype="bfloat16")
+    y = jax.eval_shape(layer, _random(0, 1, 5, 16, 2))
     assert y.shape == (1, 5, 8, 4) and y.dtype == jnp.bfloat16
     assert layer.weight_v[...].dtype == jnp.float32
 
 
 def test_initialisation_is_dacs():
-    layer = Conv(64, 64, (7,), rngs=nnx.Rngs(0))
+    layer = _make(Conv, 64, 64, (7,))
     v = np.asarray(layer.weight_v[...])
     assert abs(v.std() - 0.02) < 1e-3
     assert not np.any(layer.bias[...])
