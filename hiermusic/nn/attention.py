@@ -1,7 +1,7 @@
 """Attention behind one function: cuDNN's kernel where it fits, otherwise XLA in blocks of queries.
 
-Arrays are head-major ([B, N, S, H]): the order of the matrix products, which XLA on CPU would otherwise transpose to, and
-in which a cache is read.
+Arrays are head-major ([B, N, S, H]), the order of the matrix products, which XLA on CPU would otherwise transpose to,
+and in which a cache is read.
 """
 
 import functools

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,10 +11,10 @@ from hiermusic.errors import UserError
 
 CONFIG = CodecConfig(
     sample_rate=800,
-    strides=(2, 2, 2),
+    strides=(4, 2),
     dilations=(1, 3),
     encoder_width=4,
-    decoder_width=32,
+    decoder_width=16,
     latent=6,
     quantiser=QuantiserConfig(levels=3, codes=8, kmeans_iterations=2),
 )
@@ -24,7 +25,7 @@ def codec():
     # Weights far from zero, so that a sample out of reach would show.
     codec = nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
     params = nnx.state(codec, nnx.Param)
-    nnx.update(codec, jax.tree.map(lambda w: w * 4 if w.ndim == 1 else w, params))
+    nnx.update(codec, jax.tree.map(lambda w: jnp.asarray(np.asarray(w) * 4) if w.ndim == 1 else w, params))
     return codec
 
 

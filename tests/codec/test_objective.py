@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ SMALL = ObjectiveConfig(stft_sizes=(78, 126), mel_windows=(64,), mel_bands=(8,))
 
 def _waves(seed=0):
     rng = np.random.default_rng(seed)
-    wav = jnp.asarray(0.3 * rng.normal(size=(2, 600, 2)), jnp.float32)
-    return wav, wav + jnp.asarray(0.1 * rng.normal(size=wav.shape), jnp.float32)
+    wav = 0.3 * rng.normal(size=(2, 600, 2)).astype(np.float32)
+    return wav, wav + 0.1 * rng.normal(size=wav.shape).astype(np.float32)
 
 
+@functools.cache
 def _discriminator():
     return nnx.jit(lambda: Discriminator(2, DiscriminatorConfig(sizes=(78,), filters=2), rngs=nnx.Rngs(0)))()
 
@@ -37,10 +39,12 @@ def test_feature_matching_is_relative_and_zero_for_equals():
 
 def test_stft_loss_by_hand():
     wav, _ = _waves()
-    assert float(objective.stft_loss(wav, wav, (78,))) == pytest.approx(0, abs=1e-4)
+    stft_loss = jax.jit(lambda estimate: objective.stft_loss(wav, estimate, (78, 126)))
+    mel_loss = jax.jit(lambda estimate: objective.mel_loss(wav, estimate, 44_100, (64,), (8,)))
+    assert float(stft_loss(wav)) == pytest.approx(0, abs=1e-4)
     # Half the amplitude: the logarithms differ by log 2 and the spectral convergence is one half.
-    assert float(objective.stft_loss(wav, wav / 2, (78, 126))) == pytest.approx(np.log(2) + 0.5, rel=1e-4)
-    assert float(objective.mel_loss(wav, wav / 10, 44_100, (64,), (8,))) == pytest.approx(1, rel=1e-3)
+    assert float(stft_loss(wav / 2)) == pytest.approx(np.log(2) + 0.5, rel=1e-4)
+    assert float(mel_loss(wav / 10)) == pytest.approx(1, rel=1e-3)
 
 
 def test_balance_gives_each_loss_its_share_whatever_its_scale():
@@ -106,9 +110,9 @@ def test_balanced_objective_moves_its_state_and_passes_commitment_through():
 
         return jax.grad(scalar, argnums=(0, 1), has_aux=True)(estimate, commitment)
 
-    (gradient, commitment), after = gradients(estimate, 0.3)
+    (gradient, commitment), after = gradients(estimate, np.float32(0.3))
     assert float(commitment) == 1.0
-    norm = float(jnp.mean(jnp.linalg.norm(gradient.reshape(2, -1), axis=1)))
+    norm = float(np.mean(np.linalg.norm(np.asarray(gradient).reshape(2, -1), axis=1)))
     assert 0.1 < norm <= 1.001, "shares of a unit norm, which may partly cancel"
     assert jax.tree.structure(after) == jax.tree.structure(norms)
     assert all(float(v[0]) > 0 for v in after.values())
@@ -116,9 +120,10 @@ def test_balanced_objective_moves_its_state_and_passes_commitment_through():
 
 def test_training_without_a_discriminator():
     wav, estimate = _waves()
-    _, metrics, norms = jax.jit(
-        lambda e: objective.generator_objective(SMALL, wav, e, 0.0, None, 44_100, objective.initial_norms(SMALL))
-    )(estimate)
+    _, metrics, norms = jax.eval_shape(
+        lambda e: objective.generator_objective(SMALL, wav, e, 0.0, None, 44_100, objective.initial_norms(SMALL)),
+        estimate,
+    )
     assert set(metrics) == {"waveform", "stft", "commitment"}
     assert set(norms) == set(SMALL.balanced)
 
@@ -128,5 +133,5 @@ def test_discriminator_objective_trains_the_discriminator_alone():
     graph, state = nnx.split(_discriminator())
     loss = jax.jit(lambda state, e: objective.discriminator_objective(nnx.merge(graph, state), wav, e))
     weights, waveform = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, estimate)
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(weights) if g.ndim == 4)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(weights) if g.ndim == 4)
     assert not np.any(waveform)

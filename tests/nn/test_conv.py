@@ -7,7 +7,6 @@ from jax import lax
 
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake, snake, transposed_conv
 
-
 _snake, _transposed = jax.jit(snake), jax.jit(transposed_conv)
 _apply = jax.jit(lambda layer, x: layer(x))
 
