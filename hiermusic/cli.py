@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -420,7 +421,8 @@ def _parse(name: str, verb: Verb, values: Values, argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise UserError(f"{error} (hiermusic {name} -h lists the flags)") from error
     except (AttributeError, KeyError) as error:
-        raise UserError(f"the configuration has no field {error}: look into the file given with --config") from error
+        field = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "; "))  # a message in several layers of quotes
+        raise UserError(f"the configuration has no field {field} (look into the file given with --config)") from error
 
 
 def _keep_compiled_programs() -> None:

@@ -98,9 +98,11 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     from hiermusic.audio import files
     from hiermusic.codec.chunked import encode_long
 
+    read(codec_dir, "codec")
+    wav_LC, rate = files.read(source)  # before the weights, which take longer
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
-    wav_LC, _ = files.read(source, codec.sample_rate, codec.channels)
+    wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
     codes_TK = encode_long(codec, wav_LC, layers=layers)
     whole = io.BytesIO()
     np.savez(whole, codes=codes_TK.T, length=len(wav_LC), sample_rate=codec.sample_rate)
@@ -116,8 +118,7 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     from hiermusic.audio import files
     from hiermusic.codec.chunked import decode_long
 
-    codec = load_codec(codec_dir)
-    _check_layers(codec, layers)
+    read(codec_dir, "codec")
     try:
         with np.load(source, allow_pickle=False) as stored:
             codes_TK, length = stored["codes"].T, int(stored["length"])
@@ -128,6 +129,8 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
         raise UserError(
             f"{source} is not a codes file written by `hiermusic encode` ({type(error).__name__})"
         ) from None
+    codec = load_codec(codec_dir)
+    _check_layers(codec, layers)
     sizes = codec.hierarchy.sizes
     fits = codes_TK.ndim == 2 and codes_TK.dtype.kind in "iu" and 1 <= codes_TK.shape[1] <= len(sizes)
     fits = fits and codes_TK.min(initial=0) >= 0 and codes_TK.max(initial=0) < max(sizes)
