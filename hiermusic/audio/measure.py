@@ -1,14 +1,15 @@
 """How far an estimate is from its reference, and cheap checks that a waveform is sound at all.
 
-Every measure takes host arrays `[L, C]` (float32 or float64, samples in [-1, 1]) and returns a Python float. A pair
-must have one shape: nothing is trimmed, padded, resampled or mixed down behind the caller's back. Stereo is one signal
-of two channels: energies are summed and distances averaged over both.
+Every measure but `batch_si_sdr` takes host arrays `[L, C]` (float32 or float64, samples in [-1, 1]) and returns a
+Python float. A pair must have one shape: nothing is trimmed, padded, resampled or mixed down behind the caller's back.
+Stereo is one signal of two channels: energies are summed and distances averaged over both.
 """
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from hiermusic.audio.spectral import mel_filters, stft
 from hiermusic.errors import UserError
@@ -39,11 +40,10 @@ def _pair(ref_LC: np.ndarray, est_LC: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return ref_LC, est_LC
 
 
-def _ratio_db(signal: float, noise: float) -> float:
-    if signal == 0:
-        return -RATIO_LIMIT_DB
+def _ratio_db(signal, noise, xp=np):
     limit = 10 ** (RATIO_LIMIT_DB / 10)
-    return 10 * math.log10(min(max(signal / max(noise, signal / limit), 1 / limit), limit))
+    ratio = signal / xp.maximum(xp.maximum(noise, signal / limit), 1e-37)
+    return 10 * xp.log10(xp.clip(ratio, 1 / limit, limit))
 
 
 def is_silent(wav_LC: Wave) -> bool:
@@ -64,11 +64,19 @@ def si_sdr(ref_LC: Wave, est_LC: Wave) -> float:
     Returns: dB, or NaN where the reference is silent (`is_silent`): the ratio then means nothing.
     """
     ref_LC, est_LC = _pair(ref_LC, est_LC)
-    if is_silent(ref_LC):
-        return math.nan
-    ref_LC, est_LC = ref_LC - ref_LC.mean(axis=0), est_LC - est_LC.mean(axis=0)
-    target_LC = np.sum(est_LC * ref_LC) / np.sum(ref_LC**2) * ref_LC
-    return _ratio_db(float(np.sum(target_LC**2)), float(np.sum((est_LC - target_LC) ** 2)))
+    return float(batch_si_sdr(ref_LC[None], est_LC[None])[0])
+
+
+def batch_si_sdr(ref_BLC: Float[Array, "B L C"], est_BLC: Float[Array, "B L C"]) -> Float[Array, "B"]:
+    """`si_sdr` of each pair, on the host or, float32 and unchecked, in a compiled program on the device."""
+    xp = np if isinstance(ref_BLC, np.ndarray) and isinstance(est_BLC, np.ndarray) else jnp
+    ref_BLC, est_BLC = (x - x.mean(axis=1, keepdims=True) for x in (ref_BLC, est_BLC))
+    energy_B = xp.sum(ref_BLC**2, axis=(1, 2))
+    scale_B = xp.sum(est_BLC * ref_BLC, axis=(1, 2)) / xp.maximum(energy_B, 1e-20)
+    target_BLC = scale_B[:, None, None] * ref_BLC
+    signal_B, noise_B = (xp.sum(x**2, axis=(1, 2)) for x in (target_BLC, est_BLC - target_BLC))
+    silent_B = energy_B / ref_BLC[0].size < SILENCE_RMS**2
+    return xp.where(silent_B, xp.nan, _ratio_db(signal_B, noise_B, xp))
 
 
 def sdr(ref_LC: Wave, est_LC: Wave) -> float:
@@ -81,13 +89,7 @@ def sdr(ref_LC: Wave, est_LC: Wave) -> float:
     ref_LC, est_LC = _pair(ref_LC, est_LC)
     if is_silent(ref_LC):
         return math.nan
-    return _ratio_db(float(np.sum(ref_LC**2)), float(np.sum((ref_LC - est_LC) ** 2)))
-
-
-def waveform_l1(ref_LC: Wave, est_LC: Wave) -> float:
-    """Mean absolute difference of the samples, lower is better."""
-    ref_LC, est_LC = _pair(ref_LC, est_LC)
-    return float(np.mean(np.abs(ref_LC - est_LC)))
+    return float(_ratio_db(np.sum(ref_LC**2), np.sum((ref_LC - est_LC) ** 2)))
 
 
 def _magnitude(wav_LC: np.ndarray, window: int) -> np.ndarray:
@@ -147,11 +149,6 @@ def silence_share(wav_LC: Wave, sample_rate: int, threshold_db: float = -60.0, f
     starts = np.arange(0, len(wav_LC), frame)
     power_T = np.add.reduceat(np.mean(wav_LC**2, axis=1), starts) / np.diff(np.append(starts, len(wav_LC)))
     return float(np.mean(power_T < 10 ** (threshold_db / 10)))
-
-
-def clipping_share(wav_LC: Wave, level: float = 0.999) -> float:
-    """Share of samples, in [0, 1], at or beyond `level` of full scale."""
-    return float(np.mean(np.abs(_checked(wav_LC, "the waveform")) >= level))
 
 
 def loudness(wav_LC: Wave, sample_rate: int) -> float:

@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from hiermusic.audio import spectral
+from hiermusic.audio import pictures
 from hiermusic.errors import UserError
 from hiermusic.evaluate.scores import SCORES
 from hiermusic.train.log import read_metrics
 
 INDIGO, ORANGE, TEAL, GREY = "#5f74e8", "#e07b39", "#1f9e89", "#8b8894"  # legible on white and on black
 INK = "#010203"  # stands for the page's text colour until the SVG is written
-MEL_BANDS = 128
-MEL_RANGE_DB = 80.0
-MEL_QUIETEST_PEAK = 1e-3  # an image's brightest point is at least this, so that near-silence stays dark
 
 STYLE = {
     "svg.fonttype": "none",
@@ -67,25 +64,11 @@ def _svg(draw, width: float, height: float) -> str:
 
 
 def mel_png(wav_LC: Float[np.ndarray, "L C"], sample_rate: int, width: int = 900) -> bytes:
-    """Mel spectrogram of the mean of all channels as a small palette PNG, no axes: 0 Hz to Nyquist, 80 dB deep.
-
-    Args:
-        wav_LC: float, [-1, 1].
-        sample_rate: Hz.
-        width: most columns; longer sounds are averaged down to it.
-    """
-    from matplotlib import colormaps
+    """`audio.pictures.mel_shades` as a small palette PNG without axes."""
     from PIL import Image
 
-    mel_TM = np.asarray(spectral.mel(wav_LC.mean(axis=1).astype(np.float32), sample_rate, 2048, 512, MEL_BANDS))
-    columns = min(width, len(mel_TM))
-    starts = np.arange(columns) * len(mel_TM) // columns
-    counts = np.diff(np.append(starts, len(mel_TM)))
-    mel_TM = np.add.reduceat(mel_TM, starts, axis=0) / counts[:, None]
-    decibels = 20 * np.log10(np.maximum(mel_TM, 1e-9) / max(float(mel_TM.max()), MEL_QUIETEST_PEAK))
-    shade = np.clip((decibels / MEL_RANGE_DB + 1) * 63, 0, 63).round().astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(shade.T[::-1]))
-    image.putpalette((colormaps["magma"](np.linspace(0, 1, 64))[:, :3] * 255).round().astype(np.uint8).tobytes())
+    image = Image.fromarray(pictures.mel_shades(wav_LC, sample_rate, width))
+    image.putpalette(pictures.palette().tobytes())
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True, bits=6)
     return out.getvalue()

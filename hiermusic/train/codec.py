@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from hiermusic.audio.measure import batch_si_sdr
 from hiermusic.codec.codec import Codec
 from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import (
@@ -163,7 +164,7 @@ class CodecStage:
         }
         if goal.mel:
             values["mel"] = mel_loss(wav_BLC, estimate_BLC, model.sample_rate, goal.mel_windows, goal.mel_bands)
-        sdr_B = si_sdr(wav_BLC, estimate_BLC)
+        sdr_B = batch_si_sdr(wav_BLC, estimate_BLC)
         return {"loss": self._total(values), **values, "si_sdr": jnp.nanmean(sdr_B), **_health(output.stats)}
 
     def showcase(self, module: CodecState, log: Log, step: int) -> None:
@@ -197,15 +198,3 @@ def _health(stats: Mapping[str, Float[Array, "K"]]) -> Metrics:
     names = ("perplexity", "usage")
     means = {name: jnp.mean(stats[f"{name}_K"]) for name in names}
     return means | {f"{name}_K": stats[f"{name}_K"] for name in names}
-
-
-def si_sdr(wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"]) -> Float[Array, "B"]:
-    """`audio.measure.si_sdr` of a batch on the device: dB, NaN where the original is silent."""
-    wav, estimate = (x - x.mean(axis=1, keepdims=True) for x in (wav_BLC, estimate_BLC))
-    energy_B = jnp.sum(jnp.square(wav), axis=(1, 2))
-    scale_B = jnp.sum(wav * estimate, axis=(1, 2)) / jnp.maximum(energy_B, 1e-20)
-    target = scale_B[:, None, None] * wav
-    signal_B, noise_B = (jnp.sum(jnp.square(x), axis=(1, 2)) for x in (target, estimate - target))
-    decibels_B = 10 * jnp.log10(jnp.clip(signal_B / jnp.maximum(noise_B, 1e-30), 1e-8, 1e8))
-    silent_B = energy_B / wav[0].size < 1e-10
-    return jnp.where(silent_B, jnp.nan, decibels_B)

@@ -68,12 +68,13 @@ class Log:
         from tensorboardX import summary
 
         from hiermusic.audio.files import write
+        from hiermusic.audio.pictures import mel_shades, palette
 
         path = self.workdir / "samples" / f"{name}-{step}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, wav_LC, sample_rate)
         sound = summary.audio(name, np.clip(wav_LC, -1, 1), sample_rate)
-        picture = summary.image(f"{name}/mel", _mel_image(wav_LC, sample_rate), dataformats="HWC")
+        picture = summary.image(f"{name}/mel", palette()[mel_shades(wav_LC, sample_rate)], dataformats="HWC")
         self._board.write(step, [sound, picture])
 
 
@@ -129,16 +130,3 @@ def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
             yield from _scalars(f"{name}/{index}", item)
     elif isinstance(value, int | float) and name != "step":
         yield name, value
-
-
-def _mel_image(wav_LC: np.ndarray, sample_rate: int) -> np.ndarray:
-    """uint8 [mels, frames, 3], low notes at the bottom, 80 dB from black to bright."""
-    from matplotlib import colormaps
-
-    from hiermusic.audio.spectral import mel
-
-    mono_L = np.asarray(wav_LC, np.float32).mean(axis=-1)
-    mel_TF = np.asarray(mel(mono_L, sample_rate=sample_rate, n_fft=1024, hop=256, n_mels=96))
-    decibels_TF = 20 * np.log10(np.maximum(mel_TF, 1e-5))
-    bright_TF = np.clip((decibels_TF - decibels_TF.max()) / 80 + 1, 0, 1)
-    return (colormaps["magma"](bright_TF.T[::-1])[..., :3] * 255).astype(np.uint8)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from hiermusic.audio import files
+from hiermusic.audio import files, pictures
 from hiermusic.errors import UserError
 from hiermusic.evaluate import plots, report, sections
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, KeyValues, Page, Player, Section, Table
@@ -235,7 +235,7 @@ def test_mel_png_shows_pitch_at_its_height():
     for pitch in (300, 3000):
         png = plots.mel_png((0.5 * np.sin(2 * np.pi * pitch * times))[:, None], 16000, width=20)
         image = np.asarray(Image.open(io.BytesIO(png)))
-        assert image.shape == (plots.MEL_BANDS, 20)
+        assert image.shape == (pictures.MEL_BANDS, 20)
         rows.append(image[:, 10].argmax())
     assert rows[0] > rows[1]  # the lower tone lies lower
     silence = np.asarray(Image.open(io.BytesIO(plots.mel_png(np.zeros((4000, 1)), 16000))))
