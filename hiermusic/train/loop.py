@@ -194,14 +194,15 @@ class _Trainer:
         times = self.clock.read()
         valid = self._validate() if validating else {}
         if skipped:
-            message = f"step {self.step} skipped: loss {loss}, gradient norm {grad_norm}; the weights are as before"
+            cause = f"loss {loss}, gradient norm {grad_norm}, learning rate {metrics.get('learning_rate', 'not told')}"
+            message = f"step {self.step} skipped: {cause}; the weights are as before"
             tqdm.write(message, file=sys.stderr)
         if skipped or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
             self.log.write(self.step, {**metrics, **times, "skipped": self.skipped, **valid})
             self.clock.reset()
         if self.skipped_in_row >= self.options.max_skipped:
             raise UserError(
-                f"{self.skipped_in_row} steps in a row up to step {self.step} had a non-finite loss or gradient: "
+                f"{self.skipped_in_row} steps in a row up to step {self.step} had a non-finite loss, gradient or rate: "
                 "lower the learning rate, lengthen the warmup or look at the data"
             )
 
@@ -228,7 +229,8 @@ def _make_update(stage: Stage, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh, 
     def update(state, batch, step, task):
         module = _module(graphdef, state)
         metrics = dict(stage.step(module, batch, task, jax.random.fold_in(jax.random.key(seed), step)))
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        told = [metrics[name] for name in ("loss", "grad_norm", "learning_rate") if name in metrics]
+        finite = jnp.isfinite(jnp.stack(told)).all()
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), nnx.state(module), state)
         return state, {**metrics, "skipped": ~finite}
 

@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules from a few fields."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,9 @@ class OptimiserConfig:
         for field, options in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES)):
             if getattr(self, field) not in options:
                 raise UserError(f"train.{field} is {getattr(self, field)!r}; choose one of {', '.join(options)}")
-        for field in ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm"):
-            if getattr(self, field) < 0:
-                raise UserError(f"train.{field} is {getattr(self, field)}; it must not be negative")
+        for field in ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm", "eps"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UserError(f"train.{field} is {getattr(self, field)}; it must be finite and not negative")
         for field in ("decay_share", "final_share", "gamma"):
             if not 0 <= getattr(self, field) <= 1:
                 raise UserError(f"train.{field} is {getattr(self, field)}; it must lie between 0 and 1")

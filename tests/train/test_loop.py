@@ -1,6 +1,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -46,6 +47,21 @@ def test_a_non_finite_step_leaves_no_trace_but_its_record(toy, tmp_path):
     assert final["step"] == 12 and np.isfinite(final["loss"]) and final["skipped"] == 1
 
 
+def test_a_learning_rate_that_is_no_number_skips_the_step(toy, tmp_path):
+    config = toy.config(steps=3, checkpoint_every=1, keep=3)
+    stage = toy.ToyStage(config)
+    step = stage.step
+
+    def with_rate(module, batch, task, key):
+        return step(module, batch, task, key) | {"learning_rate": jnp.where(batch["scale"] == 2, jnp.nan, 0.1)}
+
+    stage.step = with_rate
+    assert toy.run(stage, config, tmp_path, progress=False)["skipped"] == 1
+    first, before, after = (load_weights(tmp_path, step=step, prefer_ema=False) for step in (1, 2, 3))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+    assert not np.array_equal(first["weight"], before["weight"])
+
+
 def test_a_run_of_non_finite_steps_stops(toy, tmp_path):
     with pytest.raises(UserError, match="4 steps in a row up to step 7"):
         train(toy, tmp_path, poisoned=range(3, 50), steps=40, max_skipped=4)
@@ -65,14 +81,15 @@ def test_validation_averages_what_each_batch_measured(toy, tmp_path):
     assert stage.shown == [3]
 
 
-@pytest.mark.parametrize("mesh", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path, mesh):
+def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path):
     train(toy, tmp_path / "one", steps=6)
-    config = toy.config(steps=6)
-    config.mesh = mesh
-    toy.run(toy.ToyStage(config), config, tmp_path / "eight", progress=False)
-    one, eight = (load_weights(tmp_path / name) for name in ("one", "eight"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
+    one = load_weights(tmp_path / "one")
+    for name, mesh in (("rows", {}), ("mixed", {"data": 2, "fsdp": 2, "tensor": 2})):
+        config = toy.config(steps=6)
+        config.mesh = mesh
+        toy.run(toy.ToyStage(config), config, tmp_path / name, progress=False)
+        eight = load_weights(tmp_path / name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
 
 
 def test_a_run_moves_to_another_mesh(toy, tmp_path):

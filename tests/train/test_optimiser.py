@@ -55,13 +55,14 @@ def test_updates_decay_and_clip():
     config = OptimiserConfig(learning_rate=0.1, warmup_steps=0, schedule="constant", weight_decay=0.5)
     model = Model()
     optimiser = nnx.Optimizer(model, config.transform(model, 10), wrt=nnx.Param)
-    optimiser.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+    nnx.jit(lambda o, m: o.update(m, jax.tree.map(jnp.zeros_like, nnx.state(m, nnx.Param))))(optimiser, model)
     np.testing.assert_allclose(model.matrix[...], 0.95, rtol=1e-6)
     np.testing.assert_allclose(model.stacked_bias[...], 1.0)
 
-    huge = jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), nnx.state(model, nnx.Param))
+    params = nnx.pure(nnx.state(model, nnx.Param))
+    huge = jax.tree.map(lambda x: 1e3 * np.ones_like(x), params)
     clipping = OptimiserConfig(clip_norm=1.0).transform(model, 10)
-    _, state = clipping.update(nnx.pure(huge), clipping.init(nnx.pure(huge)), nnx.pure(nnx.state(model, nnx.Param)))
+    _, state = jax.jit(lambda huge: clipping.update(huge, clipping.init(huge), params))(huge)
     squares = jax.tree.leaves(optax.tree.get(state, "nu"))
     np.testing.assert_allclose(sum(leaf.sum() for leaf in squares), 0.05, rtol=1e-4)  # (1 - b2) |g|^2 with |g| = 1
 
@@ -72,6 +73,11 @@ def test_updates_decay_and_clip():
         ({"optimiser": "sgd"}, "adamw, adam"),
         ({"schedule": "step"}, "constant, cosine, wsd, exponential"),
         ({"learning_rate": -1}, "negative"),
+        ({"learning_rate": float("nan")}, "train.learning_rate is nan"),
+        ({"weight_decay": float("inf")}, "train.weight_decay is inf"),
+        ({"eps": float("nan")}, "train.eps is nan"),
+        ({"final_share": float("nan")}, "between 0 and 1"),
+        ({"betas": (float("nan"), 0.9)}, "betas"),
         ({"gamma": 1.5}, "between 0 and 1"),
         ({"betas": (0.9, 1.0)}, "betas"),
     ],
