@@ -16,7 +16,7 @@ from hiermusic.errors import UserError
 HOP, LENGTH = 32, 100
 TINY = CodecConfig(
     strides=(4, 8),
-    dilations=(1, 3),
+    dilations=(3,),
     encoder_width=4,
     decoder_width=16,
     latent=6,

@@ -129,7 +129,7 @@ def gradient(remat):
     return jax.tree.leaves(jax.jit(jax.grad(f))(build(config)))
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
 def test_remat_keeps_the_gradient(remat):
     for one, other in zip(gradient("none"), gradient(remat), strict=True):
         assert np.abs(one).max() > 0

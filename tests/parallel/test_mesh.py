@@ -47,7 +47,12 @@ def one_device():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": -1}], ids=["data", "mixed", "fsdp"]
+    "sizes",
+    [
+        pytest.param({"data": 8}, id="data", marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, id="mixed"),
+        pytest.param({"fsdp": -1}, id="fsdp", marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_on_eight_devices_equals_one(one_device, sizes):
     mesh = make_mesh(sizes)

@@ -73,7 +73,8 @@ def check(layout, passes):
     assert layout.passes == passes
 
     one_pass = everything[layout.pass_S == layout.pass_S[0]] if layout.isolated else everything
-    seen = np.asarray(layout.visibility.mask(one_pass, one_pass))
+    same_shape = np.resize(one_pass, 45)  # for every layout, so that few programs are compiled
+    seen = np.asarray(layout.visibility.mask(same_shape, same_shape))[: len(one_pass), : len(one_pass)]
     np.testing.assert_array_equal(seen, sees_SS[np.ix_(one_pass, one_pass)])
 
 

@@ -31,12 +31,11 @@ def wait_for_step(workdir, step, process):
 def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
     draw = random.Random()
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for step in (draw.randint(3, 20), draw.randint(21, 30)):  # a save starts every other step, so some are in flight
-        process = start(killed, 0.02)
-        wait_for_step(killed, step, process)
-        time.sleep(draw.random() * 0.05)
-        process.kill()
-        process.communicate()
+    process = start(killed, 0.02)
+    wait_for_step(killed, draw.randint(3, 30), process)  # a save starts every other step, so one may be in flight
+    time.sleep(draw.random() * 0.05)
+    process.kill()
+    process.communicate()
 
     process = start(killed, 0.02)
     wait_for_step(killed, 32, process)
@@ -46,12 +45,10 @@ def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
     stopped = int(out.split()[-1])
     assert 32 <= stopped < STEPS and latest_step(killed) == stopped
 
-    process = start(killed, 0)
-    out, errors = process.communicate()
-    assert out.split() == ["done", str(STEPS)], errors
+    config = toy.config(steps=STEPS, checkpoint_every=20, valid_every=7)
+    toy.run(toy.ToyStage(config), config, killed, progress=False)
     assert not [path for path in (killed / "checkpoints").iterdir() if not path.name.isdigit()]
 
-    config = toy.config(steps=STEPS, checkpoint_every=20, valid_every=7)
     toy.run(toy.ToyStage(config), config, whole, progress=False)
     for prefer_ema in (False, True):
         one, other = (load_weights(path, prefer_ema=prefer_ema) for path in (killed, whole))
