@@ -114,7 +114,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.adversarial = 0.1
             config.loss.feature = 0.1
             config.loss.balance = False
-            config.train.steps = 480
+            config.train.steps = 400
             config.train.batch_size = 6
             config.train.crop_frames = 22
             config.train.learning_rate = 2e-3
@@ -122,13 +122,13 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.final_share = 0.1
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
-            config.train.quantise_start = 150
-            config.train.adversarial_start = 440
+            config.train.quantise_start = 130
+            config.train.adversarial_start = 370
             config.train.log_every = 10
             config.train.valid_every = 100
             config.train.valid_batches = 2
             config.train.checkpoint_every = 100
-            config.train.show_every = 300
+            config.train.show_every = 200
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small or paper")
     return config

@@ -108,14 +108,14 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.ffn_width = 384
             config.model.dtype = "float32"
             config.model.remat = "none"
-            config.train.steps = 300
+            config.train.steps = 240
             config.train.batch_size = 4
             config.train.learning_rate = 2e-3
             config.train.warmup_steps = 20
             config.train.log_every = 10
-            config.train.valid_every = 100
+            config.train.valid_every = 120
             config.train.valid_batches = 8
-            config.train.checkpoint_every = 100
+            config.train.checkpoint_every = 80
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose tiny, small or paper")
     return config

@@ -60,11 +60,14 @@ def decode_long(
     total, margin = len(codes_TK), codec.config.decoder_margin
     frames = _chunk(frames, margin, total)
     # A short song is followed by a held last frame, so that its end does not meet an arbitrary code.
-    codes_TK = np.pad(codes_TK, ((0, max(0, frames - total)), (0, 0)), mode="edge").astype(np.int32)
+    codes_TK = np.pad(codes_TK[:, :layers], ((0, max(0, frames - total)), (0, 0)), mode="edge").astype(np.int32)
+    # Levels left out are there as -1: one program serves every number of layers.
+    missing = len(codec.hierarchy) - codes_TK.shape[1]
+    codes_TK = np.pad(codes_TK, ((0, 0), (0, missing)), constant_values=-1)
     graph, state = nnx.split(codec)
 
     def piece(start):
-        return _decode(graph, layers, state, codes_TK[None, start : start + frames])[0]
+        return _decode(graph, state, codes_TK[None, start : start + frames])[0]
 
     return _assemble(piece, total, frames, margin, codec.hop)[:length]
 
@@ -74,9 +77,9 @@ def _encode(graph, layers, state, wav_BLC):
     return nnx.merge(graph, state).encode(wav_BLC, layers)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decode(graph, layers, state, codes_BTK):
-    return nnx.merge(graph, state).decode(codes_BTK, layers=layers)
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(graph, state, codes_BTK):
+    return nnx.merge(graph, state).decode(codes_BTK)
 
 
 def _chunk(frames: int, margin: int, total: int) -> int:

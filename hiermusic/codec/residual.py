@@ -92,12 +92,16 @@ class ResidualQuantiser(nnx.Module):
         return jnp.moveaxis(codes_KBT, 0, -1)
 
     def decode(self, codes_BTK: Int[Array, "B T K"], layers: int | None = None) -> Float[Array, "B T D"]:
-        """Sum of the codes of the first `layers` levels; `codes_BTK` may hold fewer levels than there are codebooks."""
+        """Sum of the codes of the first `layers` levels; there may be fewer than codebooks, and -1 adds nothing."""
         codes_KBT = jnp.moveaxis(codes_BTK, -1, 0)[:layers]
         books = self.codebooks[...][: len(codes_KBT)]
         start = jnp.zeros((*codes_BTK.shape[:-1], books.shape[-1]), jnp.float32)
-        total, _ = lax.scan(lambda total, level: (total + level[0][level[1]], None), start, (books, codes_KBT))
-        return total
+
+        def add(total_BTD, level):
+            book_VD, codes_BT = level
+            return total_BTD + jnp.where(codes_BT[..., None] >= 0, book_VD[codes_BT], 0.0), None
+
+        return lax.scan(add, start, (books, codes_KBT))[0]
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False
