@@ -18,10 +18,10 @@ demo: $(VENV)/.installed  ## corpus, codec, tokens, backbone, super-resolution, 
 	$(BIN)/hiermusic demo --workdir=$(OUT)
 
 test: $(VENV)/.installed lint  ## everything that fits in ten minutes on two cores
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadscope -m "not slow"
 
 test-all: $(VENV)/.installed lint  ## the slow tests too
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadscope
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
