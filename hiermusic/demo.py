@@ -17,7 +17,7 @@ from typing import Any
 
 from hiermusic.errors import UserError
 
-CORPUS = "builtin:48?seconds=5-10"
+CORPUS = "builtin:150?seconds=5-10"
 PROMPTS = (
     {
         "name": "slow-ballad",
