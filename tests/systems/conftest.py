@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ CODEC = (
     "--config.train.crop_frames=8",
     "--config.train.batch_size=2",
     "--config.train.steps=4",
+    "--config.train.quantise_start=0",
     "--config.train.adversarial_start=2",
     "--config.train.warmup_steps=2",
     "--config.train.valid_every=4",
@@ -52,15 +54,37 @@ def run():
 
 def train(*arguments) -> None:
     """Training in a process of its own, on one device as a newcomer has it."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     subprocess.run([sys.executable, "-m", "hiermusic", "train", *arguments], env=environment, check=True)
 
 
 @pytest.fixture(scope="session")
 def khala(tmp_path_factory, run) -> SimpleNamespace:
-    """Workdirs and records of a miniature trained for four steps a stage."""
-    root = tmp_path_factory.mktemp("khala")
-    at = SimpleNamespace(root=root, **{n: root / n for n in ("corpus", "codec", "tokens", "backbone", "superres")})
+    """Workdirs and records of a miniature trained for four steps a stage; no test may change them."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # one miniature for all workers: whoever comes first trains it
+    root = root / "khala"
+    names = ("corpus", "codec", "tokens", "backbone", "superres")
+    at = SimpleNamespace(root=root, prompts=root / "prompts.jsonl", **{name: root / name for name in names})
+    try:
+        root.mkdir()
+    except FileExistsError:
+        while not (root / "done").exists():
+            assert not (root / "failed").exists(), "the miniature could not be trained; see the other worker"
+            time.sleep(1)
+        return at
+    try:
+        make(at, run)
+    except BaseException:
+        (root / "failed").touch()
+        raise
+    (root / "done").touch()
+    return at
+
+
+def make(at: SimpleNamespace, run) -> None:
+    """Trains every stage of the miniature."""
     run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4")
     train(
         f"--config={CONFIGS}/codec.py:tiny",
@@ -91,6 +115,4 @@ def khala(tmp_path_factory, run) -> SimpleNamespace:
         {"name": "one", "tags": "slow, piano", "lyrics": "la la\nlu", "seconds": 1.5, "seed": 3},
         {"name": "two", "tags": "fast", "instrumental": True, "seconds": 1.0, "seed": 4},
     ]
-    at.prompts = root / "prompts.jsonl"
     at.prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    return at
