@@ -60,6 +60,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.learning_rate = 4e-4
     config.train.schedule = "cosine"
     config.train.warmup_steps = 2000
+    config.train.decay_steps = 0
     config.train.final_share = 0.1
     config.train.optimiser = "adamw"
     config.train.betas = (0.9, 0.95)

@@ -69,6 +69,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.learning_rate = 3e-4
     config.train.schedule = "constant"
     config.train.warmup_steps = 1000
+    config.train.decay_steps = 0
     config.train.final_share = 1.0
     config.train.optimiser = "adam"
     config.train.betas = (0.5, 0.9)

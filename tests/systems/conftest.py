@@ -52,6 +52,13 @@ def run():
     return lambda *arguments: cli.main([str(argument) for argument in arguments])
 
 
+@pytest.fixture(scope="session")
+def miniature():
+    """Stage -> the configuration of its miniature, as arguments."""
+    sizes = {"codec": CODEC, "backbone": TOKEN_LM, "superres": (*TOKEN_LM, "--config.model.levels=6")}
+    return lambda stage: (f"--config={CONFIGS}/{stage}.py:tiny", *sizes[stage])
+
+
 def train(*arguments) -> None:
     """Training in a process of its own, on one device as a newcomer has it."""
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
