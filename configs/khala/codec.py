@@ -4,8 +4,8 @@
 
 | preset | where                      | expect                                                                    |
 |--------|----------------------------|---------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~6 minutes  | pitch, rhythm and timbre recognisable, muffled and noisy                   |
-| small  | one 24 GB GPU, ~2 days     | untried; a fifth of the paper's widths, its whole objective                |
+| tiny   | two CPU cores, ~6 minutes  | rhythm and the balance of the bands in noise; SI-SDR about -5 dB           |
+| small  | one GPU, days              | untried; a third to a quarter of the paper's widths, its whole objective   |
 | paper  | a pod, 2.49 M steps        | the published sizes: encoder 78.56 M, decoder 177.71 M, quantiser 8.39 M   |
 
 Figures measured for each preset stand in docs/results.md. Loss weights, learning rate and crop are not in the paper:
