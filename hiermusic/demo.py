@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, replacing
 
 CORPUS = "builtin:150?seconds=5-10"
 PROMPTS = (
@@ -151,9 +151,8 @@ class Ledger:
             "peak_memory_mb": round(max(row["peak_memory_mb"], usage.ru_maxrss * kilo / 2**20)),
             "done": status == 0,
         }
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.rows, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(self.rows, indent=1) + "\n")
         if status:
             raise UserError(f"the step '{step.words}' failed; run the same command again to go on from there")
 

@@ -16,7 +16,7 @@ _INITS = {
     "fan_in": initializers.lecun_normal(),  # keeps the signal's size through narrow layers too
 }
 
-# sin^2(pi r) = r^2 * P(r^2) on |r| <= 1/2; minimax fit, error 6.5e-11, ten times faster on CPU than XLA's sine.
+# sin^2(pi r) = r^2 * P(r^2) on |r| <= 1/2; minimax fit, error 6.5e-11; XLA's sine is far slower on CPU.
 _SIN_SQUARED = (9.869604380, -32.469694907, 42.728336189, -30.121134422, 13.202694110, -3.901025763, 0.727580204)
 
 
@@ -24,7 +24,7 @@ _SIN_SQUARED = (9.869604380, -32.469694907, 42.728336189, -30.121134422, 13.2026
 def snake(x: Float[Array, "... C"], alpha_C: Float[Array, "C"]) -> Float[Array, "... C"]:
     """x + sin^2(alpha x) / alpha, in float32.
 
-    The gradient is written out: it keeps `x` alone for the backward pass and costs a fifth of the derived one on CPU.
+    The gradient is written out: it keeps `x` alone for the backward pass and costs less than the derived one.
 
     Args:
       x: activations, |alpha x| < 1e4.
@@ -50,7 +50,7 @@ def _snake_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]
     value, slope = _sin_squared(alpha_C * x)
     inverse = 1 / (alpha_C + 1e-9)
     per_sample = g * inverse * (x * slope - inverse * value)
-    # A matmul with ones, because XLA on CPU sums over all but the last axis of a fused product six times slower.
+    # A matmul with ones, because XLA on CPU is slow to sum over all but the last axis of a fused product.
     ones = jnp.ones(x.size // x.shape[-1])
     per_channel = jnp.matmul(ones, per_sample.reshape(-1, x.shape[-1]), precision=lax.Precision.HIGHEST)
     return g * (1 + alpha_C * inverse * slope), per_channel
@@ -132,7 +132,7 @@ class Conv(nnx.Module):
 def _fold_stride(x: Array, w: Array, stride: int, padding: int) -> tuple[Array, Array]:
     """The same convolution without its stride: `stride` neighbours of the last spatial dimension become channels.
 
-    The gradient of a strided convolution is a dilated one, which XLA runs five times slower on CPU.
+    The gradient of a strided convolution is a dilated one, which XLA runs far slower on CPU.
     """
     size, inputs = x.shape[-2:]
     kernel, outputs = w.shape[-3], w.shape[-1]
@@ -148,8 +148,8 @@ def _fold_stride(x: Array, w: Array, stride: int, padding: int) -> tuple[Array, 
 class ConvTranspose(nnx.Module):
     """Weight-normed transposed convolution of kernel 2s and stride s: T frames become exactly T s.
 
-    Written as one matmul and an overlap-add, because the gradient of `lax.conv_transpose` is twenty times slower on
-    CPU. The norm runs per input channel, as in PyTorch. ceil(s/2) samples are trimmed in front.
+    Written as one matmul and an overlap-add, because the gradient of `lax.conv_transpose` is far slower on CPU. The
+    norm runs per input channel, as in PyTorch. ceil(s/2) samples are trimmed in front.
 
     Args:
       inputs, outputs: channels.

@@ -64,10 +64,3 @@ class Visibility:
             return jnp.broadcast_to(True, jnp.broadcast_shapes(q_S1.shape, k_1S.shape))
         groups_S = jnp.asarray(self.groups, jnp.int32)
         return groups_S[k_1S] <= groups_S[q_S1]
-
-    def with_prefix(self, n: int) -> "Visibility":
-        """The same rule with `n` positions in front that all see, and that see each other causally (all, if full)."""
-        if self.kind != "groups":
-            return self
-        lowest = min(self.groups)
-        return Visibility("groups", (*range(n), *(group - lowest + n for group in self.groups)))

@@ -1,6 +1,5 @@
 import jax
 import numpy as np
-import pytest
 
 from hiermusic.tokens.visibility import Visibility
 
@@ -21,17 +20,6 @@ def test_a_rule_that_is_causal_or_full_is_called_so():
     assert Visibility.block_causal((1, 1, 1)) == Visibility.prefix(1, 3) == Visibility.prefix(0, 3) == causal
     assert Visibility.block_causal((5,)) == Visibility.prefix(3, 3) == Visibility.full()
     assert len({causal, Visibility.of_groups([0, 1])}) == 1
-
-
-@pytest.mark.parametrize("rule", [Visibility.causal(), Visibility.full(), Visibility.block_causal((1, 2, 4))])
-def test_a_prefix_is_seen_by_all_and_changes_nothing_behind_it(rule):
-    n, total = 3, 7
-    wide = seen(rule.with_prefix(n), n + total)
-    assert wide[n:, :n].all()
-    np.testing.assert_array_equal(wide[n:, n:], seen(rule, total))
-    np.testing.assert_array_equal(wide[:n, :n], np.ones((n, n)) if rule.kind == "full" else np.tri(n))
-    if rule.kind != "full":
-        assert not wide[:n, n:].any()
 
 
 def test_positions_may_be_traced_and_batched():
