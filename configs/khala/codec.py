@@ -7,6 +7,7 @@
 | tiny   | two CPU cores, ~6 minutes  | rhythm and the balance of the bands in noise; SI-SDR about -5 dB           |
 | small  | one GPU, days              | untried; a third to a quarter of the paper's widths, its whole objective   |
 | paper  | a pod, 2.49 M steps        | the published sizes: encoder 78.56 M, decoder 177.71 M, quantiser 8.39 M   |
+| 3b, 7b | as paper                   | the codec that the token models of that name read: paper's                 |
 
 Figures measured for each preset stand in docs/results.md. Loss weights, learning rate and crop are not in the paper:
 they follow EnCodec's published recipe, which it builds on. Dead codes are replaced below a share of their uniform use;
@@ -19,7 +20,7 @@ from hiermusic.errors import UserError
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    """The configuration of a preset: tiny, small or paper."""
+    """The configuration of a preset: tiny, small or paper; 3b and 7b are token models that read the codec of paper."""
     config = ConfigDict()
     config.system = "khala"
     config.stage = "codec"
@@ -47,6 +48,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.dead_share = 0.02
     config.model.kmeans_iterations = 50
     config.model.quantiser_dropout = "off"
+    config.model.dtype = "float32"
+    config.model.remat = "none"
 
     config.discriminator = ConfigDict()
     config.discriminator.fft_sizes = (78, 126, 206, 334, 542, 876, 1418, 2296)
@@ -75,6 +78,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.betas = (0.5, 0.9)
     config.train.weight_decay = 0.0
     config.train.clip_norm = 0.0
+    config.train.accumulate = 1
     config.train.ema_decay = 0.999
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
@@ -85,11 +89,19 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.checkpoint_every = 5000
     config.train.show_every = 5000
     config.train.keep = 2
+    config.train.keep_every = 0
+    config.train.max_skipped = 50
+    config.train.spike_window = 128
+    config.train.spike_sigma = 6.0
+    config.train.peak_tflops = 0.0
+    config.train.profile_step = 0
+    config.train.profile_steps = 3
+    config.train.hang_seconds = 600.0
 
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
 
     match preset:
-        case "paper":
+        case "paper" | "3b" | "7b":
             pass
         case "small":
             config.model.encoder_width = 48
@@ -116,8 +128,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.feature = 0.1
             config.loss.balance = False
             config.train.steps = 400
-            config.train.batch_size = 6
-            config.train.crop_frames = 22
+            config.train.batch_size = 8
+            config.train.crop_frames = 16
             config.train.learning_rate = 2e-3
             config.train.schedule = "cosine"
             config.train.final_share = 0.1
@@ -131,5 +143,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.checkpoint_every = 100
             config.train.show_every = 200
         case _:
-            raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small or paper")
+            raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small, paper, 3b or 7b")
     return config

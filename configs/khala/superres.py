@@ -8,6 +8,8 @@
 | tiny   | two CPU cores, ~2 minutes  | under a unigram model's bits on layers 0 and 1, over them on the last layers |
 | small  | one GPU, days              | untried; 12 layers of width 768                                               |
 | paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
+| 3b     | a pod                      | 3.532 B parameters; compiled, not trained                                     |
+| 7b     | a pod                      | 7.125 B parameters; compiled, not trained                                     |
 
 A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
 prediction of one drawn layer (Task 1). The share is not in the paper; 0 is its negative ablation. Without
@@ -20,7 +22,7 @@ from hiermusic.errors import UserError
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    """The configuration of a preset: tiny, small or paper."""
+    """The configuration of a preset: tiny, small, paper, 3b or 7b."""
     config = ConfigDict()
     config.system = "khala"
     config.stage = "superres"
@@ -53,6 +55,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.bias = "all"
     config.model.qk_norm = "none"
     config.model.rope_base = 500_000.0
+    config.model.base_width = 0
     config.model.dropout = 0.0
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
@@ -72,19 +75,40 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.betas = (0.9, 0.95)
     config.train.weight_decay = 0.1
     config.train.clip_norm = 1.0
+    config.train.accumulate = 1
+    config.train.ema_decay = 0.0
     config.train.log_every = 20
     config.train.valid_every = 1000
     config.train.valid_batches = 8
     config.train.checkpoint_every = 1000
     config.train.keep = 2
+    config.train.keep_every = 0
+    config.train.max_skipped = 50
+    config.train.spike_window = 128
+    config.train.spike_sigma = 6.0
+    config.train.peak_tflops = 0.0
+    config.train.profile_step = 0
+    config.train.profile_steps = 3
+    config.train.hang_seconds = 600.0
 
     config.sampling = ConfigDict({"temperature": 1.0, "top_k": 10, "top_p": 1.0})
 
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
 
     match preset:
         case "paper":
             pass
+        case "3b":
+            config.model.base_width = 2048
+            config.model.width = 3072
+            config.model.heads = 48
+            config.model.ffn_width = 8192
+        case "7b":
+            config.model.base_width = 2048
+            config.model.layers = 32
+            config.model.width = 4096
+            config.model.heads = 64
+            config.model.ffn_width = 11_008
         case "small":
             config.model.layers = 12
             config.model.width = 768
@@ -110,14 +134,15 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.dropout = 0.1
             config.model.dtype = "float32"
             config.model.remat = "none"
-            config.train.steps = 240
-            config.train.batch_size = 4
+            config.train.steps = 160
+            config.train.batch_size = 8
             config.train.learning_rate = 1e-3
             config.train.warmup_steps = 20
             config.train.log_every = 10
-            config.train.valid_every = 120
+            config.train.valid_every = 80
             config.train.valid_batches = 8
             config.train.checkpoint_every = 80
         case _:
-            raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose tiny, small or paper")
+            choices = "tiny, small, paper, 3b or 7b"
+            raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose {choices}")
     return config

@@ -30,7 +30,9 @@ class CodecConfig:
       quantiser: the residual quantiser.
       dtype: compute type of the convolutions.
       init: of their weights, see `nn.conv.Conv`; "fan_in" for narrow trunks.
-      remat: recompute blocks in the backward pass.
+      remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
+    Raises:
+      UserError: for another dtype or remat.
     """
 
     sample_rate: int = 44_100
@@ -43,7 +45,12 @@ class CodecConfig:
     quantiser: QuantiserConfig = dataclasses.field(default_factory=QuantiserConfig)
     dtype: str = "float32"
     init: str = "dac"
-    remat: bool = False
+    remat: str = "none"
+
+    def __post_init__(self):
+        for field, words in (("dtype", ("float32", "bfloat16")), ("remat", ("none", "full"))):
+            if getattr(self, field) not in words:
+                raise UserError(f"codec {field} is '{getattr(self, field)}': choose from {', '.join(words)}")
 
     @property
     def hop(self) -> int:
@@ -81,9 +88,8 @@ class Codec(nnx.Module):
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.config = config
-        trunk = dict(
-            dilations=config.dilations, latent=config.latent, dtype=config.dtype, init=config.init, remat=config.remat
-        )
+        trunk = dict(dilations=config.dilations, latent=config.latent, dtype=config.dtype, init=config.init)
+        trunk["remat"] = config.remat == "full"
         self.encoder = dac.Encoder(config.channels, config.encoder_width, config.strides, **trunk, rngs=rngs)
         self.quantiser = ResidualQuantiser(config.latent, config.quantiser, rngs=rngs)
         self.decoder = dac.Decoder(config.channels, config.decoder_width, config.strides[::-1], **trunk, rngs=rngs)

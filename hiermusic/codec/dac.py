@@ -6,20 +6,26 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
+from hiermusic.parallel.mesh import constrain
 
 
 class ResidualUnit(nnx.Module):
-    """x + conv1(snake(conv7(snake(x)))), the wide convolution dilated."""
+    """x + conv1(snake(conv7(snake(x)))), the wide convolution dilated.
+
+    The channels between the two convolutions are the ones a `tensor` axis splits, as in a transformer's feed-forward.
+    """
 
     def __init__(self, channels: int, dilation: int, *, dtype: str, init: str, rngs: nnx.Rngs):
+        wide = dict(dilation=(dilation,), dtype=dtype, init=init, axes=("channels", "hidden"))
         self.snake_in = Snake(channels, rngs=rngs)
-        self.conv_in = Conv(channels, channels, (7,), dilation=(dilation,), dtype=dtype, init=init, rngs=rngs)
-        self.snake_out = Snake(channels, rngs=rngs)
+        self.conv_in = Conv(channels, channels, (7,), **wide, rngs=rngs)
+        self.snake_out = Snake(channels, axis="hidden", rngs=rngs)
         # The branch starts small whatever `init` is, or sixteen of them would blow the signal up.
-        self.conv_out = Conv(channels, channels, (1,), dtype=dtype, rngs=rngs)
+        self.conv_out = Conv(channels, channels, (1,), dtype=dtype, axes=("hidden", "channels"), rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return x_BTD + self.conv_out(self.snake_out(self.conv_in(self.snake_in(x_BTD))))
+        hidden_BTD = constrain(self.conv_in(self.snake_in(x_BTD)), "batch", "positions", "hidden")
+        return constrain(x_BTD + self.conv_out(self.snake_out(hidden_BTD)), "batch", "positions", None)
 
 
 class EncoderBlock(nnx.Module):
@@ -42,7 +48,7 @@ class EncoderBlock(nnx.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s 2D"]:
         for unit in self.units:
             x_BTD = unit(x_BTD)
-        return self.down(self.snake(x_BTD))
+        return constrain(self.down(self.snake(x_BTD)), "batch", "positions", None)
 
 
 class DecoderBlock(nnx.Module):
@@ -54,7 +60,7 @@ class DecoderBlock(nnx.Module):
         self.units = nnx.List([ResidualUnit(channels // 2, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
-        x_BTD = self.up(self.snake(x_BTD))
+        x_BTD = constrain(self.up(self.snake(x_BTD)), "batch", "positions", None)
         for unit in self.units:
             x_BTD = unit(x_BTD)
         return x_BTD
@@ -99,7 +105,8 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, init=init, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
-        x = _through(self.blocks, self.conv_in(wav_BLC), self.remat)
+        x = constrain(self.conv_in(wav_BLC), "batch", "positions", None)
+        x = _through(self.blocks, x, self.remat)
         return self.conv_out(self.snake(x))
 
 
@@ -139,7 +146,8 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(widths[-1], channels, (7,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
-        x = _through(self.blocks, self.conv_in(x_BTD), self.remat)
+        x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
+        x = _through(self.blocks, x, self.remat)
         return self.conv_out(self.snake(x))
 
 

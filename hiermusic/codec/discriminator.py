@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from hiermusic.audio.spectral import stft
 from hiermusic.nn.conv import Conv
+from hiermusic.parallel.mesh import constrain
 
 GOLDEN_SIZES = (78, 126, 206, 334, 542, 876, 1418, 2296)
 
@@ -44,18 +45,22 @@ class ScaleDiscriminator(nnx.Module):
     def __init__(self, channels: int, size: int, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
         self.size, self.slope = size, config.slope
         width, kwargs = config.filters, dict(dtype=config.dtype, rngs=rngs)
+        # channels are split over `fsdp` and over `tensor` in turn: what one convolution splits the next one sums over
+        axes = (("channels", "hidden"), ("hidden", "channels"))
         self.convs = nnx.List([Conv(2 * channels, width, (3, 9), **kwargs)])
-        for dilation in (1, 2, 4):
-            self.convs.append(Conv(width, width, (3, 9), stride=(1, 2), dilation=(dilation, 1), **kwargs))
-        self.convs.append(Conv(width, width, (3, 3), **kwargs))
-        self.judge = Conv(width, 1, (3, 3), **kwargs)
+        for i, dilation in enumerate((1, 2, 4)):
+            stride = {"stride": (1, 2), "dilation": (dilation, 1)}
+            self.convs.append(Conv(width, width, (3, 9), **stride, axes=axes[i % 2], **kwargs))
+        self.convs.append(Conv(width, width, (3, 3), axes=axes[1], **kwargs))
+        self.judge = Conv(width, 1, (3, 3), axes=("channels", None), **kwargs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> tuple[Array, list[Array]]:
         spectrum = stft(wav_BLC.swapaxes(1, 2), self.size, self.size // 2, center=False, normalized=True)
         x_BTFD = jnp.concatenate([spectrum.real, spectrum.imag], 1).transpose(0, 2, 3, 1)
         features = []
-        for conv in self.convs:
+        for i, conv in enumerate(self.convs):
             x_BTFD = jax.nn.leaky_relu(conv(x_BTFD), self.slope)
+            x_BTFD = constrain(x_BTFD, "batch", None, None, "hidden" if i % 2 else None)
             features.append(x_BTFD)
         return self.judge(x_BTFD).astype(jnp.float32), features
 

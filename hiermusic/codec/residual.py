@@ -75,7 +75,7 @@ class ResidualQuantiser(nnx.Module):
 
     def __init__(self, width: int, config: QuantiserConfig, *, rngs: nnx.Rngs):
         self.config = config
-        shape, axes = (config.levels, config.codes, width), ("levels", "codes", None)
+        shape, axes = (config.levels, config.codes, width), ("levels", "codes", "latent")
         self.codebooks = Codebook(0.02 * jax.random.normal(rngs.params(), shape), axes=axes)
         self.ema_sums = Codebook(jnp.zeros(shape), axes=axes)
         self.ema_counts = Codebook(jnp.zeros(shape[:2]), axes=axes[:2])

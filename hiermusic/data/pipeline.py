@@ -4,16 +4,17 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info, write_audio
+from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info, read_summary, write_audio
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
-from hiermusic.parallel.mesh import wait_for_all, workers
+from hiermusic.parallel.hosts import wait_for_all, workers
 
 
 def resolve(
@@ -54,7 +55,7 @@ def resolve(
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     out = Path(cache_dir) / f"{source.name}-{fingerprint[:12]}"
     known = (out / "info.json").is_file()
-    written = write_audio(
+    write_audio(
         source.tracks,
         out,
         sample_rate,
@@ -65,9 +66,9 @@ def resolve(
         worker=workers(),
         progress=progress,
     )
-    if written and not known:
-        print(written, file=sys.stderr)
     wait_for_all(f"records {out.name}")
+    if not known and workers()[0] == 0:
+        print(read_summary(out), file=sys.stderr)
     return out
 
 
@@ -77,7 +78,7 @@ def waveform_batches(
     crop_samples: int,
     batch_size: int,
     seed: int = 0,
-    process: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset:
     """Batches of crops from audio records, float32 [B, crop_samples, C].
 
@@ -91,9 +92,9 @@ def waveform_batches(
       crop_samples: samples of a crop, at most a segment; a shorter track is padded with zeros at its end.
       batch_size: crops in a batch, over all processes.
       seed: of the order and of the crops in training.
-      process: (which, of how many); each reads its own rows of every batch, whose union does not depend on how many.
+      rows: which of every batch's crops to read, all when left out.
     Raises:
-      UserError: crop longer than a segment, no track in the split, or a batch that does not divide over processes.
+      UserError: crop longer than a segment, or no track in the split.
     """
     source = AudioSource(path)
     if not 0 < crop_samples <= source.segment_samples:
@@ -102,23 +103,56 @@ def waveform_batches(
         )
     segments = _Segments(source, split, crop_samples)
     _check_size(source, split, len(segments), batch_size, "segments")
-    which, processes = process
-    if batch_size % processes:
-        raise UserError(f"a batch of {batch_size} does not divide over {processes} processes: change train.batch_size")
     dataset = grain.MapDataset.source(segments)
     if split == "train":
         dataset = dataset.seed(seed).shuffle().repeat().random_map(_RandomCrop(crop_samples))
     else:
         count = max(1, len(segments) // batch_size)
         dataset = dataset.map(_CentreCrop(crop_samples)).repeat()[: count * batch_size]
-    return dataset[which::processes].batch(batch_size // processes)
+    return batches(dataset, batch_size, rows)
+
+
+def batches(
+    dataset: grain.MapDataset,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+    batch_fn: Callable[[list], object] | None = None,
+) -> grain.MapDataset:
+    """Element i holds examples i * batch_size + row for each of `rows`: the same, whoever reads the other rows.
+
+    Args:
+      dataset: examples; the last ones are left out when they do not fill a batch.
+      batch_size: of the whole batch.
+      rows: which of its examples to read, all when left out.
+      batch_fn: list of examples -> batch; stacks arrays when left out.
+    """
+    picked = _Rows(dataset, batch_size, tuple(range(batch_size) if rows is None else rows))
+    return picked.batch(len(picked.rows), batch_fn=batch_fn)
+
+
+class _Rows(grain.MapDataset):
+    """Of every `batch_size` examples, those that stand at `rows`."""
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: tuple[int, ...]):
+        super().__init__(parent)
+        self.batch_size, self.rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self.rows))
+        return self._parent[batch * self.batch_size + self.rows[row]]
 
 
 def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all") -> grain.MapDataset:
     """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `records.TokenSource`), shuffled.
 
-    "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides. Process
-    p of n takes `[p::n]` of it before batching.
+    "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides.
 
     Args:
       path: token record directory.

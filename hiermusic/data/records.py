@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from hiermusic.audio import files
 from hiermusic.data.sources import Track
 from hiermusic.errors import UserError, disk_errors, replacing
+from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.tokens.hierarchy import Hierarchy
 
 TRACKS_PER_SHARD = 16
@@ -148,8 +150,9 @@ def write_audio(
     return read_summary(out)
 
 
-def read_summary(out: Path) -> Summary | None:
+def read_summary(out: str | os.PathLike) -> Summary | None:
     """The summary of a record directory; None while it is not complete."""
+    out = Path(out)
     if not (out / "info.json").is_file():
         return None
     info = read_json(out / "info.json")
@@ -388,6 +391,15 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="replace")  # file names need not be valid unicode
 
 
+def remove_leftovers(*folders: Path) -> None:
+    """Removes the temporary files that killed processes left; for when none of the run's processes writes yet."""
+    if workers()[0] == 0:
+        for folder in folders:
+            for path in folder.glob("*.tmp"):
+                path.unlink(missing_ok=True)
+    wait_for_all(f"leftovers of {folders[0]}")
+
+
 def _read_lines(path: Path) -> list[dict]:
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
@@ -412,7 +424,8 @@ def _open_stream(path: Path, stream: str, shards: int) -> ArrayRecordDataSource:
 @contextmanager
 def _writers(places: Sequence[Path], options: str) -> Iterator[list[ArrayRecordWriter]]:
     """Writers of shards that take their names together when all are whole, and are removed when one fails."""
-    temporaries = [f"{place}.tmp" for place in places]
+    # of a name of its own: a process that was given up for dead may still be writing the same
+    temporaries = [f"{place}.{uuid4().hex[:8]}.tmp" for place in places]
     writers: list[ArrayRecordWriter] = []
     try:
         writers += [ArrayRecordWriter(temporary, options) for temporary in temporaries]
@@ -441,12 +454,15 @@ def _write_shards(
     """Writes this worker's missing shards; every track's entry once all shards stand and info.json does not."""
     parts, shards, count = out / "parts", plan["shards"], plan["inputs"]
     parts.mkdir(parents=True, exist_ok=True)
+    if worker == workers():
+        remove_leftovers(out, parts)
     _check_plan(out, parts / "plan.json", plan)
     if (out / "info.json").is_file():
         return None
     mine = range(worker[0], shards, worker[1])
     blocks = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in mine}
-    with tqdm(total=sum(map(len, blocks.values())), desc=label or "", unit="track", disable=not label) as bar:
+    total, hidden = sum(map(len, blocks.values())), not label or worker[0] > 0
+    with tqdm(total=total, desc=label or "", unit="track", disable=hidden) as bar:
         for shard, block in blocks.items():
             if (parts / f"{shard:05d}.jsonl").is_file():
                 bar.update(len(block))

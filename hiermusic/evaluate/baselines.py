@@ -19,6 +19,7 @@ from jaxtyping import Float
 from scipy.fft import dct
 from scipy.special import gammaln
 
+from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, score, summarise
 
 LARGEST = 15  # this magnitude and all beyond it share one symbol
@@ -128,6 +129,7 @@ def evaluate_baselines(
     gate_db: float = -60.0,
     seed: int = 0,
     progress: Callable[[str], None] = lambda words: None,
+    each: Each = in_memory,
 ) -> dict:
     """Scores of the transform codec at each rate, of low-passed sound and of silence.
 
@@ -137,22 +139,30 @@ def evaluate_baselines(
         cutoffs: Hz of the low-pass rows, which make no claim about rate.
         gate_db: clips quieter than this (RMS, dBFS) are left out.
         seed: of the bootstrap.
-        progress: called with one line of words per row.
+        progress: called with one line of words per clip.
+        each: how the clips are gone through (see `parts`).
     Returns: JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
         `limit` and the mean `bits_per_second` used, or `cutoff`.
     """
     clips = audible(clips, gate_db)
-    transform = []
-    for rate in rates:
-        progress(f"transform codec at {rate:.0f} bit/s")
-        coded = [transform_codec(clip, sample_rate, rate) for clip in clips]
-        scores = [score(clip, c.wav_LC, sample_rate) for clip, c in zip(clips, coded, strict=True)]
-        used = float(np.mean([c.bits_per_second for c in coded]))
-        transform.append({"limit": float(rate), "bits_per_second": used, **summarise(scores, seed)})
-    filtered = []
-    for cutoff in cutoffs:
-        progress(f"low-pass at {cutoff:.0f} Hz")
-        scores = [score(clip, low_pass(clip, sample_rate, cutoff), sample_rate) for clip in clips]
-        filtered.append({"cutoff": float(cutoff), **summarise(scores, seed)})
-    silence = summarise([score(clip, np.zeros_like(clip), sample_rate) for clip in clips], seed)
-    return {"transform": transform, "low_pass": filtered, "silence": silence}
+
+    def measure(index: int) -> Measured:
+        progress(f"measuring the yardsticks of clip {index + 1} of {len(clips)}")
+        clip = clips[index]
+        coded = [transform_codec(clip, sample_rate, rate) for rate in rates]
+        filtered = [low_pass(clip, sample_rate, cutoff) for cutoff in cutoffs]
+        versions = [*(c.wav_LC for c in coded), *filtered, np.zeros_like(clip)]
+        scores = columns([score(clip, version, sample_rate) for version in versions])
+        return {**scores, "bits_per_second": np.array([c.bits_per_second for c in coded])}
+
+    measured = each("baselines", len(clips), measure)
+    rows = [summarise([row(m, k) for m in measured], seed) for k in range(len(rates) + len(cutoffs) + 1)]
+    used = np.mean([m["bits_per_second"] for m in measured], axis=0)
+    transform = [
+        {"limit": float(rate), "bits_per_second": float(mean), **cells}
+        for rate, mean, cells in zip(rates, used, rows[: len(rates)], strict=True)
+    ]
+    filtered = [
+        {"cutoff": float(cutoff), **cells} for cutoff, cells in zip(cutoffs, rows[len(rates) : -1], strict=True)
+    ]
+    return {"transform": transform, "low_pass": filtered, "silence": rows[-1]}

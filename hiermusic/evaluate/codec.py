@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hiermusic.errors import UserError
+from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
 
@@ -91,6 +92,7 @@ def evaluate_codec(
     clips: Sequence[Wave],
     protocol: Protocol = Protocol(),
     progress: Callable[[str], None] = lambda words: None,
+    each: Each = in_memory,
 ) -> dict:
     """Reconstruction for each number of layers, anchors that bound the scale, and code statistics.
 
@@ -98,7 +100,8 @@ def evaluate_codec(
         coder: the codec.
         clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
         protocol: settings; numbers of layers beyond the codec's are dropped and all of them together always added.
-        progress: called with one line of words per stage.
+        progress: called with one line of words per clip.
+        each: how the clips are gone through (see `parts`).
     Returns: JSON-able
         {protocol, protocol_hash, clips, silent_clips, seconds,
          reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
@@ -114,33 +117,37 @@ def evaluate_codec(
             raise UserError(f"clip {number} has shape {clip.shape}; this codec takes [samples, {coder.channels}]")
     given, clips = len(clips), audible(clips, protocol.gate_db)
     depth = len(coder.hierarchy)
-    progress(f"encoding {len(clips)} clips")
-    codes = [coder.encode(clip) for clip in clips]
-    statistics = code_statistics(codes, coder.hierarchy)
+    depths = sorted({n for n in protocol.layers if n < depth} | {depth})
+
+    def measure(index: int) -> Measured:
+        progress(f"measuring clip {index + 1} of {len(clips)}")
+        clip, codes = clips[index], coder.encode(clips[index])
+        versions = [coder.decode(codes, layers) for layers in depths]
+        generator = np.random.default_rng((protocol.seed, index))
+        versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
+        levels = {f"level {level}": stream for level, stream in enumerate(level_codes(codes))}
+        return {**columns([_score(clip, est, coder) for est in versions]), **levels, "whole": versions[-2]}
+
+    measured = each("codec", len(clips), measure)
+    statistics = code_statistics([[m[f"level {k}"] for k in range(depth)] for m in measured], coder.hierarchy)
     rates = [float(rate) for rate in coder.hierarchy.rates]
 
-    table, whole = [], []
-    for layers in sorted({n for n in protocol.layers if n < depth} | {depth}):
-        progress(f"decoding {layers} of {depth} layers")
-        whole = [coder.decode(c, layers) for c in codes]
-        nominal = sum(rate * row["bits"] for rate, row in zip(rates, statistics[:layers], strict=False))
-        effective = sum(rate * row["entropy_bits"] for rate, row in zip(rates, statistics[:layers], strict=False))
-        scores = [_score(clip, est, coder) for clip, est in zip(clips, whole, strict=True)]
+    table = []
+    for version, layers in enumerate(depths):
+        nominal = sum(rate * level["bits"] for rate, level in zip(rates, statistics[:layers], strict=False))
+        effective = sum(rate * level["entropy_bits"] for rate, level in zip(rates, statistics[:layers], strict=False))
         table.append(
             {
                 "layers": layers,
                 "bits_per_second": nominal,
                 "effective_bits_per_second": effective,
                 "efficiency": effective / nominal,
-                **summarise(scores, protocol.seed),
+                **summarise([row(m, version) for m in measured], protocol.seed),
             }
         )
-
-    progress("decoding random codes")
-    generator = np.random.default_rng(protocol.seed)
-    noise = [coder.decode(_random_like(c, coder.hierarchy, generator), depth) for c in codes]
-    anchors = {"random_codes": [_score(clip, est, coder) for clip, est in zip(clips, noise, strict=True)]}
+    anchors = {"random_codes": [row(m, len(depths)) for m in measured]}
     if len(clips) > 1:
+        whole = [m["whole"] for m in measured]
         pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(clips, whole[1:] + whole[:1], strict=True)]
         anchors["shuffled_clips"] = [score(a, b, coder.sample_rate) for a, b in pairs]
     settings = {**asdict(protocol), "sample_rate": coder.sample_rate, "channels": coder.channels}

@@ -1,7 +1,9 @@
 """Measures a trained workdir on held-out tracks: results.json and report.html."""
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,21 @@ from hiermusic.errors import UserError
 from hiermusic.evaluate import report, sections
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.codec import Coder, evaluate_codec
+from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import Unigram, compare
+from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems import workdir as workdirs
+from hiermusic.train.checkpoint import latest_step
 
 HEARD_LAYERS = (2, 8, 32, 64)
 
 
 def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks: int) -> dict[str, Any]:
     """Measures a codec's reconstruction or a token model's predictions on held-out tracks.
+
+    The processes of a run share the tracks. What is measured of each lies in `out`/parts until all are, so that an
+    evaluation that was killed goes on.
 
     Args:
       workdir: a trained codec or token model.
@@ -41,11 +49,20 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
     measure = _codec if config.stage == "codec" else _tokens
     results, chapters = measure(workdir, Path(out), data, seconds, tracks)
     results = to_json({"workdir": workdir, "system": config.system, "stage": config.stage, **results})
-    Path(out).mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(out) / "results.json", json.dumps(results, indent=1) + "\n")
-    title = f"{config.system} {config.stage}, held-out tracks"
-    report.write(report.Page(title, f"Measured from {workdir}.", chapters), Path(out) / "report.html")
+    wait_for_all("all have read what was measured")
+    if workers()[0] == 0:
+        write_atomically(Path(out) / "results.json", json.dumps(results, indent=1) + "\n")
+        title = f"{config.system} {config.stage}, held-out tracks"
+        report.write(report.Page(title, f"Measured from {workdir}.", chapters()), Path(out) / "report.html")
+        shutil.rmtree(Path(out) / "parts")
+    wait_for_all("evaluated")
     return results
+
+
+def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings: float) -> Each:
+    """Measurements that are kept until the evaluation of this checkpoint on this data is whole."""
+    facts = {"workdir": str(Path(workdir).absolute()), "step": latest_step(workdir), "data": source.info, **settings}
+    return on_disk(out / "parts", facts)
 
 
 def lines(results: dict[str, Any]) -> list[str]:
@@ -79,7 +96,10 @@ def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
     return clips
 
 
-def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: int):
+Measured = tuple[dict[str, Any], Callable[[], list[report.Section]]]  # results, and the chapters that show them
+
+
+def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, codec = workdirs.load(workdir, "codec")
     audio_dir = pipeline.resolve(
         data or config.data.path,
@@ -103,17 +123,16 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     def say(words: str) -> None:
         print(words, file=sys.stderr)
 
-    results = evaluate_codec(coder, clips, progress=say)
+    each = _each(workdir, out, AudioSource(audio_dir), seconds=seconds)
+    results = evaluate_codec(coder, clips, progress=say, each=each)
     rates = [row["bits_per_second"] for row in results["reconstruction"]]
-    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say)
-    players = reconstructions(codec, clips[0], out / "sounds", "clip")
-    chapters = [
-        report.Section("One held-out clip", items=players),
+    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say, each=each)
+    return results, lambda: [
+        report.Section("One held-out clip", items=reconstructions(codec, clips[0], out / "sounds", "clip")),
         sections.reconstruction(results, results["baselines"]),
         sections.code_use(results),
         sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
     ]
-    return results, chapters
 
 
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
@@ -132,7 +151,7 @@ def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -
     return players
 
 
-def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int):
+def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, model = workdirs.load(workdir)
     path = data or config.data.path
     levels = slice(0, config.model.levels)
@@ -144,12 +163,12 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
     }
     unigram_K = Unigram(codes["train"], valid.hierarchy).cross_entropy(codes["valid"][:tracks])
     progress = tqdm(desc="layers", unit="batch", file=sys.stderr)
-    model_K = workdirs.system(config).cross_entropy(config, model, path, tracks, progress.update)
+    each = _each(workdir, out, valid)
+    model_K = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()
     rows = compare(model_K, unigram_K, valid.hierarchy)
     results = {"tracks": min(len(valid), tracks), "predictability": rows}
-    chapters = [
+    return results, lambda: [
         sections.predictability(rows),
         sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
     ]
-    return results, chapters

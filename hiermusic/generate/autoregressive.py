@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Int, Int32, Key
 
 from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
+from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -77,6 +78,18 @@ class _Static(NamedTuple):
     guided: bool
 
 
+class _Work(NamedTuple):
+    """A batch of requests in arrays; steps from `first` on have tokens to draw."""
+
+    plan: _Plan
+    codes_BKT: Int32[np.ndarray, "B K T"]
+    length_B: Int32[np.ndarray, "B"]
+    prompt_RP: Int32[np.ndarray, "R P"]
+    first: int
+    fixed: _Fixed
+    static: _Static
+
+
 def generate(
     model: nnx.Module,
     prompts: Sequence[Sequence[int]],
@@ -118,14 +131,51 @@ def generate(
       UserError: guidance without an unconditional prompt.
       ValueError: lists of unequal length, a layout that is not causal, EOS in a layout that cannot stop early.
     """
+    work = _lay_out(
+        prompts, layouts, seeds=seeds, sizes=sizes, eos=eos, min_frames=min_frames, temperature=temperature,
+        top_k=top_k, top_p=top_p, guidance=guidance, unprompted=unprompted, given=given)
+    graphdef, weights = nnx.split(model.unstack())
+    state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
+    prompt_RP, first, last = work.prompt_RP, work.first, max(layout.positions for layout in layouts)
+    if prompt_RP.shape[1] + first:
+        state = _prefill(graphdef, weights, state, fixed, prompt_RP, work.plan.reads_BSK[:, :first])
+
+    for s in range(first, last, CHUNK):
+        state = _decode(graphdef, weights, state, fixed, _steps(work.plan, s), static=static)
+        if progress is not None:
+            state.length_B.block_until_ready()
+            progress(min(s + CHUNK, last), last)
+        if eos is not None and not _due(work.plan.predicts_BSK[:, s + CHUNK :], np.asarray(state.length_B)):
+            break
+    return _samples(layouts, np.asarray(state.codes_BKT), np.asarray(state.length_B))
+
+
+def chunk(
+    model: nnx.Module, prompts: Sequence[Sequence[int]], layouts: Sequence[Layout], *, cache_dtype: str | None = None,
+    **how
+) -> tuple[Callable, tuple]:
+    """The program that `generate` runs for every `CHUNK` steps, to be lowered: a jitted function and its arguments.
+
+    Args:
+      model: unstacked, may be abstract (`nnx.eval_shape`); then so are the arguments (`jax.ShapeDtypeStruct`).
+      prompts, layouts, cache_dtype, how: as in `generate`.
+    """
+    work = _lay_out(prompts, layouts, **how)
+    graphdef, weights = nnx.split(model)
+    state = jax.eval_shape(lambda: _begin(model, work, cache_dtype))
+    return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, _steps(work.plan, 0))
+
+
+def _lay_out(
+    prompts, layouts, *, seeds, sizes, eos=None, min_frames=1, temperature=1.0, top_k=0, top_p=1.0, guidance=1.0,
+    unprompted=None, given=None
+) -> _Work:
+    """Checks what `generate` was given and lays it out in arrays."""
     check_batch(prompts, layouts=layouts, seeds=seeds, **({} if given is None else {"given": given}))
     for layout in layouts:
         _check_layout(layout, len(sizes), eos is not None)
     plan = _plan(layouts)
     codes_BKT = _known(layouts, given)
-    last = max(layout.positions for layout in layouts)
-    first = _first_unknown(plan.predicts_BSK, codes_BKT) // CHUNK * CHUNK
-
     rows = unconditional(prompts, unprompted, guidance)
     heads = [row[:-1] for row in rows]
     P = bucket(max(len(head) for head in heads))
@@ -142,22 +192,30 @@ def generate(
         guidance=np.float32(guidance),
         min_frames=np.int32(min_frames),
     )
-    static = _Static(eos, top_k, top_p, guidance != 1.0)
-    graphdef, weights = nnx.split(model.unstack())
-    length_B = np.array([max(layout.lengths) for layout in layouts], np.int32)
-    state = _State(model.trunk.init_cache(len(rows), slots, cache_dtype), jnp.asarray(codes_BKT), jnp.asarray(length_B))
-    if P + first:
-        text_RP = padded(heads, P, left=True)
-        state = _prefill(graphdef, weights, state, fixed, text_RP, plan.reads_BSK[:, :first])
+    return _Work(
+        plan,
+        codes_BKT,
+        length_B=np.array([max(layout.lengths) for layout in layouts], np.int32),
+        prompt_RP=padded(heads, P, left=True),
+        first=_first_unknown(plan.predicts_BSK, codes_BKT) // CHUNK * CHUNK,
+        fixed=fixed,
+        static=_Static(eos, top_k, top_p, guidance != 1.0),
+    )
 
-    for s in range(first, last, CHUNK):
-        state = _decode(graphdef, weights, state, fixed, _steps(plan, s), static=static)
-        if progress is not None:
-            state.length_B.block_until_ready()
-            progress(min(s + CHUNK, last), last)
-        if eos is not None and not _due(plan.predicts_BSK[:, s + CHUNK :], np.asarray(state.length_B)):
-            break
-    return _samples(layouts, np.asarray(state.codes_BKT), np.asarray(state.length_B))
+
+def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None) -> _State:
+    """The state before the first step, under `jax.set_mesh` spread as `_spread` says."""
+    cache = model.trunk.init_cache(*work.fixed.valid_RC.shape, cache_dtype)
+    return _State(cache, jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
+
+
+def _spread(state: _State) -> _State:
+    """Rows split over the batch's devices and cached heads over those of the model."""
+    cache = state.cache
+    keys, values = (
+        tuple(constrain(x_BMSH, "batch", "kv_heads", None, None) for x_BMSH in part)
+        for part in (cache.keys, cache.values))
+    return state._replace(cache=cache._replace(keys=keys, values=values))
 
 
 def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
@@ -229,7 +287,7 @@ def _read(codes_BKT: Int[Array, "B K T"], reads_BsK: Int[Array, "B s K"], rows: 
 @partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
 def _prefill(graphdef, weights, state: _State, fixed: _Fixed, text_RP, reads_BsK) -> _State:
     """Prompts and the positions whose tokens are all given, at once."""
-    model = nnx.merge(graphdef, weights)
+    model, state = nnx.merge(graphdef, weights), _spread(state)
     R, P = text_RP.shape
     s, K = reads_BsK.shape[1:]
     first_Rs = jnp.where(jnp.arange(s) == 0, fixed.start_R[:, None], -1)
@@ -244,7 +302,7 @@ def _prefill(graphdef, weights, state: _State, fixed: _Fixed, text_RP, reads_BsK
 @partial(jax.jit, static_argnames=("graphdef", "static"), donate_argnames="state")
 def _decode(graphdef, weights, state: _State, fixed: _Fixed, steps, *, static: _Static) -> _State:
     """A chunk of steps, laid out by `_steps`."""
-    model = nnx.merge(graphdef, weights)
+    model, state = nnx.merge(graphdef, weights), _spread(state)
     R, K = fixed.start_R.shape[0], fixed.size_K.shape[0]
 
     def step(state: _State, now):

@@ -68,6 +68,41 @@ def refine(
       UserError: guidance without an unconditional prompt.
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
+    codes_BTK, request = _lay_out(
+        prompts, codes, markers=markers, seeds=seeds, sizes=sizes, temperature=temperature, guidance=guidance,
+        unprompted=unprompted, known=known)
+    graphdef, weights = nnx.split(model)
+    given, K = codes[0].shape[1], len(sizes)
+    codes_BTK = jnp.asarray(codes_BTK)
+    for level in range(given, K):
+        codes_BTK = _pass(graphdef, weights, codes_BTK, request, np.int32(level), np.int32(markers[level]),
+                          top_k=top_k, top_p=top_p, guided=guidance != 1.0)
+        if progress is not None:
+            codes_BTK.block_until_ready()
+            progress(level + 1 - given, K - given)
+    return [codes_TK[:frames].copy() for codes_TK, frames in zip(np.asarray(codes_BTK), request.frames_B, strict=True)]
+
+
+def level_pass(
+    model: nnx.Module, prompts: Sequence[Sequence[int]], codes: Sequence[Int32[np.ndarray, "T given"]],
+    *, markers: Sequence[int], top_k: int = 10, top_p: float = 1.0, guidance: float = 1.0, **how
+) -> tuple[Callable, tuple]:
+    """The program that `refine` runs for every level, to be lowered: a jitted function and its arguments.
+
+    Args:
+      model: may be abstract (`nnx.eval_shape`).
+      prompts, codes, markers, top_k, top_p, guidance, how: as in `refine`.
+    """
+    codes_BTK, request = _lay_out(prompts, codes, markers=markers, guidance=guidance, **how)
+    level = codes[0].shape[1]
+    run = partial(_pass, top_k=top_k, top_p=top_p, guided=guidance != 1.0)
+    return run, (*nnx.split(model), codes_BTK, request, np.int32(level), np.int32(markers[level]))
+
+
+def _lay_out(
+    prompts, codes, *, markers, seeds, sizes, temperature=1.0, guidance=1.0, unprompted=None, known=None
+) -> tuple[Int32[np.ndarray, "B T K"], _Request]:
+    """Checks what `refine` was given and lays it out in arrays."""
     check_batch(prompts, codes=codes, seeds=seeds)
     check_batch(sizes, markers=markers)
     rows = unconditional(prompts, unprompted, guidance)
@@ -92,15 +127,7 @@ def refine(
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
     )
-    graphdef, weights = nnx.split(model)
-    codes_BTK = jnp.asarray(codes_BTK)
-    for level in range(given, K):
-        codes_BTK = _pass(graphdef, weights, codes_BTK, request, np.int32(level), np.int32(markers[level]),
-                          top_k=top_k, top_p=top_p, guided=guidance != 1.0)
-        if progress is not None:
-            codes_BTK.block_until_ready()
-            progress(level + 1 - given, K - given)
-    return [codes_TK[:frames].copy() for codes_TK, frames in zip(np.asarray(codes_BTK), frames_B, strict=True)]
+    return codes_BTK, request
 
 
 @partial(jax.jit, static_argnames=("graphdef", "top_k", "top_p", "guided"), donate_argnames="codes_BTK")

@@ -1,25 +1,24 @@
-"""Attention behind one function: cuDNN's kernel where it fits, otherwise XLA in blocks of queries.
+"""Attention behind one function: a kernel for the platform where one fits, XLA in blocks of queries elsewhere.
 
 Arrays are head-major ([B, N, S, H]), the order of the matrix products, which XLA on CPU would otherwise transpose to,
 and in which a cache is read.
 """
 
 import functools
-from collections.abc import Callable
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from hiermusic.nn import attention_blocks as blocks
+from hiermusic.nn import attention_cudnn as cudnn
+from hiermusic.nn import attention_splash as splash
+from hiermusic.nn.attention_blocks import Bias
+from hiermusic.parallel.mesh import AXES, Rules
 from hiermusic.tokens.visibility import Visibility
-
-Bias = Callable[[slice, slice], Float[Array, "B N q k"]]
-
-_BLOCK = 128  # least queries in a block: smaller ones waste the matrix units
-_BLOCKS = 16  # most blocks: each is compiled on its own
-_LONG = 2048  # keys from which a block's probabilities are recomputed rather than kept for the backward pass
-_MASKED = -1e30  # finite, so that a row which sees nothing stays finite
 
 
 def attend(
@@ -35,6 +34,9 @@ def attend(
 ) -> Float[Array, "B N s H"]:
     """Softmax attention, the softmax in float32; query head n reads key head n // (N / M).
 
+    A whole row (`start` 0 and no bias) runs on a kernel, under `jax.set_mesh` on each device's share of batch, heads
+    and, by the axis `context`, positions. What extends a cache, or has a bias, is left to XLA and its partitioner.
+
     Args:
       q_BNsH: queries, already scaled; they stand at positions start .. start + s - 1 of the keys' S.
       k_BMSH, v_BMSH: keys and values.
@@ -45,95 +47,76 @@ def attend(
         used: what cuDNN's kernel needs to know.
       bias: gives the float32 bias of a block, from the slices of its queries and of its keys.
     """
-    if bias is None and _cudnn_fits(q_BNsH, k_BMSH, visibility, start) and (valid_BS is None or right_padded):
-        return _cudnn(q_BNsH, k_BMSH, v_BMSH, visibility, valid_BS)
-    s, S = q_BNsH.shape[2], k_BMSH.shape[2]
-    size = max(_BLOCK, -(-s // _BLOCKS))
-    blocks = []
-    for first in range(0, s, size):
-        q = slice(first, min(first + size, s))
-        k = slice(0, _reach(visibility, start, s, q, S))
-        block = functools.partial(_block, start=start, q=q, k=k, visibility=visibility, bias=bias)
-        if S > _LONG and s > _BLOCK:
-            block = jax.checkpoint(block)
-        blocks.append(block(q_BNsH, k_BMSH, v_BMSH, valid_BS))
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
+    s = q_BNsH.shape[2]
+    if bias is not None or not isinstance(start, int) or start != 0:
+        return blocks.attend(
+            q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility, start=start, written=start + s, bias=bias
+        )
+    k_BMsH, v_BMsH = k_BMSH[:, :, :s], v_BMSH[:, :, :s]
+    valid_Bs = None if valid_BS is None else valid_BS[:, :s]
+    row = functools.partial(_row, visibility=visibility, right_padded=right_padded)
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = set(AXES) <= set(mesh.axis_names) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    if not ours or mesh.size == 1:
+        return row(q_BNsH, k_BMsH, v_BMsH, valid_Bs)
+    return _split(row, mesh.shape, q_BNsH, k_BMsH, v_BMsH, valid_Bs)
 
 
-def _reach(visibility: Visibility, start: int | Array, s: int, q: slice, S: int) -> int:
-    """How many of the keys, from the first on, a block of queries can possibly see."""
-    if not isinstance(start, int):
-        return S
-    if visibility.kind == "causal":
-        return start + q.stop
-    if visibility.kind == "full":
-        return start + s
-    groups_S = np.asarray(visibility.groups[: start + s])
-    seen_S = groups_S <= groups_S[start + q.start : start + q.stop].max()
-    return int(np.flatnonzero(seen_S)[-1]) + 1
+def _split(row, sizes, q_BNsH, k_BMsH, v_BMsH, valid_Bs):
+    """`row` on every device of the mesh; a dimension that its axes do not divide stays whole, positions are padded.
+
+    Devices along `context` exchange positions for heads while there are enough of these (DeepSpeed-Ulysses,
+    arXiv:2309.14509): each kernel then sees whole rows, and causal work is even. With fewer heads each device keeps
+    its queries and gathers the keys and values.
+    """
+    (B, N, s, _), M, parts = q_BNsH.shape, k_BMsH.shape[1], sizes["context"]
+    heads = _if_divides(("tensor",), sizes, N, M)
+    spec = P(_if_divides(Rules.batch, sizes, B), heads, "context", None)
+    rest = -s % parts
+
+    def exchanged(q, k, v, valid):
+        q, k, v = (jax.lax.all_to_all(x, "context", 1, 2, tiled=True)[:, :, :s] for x in (q, k, v))
+        return jax.lax.all_to_all(_pad(row(q, k, v, valid), rest), "context", 2, 1, tiled=True)
+
+    def gathered(q, k, v, valid):
+        k, v = (jax.lax.all_gather(x, "context", axis=2, tiled=True)[:, :, :s] for x in (k, v))
+        return row(q, k, v, valid, part=(jax.lax.axis_index("context"), parts))
+
+    enough = _if_divides((*(heads or ()), "context"), sizes, N, M)
+    local = row if parts == 1 else exchanged if enough else gathered
+    mapped = jax.shard_map(local, in_specs=(spec, spec, spec, P(spec[0], None)), out_specs=spec, check_vma=False)
+    return mapped(*(_pad(x, rest) for x in (q_BNsH, k_BMsH, v_BMsH)), valid_Bs)[:, :, :s]
 
 
-def _visible(
-    visibility: Visibility, start: int | Array, s: int, q: slice, k: slice, valid_BS: Array | None
-) -> Bool[Array, "B 1 1 q k"] | None:
-    """What a block of queries sees of its keys; None when that is everything."""
-    q_q, k_k = start + jnp.arange(q.start, q.stop), jnp.arange(k.stop)
-    seen = None
-    if visibility.kind != "full":
-        seen = visibility.mask(q_q, k_k)[None]
-    if not isinstance(start, int) and visibility.kind != "causal":
-        written_1k = (k_k < start + s)[None, None]
-        seen = written_1k if seen is None else seen & written_1k
-    if valid_BS is not None:
-        valid_B1k = valid_BS[:, None, k]
-        seen = valid_B1k if seen is None else seen & valid_B1k
-    return None if seen is None else seen[:, None, None]
+def _pad(x_BNsH, positions: int):
+    return jnp.pad(x_BNsH, ((0, 0), (0, 0), (0, positions), (0, 0))) if positions else x_BNsH
 
 
-def _block(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, start, q, k, visibility, bias):
-    """A slice of the queries against a slice of the keys."""
-    B, N, s, H = q_BNsH.shape
-    M = k_BMSH.shape[1]
-    q_BMGqH = q_BNsH[:, :, q].reshape(B, M, N // M, -1, H)
-    logits = jnp.einsum("bmgqh,bmkh->bmgqk", q_BMGqH, k_BMSH[:, :, k], preferred_element_type=jnp.float32)
-    if bias is not None:
-        bias_BNqk = bias(q, k)
-        logits = logits + bias_BNqk.reshape(-1, M, N // M, *bias_BNqk.shape[2:])
-    visible = _visible(visibility, start, s, q, k, valid_BS)
-    if visible is not None:
-        logits = jnp.where(visible, logits, _MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BMSH.dtype)
-    out_BMGqH = jnp.einsum("bmgqk,bmkh->bmgqh", weights, v_BMSH[:, :, k])
-    return out_BMGqH.reshape(B, N, -1, H)
+def _if_divides(axes: tuple[str, ...], sizes, *dims: int) -> tuple[str, ...] | None:
+    """The axes of the mesh, if the devices along them divide all these dimensions."""
+    devices = math.prod(sizes[axis] for axis in axes)
+    return None if any(dim % devices for dim in dims) else axes
 
 
-def _cudnn_fits(q_BNsH, k_BMSH, visibility: Visibility, start: int | Array) -> bool:
-    """Whether cuDNN's flash attention takes these arrays: a whole row at once, half precision, even lengths."""
-    s, S, H = q_BNsH.shape[2], k_BMSH.shape[2], q_BNsH.shape[3]
-    return (
-        jax.default_backend() == "gpu"
-        and q_BNsH.dtype in (jnp.bfloat16, jnp.float16)
-        and visibility.kind in ("causal", "full")
-        and isinstance(start, int)
-        and start == 0
-        and s == S
-        and s % 2 == 0
-        and H % 8 == 0
-        and H <= 128
+def _row(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, visibility, right_padded, part=(0, 1)):
+    """A whole row, or the queries of one part of it (which, of how many), on one device."""
+    platform = _platform()
+    if platform == "gpu" and cudnn.fits(q_BNsH, k_BMSH, visibility) and (valid_BS is None or right_padded):
+        return cudnn.attend(q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility)
+    if right_padded and visibility.kind == "causal":
+        valid_BS = None  # padding lies behind all that is used: hidden without a mask
+    if platform == "tpu" and splash.fits(q_BNsH, visibility):
+        return splash.attend(q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility, part=part)
+    start = part[0] * q_BNsH.shape[2]
+    return blocks.attend(
+        q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility, start=start, written=k_BMSH.shape[2], bias=None
     )
 
 
-def _cudnn(q_BNSH, k_BMSH, v_BMSH, visibility: Visibility, valid_BS):
-    q_BSNH, k_BSMH, v_BSMH = (x.swapaxes(1, 2) for x in (q_BNSH, k_BMSH, v_BMSH))
-    lengths_B = None if valid_BS is None else jnp.maximum(valid_BS.sum(-1, dtype=jnp.int32), 1)
-    out_BSNH = jax.nn.dot_product_attention(
-        q_BSNH,
-        k_BSMH,
-        v_BSMH,
-        scale=1.0,
-        is_causal=visibility.kind == "causal",
-        query_seq_lengths=lengths_B,
-        key_value_seq_lengths=lengths_B,
-        implementation="cudnn",
-    )
-    return out_BSNH.swapaxes(1, 2)
+def _platform() -> str:
+    """The platform that the program is for: that of the mesh in force, which may be another machine's.
+
+    Not `jax.lax.platform_dependent`: it traces every kernel, and cuDNN's cannot be traced where there is none.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

@@ -62,8 +62,8 @@ snake.defvjp(lambda x, alpha_C: (snake(x, alpha_C), (x, alpha_C)), _snake_backwa
 class Snake(nnx.Module):
     """x + sin^2(a x) / a with a learned frequency per channel, computed in float32 (DAC, arXiv 2306.06546)."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.alpha = param.ones(rngs, (channels,), ("channels",))
+    def __init__(self, channels: int, *, axis: str = "channels", rngs: nnx.Rngs):
+        self.alpha = param.ones(rngs, (channels,), (axis,))
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         return snake(x.astype(jnp.float32), self.alpha[...]).astype(x.dtype)
@@ -87,6 +87,7 @@ class Conv(nnx.Module):
       padding: zeros on either side of each dimension; by default what keeps the length at stride 1 and odd kernels.
       dtype: compute type; parameters and the weight norm stay float32.
       init: of the weights: "dac", a normal of deviation 0.02, or "fan_in", 1 / sqrt(fan-in).
+      axes: logical axes of the input and of the output channels (see `parallel.mesh.Rules`).
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Conv(nnx.Module):
         padding: Sequence[int] | None = None,
         dtype: str = "float32",
         init: str = "dac",
+        axes: tuple[str | None, str | None] = (None, "channels"),
         rngs: nnx.Rngs,
     ):
         rank = len(kernel)
@@ -110,11 +112,10 @@ class Conv(nnx.Module):
         padding = padding or [d * (k - 1) // 2 for k, d in zip(kernel, self.dilation, strict=True)]
         self.padding = tuple((p, p) for p in padding)
         self.dtype = dtype
-        axes = (None,) * (rank + 1) + ("channels",)
-        self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), axes, _INITS[init])
-        self.weight_g = param.ones(rngs, (outputs,), ("channels",))
+        self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), (None,) * rank + axes, _INITS[init])
+        self.weight_g = param.ones(rngs, (outputs,), axes[1:])
         self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1))))
-        self.bias = param.zeros(rngs, (outputs,), ("channels",))
+        self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
     def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *R O"]:
         v, g = self.weight_v[...], self.weight_g[...]

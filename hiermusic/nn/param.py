@@ -13,7 +13,9 @@ Axes = Sequence[str | None]
 _NORMAL = initializers.normal(0.02)
 
 
-def weight(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, init: Callable = _NORMAL) -> nnx.Param:
+def weight(
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, init: Callable = _NORMAL, rate: float = 1.0
+) -> nnx.Param:
     """A float32 parameter drawn from `init(key, shape, dtype)`.
 
     Args:
@@ -21,12 +23,13 @@ def weight(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, init: Callable = _N
       shape: the array's shape.
       axes: one logical axis name (see `parallel.mesh.Rules`) or None for every dimension.
       init: a `jax.nn.initializers` function.
+      rate: Adam's learning rate for it, relative to the others'; kept in the metadata beside `axes`.
     Raises:
       ValueError: when `axes` and `shape` differ in length.
     """
     if len(shape) != len(axes):
         raise ValueError(f"a weight of shape {tuple(shape)} needs {len(shape)} logical axes, not {tuple(axes)}")
-    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), rate=rate)
 
 
 def zeros(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from hiermusic.errors import UserError
 from hiermusic.nn.param import weight
 from hiermusic.nn.transformer import Transformer, TransformerConfig
-from hiermusic.parallel.mesh import constrain
+from hiermusic.parallel.mesh import AXES, Rules, gathered
 from hiermusic.tokens.visibility import Visibility
 
 Batch = Mapping[str, Array]
@@ -55,6 +56,13 @@ class TokenLMConfig:
             raise UserError(f"end id {self.end} is not one of the {self.text_size} text ids")
 
 
+    def flops(self, positions: int, visibility: Visibility, heads: int) -> float:
+        """Floating-point operations of one row's forward pass in `heads` level heads, two for a multiplication and its
+        addition; of attention only the pairs that see each other count."""
+        head = 2.0 * positions * self.transformer.width * self.codes
+        return self.transformer.flops(positions, visibility) + heads * head
+
+
 class TokenLM(nnx.Module):
     """Text and code tables, a transformer, and untied heads without bias."""
 
@@ -78,14 +86,15 @@ class TokenLM(nnx.Module):
         dtype = self.config.transformer.dtype
         x_BSD = jnp.zeros((*reads_BSK.shape[:-1], self.config.transformer.width), jnp.float32)
         if self.text_embed is not None:
-            x_BSD = x_BSD + _rows(self.text_embed[...], text_BS)
+            x_BSD = x_BSD + _text_rows(self.text_embed, text_BS)
 
         # Level by level: all levels at once would be [B, S, K, D], gigabytes for a 64-level hierarchy.
         def add(x_BSD, level):
             table_VD, reads_BS = level
             return x_BSD + _rows(table_VD, reads_BS), None
 
-        x_BSD, _ = jax.lax.scan(jax.checkpoint(add), x_BSD, (self.code_embed[...], jnp.moveaxis(reads_BSK, -1, 0)))
+        inputs = (_whole(self.code_embed), jnp.moveaxis(reads_BSK, -1, 0))
+        x_BSD, _ = jax.lax.scan(jax.checkpoint(add), x_BSD, inputs)
         return x_BSD.astype(dtype)
 
     def hidden(self, batch: Batch, *, visibility: Visibility, key: Array | None = None) -> Float[Array, "B S D"]:
@@ -102,11 +111,11 @@ class TokenLM(nnx.Module):
     def level_logits(self, x: Float[Array, "*p D"], level: int | Array) -> Float[Array, "*p V"]:
         """Logits of the codes of one level, float32; `level` may be traced."""
         head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level, keepdims=False)
-        return _logits(x, head_VD)
+        return self._logits(x, gathered(head_VD, self.code_head.get_metadata()["axes"][1:]))
 
     def text_logits(self, x: Float[Array, "*p D"], ids: Int[Array, "n"]) -> Float[Array, "*p n"]:
         """Logits of some text ids, float32."""
-        return _logits(x, self.text_head[...][jnp.asarray(ids)])
+        return self._logits(x, self.text_head[...][jnp.asarray(ids)])
 
     def unstack(self) -> "TokenLM":
         """The same model with its trunk's weights layer by layer, for decoding."""
@@ -161,6 +170,10 @@ class TokenLM(nnx.Module):
         }
         return loss, metrics
 
+    def _logits(self, x: Float[Array, "*p D"], head: Float[Array, "*rows D"]) -> Float[Array, "..."]:
+        logits = jnp.tensordot(x, head.astype(x.dtype), (-1, -1), preferred_element_type=jnp.float32)
+        return logits * self.config.transformer.width_share
+
     def _window(self, x_BSD, level, targets_BS, ends_BS):
         """Sums over one level's targets: cross-entropy, squared log-normaliser, hits, count."""
         logits_BSV = self.level_logits(x_BSD, level)
@@ -189,13 +202,13 @@ class TokenLM(nnx.Module):
 
         def one(_, inputs):
             x_BsD, targets_BsK, ends_Bs = inputs
-            logits_BsKV = _logits(x_BsD, self.code_head[...])
+            logits_BsKV = self._logits(x_BsD, self.code_head[...])
             normaliser_Bs = jax.nn.logsumexp(logits_BsKV, axis=(-2, -1))
             picked_BsK = _pick(logits_BsKV, targets_BsK)
             best_Bs = logits_BsKV.max(axis=(-2, -1))
             picked_end_Bs = jnp.zeros(ends_Bs.shape)
             if self.text_head is not None:
-                logits_BsR = _logits(x_BsD, self.text_head[...])
+                logits_BsR = self._logits(x_BsD, self.text_head[...])
                 normaliser_Bs = jnp.logaddexp(normaliser_Bs, jax.nn.logsumexp(logits_BsR, axis=-1))
                 picked_end_Bs = _pick(logits_BsR, ends_Bs)
                 best_Bs = jnp.maximum(best_Bs, logits_BsR.max(axis=-1))
@@ -217,15 +230,36 @@ def _per_level(value_BsK, end_Bs, targets_BsK, ends_Bs):
     return sums_K.at[0].add(jnp.where(ends_Bs >= 0, end_Bs, 0).sum(dtype=jnp.float32))
 
 
+def _whole(table: nnx.Param) -> Array:
+    """A table with whole rows to look up: gathered once, instead of the activations being shuffled."""
+    return gathered(table[...], table.get_metadata()["axes"])
+
+
+def _text_rows(table: nnx.Param, ids_BS: Array) -> Float[Array, "B S D"]:
+    """As `_rows`, from the text table, which is too large to be gathered where `fsdp` splits it.
+
+    Every device looks its columns up for all rows of its `fsdp` group, and these exchange columns for rows.
+    """
+    (R, D), (B, S), mesh = table.shape, ids_BS.shape, jax.sharding.get_abstract_mesh()
+    sizes = mesh.shape if set(AXES) <= set(mesh.axis_names) else dict.fromkeys(AXES, 1)
+    groups = sizes["data"] * sizes["fsdp"]
+    if sizes["fsdp"] == 1 or R % sizes["tensor"] or D % sizes["fsdp"] or B % groups or S % sizes["context"]:
+        return _rows(_whole(table), ids_BS)
+
+    def local(table_rd, ids_bs):
+        ids_BS = jax.lax.all_gather(ids_bs, "fsdp", tiled=True) - jax.lax.axis_index("tensor") * len(table_rd)
+        rows_BSd = _rows(table_rd, jnp.where(ids_BS < len(table_rd), ids_BS, -1))
+        rows_BSd = jax.lax.psum(rows_BSd, "tensor")
+        return jax.lax.all_to_all(rows_BSd, "fsdp", 0, 2, tiled=True)
+
+    batch, positions = Rules.batch, Rules.positions
+    split = {"in_specs": (P(Rules.vocab, Rules.embed), P(batch, positions)), "out_specs": P(batch, positions, None)}
+    return jax.shard_map(local, **split, check_vma=False)(table[...], ids_BS)
+
+
 def _rows(table_RD: Array, ids_BS: Array) -> Float[Array, "B S D"]:
     """Rows of a table in float32, zeros where the id is negative."""
-    # The look-up needs whole rows: a table split along D is gathered once instead of the activations being shuffled.
-    table_RD = constrain(table_RD, "vocab", None)
     return jnp.where(ids_BS[..., None] >= 0, table_RD[jnp.maximum(ids_BS, 0)].astype(jnp.float32), 0)
-
-
-def _logits(x: Float[Array, "*p D"], head: Float[Array, "*rows D"]) -> Float[Array, "..."]:
-    return jnp.tensordot(x, head.astype(x.dtype), (-1, -1), preferred_element_type=jnp.float32)
 
 
 def _pick(logits: Float[Array, "*p V"], ids: Int[Array, "*p"]) -> Float[Array, "*p"]:

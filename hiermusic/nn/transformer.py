@@ -6,6 +6,7 @@ Letters: B batch, S positions, s new positions, D width, N heads, M key-value he
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -54,6 +55,11 @@ class TransformerConfig:
       remat: what a training step keeps of a layer: "none" recomputes nothing, "dots" all but
         matrix products, "full" everything.
       init_std: of all weights; those that write to the residual stream are divided by sqrt(2 layers).
+      base_width: the width that learning rate and `init_std` were tuned at; 0 = they are this model's own. Wider models
+        then train alike (muP: Tensor Programs V, arXiv:2203.03466, table 8, for Adam): with s = base_width / width,
+        hidden matrices are drawn with variance and trained with learning rate times s, and logits are multiplied by s;
+        embeddings, heads' weights and vectors are as ever. Widen by heads and ffn_width in proportion, at one head_dim:
+        the scale of attention's logits is then right for either rule.
     Raises:
       UserError: for a word that is no choice or sizes that do not fit.
     """
@@ -80,6 +86,7 @@ class TransformerConfig:
     dtype: str = "bfloat16"
     remat: str = "none"
     init_std: float = 0.02
+    base_width: int = 0
 
     def __post_init__(self):
         for field, words in _CHOICES.items():
@@ -91,6 +98,20 @@ class TransformerConfig:
             raise UserError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         if self.positions == "learned" and self.max_positions < 1:
             raise UserError("learned positions need max_positions: the length of the longest row")
+        if self.base_width < 0:
+            raise UserError(f"transformer base_width is {self.base_width}: a width, or 0 for none")
+
+    @property
+    def width_share(self) -> float:
+        """base_width / width, 1 without a base."""
+        return self.base_width / self.width if self.base_width else 1.0
+
+    def flops(self, positions: int, visibility: Visibility) -> float:
+        """Floating-point operations of one row's forward pass: matrix products, and the pairs attended to."""
+        attention = self.width * self.head_dim * 2 * (self.heads + self.kv_heads)
+        ffn = self.width * self.ffn_width * (2 if self.ffn == "gelu" else 3)
+        pairs = 4.0 * self.heads * self.head_dim * visibility.pairs(positions)
+        return self.layers * (2.0 * positions * (attention + ffn) + pairs)
 
 
 class Cache(NamedTuple):
@@ -133,11 +154,11 @@ class Attention(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         L, D, N, M, H = c.layers, c.width, c.heads, c.kv_heads, c.head_dim
-        init, to_residual = _inits(c)
-        self.query = weight(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"), init)
-        self.key = weight(rngs, (L, D, M, H), ("layers", "embed", "kv_heads", "head_dim"), init)
-        self.value = weight(rngs, (L, D, M, H), ("layers", "embed", "kv_heads", "head_dim"), init)
-        self.out = weight(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"), to_residual)
+        hidden, to_residual = _makers(c)
+        self.query = hidden(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
+        self.key = hidden(rngs, (L, D, M, H), ("layers", "embed", "kv_heads", "head_dim"))
+        self.value = hidden(rngs, (L, D, M, H), ("layers", "embed", "kv_heads", "head_dim"))
+        self.out = to_residual(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"))
         biased = c.bias != "none"
         self.query_bias = zeros(rngs, (L, N, H), ("layers", "heads", "head_dim")) if biased else None
         self.key_bias = zeros(rngs, (L, M, H), ("layers", "kv_heads", "head_dim")) if c.bias == "all" else None
@@ -187,11 +208,11 @@ class FeedForward(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         L, D, F = c.layers, c.width, c.ffn_width
-        init, to_residual = _inits(c)
+        hidden, to_residual = _makers(c)
         gated, biased = c.ffn != "gelu", c.bias != "none"
-        self.gate = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), init) if gated else None
-        self.up = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), init)
-        self.down = weight(rngs, (L, F, D), ("layers", "mlp", "embed"), to_residual)
+        self.gate = hidden(rngs, (L, D, F), ("layers", "embed", "mlp")) if gated else None
+        self.up = hidden(rngs, (L, D, F), ("layers", "embed", "mlp"))
+        self.down = to_residual(rngs, (L, F, D), ("layers", "mlp", "embed"))
         self.gate_bias = zeros(rngs, (L, F), ("layers", "mlp")) if gated and biased else None
         self.up_bias = zeros(rngs, (L, F), ("layers", "mlp")) if biased else None
         self.down_bias = zeros(rngs, (L, D), ("layers", "embed")) if biased else None
@@ -270,10 +291,15 @@ class Adaptation(nnx.Module):
 
     def __init__(self, config: TransformerConfig, parts: int, stack: tuple[int, ...], *, rngs: nnx.Rngs):
         shape, axes = (*stack, config.width, parts, config.width), ("layers",) * len(stack)
-        spread = jnp.full((parts, 1), 0.5 * config.init_std).at[: 2 if parts == 6 else 0].set(1e-5 * config.init_std)
+        std = _hidden_std(config)
+        spread = jnp.full((parts, 1), 0.5 * std).at[: 2 if parts == 6 else 0].set(1e-5 * std)
         normal = initializers.normal(1.0)
         self.kernel = weight(
-            rngs, shape, (*axes, "embed", None, None), lambda key, shape, dtype: normal(key, shape, dtype) * spread
+            rngs,
+            shape,
+            (*axes, "embed", None, None),
+            lambda key, shape, dtype: normal(key, shape, dtype) * spread,
+            config.width_share,
         )
         self.bias = zeros(rngs, (*stack, parts, config.width), (*axes, None, None))
 
@@ -283,12 +309,15 @@ class Adaptation(nnx.Module):
         return list(parts_BPD.swapaxes(0, 1))
 
 
-def _inits(config: TransformerConfig):
-    """Initialisers of ordinary weights and of those that write to the residual stream."""
-    return (
-        initializers.normal(config.init_std),
-        initializers.normal(config.init_std / math.sqrt(2 * config.layers)),
-    )
+def _hidden_std(config: TransformerConfig) -> float:
+    return config.init_std * math.sqrt(config.width_share)
+
+
+def _makers(config: TransformerConfig) -> tuple[Callable, Callable]:
+    """`weight` for hidden matrices, and for those of them that write to the residual stream."""
+    std = _hidden_std(config)
+    stds = std, std / math.sqrt(2 * config.layers)
+    return tuple(partial(weight, init=initializers.normal(std), rate=config.width_share) for std in stds)
 
 
 class Transformer(nnx.Module):

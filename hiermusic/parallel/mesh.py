@@ -1,6 +1,7 @@
 """The device mesh, and one typed table from the logical axes of arrays to the axes of the mesh."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hiermusic.errors import UserError
@@ -19,17 +20,21 @@ AXES = ("data", "fsdp", "context", "tensor")
 MeshAxes = str | tuple[str, ...] | None
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None, across: str = "data"
+) -> Mesh:
     """A mesh with all of `AXES`, those not named having size 1.
 
     Args:
       sizes: devices along each axis; one may be -1, which takes what is left.
       devices: all of this job's devices by default.
+      across: the axis that runs from slice to slice where the devices lie on several, joined by a slower network; the
+        others stay within a slice.
     Raises:
       UserError: for an unknown axis, a size that is no count, or sizes that do not fill the devices exactly.
     """
     devices = jax.devices() if devices is None else devices
-    unknown = [name for name in sizes if name not in AXES]
+    unknown = [name for name in (*sizes, across) if name not in AXES]
     if unknown:
         raise UserError(f"mesh axis '{unknown[0]}' is unknown: choose from {', '.join(AXES)}")
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
@@ -44,7 +49,29 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise UserError(
             f"mesh {_words(shape)} has {math.prod(shape)} places for {len(devices)} devices: set one axis to -1"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    outer = [slices if axis == across else 1 for axis in AXES]
+    if any(size % parts for size, parts in zip(shape, outer, strict=True)):
+        raise UserError(
+            f"mesh {_words(shape)}: {across} runs across the {slices} slices and must be a multiple of {slices}; "
+            "set mesh.across to let another axis do so"
+        )
+    inner = [size // parts for size, parts in zip(shape, outer, strict=True)]
+    placed = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run's configuration (its field `mesh`; without one, a single device); errors as in `make_mesh`."""
+    if "mesh" not in config:
+        return make_mesh({}, (jax.devices() if devices is None else devices)[:1])
+    sizes = dict(config.mesh)
+    across = sizes.pop("across", "data")
+    if -1 not in sizes.values():
+        sizes.setdefault("data", -1)
+    return make_mesh(sizes, devices, across)
 
 
 def _words(shape: Sequence[int]) -> str:
@@ -66,7 +93,9 @@ class Rules:
     vocab: MeshAxes = "tensor"
     levels: MeshAxes = None
     codes: MeshAxes = "tensor"
-    channels: MeshAxes = None
+    latent: MeshAxes = "fsdp"
+    channels: MeshAxes = "fsdp"
+    hidden: MeshAxes = "tensor"
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The partition of an array with these logical axes.
@@ -90,7 +119,7 @@ def _names(entry: MeshAxes) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-_WHOLE = ("heads", "kv_heads", "mlp")  # splitting the model is the point of these: never silently left whole
+_WHOLE = ("heads", "kv_heads", "mlp", "hidden")  # splitting the model is the point of these: never silently left whole
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = Rules()) -> Any:
@@ -125,6 +154,9 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = Rules()) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+_KEPT_APART = ("embed", "channels", "latent")  # what `fsdp` splits to save memory, not to share work
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks the compiler to keep `x` split by these logical axes of the default rules; outside `jax.set_mesh`, nothing.
 
@@ -140,41 +172,64 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A weight made whole along `fsdp` to be read, its gradient summed right into the parts it is kept in.
+
+    Without the second half every device would receive the gradient of the whole weight, only to drop most of it.
+
+    Args:
+      x: the weight.
+      axes: its logical axes.
+    """
+    return constrain(x, *(None if axis in _KEPT_APART else axis for axis in axes))
+
+
+gathered.defvjp(
+    lambda x, axes: (gathered(x, axes), None), lambda axes, _, cotangent: (constrain(cotangent, *axes),)
+)
+
+
 def batch_sharding(mesh: Mesh, rules: Rules = Rules()) -> NamedSharding:
     """Splits the first dimension of a batch, and only that."""
     return NamedSharding(mesh, rules.spec(["batch"]))
 
 
-def workers() -> tuple[int, int]:
-    """(which, of how many) processes this one is."""
-    return jax.process_index(), jax.process_count()
+class BatchPlacement:
+    """Which rows of a global batch this process makes, and how they become arrays split over the mesh.
 
+    A row is named by its index in the global batch, so the batch is the same however many processes make it.
 
-def wait_for_all(name: str) -> None:
-    """Returns when every process of the run has come to this point, which `name` tells from others."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def put(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: Rules = Rules()) -> dict[str, jax.Array]:
-    """This process's part of a batch as global arrays: first dimensions split over the mesh, scalars replicated.
-
+    Args:
+      mesh: the mesh.
+      size: rows of the global batch.
     Raises:
-      UserError: when the global batch does not divide over the mesh.
+      UserError: when the rows do not divide over the mesh's data axes.
     """
-    split = batch_sharding(mesh, rules)
-    parts = math.prod(mesh.shape[name] for name in _names(rules.batch))
 
-    def place(name: str, value: np.ndarray) -> jax.Array:
-        value = np.asarray(value)
-        if value.ndim == 0:
-            return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), value)
-        size = value.shape[0] * jax.process_count()
+    def __init__(self, mesh: Mesh, size: int, rules: Rules = Rules()):
+        self._split = batch_sharding(mesh, rules)
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._size = size
+        parts = math.prod(mesh.shape[name] for name in _names(rules.batch))
         if size % parts:
             raise UserError(
-                f"batch '{name}' of {size} rows does not divide over {parts} devices of mesh axes "
-                f"{', '.join(_names(rules.batch))}: make train.batch_size a multiple of {parts}"
+                f"train.batch_size={size} does not divide over the {parts} devices of mesh axes "
+                f"{' x '.join(_names(rules.batch))}: make it a multiple of {parts}"
             )
-        return jax.make_array_from_process_local_data(split, value)
+        held = [range(size)[index] for (index,) in self._split.addressable_devices_indices_map((size,)).values()]
+        self.rows = tuple(sorted({row for part in held for row in part}))
 
-    return {name: place(name, value) for name, value in batch.items()}
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Arrays whose first dimension is `rows` as global arrays; scalars are replicated."""
+        return {name: self._place(np.asarray(value)) for name, value in batch.items()}
+
+    def _place(self, value: np.ndarray) -> jax.Array:
+        if value.ndim == 0:
+            return jax.make_array_from_callback((), self._whole, lambda _: value)
+        place = {row: index for index, row in enumerate(self.rows)}
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return value[[place[row] for row in range(self._size)[index[0]]]][:, *index[1:]]
+
+        return jax.make_array_from_callback((self._size, *value.shape[1:]), self._split, part)

@@ -7,7 +7,8 @@ prediction of q0 so that it keeps listening to the words (Task 0).
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hiermusic.audio import files
@@ -30,9 +32,18 @@ from hiermusic.generate import autoregressive, layerwise
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import songs
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.khala_rows import backbone_batches, hierarchy, make_rows, superres_batches, tokenizer, vocabulary
+from hiermusic.systems.khala_rows import (
+    backbone_batches,
+    hierarchy,
+    make_rows,
+    shapes,
+    superres_batches,
+    tokenizer,
+    vocabulary,
+)
 from hiermusic.systems.requests import Request
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.hierarchy import Hierarchy
@@ -41,12 +52,13 @@ from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
+from hiermusic.train.stage import Work
 
 # MARK: models
 
 
-def make_codec(model: ConfigDict) -> Callable[[nnx.Rngs], Codec]:
-    """The constructor of the codec of a configuration's `model`."""
+def codec_config(model: ConfigDict) -> CodecConfig:
+    """The codec of a configuration's `model`."""
     quantiser = QuantiserConfig(
         levels=model.codebooks,
         codes=model.codes,
@@ -55,7 +67,7 @@ def make_codec(model: ConfigDict) -> Callable[[nnx.Rngs], Codec]:
         dead_share=model.dead_share,
         dropout=model.quantiser_dropout,
     )
-    config = CodecConfig(
+    return CodecConfig(
         sample_rate=model.sample_rate,
         channels=model.channels,
         strides=tuple(model.strides),
@@ -65,12 +77,13 @@ def make_codec(model: ConfigDict) -> Callable[[nnx.Rngs], Codec]:
         latent=model.latent,
         init=model.init,
         quantiser=quantiser,
+        dtype=model.dtype,
+        remat=model.remat,
     )
-    return lambda rngs: Codec(config, rngs=rngs)
 
 
-def make_token_lm(model: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
-    """The constructor of the backbone or the super-resolution model of a configuration's `model`."""
+def token_lm_config(model: ConfigDict) -> TokenLMConfig:
+    """The backbone or the super-resolution model of a configuration's `model`."""
     trunk = TransformerConfig(
         layers=model.layers,
         width=model.width,
@@ -79,6 +92,7 @@ def make_token_lm(model: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
         head_dim=model.head_dim,
         ffn_width=model.ffn_width,
         rope_base=model.rope_base,
+        base_width=model.base_width,
         bias=model.bias,
         qk_norm=model.qk_norm,
         dropout=model.dropout,
@@ -86,7 +100,7 @@ def make_token_lm(model: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
         remat=model.remat,
     )
     ids = vocabulary(model)
-    config = TokenLMConfig(
+    return TokenLMConfig(
         levels=model.levels,
         codes=model.codes,
         text_size=ids.text_size,
@@ -95,66 +109,94 @@ def make_token_lm(model: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
         head=model.head,
         z_loss=model.z_loss,
     )
-    return lambda rngs: TokenLM(config, rngs=rngs)
 
 
 def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
     """The constructor of the discriminator that a codec's configuration trains against."""
-    settings = DiscriminatorConfig(tuple(config.discriminator.fft_sizes), config.discriminator.filters)
+    settings = DiscriminatorConfig(
+        tuple(config.discriminator.fft_sizes), config.discriminator.filters, dtype=config.model.dtype
+    )
     return lambda rngs: Discriminator(config.model.channels, settings, rngs=rngs)
 
 
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of what a configuration trains, whichever stage it is."""
-    return (make_codec if config.stage == "codec" else make_token_lm)(config.model)
+    if config.stage == "codec":
+        codec = codec_config(config.model)
+        return lambda rngs: Codec(codec, rngs=rngs)
+    token_lm = token_lm_config(config.model)
+    return lambda rngs: TokenLM(token_lm, rngs=rngs)
 
 
 # MARK: stages
 
 
-def stage(config: ConfigDict, workdir: Path) -> CodecStage | LMStage:
-    """The training stage of a configuration; waveforms are first turned into records under `workdir`."""
+def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
+    """The training stage of a configuration.
+
+    Args:
+      config: of any stage.
+      workdir: waveforms are first turned into records under it; None leaves the data alone, for a stage that is only
+        looked at or compiled.
+    Raises:
+      UserError: data that is not there or of another kind.
+    """
     if config.stage == "codec":
         return _codec_stage(config, workdir)
-    if not config.data.path:
-        raise UserError(
-            "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
-        )
-    _check_tokens(config, config.data.path)
+    if workdir is not None:
+        if not config.data.path:
+            raise UserError(
+                "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
+            )
+        _check_tokens(config, config.data.path)
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
         config,
         make_model(config),
-        train=lambda: batches(config, "train"),
-        valid=lambda: batches(config, "valid"),
+        train=lambda rows: batches(config, "train", rows),
+        valid=lambda rows: batches(config, "valid", rows),
+        examples=shapes(config),
+        work=partial(_work, config),
         prepare=partial(_start_from, config),
     )
 
 
-def _codec_stage(config: ConfigDict, workdir: Path) -> CodecStage:
-    model, settings, data = config.model, config.train, config.data
-    records = pipeline.resolve(
-        data.path,
-        workdir / "data",
-        model.sample_rate,
-        model.channels,
-        kind=data.kind,
-        segment_seconds=data.segment_seconds,
-        valid_fraction=data.valid_fraction,
-    )
-    samples = settings.crop_frames * math.prod(model.strides)
+def _work(config: ConfigDict, visibility: Visibility) -> Work:
+    """What one update of a token model amounts to; a super-resolution batch predicts one level of every frame."""
+    model, tokens = config.model, hierarchy(config.model)
+    positions = config.train.batch_size * model.length
+    frames = positions / (model.levels if config.stage == "backbone" else 1)
+    heads = model.levels if config.stage == "backbone" else 1
+    flops = token_lm_config(model).flops(model.length, visibility, heads) * config.train.batch_size
+    return Work(flops=3 * flops, tokens=positions, seconds=frames / float(tokens.rates[0]))
 
-    def batches(split: str):
-        process = (jax.process_index(), jax.process_count())
-        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, process)
+
+def _codec_stage(config: ConfigDict, workdir: Path | None) -> CodecStage:
+    model, settings, data = config.model, config.train, config.data
+    codec = codec_config(model)
+    samples = settings.crop_frames * math.prod(model.strides)
+    if workdir is not None:
+        records = pipeline.resolve(
+            data.path,
+            workdir / "data",
+            model.sample_rate,
+            model.channels,
+            kind=data.kind,
+            segment_seconds=data.segment_seconds,
+            valid_fraction=data.valid_fraction,
+        )
+
+    def batches(split: str, rows: Sequence[int]):
+        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, rows)
 
     return CodecStage(
         config,
-        make_codec(model),
+        lambda rngs: Codec(codec, rngs=rngs),
         make_discriminator(config),
         ObjectiveConfig(**config.loss, stft_sizes=tuple(config.discriminator.fft_sizes)),
-        train=lambda: batches("train"),
-        valid=lambda: batches("valid") if AudioSource(records).valid else None,
+        crop=(samples, model.channels),
+        train=lambda rows: batches("train", rows),
+        valid=lambda rows: batches("valid", rows) if AudioSource(records).valid else None,
         prepare=partial(_start_from, config),
     )
 
@@ -205,6 +247,7 @@ def generate(
     options: dict[str, float],
     audio: str | None = None,
     backbone_too: bool = False,
+    mesh: Mapping[str, int] | None = None,
 ) -> list[dict]:
     """Songs for prompts: backbone, super-resolution, codec; one wav and one JSON each.
 
@@ -217,6 +260,7 @@ def generate(
       options: temperature, top_k, top_p, guidance where they differ from the backbone's own.
       audio: file to go on from; its length counts in the prompt's seconds.
       backbone_too: also write NAME.backbone.wav from the backbone's layers alone.
+      mesh: axes and sizes to spread the token models over all devices of this process; None for one device.
     Returns:
       What each JSON holds.
     """
@@ -224,7 +268,7 @@ def generate(
         backbone = workdirs.read(superres, "superres").init_from
         if not backbone:
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
-    step = None
+    step, spread = None, make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
         codec, _, step = read_info(workdirs.read(backbone, "backbone").data.path, "tokens")["codec"].rpartition("@")
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
@@ -238,9 +282,11 @@ def generate(
             _check_fits(run, coder)
         if audio:
             known_TK = encode_long(coder, files.read(audio, coder.sample_rate, coder.channels)[0]).astype(np.int32)
-        samples = _coarse(requests, backbone, sampling["backbone"], known_TK)
+        samples = _coarse(requests, backbone, sampling["backbone"], known_TK, spread)
         coarse = [sample.codes for sample in samples]
-        codes = _refine(requests, coarse, superres, sampling["superres"], known_TK) if superres else coarse
+        codes = coarse
+        if superres:
+            codes = _refine(requests, coarse, superres, sampling["superres"], known_TK, spread)
         return [songs.Song(c, q, sample.ended, coder) for c, q, sample in zip(codes, coarse, samples, strict=True)]
 
     return songs.produce(requests, out, make, runs, sampling, audio, backbone_too)
@@ -261,10 +307,12 @@ def _check_fits(run: str | None, coder: Codec) -> None:
 
 
 def _coarse(
-    requests: Sequence[Request], backbone: str, sampling: dict, known_TK: np.ndarray | None
+    requests: Sequence[Request], backbone: str, sampling: dict, known_TK: np.ndarray | None, mesh: Mesh | None
 ) -> list[autoregressive.Sample]:
     """The backbone's layers, frame by frame."""
-    config, model = workdirs.load(backbone, "backbone")
+    config, model = workdirs.load(backbone, "backbone", mesh=mesh)
+    if not requests:
+        return []
     words, levels = tokenizer(config.model), config.model.levels
     rate = hierarchy(config.model).rates[0]
     prompts = [compose(r.prompt, words, limit=config.model.text_limit) for r in requests]
@@ -279,7 +327,7 @@ def _coarse(
     known = 0 if known_TK is None else len(known_TK)
     if known >= min(frames):
         raise UserError(f"the audio lasts {float(known / rate):.1f} s: ask for more --seconds than that")
-    with songs.progress("backbone") as show:
+    with songs.progress("backbone") as show, _on(mesh):
         return autoregressive.generate(
             model.unstack(),
             prompts,
@@ -302,12 +350,15 @@ def _refine(
     superres: str,
     sampling: dict,
     known_TK: np.ndarray | None,
+    mesh: Mesh | None,
 ) -> list[np.ndarray]:
     """The layers above the backbone's, one pass a layer."""
-    config, model = workdirs.load(superres, "superres")
+    config, model = workdirs.load(superres, "superres", mesh=mesh)
+    if not requests:
+        return []
     words, levels = tokenizer(config.model), config.model.levels
     keep, limit = config.model.keep_description, config.model.text_limit
-    with songs.progress("super-resolution") as show:
+    with songs.progress("super-resolution") as show, _on(mesh):
         return layerwise.refine(
             model,
             [compose(r.prompt, words, keep_description=keep, limit=limit) for r in requests],
@@ -321,8 +372,13 @@ def _refine(
         )
 
 
+def _on(mesh: Mesh | None) -> AbstractContextManager:
+    return jax.set_mesh(mesh) if mesh else nullcontext()
+
+
 # MARK: facts
 
+Each = Callable[[str, int, Callable[[int], dict[str, np.ndarray]]], list]
 CROPS_MEASURED = 4  # of each held-out track, where training too takes crops from anywhere
 
 
@@ -351,7 +407,9 @@ def inspect(config: ConfigDict) -> dict:
     }
 
 
-def cross_entropy(config: ConfigDict, model: TokenLM, path: str, tracks: int, step: Callable[[], None]) -> np.ndarray:
+def cross_entropy(
+    config: ConfigDict, model: TokenLM, path: str, tracks: int, each: Each, step: Callable[[], None]
+) -> np.ndarray:
     """Teacher-forced cross-entropy of every layer on held-out tracks, nats a token; NaN where nothing is predicted.
 
     Args:
@@ -359,31 +417,37 @@ def cross_entropy(config: ConfigDict, model: TokenLM, path: str, tracks: int, st
       model: its weights.
       path: token records.
       tracks: at most so many of them.
+      each: (name, tracks, measurement of a track) -> what was measured of every track.
       step: called after every batch.
     """
     _check_tokens(config, path)
     rows, source = make_rows(config), TokenSource(path, slice(0, config.model.levels), "valid")
-    rng = np.random.default_rng(config.train.seed)
-    sums_K, counts_K = np.zeros(config.model.levels), np.zeros(config.model.levels)
     graphdef, weights = nnx.split(model)
+    crops = CROPS_MEASURED if config.data.crop == "random" else 1
 
     @partial(jax.jit, static_argnums=2)
-    def measure(weights, batch, visibility):
+    def loss(weights, batch, visibility):
         return nnx.merge(graphdef, weights).loss(batch, visibility=visibility)[1]
 
-    def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
-        metrics = measure(weights, sequence.stack([row]) | extra, visibility)
-        sums_K[:] += np.asarray(metrics["ce_K"] * metrics["count_K"])
-        counts_K[:] += np.asarray(metrics["count_K"])
-        step()
+    def measure(index: int) -> dict[str, np.ndarray]:
+        example, rng = source[index], np.random.default_rng((config.train.seed, index))
+        sums_K, counts_K = np.zeros(config.model.levels), np.zeros(config.model.levels)
 
-    crops = CROPS_MEASURED if config.data.crop == "random" else 1
-    for index in np.repeat(np.arange(min(len(source), tracks)), crops):
-        example = source[int(index)]
-        if config.stage == "backbone":
-            add(rows.backbone(example, rng), Visibility.causal())
-            continue
-        add(rows.alignment(example, rng), Visibility.causal(), level=np.int32(0))
-        for level in range(1, config.model.levels):
-            add(rows.refinement(example, rng, level), Visibility.full(), level=np.int32(level))
+        def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
+            metrics = loss(weights, sequence.stack([row]) | extra, visibility)
+            sums_K[:] += np.asarray(metrics["ce_K"] * metrics["count_K"])
+            counts_K[:] += np.asarray(metrics["count_K"])
+            step()
+
+        for _ in range(crops):
+            if config.stage == "backbone":
+                add(rows.backbone(example, rng), Visibility.causal())
+                continue
+            add(rows.alignment(example, rng), Visibility.causal(), level=np.int32(0))
+            for level in range(1, config.model.levels):
+                add(rows.refinement(example, rng, level), Visibility.full(), level=np.int32(level))
+        return {"sums": sums_K, "counts": counts_K}
+
+    measured = each("layers", min(len(source), tracks), measure)
+    sums_K, counts_K = (sum(track[name] for track in measured) for name in ("sums", "counts"))
     return np.where(counts_K > 0, sums_K / np.maximum(counts_K, 1), np.nan)

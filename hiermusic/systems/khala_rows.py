@@ -1,6 +1,6 @@
 """Khala's training rows: which part of a track, which prompt, which layout, and the mixture of tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -123,46 +123,54 @@ def layer_weights(levels: int, distribution: str) -> np.ndarray:
     return weight_K / weight_K.sum()
 
 
-def _batches(config: ConfigDict, split: str):
-    """This process's rows of batches of raw examples, element i those of step i; held-out batches are filled up by
-    repeating, so that they divide over the mesh as training's do."""
-    size, processes = config.train.batch_size, jax.process_count()
-    if size % processes:
-        raise UserError(f"train.batch_size={size} does not divide over {processes} processes")
-    levels = slice(0, config.model.levels)
+def _batches(config: ConfigDict, split: str, rows: Sequence[int]):
+    """These rows of batches of raw examples, element i those of step i; held-out batches are filled up by repeating,
+    so that they divide over the mesh as training's do."""
+    size, levels = config.train.batch_size, slice(0, config.model.levels)
     examples = pipeline.token_examples(config.data.path, split, config.train.seed, levels)
     if split != "train":
         examples = examples.repeat()[: max(1, len(examples) // size) * size]
-    return examples[jax.process_index() :: processes].batch(size // processes, batch_fn=list)
+    return pipeline.batches(examples, size, rows, batch_fn=list)
 
 
-def _row_generators(config: ConfigDict, index: int, count: int) -> list[np.random.Generator]:
-    """One for each of this process's rows of batch `index`, whichever process makes the row."""
-    first, processes = jax.process_index(), jax.process_count()
+def _row_generators(config: ConfigDict, index: int, rows: Sequence[int]) -> list[np.random.Generator]:
+    """One for each of these rows of batch `index`."""
     # from 1: numpy takes (a, b, 0) for (a, b), which draws the task
-    return [np.random.default_rng((config.train.seed, index, 1 + first + processes * j)) for j in range(count)]
+    return [np.random.default_rng((config.train.seed, index, 1 + row)) for row in rows]
 
 
-def backbone_batches(config: ConfigDict, split: str):
-    """Batch i of the backbone's causal rows: a function of (seed, i)."""
-    rows = make_rows(config)
+def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]]:
+    """Every visibility that training a token model comes to, with the shapes of its global batch."""
+    size, length, levels = config.train.batch_size, config.model.length, config.model.levels
+    row = sequence.pack([0], *(np.zeros((0, levels), np.int32) for _ in range(2)), length, shared=False)
+    batch = {name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype) for name, value in row.items()}
+    if config.stage == "backbone":
+        return [(Visibility.causal(), batch)]
+    batch["level"] = jax.ShapeDtypeStruct((), np.int32)
+    share = config.train.task0_share
+    return [(Visibility.causal(), batch)] * (share > 0) + [(Visibility.full(), batch)] * (share < 1)
+
+
+def backbone_batches(config: ConfigDict, split: str, rows: Sequence[int]):
+    """These rows of batch i of the backbone's causal rows: a function of (seed, i)."""
+    make = make_rows(config)
 
     def build(index: int, examples: Sequence[dict]):
-        rngs = _row_generators(config, index, len(examples))
-        return Visibility.causal(), sequence.stack([rows.backbone(*pair) for pair in zip(examples, rngs, strict=True)])
+        rngs = _row_generators(config, index, rows)
+        return Visibility.causal(), sequence.stack([make.backbone(*pair) for pair in zip(examples, rngs, strict=True)])
 
-    return _batches(config, split).map_with_index(build)
+    return _batches(config, split, rows).map_with_index(build)
 
 
-def superres_batches(config: ConfigDict, split: str):
-    """Batch i of the super-resolution mixture, one task and one layer a batch.
+def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
+    """These rows of batch i of the super-resolution mixture, one task and one layer a batch.
 
     In training both are drawn from (seed, i); held-out batches take turns from coarse layers to fine ones.
     """
-    rows = make_rows(config)
+    make = make_rows(config)
     weight_K = layer_weights(config.model.levels, config.train.layer_distribution)
     probes = [level for level in PROBED_LAYERS if level < config.model.levels]
-    batches = _batches(config, split)
+    batches = _batches(config, split, rows)
     if split != "train":
         batches = batches.repeat(len(probes))
 
@@ -174,11 +182,11 @@ def superres_batches(config: ConfigDict, split: str):
 
     def build(index: int, examples: Sequence[dict]):
         level = draw(index)
-        pairs = list(zip(examples, _row_generators(config, index, len(examples)), strict=True))
+        pairs = list(zip(examples, _row_generators(config, index, rows), strict=True))
         if level == 0:
-            visibility, rows_B = Visibility.causal(), [rows.alignment(*pair) for pair in pairs]
+            visibility, rows_B = Visibility.causal(), [make.alignment(*pair) for pair in pairs]
         else:
-            visibility, rows_B = Visibility.full(), [rows.refinement(*pair, level) for pair in pairs]
+            visibility, rows_B = Visibility.full(), [make.refinement(*pair, level) for pair in pairs]
         return visibility, sequence.stack(rows_B) | {"level": np.int32(level)}
 
     return batches.map_with_index(build)

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
-from hiermusic.data.records import read_json, write_atomically
+from hiermusic.data.records import read_json, remove_leftovers, write_atomically
+from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
 
@@ -40,10 +41,13 @@ def produce(
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
 
+    The processes of a run share what is missing: each n-th song is of one of them.
+
     Args:
       requests: names, prompts and seeds.
       out: the folder.
-      make: requests -> songs, called once for all that are missing.
+      make: requests -> songs, called once in every process with its share of what is missing, which may be nothing:
+        checkpoints are read by all processes together.
       runs: the workdirs used, by role; their newest steps are written down.
       sampling: settings, by role.
       audio: the file that is continued, if any.
@@ -59,10 +63,14 @@ def produce(
         name, seed = prompt.pop("name"), prompt.pop("seed")
         facts.append({"name": name, "prompt": prompt, "seed": seed, **common})
     missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, coarse_too)]
+    remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
-        made = make([requests[i] for i in missing])
-        for i, song in zip(missing, made, strict=True):
+        which, count = workers()
+        share = missing[which::count]
+        made = make([requests[i] for i in share])
+        for i, song in zip(share, made, strict=True):
             _write(out, facts[i], song, coarse_too)
+    wait_for_all("songs")
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
 
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec
 from hiermusic.errors import UserError, replacing
-from hiermusic.parallel.mesh import wait_for_all, workers
+from hiermusic.parallel.hosts import wait_for_all, workers
+from hiermusic.parallel.mesh import shardings
 from hiermusic.systems.requests import Request
-from hiermusic.train import checkpoint
+from hiermusic.train import checkpoint, stored
 
 SYSTEMS = ("khala",)
 
@@ -56,11 +58,22 @@ def stage(config: ConfigDict, workdir: str | Path):
     return system(config).stage(config, Path(workdir))
 
 
-def load(workdir: str | Path, *stages: str, step: int | None = None) -> tuple[ConfigDict, nnx.Module]:
-    """The configuration and the inference weights of a workdir, the newest or those of a step."""
+def blueprint(config: ConfigDict):
+    """The training stage of a configuration without its data: to be looked at, checked or compiled."""
+    return system(config).stage(config, None)
+
+
+def load(
+    workdir: str | Path, *stages: str, step: int | None = None, mesh: Mesh | None = None
+) -> tuple[ConfigDict, nnx.Module]:
+    """The configuration and the inference weights of a workdir, the newest or those of a step.
+
+    They are spread over `mesh`, or lie on the first device without one. The processes of a run must all come here.
+    """
     config = read(workdir, *stages)
     make = system(config).make_model(config)
-    return config, checkpoint.load_model(workdir, lambda: make(nnx.Rngs(0)), step)
+    placed = partial(shardings, mesh=mesh) if mesh else None
+    return config, checkpoint.load_model(workdir, lambda: make(nnx.Rngs(0)), step, shardings=placed)
 
 
 def load_codec(workdir: str | Path, step: int | None = None) -> Codec:
@@ -157,10 +170,23 @@ def generate(requests: Sequence[Request], out: str, **how: Any) -> list[dict[str
     return system(config).generate(requests, Path(out), **how)
 
 
-def inspect(config: ConfigDict | None, workdir: str | None) -> dict[str, Any]:
-    """Parameter counts by component and the rates of a configuration, or of a workdir with its progress."""
-    progress = {}
-    if config is None:
-        config = read(workdir)
-        progress = {"workdir": workdir, "checkpoint_step": checkpoint.latest_step(workdir)}
-    return {"system": config.system, "stage": config.stage, **system(config).inspect(config), **progress}
+def inspect(
+    config: ConfigDict | None, workdir: str | None, step: int | None = None, weights: bool = False
+) -> dict[str, Any]:
+    """Parameter counts by component and the rates of a configuration, or of a workdir with what its checkpoint holds.
+
+    Args:
+      config: of any stage; None for that of `workdir`.
+      workdir: a training run or an exported model; one of a system that is not known here is told of all the same.
+      step: which checkpoint; default the newest.
+      weights: lists every weight of the checkpoint.
+    """
+    if config is not None:
+        return {"system": config.system, "stage": config.stage, **system(config).inspect(config)}
+    config = read(workdir)
+    facts = {"workdir": str(workdir), "system": config.get("system"), "stage": config.get("stage")}
+    if config.get("system") in SYSTEMS:
+        facts |= system(config).inspect(config)
+    if step is not None or weights or checkpoint.steps(workdir):
+        facts["checkpoint"] = stored.describe(workdir, step, weights)
+    return facts

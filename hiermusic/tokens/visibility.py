@@ -48,6 +48,15 @@ class Visibility:
         """Blocks of the given sizes: a position sees its own block and all blocks before it."""
         return cls.of_groups(np.repeat(np.arange(len(sizes)), sizes))
 
+    def pairs(self, positions: int) -> int:
+        """How many (query, key) pairs of so many positions see each other."""
+        if self.kind == "causal":
+            return positions * (positions + 1) // 2
+        if self.kind == "full":
+            return positions * positions
+        sizes = np.bincount(self.groups[:positions])
+        return int((sizes * np.cumsum(sizes)).sum())
+
     def mask(self, q_S: Int[Array, "*q"], k_S: Int[Array, "*k"]) -> Bool[Array, "*q_k"]:
         """True where a query position sees a key position.
 

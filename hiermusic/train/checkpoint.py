@@ -1,9 +1,13 @@
-"""Checkpoints by Orbax: `workdir/checkpoints/<step>/{model, ema, train, data}`, and the config that explains them."""
+"""Checkpoints by Orbax: `workdir/checkpoints/<step>/{model, ema, train, data}`, and the config that explains them.
+
+What only reads (`steps`, `read_config`, `load_model`, `load_weights`) takes an exported folder as well as a workdir.
+"""
 
 import gc
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +16,21 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from hiermusic.errors import UserError, disk_errors, replacing
+from hiermusic.parallel.hosts import wait_for_all
+from hiermusic.pretrained import export
 
 Tree = dict[str, Any]
 
 # what a run may be resumed with another value of: how long, where and on what, but not what is trained
 FREE_FIELDS = (
     *(f"train.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep", "keep_every", "max_skipped")),
-    *(f"train.{name}" for name in ("valid_every", "valid_batches", "show_every")),
+    *(f"train.{name}" for name in ("valid_every", "valid_batches", "show_every", "accumulate")),
+    *(f"train.{name}" for name in ("peak_tflops", "profile_step", "profile_steps", "hang_seconds")),
+    "model.remat",
     "mesh",
     "data.path",
 )
@@ -38,7 +47,13 @@ class Checkpoints:
     """The checkpoints of one run: saved in the background, the newest kept, leftovers of a killed save removed."""
 
     def __init__(self, workdir: str | Path, keep: int = 2, keep_every: int = 0):
-        """Opens `workdir/checkpoints` to write, keeping the `keep` newest and every `keep_every`-th step (0 = none)."""
+        """Opens `workdir/checkpoints` to write, keeping the `keep` newest and every `keep_every`-th step (0 = none).
+
+        Raises:
+          UserError: `keep` below 1, or a full disk.
+        """
+        if keep < 1:
+            raise UserError(f"train.keep is {keep}; at least 1 checkpoint must be kept")
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         self.directory = _directory(workdir)
@@ -47,16 +62,16 @@ class Checkpoints:
                 self.directory, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
             )
 
-    def save(self, step: int, state: nnx.State, data: Mapping[str, int]) -> None:
-        """Starts saving a stage's state and the loop's own integers; waits for an unfinished save first."""
-        parts = {**_split(nnx.to_pure_dict(state)), "data": dict(data)}
+    def save(self, step: int, state: nnx.State, data: Mapping[str, int | str]) -> None:
+        """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first."""
+        parts = {**split(nnx.to_pure_dict(state)), "data": dict(data)}
         with disk_errors(self.directory):
             self._checkpointer.wait()
             # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
             self._checkpointer.save_checkpointables_async(step, parts, force=True)
 
-    def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int]]:
-        """The state and the loop's integers of a step (default: the newest), placed as `abstract`'s shardings say.
+    def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int | str]]:
+        """The state and what the loop kept at a step (default: the newest), placed as `abstract`'s shardings say.
 
         Args:
           abstract: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved; any mesh.
@@ -64,8 +79,8 @@ class Checkpoints:
         Raises:
           UserError: no such checkpoint, unreadable files, or weights of other shapes.
         """
-        path = _step_path(self.directory, step)
-        parts = _load(path, {**_split(nnx.to_pure_dict(abstract)), "data": None})
+        path = find(self.directory.parent, step)
+        parts = load(path, {**split(nnx.to_pure_dict(abstract)), "data": None})
         data = parts.pop("data")
         return _filled(abstract, {**parts.pop("train", {}), **parts}), data
 
@@ -80,9 +95,17 @@ class Checkpoints:
             self._checkpointer.close()
 
 
+def steps(workdir: str | Path) -> list[int]:
+    """The steps of the finished checkpoints, ascending."""
+    if export.is_export(workdir):
+        return [exported_step(workdir)]
+    # an unfinished save has a longer name until Orbax renames it
+    return sorted(int(path.name) for path in _directory(workdir).glob("*") if path.name.isdigit() and path.is_dir())
+
+
 def latest_step(workdir: str | Path) -> int | None:
     """The newest finished checkpoint's step, or None."""
-    return max(_steps(_directory(workdir)), default=None)
+    return max(steps(workdir), default=None)
 
 
 def load_model(
@@ -103,21 +126,29 @@ def load_model(
     Raises:
       UserError: no checkpoint, unreadable files, or weights of other shapes than `make_model`'s.
     """
-    path = _step_path(_directory(workdir), step)
     graphdef, abstract = nnx.split(nnx.eval_shape(make_model))
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = shardings(abstract) if shardings else jax.tree.map(lambda _: one_device, abstract)
     abstract = place(abstract, placed)
-    name = _weights_name(path, prefer_ema)
-    return nnx.merge(graphdef, _filled(abstract, _load(path, {name: nnx.to_pure_dict(abstract)})[name]))
+    wanted = nnx.to_pure_dict(abstract)
+    if export.is_export(workdir):
+        exported_step(workdir, step)
+        weights = _load_exported(workdir, wanted)
+    else:
+        path = find(workdir, step)
+        name = weights_part(path, prefer_ema)
+        weights = load(path, {name: wanted})[name]
+    return nnx.merge(graphdef, _filled(abstract, weights))
 
 
 def load_weights(workdir: str | Path, step: int | None = None, prefer_ema: bool = True) -> Tree:
     """The inference weights as nested dicts of numpy arrays (keys are strings), to copy parts of into another model."""
-    path = _step_path(_directory(workdir), step)
-    name = _weights_name(path, prefer_ema)
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _saved(path, name))
-    return _load(path, {name: target})[name]
+    if export.is_export(workdir):
+        exported_step(workdir, step)
+        return export.nested(export.load(workdir))
+    path = find(workdir, step)
+    name = weights_part(path, prefer_ema)
+    return load(path, {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved(path, name))})[name]
 
 
 def place(abstract: nnx.State, shardings: Any) -> nnx.State:
@@ -129,8 +160,12 @@ def check(workdir: str | Path, config: Any) -> None:
     """Sees to it that a workdir is new or describes the same run.
 
     Raises:
-      UserError: the first field that differs, fields that do not change the weights aside (`FREE_FIELDS`).
+      UserError: the first field that differs, fields that do not change the weights aside (`FREE_FIELDS`); an exported
+        model; or a disk that is full or cannot be written.
     """
+    if export.is_export(workdir):
+        raise UserError(f"{workdir} is an exported model: train in a new workdir with --config.init_from={workdir}")
+    _check_writable(Path(workdir))
     if (Path(workdir) / "config.json").exists():
         old, new = _flat(read_config(workdir)), _flat(_fields(config))
         for name in sorted(old.keys() | new.keys()):
@@ -143,20 +178,64 @@ def check(workdir: str | Path, config: Any) -> None:
 
 
 def claim(workdir: str | Path, config: Any) -> None:
-    """Makes `workdir` this config's: writes config.json. UserError where `check` finds another's."""
+    """Makes `workdir` this config's: writes config.json. Called by every process of a run.
+
+    Raises:
+      UserError: as `check`, or a workdir that is another place for some of the processes.
+    """
     check(workdir, config)
+    if jax.process_index() == 0:
+        write_config(workdir, config)
+    if jax.process_count() > 1:
+        _check_shared(Path(workdir))
+
+
+def write_config(workdir: str | Path, config: Any) -> None:
+    """Writes config.json, whole or not at all."""
     path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(_fields(config), indent=2, sort_keys=True) + "\n")
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(_fields(config), indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
+def _check_writable(workdir: Path) -> None:
+    place = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    try:
+        with disk_errors(workdir), tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}; give another workdir") from error
+
+
+def _check_shared(workdir: Path) -> None:
+    # a name that nobody has looked up yet, which no file system's cache can answer for
+    token = multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31, dtype=np.int32))
+    mark = workdir / f".shared-{int(token)}"
+    if jax.process_index() == 0:
+        mark.touch()
+    wait_for_all(f"{mark.name} written")
+    if not mark.exists():
+        raise UserError(
+            f"process {jax.process_index()} does not see what process 0 writes into {workdir}: give a workdir on a "
+            "file system that all hosts share"
+        )
+    wait_for_all(f"{mark.name} seen")
+    if jax.process_index() == 0:
+        mark.unlink()
+
+
 def read_config(workdir: str | Path) -> Tree:
     """The config a workdir was trained with, as nested dicts."""
+    config = _read_json(workdir)
+    config.pop("export", None)
+    return config
+
+
+def _read_json(workdir: str | Path) -> Tree:
     path = Path(workdir) / "config.json"
     try:
         return json.loads(path.read_text())
@@ -181,22 +260,35 @@ def _directory(workdir: str | Path) -> Path:
     return Path(workdir).absolute() / "checkpoints"
 
 
-def _steps(directory: Path) -> list[int]:
-    # an unfinished save has a longer name until Orbax renames it
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
-
-
-def _step_path(directory: Path, step: int | None) -> Path:
-    steps = _steps(directory)
-    if not steps:
+def find(workdir: str | Path, step: int | None = None) -> Path:
+    """The folder of a checkpoint of a run, the newest or that of a step; UserError when there is none."""
+    if export.is_export(workdir):
+        raise UserError(f"{workdir} is an exported model, not a training run with checkpoints: give that")
+    directory, kept = _directory(workdir), steps(workdir)
+    if not kept:
         raise UserError(f"{directory.parent} holds no checkpoint: train it first")
-    if step is not None and step not in steps:
-        raise UserError(f"{directory.parent} holds no checkpoint of step {step}: it has {', '.join(map(str, steps))}")
-    return directory / str(steps[-1] if step is None else step)
+    if step is not None and step not in kept:
+        raise UserError(f"{directory.parent} holds no checkpoint of step {step}: it has {', '.join(map(str, kept))}")
+    return directory / str(kept[-1] if step is None else step)
 
 
-def _split(tree: Tree) -> Tree:
-    """{model, ema?, everything else under train}."""
+def exported_step(folder: str | Path, step: int | None = None) -> int:
+    """The step of an exported model; UserError when another one is asked for."""
+    stored = _read_json(folder).get("export", {}).get("step")
+    if not isinstance(stored, int):
+        raise UserError(f"{folder} is not whole: its config.json does not say which step was exported; export it again")
+    if step is not None and step != stored:
+        raise UserError(f"{folder} holds no checkpoint of step {step}: it was exported at step {stored}")
+    return stored
+
+
+def _load_exported(folder: str | Path, wanted: Tree) -> Tree:
+    _check_shapes(Path(folder), "model", _shapes(wanted), _shapes(export.nested(export.shapes(folder))))
+    return export.nested(export.place(folder, export.dotted(wanted)))
+
+
+def split(tree: Tree) -> Tree:
+    """A training state as the parts of a checkpoint: {model, ema?, everything else under train}."""
     weights = {name: tree[name] for name in ("model", "ema") if name in tree}
     rest = {name: leaf for name, leaf in tree.items() if name not in weights}
     return {**weights, **({"train": rest} if rest else {})}
@@ -208,34 +300,34 @@ def _filled(abstract: nnx.State, tree: Tree) -> nnx.State:
     return state
 
 
-def _weights_name(path: Path, prefer_ema: bool) -> str:
+def weights_part(path: Path, prefer_ema: bool = True) -> str:
+    """The part of a checkpoint whose weights are to be inferred with."""
     return "ema" if prefer_ema and (path / "ema").is_dir() else "model"
 
 
-def _saved(path: Path, name: str) -> Tree:
-    with _read_errors(path):
+def saved(path: Path, name: str) -> Tree:
+    """What Orbax's metadata tells of the arrays of a part; UserError when it cannot be read or is empty."""
+    with read_errors(path):
         part = ocp.checkpointables_metadata(path).metadata.get(name)
     if not part:
         raise UserError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
     return part
 
 
-def _load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
+def load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
+    """Parts of a checkpoint as their targets say (None: as saved); UserError when they cannot be read or do not fit."""
     for name, target in targets.items():
-        saved = _saved(path, name)
+        found = saved(path, name)
         if target is not None:
-            _check_shapes(path, name, _shapes(target), _shapes(saved))
-    with _read_errors(path):
+            _check_shapes(path, name, _shapes(target), _shapes(found))
+    with read_errors(path):
         return ocp.load_checkpointables(path, targets)
 
 
 def _shapes(tree: Tree) -> Tree:
     is_key = jax.dtypes.prng_key
-    return {
-        "/".join(str(getattr(key, "key", key)) for key in keys): tuple(leaf.shape)
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if not jax.dtypes.issubdtype(leaf.dtype, is_key)
-    }
+    leaves = export.dotted(tree, "/").items()
+    return {name: tuple(leaf.shape) for name, leaf in leaves if not jax.dtypes.issubdtype(leaf.dtype, is_key)}
 
 
 def _check_shapes(path: Path, name: str, wanted: Tree, saved: Tree) -> None:
@@ -246,7 +338,7 @@ def _check_shapes(path: Path, name: str, wanted: Tree, saved: Tree) -> None:
 
 
 @contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def read_errors(path: Path) -> Iterator[None]:
     """Turns whatever Orbax and TensorStore raise on damaged files into one line."""
     # the reads that a failed one abandons would each print a page when they are collected
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None

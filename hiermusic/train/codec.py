@@ -1,6 +1,6 @@
 """Trains codecs: one step updates the codec and the discriminator that judges it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -23,9 +24,11 @@ from hiermusic.codec.objective import (
     mel_loss,
     stft_loss,
 )
+from hiermusic.errors import UserError
+from hiermusic.parallel.flops import forward_flops
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import OptimiserConfig, average
-from hiermusic.train.stage import Metrics
+from hiermusic.train.stage import Metrics, Work
 
 if TYPE_CHECKING:
     import grain
@@ -70,8 +73,9 @@ class CodecStage:
       make_codec: rngs -> codec.
       make_discriminator: rngs -> discriminator; not called when neither adversarial nor feature loss has a weight.
       objective: the losses' weights.
-      train: an endless data set of float32 [B, L, C] in [-1, 1].
-      valid: a finite one.
+      crop: (L, C) of a training crop.
+      train: rows of a batch -> an endless data set of those rows, float32 [B, L, C] in [-1, 1].
+      valid: the same for a finite one.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
     """
 
@@ -82,12 +86,20 @@ class CodecStage:
         make_discriminator: Callable[[nnx.Rngs], Discriminator],
         objective: ObjectiveConfig,
         *,
-        train: Callable[[], "grain.MapDataset"],
-        valid: Callable[[], "grain.MapDataset | None"],
+        crop: tuple[int, int],
+        train: Callable[[Sequence[int]], "grain.MapDataset"],
+        valid: Callable[[Sequence[int]], "grain.MapDataset | None"],
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
         self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
         self._train, self._valid, self._prepare = train, valid, prepare
+        self.shape = (config.train.batch_size, *crop)
+        if (parts := config.train.get("accumulate", 1)) > 1:
+            raise UserError(
+                f"train.accumulate is {parts}: a codec's balancer, discriminator and codebook statistics are functions "
+                "of the whole batch, so it cannot be split; set train.accumulate=1 and use more devices or a smaller "
+                "train.batch_size"
+            )
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
         self.rate = self.optimiser.rate(self.steps)
@@ -113,12 +125,39 @@ class CodecStage:
         adversarial = self.adversarial and index >= self.adversarial_start
         return Phase(index >= self.quantise_start, adversarial, adversarial and index % self.discriminator_every == 0)
 
-    def train_batches(self) -> "grain.MapDataset":
-        return self._train().map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
+    def train_batches(self, rows: Sequence[int]) -> "grain.MapDataset":
+        return self._train(rows).map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
 
-    def valid_batches(self) -> "grain.MapDataset | None":
-        data = self._valid()
+    def valid_batches(self, rows: Sequence[int]) -> "grain.MapDataset | None":
+        data = self._valid(rows)
         return None if data is None else data.map(lambda wav_BLC: {"wav": wav_BLC})
+
+    def check(self, mesh: jax.sharding.Mesh) -> None:
+        if mesh.shape["context"] > 1 and mesh.shape["tensor"] > 1:
+            raise UserError(
+                "a codec's convolutions cannot be split over time and over channels at once (XLA computes them "
+                "wrongly): set mesh.context=1 or mesh.tensor=1"
+            )
+
+    def examples(self) -> list[tuple[Phase, Mapping[str, jax.ShapeDtypeStruct]]]:
+        """The phases of the run's last steps: the only ones a long run spends its time in."""
+        last = range(max(self.steps - self.discriminator_every, 0), self.steps)
+        batch = {"wav": jax.ShapeDtypeStruct(self.shape, jnp.float32)}
+        return [(phase, batch) for phase in dict.fromkeys(self.phase(index) for index in last)]
+
+    def work(self, task: Phase) -> Work:
+        """The codec forward and backward; the discriminator on both signals, back to the estimate once for each loss
+        that the balancer looks at, and its own update."""
+        wav = jax.ShapeDtypeStruct(self.shape, jnp.float32)
+        codec = nnx.eval_shape(lambda: self.make_codec(nnx.Rngs(0)))
+        flops = 3 * forward_flops(lambda codec, wav: codec.forward(wav).wav_BLC, codec, wav)
+        if task.adversarial:
+            judge = nnx.eval_shape(lambda: self.make_discriminator(nnx.Rngs(0)))
+            once = forward_flops(lambda judge, wav: judge(wav).logits, judge, wav)
+            flops += once * (2 + (2 if self.objective.balance else 1) + (6 if task.discriminate else 0))
+        batch, samples, _ = self.shape
+        frames = samples // codec.hop * len(codec.hierarchy)
+        return Work(flops=flops, tokens=batch * frames, seconds=batch * samples / codec.sample_rate)
 
     def step(self, module: CodecState, batch: Mapping[str, Array], task: Phase, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
@@ -169,16 +208,15 @@ class CodecStage:
 
     def showcase(self, module: CodecState, log: Log, step: int) -> None:
         """Logs some held-out crops and what the codec makes of them."""
-        data = self._valid()
+        data = self._valid(range(min(SHOWN, self.shape[0])))
         if data is None:
             return
         model = self._best(module)
-        wav_BLC = np.asarray(data[0])[:SHOWN]
-        for index, (original_LC, rebuilt_LC) in enumerate(
-            zip(wav_BLC, _rebuild(*nnx.split(model), wav_BLC), strict=True)
-        ):
+        wav_BLC = np.asarray(data[0])
+        rebuilt_BLC = multihost_utils.process_allgather(_rebuild(*nnx.split(model), wav_BLC), tiled=True)
+        for index, (original_LC, rebuilt_LC) in enumerate(zip(wav_BLC, rebuilt_BLC, strict=True)):
             log.audio(f"original-{index}", original_LC, model.sample_rate, step)
-            log.audio(f"rebuilt-{index}", np.asarray(rebuilt_LC), model.sample_rate, step)
+            log.audio(f"rebuilt-{index}", rebuilt_LC, model.sample_rate, step)
 
     def _best(self, module: CodecState) -> Codec:
         return module.ema if self.ema_decay else module.model

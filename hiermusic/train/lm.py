@@ -1,6 +1,6 @@
 """Trains token models: anything with `.loss(batch, visibility=..., key=...) -> (loss, metrics)`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -9,10 +9,12 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from hiermusic.errors import UserError
+from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import OptimiserConfig, average
-from hiermusic.train.stage import Metrics
+from hiermusic.train.stage import Metrics, Work
 
 if TYPE_CHECKING:
     import grain
@@ -32,11 +34,14 @@ class LMStage:
     """Trains a token model on batches that name who sees whom; see `stage.Stage`.
 
     Args:
-      config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`), and `train.ema_decay` (0 or left out:
-        no average is kept).
+      config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`), `train.ema_decay` (0 or left out: no
+        average is kept), and `train.accumulate` (1 or left out: a batch is one piece; else the model's metrics must
+        hold `count_K`).
       make_model: rngs -> the model.
-      train: an endless data set of pairs (`Visibility`, batch).
-      valid: a finite one.
+      train: rows of a batch -> an endless data set of pairs (`Visibility`, those rows).
+      valid: the same for a finite one.
+      examples: every visibility with the shapes of its global batch.
+      work: visibility -> what one update amounts to.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
     """
 
@@ -45,13 +50,17 @@ class LMStage:
         config: ConfigDict,
         make_model: Callable[[nnx.Rngs], nnx.Module],
         *,
-        train: Callable[[], "grain.MapDataset"],
-        valid: Callable[[], "grain.MapDataset | None"],
+        train: Callable[[Sequence[int]], "grain.MapDataset"],
+        valid: Callable[[Sequence[int]], "grain.MapDataset | None"],
+        examples: list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]],
+        work: Callable[[Visibility], Work],
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
         self.make_model, self.train_batches, self.valid_batches, self._prepare = make_model, train, valid, prepare
+        self._examples, self.work = examples, work
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
+        self.accumulate = config.train.get("accumulate", 1)
         self.rate = self.optimiser.rate(self.steps)
 
     def create(self, rngs: nnx.Rngs) -> LMState:
@@ -63,11 +72,20 @@ class LMStage:
         if self.ema_decay:
             average(module.ema, module.model, 0.0)
 
-    def step(self, module: LMState, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array) -> Metrics:
-        def loss(model):
-            return model.loss(batch, visibility=task, key=key)
+    def check(self, mesh: jax.sharding.Mesh) -> None:
+        for _, batch in self._examples:
+            positions, parts = batch["text"].shape[1], mesh.shape["context"]
+            if positions % parts:
+                raise UserError(
+                    f"model.length={positions} does not divide over the {parts} devices of mesh axis context: "
+                    f"make it a multiple of {parts}"
+                )
 
-        (_, metrics), gradients = nnx.value_and_grad(loss, has_aux=True)(module.model)
+    def examples(self) -> list[tuple[Hashable, Mapping[str, jax.ShapeDtypeStruct]]]:
+        return self._examples
+
+    def step(self, module: LMState, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array) -> Metrics:
+        gradients, metrics = _gradients(module.model, batch, task, key, self.accumulate)
         metrics = {
             **_measured(metrics),
             "grad_norm": optax.global_norm(gradients),
@@ -84,6 +102,65 @@ class LMStage:
 
     def showcase(self, module: LMState, log: Log, step: int) -> None:
         """Nothing: what a token model has to show needs a codec."""
+
+
+def _gradients(
+    model: nnx.Module, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array, pieces: int
+) -> tuple[nnx.State, Metrics]:
+    """Gradients of the loss and the model's metrics, the batch taken in so many pieces one after another.
+
+    Both are those of the whole batch, since each piece weighs as much as it has targets; dropout alone draws anew for
+    every piece. A piece takes every `pieces`-th row, so that all devices keep their share of it.
+    """
+
+    def whole(model, batch, key):
+        def loss(model):
+            return model.loss(batch, visibility=task, key=key)
+
+        gradients, metrics = nnx.grad(loss, has_aux=True)(model)
+        return gradients, metrics
+
+    if pieces == 1:
+        return whole(model, batch, key)
+    graphdef, state = nnx.split(model)
+    shared = {name: value for name, value in batch.items() if value.ndim == 0}
+    rows = {name: _split(value, pieces) for name, value in batch.items() if value.ndim}
+
+    def one(piece):
+        rows, key = piece
+        # merge keeps the state's own Variables, which belong to the world outside the scan
+        fresh = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf, state))
+        gradients, metrics = whole(fresh, {**shared, **rows}, key)
+        return _times(gradients, metrics, metrics["count_K"], metrics["count_K"].sum())
+
+    inputs = rows, jax.random.split(key, pieces)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], inputs))
+    zeros = jax.tree.map(_zeros, shapes, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    (gradients, metrics), _ = jax.lax.scan(
+        lambda sums, piece: (jax.tree.map(jnp.add, sums, one(piece)), None), zeros, inputs
+    )
+    count_K = jnp.maximum(metrics["count_K"], 1)
+    return _times(gradients, metrics, 1 / count_K, 1 / jnp.maximum(metrics["count_K"].sum(), 1))
+
+
+def _split(rows: jax.Array, pieces: int) -> jax.Array:
+    """[B, ...] -> [pieces, B / pieces, ...], each piece spread over the devices like the whole."""
+    pieces_first = rows.reshape(-1, pieces, *rows.shape[1:]).swapaxes(0, 1)
+    return constrain(pieces_first, None, "batch", *(None,) * (rows.ndim - 1))
+
+
+def _times(gradients: nnx.State, metrics: Metrics, by_K: jax.Array, by: jax.Array) -> tuple[nnx.State, Metrics]:
+    """Turns means over targets into sums or back: `by_K` for what is told by level, `by` for the rest."""
+    factors = {name: by_K if name.endswith("_K") else by for name in metrics} | {"count_K": 1}
+    return jax.tree.map(lambda leaf: leaf * by, gradients), {name: metrics[name] * factors[name] for name in metrics}
+
+
+def _zeros(shape: nnx.Variable | jax.ShapeDtypeStruct) -> nnx.Variable | jax.Array:
+    """Zeros, split over the mesh like the parameter whose gradient they will take up."""
+    if not isinstance(shape, nnx.Variable):
+        return jnp.zeros(shape.shape, shape.dtype)
+    value = shape.get_value()
+    return shape.replace(constrain(jnp.zeros(value.shape, value.dtype), *shape.get_metadata()["axes"]))
 
 
 def _measured(metrics: Metrics) -> Metrics:

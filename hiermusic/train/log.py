@@ -22,9 +22,13 @@ class Log:
         self.path = self.workdir / "metrics.jsonl"
         self.active = jax.process_index() == 0
         self.last: dict[str, Any] = {}
+        self.started: float | None = None  # when the workdir was first trained in, as far as its records tell
         if not self.active:
             return
-        records = [record for record in read_metrics(workdir) if record["step"] <= step]
+        records = read_metrics(workdir)
+        if records and "elapsed" in records[0]:
+            self.started = records[0]["time"] - records[0]["elapsed"]
+        records = [record for record in records if record["step"] <= step]
         self.last = records[-1] if records else {}
         with disk_errors(self.workdir):
             if self.path.exists():

@@ -2,32 +2,37 @@
 
 Order within a step, on which exact resume rests: batch i, update i, read the metrics of update i - 1, and only then
 validate, show and save what update i left. A checkpoint of step n is the state after n updates, so n is also the
-index of the next batch and the whole of the data state.
+index of the next batch and the whole of the data state; beside it lies what the guard remembers.
 """
 
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from hiermusic.errors import UserError
-from hiermusic.parallel.mesh import make_mesh, put, shardings
+from hiermusic.parallel.hosts import all_stop
+from hiermusic.parallel.mesh import BatchPlacement, batch_sharding, mesh_of, shardings
 from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, place
+from hiermusic.train.guard import NAMES, Guard
 from hiermusic.train.log import Log
+from hiermusic.train.meter import Meter
+from hiermusic.train.profiler import Profiler
 from hiermusic.train.stage import Batch, Metrics, Stage
+from hiermusic.train.watchdog import Watchdog
+
+LIMITS = jax.ShapeDtypeStruct((2,), jnp.float32)  # of loss and gradient norm, as `make_update`'s function takes them
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,27 @@ class LoopConfig:
     Args:
       steps: length of the run.
       batch_size: global batch; must divide over the mesh's data axes.
+      accumulate: microbatches that an update goes through one after another; must divide each device's rows.
       seed: of the initial weights and of every step's key.
       log_every: metrics.jsonl and TensorBoard.
       valid_every: validation, over `valid_batches` batches (0 = all there are).
       checkpoint_every: checkpoints; the last step is always saved.
       show_every: the stage's showcase.
       keep: newest checkpoints kept, besides every `keep_every`-th step.
-      max_skipped: consecutive non-finite steps after which the run stops.
+      max_skipped: consecutive skipped steps, of the run or of one task, after which the run stops.
+      spike_window: written steps of a task that the next ones are held against (see `guard.Guard`).
+      spike_sigma: standard deviations above their mean that loss and gradient norm may reach; 0 = any.
+      peak_tflops: what a device can do, for MFU; 0 = what its maker says.
+      profile_step: the first step that the profiler traces.
+      profile_steps: how many it traces.
+      hang_seconds: without progress, after which the stacks are dumped; 0 = never.
+    Raises:
+      UserError: a number out of its range.
     """
 
     steps: int
     batch_size: int
+    accumulate: int = 1
     seed: int = 0
     log_every: int = 20
     valid_every: int = 500
@@ -57,6 +72,22 @@ class LoopConfig:
     keep: int = 2
     keep_every: int = 0
     max_skipped: int = 50
+    spike_window: int = 128
+    spike_sigma: float = 6.0
+    peak_tflops: float = 0.0
+    profile_step: int = 0
+    profile_steps: int = 3
+    hang_seconds: float = 600.0
+
+    def __post_init__(self):
+        ones = ("steps", "batch_size", "accumulate", "keep", "max_skipped", "profile_steps")
+        least = {**dict.fromkeys(ones, 1), "spike_window": 2}
+        for field in fields(self):
+            value, floor = getattr(self, field.name), least.get(field.name, 0)
+            if not floor <= value < float("inf"):
+                raise UserError(f"train.{field.name} is {value}; it must be at least {floor}")
+        if self.seed >= 2**32:
+            raise UserError(f"train.seed is {self.seed}; it must lie in 0..{2**32 - 1}")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "LoopConfig":
@@ -64,13 +95,8 @@ class LoopConfig:
         for name in ("steps", "batch_size"):
             if name not in fields:
                 raise UserError(f"the config has no train.{name}")
-        config = cls(**{name: int(fields[name]) for name in cls.__dataclass_fields__ if name in fields})
-        for name in ("steps", "batch_size"):
-            if getattr(config, name) < 1:
-                raise UserError(f"train.{name} is {getattr(config, name)}; it must be at least 1")
-        if not 0 <= config.seed < 2**32:
-            raise UserError(f"train.seed is {config.seed}; it must lie in 0..{2**32 - 1}")
-        return config
+        kinds = {name: field.type for name, field in cls.__dataclass_fields__.items()}
+        return cls(**{name: kind(fields[name]) for name, kind in kinds.items() if name in fields})
 
 
 def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -> dict[str, Any]:
@@ -85,46 +111,77 @@ def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -
       The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run.
     Raises:
       UserError: a workdir of another config, a batch that does not divide, a damaged checkpoint, a full disk, or too
-        many non-finite steps in a row.
+        many skipped steps in a row.
     """
-    options = LoopConfig.of(config.train)
-    mesh = _mesh(config)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if options.batch_size % rows:
-        raise UserError(f"train.batch_size={options.batch_size} does not divide over mesh data x fsdp = {rows} devices")
+    begin = time.time()
+    options, mesh = check(stage, config)
     claim(workdir, config)
     with jax.set_mesh(mesh), _Stop() as stop:
-        trainer = _Trainer(stage, options, mesh, Path(workdir), progress)
+        trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
         try:
             return trainer.train(stop)
         finally:
             trainer.close()
 
 
-def _mesh(config: Any) -> jax.sharding.Mesh:
-    if "mesh" not in config:
-        return make_mesh({}, jax.devices()[:1])
-    sizes = dict(config.mesh)
-    if -1 not in sizes.values():
-        sizes.setdefault("data", -1)
-    return make_mesh(sizes)
+def check(
+    stage: Stage, config: Any, devices: Sequence[jax.Device] | None = None
+) -> tuple[LoopConfig, jax.sharding.Mesh]:
+    """The settings and the mesh of a run, or a UserError, before anything is read, written or allocated.
+
+    Args:
+      stage: what to train; its data is not touched.
+      config: as for `run`.
+      devices: to train on, which need not be there; all of this job's when left out.
+    Raises:
+      UserError: settings out of their range, a mesh that does not fill the devices, or a batch, heads or widths that
+        do not divide over it.
+    """
+    options, mesh = LoopConfig.of(config.train), mesh_of(config, devices)
+    BatchPlacement(mesh, options.batch_size)
+    (rows,) = batch_sharding(mesh).shard_shape((options.batch_size,))
+    if rows % options.accumulate:
+        raise UserError(
+            f"train.accumulate={options.accumulate} does not divide the {rows} rows that each device has of "
+            f"train.batch_size={options.batch_size}: choose a divisor of {rows}"
+        )
+    stage.check(mesh)
+    shardings(abstract_state(stage, options.seed)[1], mesh)
+    return options, mesh
+
+
+def abstract_state(stage: Stage, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """A stage's training state as a graph and shapes: nothing is allocated."""
+    return nnx.split(nnx.eval_shape(lambda: stage.create(nnx.Rngs(seed))))
+
+
+class _Pending(NamedTuple):
+    """An update under way: its task, the guard's limits for it, and its metrics, perhaps still being computed."""
+
+    task: Hashable
+    limits: np.ndarray
+    metrics: Metrics
 
 
 class _Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, stage: Stage, options: LoopConfig, mesh: jax.sharding.Mesh, workdir: Path, progress: bool):
+    def __init__(
+        self, stage: Stage, options: LoopConfig, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float
+    ):
         self.stage, self.options, self.mesh = stage, options, mesh
 
         def create():
             return stage.create(nnx.Rngs(options.seed))
 
-        self.graphdef, abstract = nnx.split(nnx.eval_shape(create))
+        self.graphdef, abstract = abstract_state(stage, options.seed)
         placement = shardings(abstract, mesh)
+        self.place = BatchPlacement(mesh, options.batch_size)
+        self.guard = Guard(options.spike_window, options.spike_sigma, options.max_skipped)
         self.saved = latest_step(workdir)
         self.checkpoints = Checkpoints(workdir, options.keep, options.keep_every)
         if self.saved is None:
-            self.step, self.skipped, self.skipped_in_row = 0, 0, 0
+            self.step = 0
             # run once: optimising the many random draws takes XLA's CPU compiler minutes and saves no time
             quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
             make = jax.jit(lambda: nnx.state(create()), out_shardings=placement, compiler_options=quickly)
@@ -133,48 +190,50 @@ class _Trainer:
             self.state = jax.device_put(nnx.state(module), placement)
         else:
             self.state, data = self.checkpoints.restore(place(abstract, placement), self.saved)
-            self.step, self.skipped, self.skipped_in_row = data["step"], data["skipped"], data["skipped_in_row"]
-        self.update = _make_update(stage, self.graphdef, mesh, placement, options.seed)
+            self.step = data["step"]
+            self.guard.load(data["guard"])
+        self.update = make_update(stage, self.graphdef, mesh, placement, options.seed)
         self.evaluate = _make_evaluate(stage, self.graphdef, mesh, options.seed)
         self.log = Log(workdir, self.step)
-        self.pending: Metrics | None = None  # metrics of the newest update, perhaps still being computed
-        self.clock = _Clock()
+        past = {name: self.log.last.get(name, 0.0) for name in ("goodput", "elapsed")}
+        self.meter = Meter(stage, mesh, options.peak_tflops, self.log.started or begin, **past)
+        self.profiler = Profiler(workdir, options.profile_step, options.profile_steps)
+        self.pending: _Pending | None = None
         self.bar = tqdm(total=options.steps, initial=self.step, disable=not progress, file=sys.stderr, unit="step")
+        self.watchdog = Watchdog(workdir, options.hang_seconds)
 
     def train(self, stop: "_Stop") -> dict[str, Any]:
         """Runs to the end or to a signal; returns the last record and the step reached."""
         options = self.options
-        batches = _batches(self.stage, self.step)
+        batches = _batches(self.stage, self.place.rows, self.step)
         while self.step < options.steps:
-            with self.clock.waiting():
-                task, batch = next(batches)
-                batch = put(batch, self.mesh)
-            self.state, metrics = self.update(self.state, batch, np.int32(self.step), task)
+            if self.profiler.begins(self.step + 1):
+                self._settle()
+                self.profiler.start()
+            pending = self._dispatch(batches)
             self._settle()  # the update before, while the device works on this one
-            self.step, self.pending = self.step + 1, metrics
-            self.clock.steps += 1
+            self.step, self.pending = self.step + 1, pending
             self.bar.update()
             last = self.step >= options.steps
             ending = last or stop.requested(self.step)
             validating = self._due(options.valid_every) or (last and options.valid_every > 0)
             showing = self._due(options.show_every)
             saving = self._due(options.checkpoint_every) or ending
-            if validating or showing or saving:
+            if validating or showing or saving or self.profiler.ends(self.step):
                 self._settle(validating)
-                if showing:
-                    self.stage.showcase(_module(self.graphdef, self.state), self.log, self.step)
-                if saving:
-                    self._save()
-                self.clock.reset()
+                self._pause(showing, saving)
             if ending:
                 break
+        self.watchdog.progress("the last save", slow=True)
         self.checkpoints.wait()
         return {**self.log.last, "step": self.step}
 
     def close(self) -> None:
-        """Ends the bar, the log and a save still under way."""
+        """Ends the bar, the watching, a trace, the log and a save still under way."""
         self.bar.close()
+        self.watchdog.close()
         try:
+            self.profiler.stop()
             self.log.close()
         finally:
             self.checkpoints.close()
@@ -182,59 +241,83 @@ class _Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
+    def _dispatch(self, batches: Iterator[tuple[Hashable, Batch]]) -> _Pending:
+        """Starts the next update."""
+        with jax.profiler.StepTraceAnnotation("step", step_num=self.step + 1):
+            with self.meter.waiting():
+                task, batch = next(batches)
+                batch = self.place.put(batch)
+            self.watchdog.progress(f"step {self.step + 1}", slow=self.meter.is_new(task))
+            limits = self.guard.limits(self.step, task)
+            with self.meter.dispatching(task):
+                self.state, metrics = self.update(self.state, batch, np.int32(self.step), limits, task)
+        return _Pending(task, limits, metrics)
+
     def _settle(self, validating: bool = False) -> None:
-        """Reads the pending metrics, keeps count of skipped steps, and logs what is due, validation with it."""
+        """Reads the pending metrics, lets the guard see them, and logs what is due, validation with it."""
         if self.pending is None:
             return
-        metrics, self.pending = jax.device_get(self.pending), None
+        (task, limits, metrics), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
         skipped = bool(metrics.pop("skipped"))
-        self.skipped, self.skipped_in_row = self.skipped + skipped, self.skipped_in_row + 1 if skipped else 0
-        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        self.bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
-        times = self.clock.read()
+        self.meter.done(task, counted=not skipped)
+        self.watchdog.progress(f"step {self.step + 1}")
+        cause = self.guard.observe(self.step - 1, task, metrics, limits, skipped)
+        self.bar.set_postfix_str(f"loss {float(metrics['loss']):.4g}", refresh=False)
+        if cause:
+            metrics["skip_cause"] = cause
+            tqdm.write(f"step {self.step} skipped for {cause}; the weights are as before", file=sys.stderr)
         valid = self._validate() if validating else {}
-        if skipped:
-            cause = f"loss {loss}, gradient norm {grad_norm}, learning rate {metrics.get('learning_rate', 'not told')}"
-            message = f"step {self.step} skipped: {cause}; the weights are as before"
-            tqdm.write(message, file=sys.stderr)
-        if skipped or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
-            self.log.write(self.step, {**metrics, **times, "skipped": self.skipped, **valid})
-            self.clock.reset()
-        if self.skipped_in_row >= self.options.max_skipped:
-            raise UserError(
-                f"{self.skipped_in_row} steps in a row up to step {self.step} had a non-finite loss, gradient or rate: "
-                "lower the learning rate, lengthen the warmup or look at the data"
-            )
+        if cause or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
+            self.log.write(self.step, {**metrics, **self.meter.read(), "skipped": self.guard.skipped, **valid})
+        if cause:
+            self.guard.check(self.step, cause)
+
+    def _pause(self, showing: bool, saving: bool) -> None:
+        """What is done between two steps."""
+        with self.meter.out():
+            if self.profiler.ends(self.step):
+                self.profiler.stop()
+            if showing:
+                self.watchdog.progress(f"the showcase of step {self.step}", slow=True)
+                self.stage.showcase(_module(self.graphdef, self.state), self.log, self.step)
+            if saving:
+                self.watchdog.progress(f"the save of step {self.step}", slow=True)
+                self._save()
+        self.watchdog.progress(f"step {self.step + 1}")
 
     def _validate(self) -> Metrics:
-        data = self.stage.valid_batches()
+        data = self.stage.valid_batches(self.place.rows)
         count = min(len(data), self.options.valid_batches or len(data)) if data is not None else 0
         rows = []
-        for index in range(count):
-            task, batch = _pair(data[index])
-            rows.append(self.evaluate(self.state, put(batch, self.mesh), np.int32(index), task))
-        rows = jax.device_get(rows)
+        with self.meter.out():
+            for index in range(count):
+                self.watchdog.progress(f"validation after step {self.step}", slow=True)
+                task, batch = _pair(data[index])
+                rows.append(self.evaluate(self.state, self.place.put(batch), np.int32(index), task))
+            rows = jax.device_get(rows)
         return {f"valid/{name}": _mean([row[name] for row in rows]) for name in (rows[0] if rows else ())}
 
     def _save(self) -> None:
         if self.saved != self.step:
-            data = {"step": self.step, "skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
-            self.checkpoints.save(self.step, self.state, data)
+            self.checkpoints.save(self.step, self.state, {"step": self.step, "guard": self.guard.dump()})
             self.saved = self.step
 
 
-def _make_update(stage: Stage, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh, placement: Any, seed: int) -> Callable:
-    """(state, batch, step, task) -> (state, metrics); a non-finite update is never written."""
+def make_update(stage: Stage, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh, placement: Any, seed: int) -> Callable:
+    """(state, batch, step, limits, task) -> (state, metrics); an update is written only if it is finite and its loss
+    and gradient norm do not exceed `limits` (see `LIMITS`), else the state comes back as it was."""
 
-    def update(state, batch, step, task):
+    def update(state, batch, step, limits, task):
         module = _module(graphdef, state)
         metrics = dict(stage.step(module, batch, task, jax.random.fold_in(jax.random.key(seed), step)))
-        told = [metrics[name] for name in ("loss", "grad_norm", "learning_rate") if name in metrics]
-        finite = jnp.isfinite(jnp.stack(told)).all()
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), nnx.state(module), state)
-        return state, {**metrics, "skipped": ~finite}
+        told = [metrics[name] for name in (*NAMES, "learning_rate") if name in metrics]
+        guarded = jnp.stack([metrics[name] for name in NAMES]).astype(jnp.float32)
+        written = jnp.isfinite(jnp.stack(told)).all() & (guarded <= limits).all()
+        state = jax.tree.map(lambda new, old: jnp.where(written, new, old), nnx.state(module), state)
+        return state, {**metrics, "skipped": ~written}
 
-    return jax.jit(update, donate_argnums=0, static_argnums=3, out_shardings=(placement, _everywhere(mesh)))
+    return jax.jit(update, donate_argnums=0, static_argnums=4, out_shardings=(placement, _everywhere(mesh)))
 
 
 def _make_evaluate(stage: Stage, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh, seed: int) -> Callable:
@@ -256,8 +339,8 @@ def _everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def _batches(stage: Stage, start: int) -> Iterator[tuple[Hashable, Batch]]:
-    data = stage.train_batches()
+def _batches(stage: Stage, rows: Sequence[int], start: int) -> Iterator[tuple[Hashable, Batch]]:
+    data = stage.train_batches(rows)
     for element in data[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)):
         yield _pair(element)
     raise UserError(f"the training data ended after {len(data)} batches: it holds too little, or does not repeat")
@@ -274,26 +357,6 @@ def _mean(values: list[np.ndarray]) -> np.ndarray:
     return np.where(measured, stacked, 0).sum(axis=0) / np.where(measured.any(axis=0), measured.sum(axis=0), np.nan)
 
 
-class _Clock:
-    """Where the time went since the last reset."""
-
-    def __init__(self):
-        self.reset()
-
-    def reset(self) -> None:
-        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begin
-
-    def read(self) -> Metrics:
-        seconds = time.perf_counter() - self.start
-        return {"seconds_per_step": seconds / max(self.steps, 1), "data_wait": self.waited / seconds}
-
-
 class _Stop:
     """Catches SIGTERM and SIGINT, so that a step is finished and saved before the process ends; a second one kills."""
 
@@ -302,8 +365,7 @@ class _Stop:
     def __enter__(self):
         self.caught = False
         self.previous = {}
-        # with several processes JAX's coordination service agrees on the step; its own handler must stay in place
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self._catch) for number in self.signals}
         return self
 
@@ -311,9 +373,7 @@ class _Stop:
         self._restore()
 
     def requested(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.caught
+        return all_stop(step, self.caught)
 
     def _catch(self, number, frame):
         self.caught = True

@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules from a few fields."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +9,25 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from optax import contrib
 
 from hiermusic.errors import UserError
 
-OPTIMISERS = ("adamw", "adam")
+OPTIMISERS = ("adamw", "adam", "muon")
 SCHEDULES = ("constant", "cosine", "wsd", "exponential")
+
+_ADAM_RMS = 0.2  # of AdamW's updates, which Muon's are scaled to: one learning rate and decay then serve both
+_INNER = {"mlp", "heads", "kv_heads", "head_dim"}  # axes on the far side of a hidden matrix from "embed"
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """Adam or AdamW with a warmed-up schedule; fields of `config.train`.
+    """Adam, AdamW or Muon with a warmed-up schedule; fields of `config.train`.
 
     Args:
-      optimiser: "adamw" (decoupled weight decay) or "adam" (none).
+      optimiser: "adamw" (decoupled weight decay), "adam" (none), or "muon": momentum, orthogonalised, for the hidden
+        matrices (see `muon_dimensions`), each layer's by itself, and AdamW for all else. Muon's updates are scaled to
+        the size of AdamW's (Moonlight, arXiv:2502.16982), so that an AdamW run's learning rate and decay still fit.
       learning_rate: the peak, reached after `warmup_steps` of linear warmup.
       schedule: what follows the warmup: "constant"; "cosine" down to `final_share` of the peak at `decay_steps`; "wsd",
         the peak until the last `decay_share` of `decay_steps`, then linearly down to `final_share`; "exponential",
@@ -31,8 +37,8 @@ class OptimiserConfig:
       decay_share: share of `decay_steps` over which "wsd" decays.
       final_share: final learning rate / peak.
       gamma: factor an update of "exponential".
-      betas: decay of the first and second moments.
-      weight_decay: AdamW's, on matrices only: vectors, norms and biases are left alone.
+      betas: decay of the first and second moments; Muon's momentum is the customary 0.95.
+      weight_decay: of "adamw" and "muon", on matrices only: vectors, norms and biases are left alone.
       clip_norm: global gradient norm to clip to; 0 = no clipping.
       eps: added to the root of the second moment.
     Raises:
@@ -93,24 +99,85 @@ class OptimiserConfig:
         return optax.join_schedules(pieces, boundaries)
 
     def transform(self, model: nnx.Module, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for `model`'s parameters in a run of `steps` updates."""
+        """The optax transformation for `model`'s parameters in a run of `steps` updates.
+
+        A parameter's `rate` (see `nn.param.weight`) multiplies its Adam update, and its root a Muon update, whose
+        largest singular value rather than its entries is to keep its effect at every width. Weight decay does not
+        scale with it: a wider model forgets as slowly as a narrow one.
+        Raises:
+          UserError: Muon for a model without hidden matrices.
+        """
         b1, b2 = self.betas
-        adam = optax.scale_by_adam(b1=b1, b2=b2, eps=self.eps)
+        direction = adam = optax.scale_by_adam(b1=b1, b2=b2, eps=self.eps)
+        scales = _of_params(model, lambda param, axes: param.get_metadata().get("rate", 1.0))
+        if self.optimiser == "muon":
+            dimensions = muon_dimensions(model)
+            kinds = jax.tree.map(lambda spec: "muon" if _is_spec(spec) else "adam", dimensions, is_leaf=_is_leaf)
+            if "muon" not in jax.tree.leaves(kinds):
+                raise UserError('train.optimiser is "muon", but the model has no hidden matrices: choose "adamw"')
+            muon = contrib.scale_by_muon(weight_dimension_numbers=dimensions)
+            direction = optax.partition({"muon": muon, "adam": adam}, kinds)
+            scales = _of_params(model, _muon_scale)
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        decayed = self.optimiser == "adamw" and self.weight_decay > 0
+        scaled = any(scale != 1 for scale in jax.tree.leaves(scales))
+        scale = [optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))] if scaled else []
+        decayed = self.optimiser != "adam" and self.weight_decay > 0
         decay = [optax.add_decayed_weights(self.weight_decay, decay_mask(model))] if decayed else []
-        return optax.chain(*clip, adam, *decay, optax.scale_by_learning_rate(self.rate(steps)))
+        return optax.chain(*clip, direction, *scale, *decay, optax.scale_by_learning_rate(self.rate(steps)))
 
 
 def decay_mask(model: nnx.Module) -> nnx.State:
     """True for the parameters weight decay applies to: matrices and beyond, the stacking axis `layers` not counted."""
+    return _of_params(model, lambda param, axes: sum(axis != "layers" for axis in axes) >= 2)
 
-    def is_matrix(param: nnx.Param) -> nnx.Param:
-        axes = param.get_metadata().get("axes") or (None,) * param.ndim
-        return param.replace(sum(axis != "layers" for axis in axes) >= 2)
+
+def muon_dimensions(model: nnx.Module) -> nnx.State:
+    """Over which dimensions each hidden matrix sums and which it yields, `optax.MaskedNode` for all other parameters.
+
+    Hidden are, by their logical axes, the matrices between `embed` and inner axes: queries, keys and values of all
+    heads together, the way back from the heads, feed-forward and adaptive norms. Tables, heads of levels, vectors and
+    convolutions are not. The stacking axis `layers` belongs to neither side, so that every layer has its own matrix.
+    """
+
+    return _of_params(model, lambda param, axes: _dimensions(axes) or optax.MaskedNode())
+
+
+def _dimensions(axes: Sequence[str | None]) -> contrib.MuonDimensionNumbers | None:
+    places = [place for place, axis in enumerate(axes) if axis != "layers"]
+    names = [axes[place] for place in places]
+    if len(names) > 1 and names[0] == "embed" and set(names[1:]) <= _INNER | {None}:
+        return contrib.MuonDimensionNumbers(tuple(places[:1]), tuple(places[1:]))
+    if len(names) > 1 and names[-1] == "embed" and set(names[:-1]) <= _INNER:
+        return contrib.MuonDimensionNumbers(tuple(places[:-1]), tuple(places[-1:]))
+    return None
+
+
+def _muon_scale(param: nnx.Param, axes: Sequence[str | None]) -> float:
+    """What multiplies a parameter's update under Muon, its AdamW ones included."""
+    rate, spec = param.get_metadata().get("rate", 1.0), _dimensions(axes)
+    if spec is None:
+        return rate
+    # an orthogonal matrix of n x m has entries of size 1 / sqrt(max(n, m))
+    longer = max(math.prod(param.shape[place] for place in side) for side in spec)
+    return math.sqrt(rate * longer) * _ADAM_RMS
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, contrib.MuonDimensionNumbers)
+
+
+def _is_leaf(leaf: Any) -> bool:
+    return isinstance(leaf, contrib.MuonDimensionNumbers | optax.MaskedNode)
+
+
+def _of_params(model: nnx.Module, fact: Callable[[nnx.Param, Sequence[str | None]], Any]) -> nnx.State:
+    """A fact about each parameter and its logical axes, in the structure of the parameters."""
+
+    def one(param: nnx.Param) -> nnx.Param:
+        return param.replace(fact(param, param.get_metadata().get("axes") or (None,) * param.ndim))
 
     params = nnx.state(model, nnx.Param)
-    return nnx.pure(jax.tree.map(is_matrix, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+    return nnx.pure(jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
 def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax.Array = 0) -> None:

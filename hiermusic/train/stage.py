@@ -1,6 +1,7 @@
 """What a trainable thing must offer: the loop knows nothing else about it."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -16,12 +17,29 @@ Batch = Mapping[str, np.ndarray]
 Metrics = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one update of a task amounts to, over the whole batch.
+
+    Args:
+      flops: of the model, forward and backward: multiplications and additions of its matrix products and convolutions,
+        nothing that is recomputed counted twice (what MFU divides by the peak).
+      tokens: codes that the batch holds.
+      seconds: of audio in the batch.
+    """
+
+    flops: float
+    tokens: int
+    seconds: float
+
+
 class Stage(Protocol):
     """One training job: a module with its training state, its batches, and one step over them.
 
     The data sets yield numpy batches, or pairs (task, batch) where `task` is a hashable the step is compiled for (None
-    otherwise). Every array's first dimension is this process's rows of the global batch; scalars are allowed. Element
-    i of `train_batches()` is the batch of step i and must be a pure function of (seed, i): that makes a restart exact.
+    otherwise). Every array's first dimension is the asked rows of the global batch; scalars are allowed. Element i of
+    `train_batches(rows)` belongs to step i and every row of it must be a pure function of (seed, i, its index): that
+    makes a restart exact, on any number of processes.
     """
 
     def create(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -34,11 +52,20 @@ class Stage(Protocol):
     def prepare(self, module: nnx.Module) -> None:
         """Loads pretrained weights into `module`, in place and outside jit, before the first step of a fresh run."""
 
-    def train_batches(self) -> "grain.MapDataset":
-        """An endless random-access data set of training batches."""
+    def train_batches(self, rows: Sequence[int]) -> "grain.MapDataset":
+        """An endless random-access data set of these rows of the training batches."""
 
-    def valid_batches(self) -> "grain.MapDataset | None":
-        """A finite data set of validation batches, or None."""
+    def valid_batches(self, rows: Sequence[int]) -> "grain.MapDataset | None":
+        """A finite data set of these rows of the validation batches, or None."""
+
+    def check(self, mesh: jax.sharding.Mesh) -> None:
+        """Raises UserError where the mesh asks for what the stage cannot do."""
+
+    def examples(self) -> list[tuple[Hashable, Mapping[str, jax.ShapeDtypeStruct]]]:
+        """Every task that a whole run comes to, each with the shapes of its global batch: known without data."""
+
+    def work(self, task: Hashable) -> Work:
+        """What one update of a task amounts to."""
 
     def step(self, module: nnx.Module, batch: Mapping[str, jax.Array], task: Hashable, key: jax.Array) -> Metrics:
         """Mutates `module` by one update, inside jit; the metrics hold at least scalar `loss` and `grad_norm`."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermusic.nn import attention
+from hiermusic.nn import attention, attention_blocks
 from hiermusic.nn.attention import attend
 from hiermusic.tokens.visibility import Visibility
 
@@ -15,7 +15,7 @@ RULES = [Visibility.causal(), Visibility.full(), Visibility.block_causal((1, 2, 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK", 8)
+    monkeypatch.setattr(attention_blocks, "_BLOCK", 8)
 
 
 def draw(heads=4, kv_heads=2, s=S):
@@ -56,6 +56,19 @@ def test_start_may_be_traced(rule):
     np.testing.assert_array_equal(static, unwritten)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_a_prompt_reads_no_key_behind_it(rule):
+    q, k, v = draw(s=5)
+    valid = np.arange(S) >= np.array([[0], [2]])
+    written = (np.arange(S) < 5)[:, None]
+    run = jax.jit(functools.partial(attend, visibility=rule, valid_BS=valid))
+    whole = run(q, k, v)
+    np.testing.assert_array_equal(whole, run(q, np.where(written, k, np.nan), np.where(written, v, np.nan)))
+    traced = jax.jit(lambda start: attend(q, k, v, visibility=rule, valid_BS=valid, start=start))(0)
+    np.testing.assert_allclose(whole[0], traced[0], atol=1e-5)
+    np.testing.assert_allclose(whole[1, :, 2:], traced[1, :, 2:], atol=1e-5)
+
+
 def test_long_rows_recompute_to_the_same_gradient(monkeypatch):
     q, k, v = draw()
 
@@ -66,7 +79,7 @@ def test_long_rows_recompute_to_the_same_gradient(monkeypatch):
         return jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v)
 
     kept = gradient()
-    monkeypatch.setattr(attention, "_LONG", 4)
+    monkeypatch.setattr(attention_blocks, "_LONG", 4)
     for one, other in zip(kept, gradient(), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -80,3 +93,25 @@ def test_a_row_that_sees_nothing_stays_finite():
 
     value, grads = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
     assert np.isfinite(value) and all(np.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.kind)
+def test_cudnn_is_lowered_for_a_gpu_where_it_fits(rule, monkeypatch):
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(attention, "_platform", lambda: "gpu")
+
+    def gradient(q, k, v, valid):
+        def f(*x):
+            out = attend(*x, visibility=rule, valid_BS=valid, right_padded=True)
+            return out.astype(jnp.float32).sum()
+
+        return jax.grad(f, (0, 1, 2))(q, k, v)
+
+    q, k, v = (x.astype(jnp.bfloat16) for x in draw())
+    traced = jax.jit(gradient).trace(q, k, v, jax.ShapeDtypeStruct((2, S), bool))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    fits = rule.kind in ("causal", "full")
+    assert (text.count("fmhaSoftmax("), text.count("fmhaSoftmaxBackward(")) == ((1, 1) if fits else (0, 0))
+    assert ("dot_general" in text) != fits

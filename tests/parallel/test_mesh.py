@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
-from hiermusic.parallel.mesh import AXES, Rules, batch_sharding, make_mesh, put, shardings
+from hiermusic.parallel.mesh import AXES, BatchPlacement, Rules, batch_sharding, make_mesh, shardings
 from hiermusic.tokens.visibility import Visibility
 
 TRUNK = TransformerConfig(
@@ -59,7 +59,7 @@ def test_a_step_on_eight_devices_equals_one(one_device, sizes):
     placed = shardings(nnx.eval_shape(make), mesh)
     with jax.set_mesh(mesh):
         model = jax.jit(make, out_shardings=placed)()
-        loss, grads = jax.jit(step, out_shardings=(None, placed))(model, put(draw(), mesh))
+        loss, grads = jax.jit(step, out_shardings=(None, placed))(model, BatchPlacement(mesh, 8).put(draw()))
     assert model.trunk.layers.ffn.up[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     np.testing.assert_allclose(loss, one_device[0], rtol=1e-5)
     same = jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), nnx.state(grads), one_device[1])
@@ -112,10 +112,17 @@ def test_other_dimensions_that_do_not_divide_stay_whole():
 
 def test_put_splits_rows_and_replicates_scalars():
     mesh = make_mesh({"data": 4, "fsdp": 2})
-    batch = put({"x": np.arange(16.0).reshape(8, 2), "level": np.int32(3)}, mesh)
+    place = BatchPlacement(mesh, 8)
+    assert place.rows == tuple(range(8))
+    batch = place.put({"x": np.arange(16.0).reshape(8, 2), "level": np.int32(3)})
     assert batch["x"].sharding == batch_sharding(mesh)
     assert batch["x"].addressable_shards[0].data.shape == (1, 2)
     assert batch["level"].sharding.is_fully_replicated and int(batch["level"]) == 3
     np.testing.assert_array_equal(jnp.asarray(batch["x"]), np.arange(16.0).reshape(8, 2))
-    with pytest.raises(UserError, match="6 rows does not divide over 8 devices"):
-        put({"x": np.zeros((6, 2))}, mesh)
+    with pytest.raises(UserError, match="batch_size=6 does not divide over the 8 devices of mesh axes data x fsdp"):
+        BatchPlacement(mesh, 6)
+
+
+def test_a_batch_is_whole_where_the_mesh_splits_only_positions():
+    batch = BatchPlacement(make_mesh({"context": 4, "tensor": 2}), 3).put({"x": np.arange(12.0).reshape(3, 4)})
+    assert batch["x"].sharding.is_fully_replicated

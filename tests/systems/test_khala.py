@@ -54,9 +54,10 @@ def test_paper_lengths():
 
 @pytest.mark.parametrize("stage", ["codec", "backbone", "superres"])
 def test_every_preset_is_built(stage):
-    sizes = [system.inspect(config(stage, preset))["params"]["total"] for preset in ("tiny", "small", "paper")]
+    ladder = [config(stage, preset) for preset in ("tiny", "small", "paper", "3b", "7b")]
+    sizes = [system.inspect(rung)["params"]["total"] for rung in ladder]
     assert sizes == sorted(sizes) and sizes[0] < 1e8
-    with pytest.raises(UserError, match="tiny, small or paper"):
+    with pytest.raises(UserError, match="tiny, small, paper, 3b or 7b"):
         config(stage, "huge")
 
 
@@ -69,7 +70,7 @@ def trained(khala, name: str) -> ConfigDict:
 
 def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
     settings = trained(khala, "backbone")
-    visibility, batch = rows.backbone_batches(settings, "train")[0]
+    visibility, batch = rows.backbone_batches(settings, "train", range(settings.train.batch_size))[0]
     assert visibility == Visibility.causal()
     ids = rows.tokenizer(settings.model).vocabulary
     for text, reads, targets, ends in zip(
@@ -87,7 +88,7 @@ def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
 
 def test_batches_are_a_function_of_seed_and_step(khala):
     settings = trained(khala, "superres")
-    one, two = (rows.superres_batches(settings, "train") for _ in range(2))
+    one, two = (rows.superres_batches(settings, "train", range(settings.train.batch_size)) for _ in range(2))
     for step in (0, 7, 123):
         (visibility, left), (same, right) = one[step], two[step]
         assert visibility == same
@@ -97,7 +98,7 @@ def test_batches_are_a_function_of_seed_and_step(khala):
 def test_the_mixture_has_the_share_asked_for(khala):
     settings = trained(khala, "superres")
     settings.train.task0_share = 0.25
-    batches = rows.superres_batches(settings, "train")
+    batches = rows.superres_batches(settings, "train", range(settings.train.batch_size))
     drawn = [batches[step] for step in range(200)]
     causal = [visibility == Visibility.causal() for visibility, _ in drawn]
     assert 0.15 < np.mean(causal) < 0.35
@@ -146,12 +147,12 @@ def test_backbone_files_are_all_it_reads(khala, tmp_path):
     settings = trained(khala, "backbone")
     coarse_only = shutil.ignore_patterns("fine-*")
     settings.data.path = str(shutil.copytree(khala.tokens, tmp_path / "tokens", ignore=coarse_only))
-    _, batch = rows.backbone_batches(settings, "train")[3]
+    _, batch = rows.backbone_batches(settings, "train", range(settings.train.batch_size))[3]
     assert (batch["targets"] >= 0).any()
     with pytest.raises(UserError, match="fine"):
         others = trained(khala, "superres")
         others.data.path = settings.data.path
-        rows.superres_batches(others, "train")
+        rows.superres_batches(others, "train", range(others.train.batch_size))
 
 
 # MARK: codes and songs

@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from flax import nnx
 
 from hiermusic.errors import UserError
 from hiermusic.parallel.mesh import make_mesh, shardings
-from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, load_model, load_weights, read_config
+from hiermusic.train.checkpoint import Checkpoints, check, claim, latest_step, load_model, load_weights, read_config
 from hiermusic.train.log import read_metrics
 
 
@@ -72,6 +73,23 @@ def test_only_the_newest_and_every_nth_are_kept(toy, tmp_path):
         checkpoints.save(step, state, {"step": step})
     checkpoints.close()
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 6, 7]
+
+
+def test_none_to_keep_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"train\.keep is 0; at least 1"):
+        Checkpoints(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize("left", [(), ("model",), ("_CHECKPOINT_METADATA", "train"), ("commit_success.txt", "ema")])
+def test_an_older_step_whose_removal_was_cut_short_does_no_harm(toy, copy, left):
+    for path in (copy / "checkpoints" / "3").iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (copy / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
+    assert latest_step(copy) == 6
+    config = toy.config(steps=9, checkpoint_every=3)
+    toy.run(toy.ToyStage(config), config, copy, progress=False)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["6", "9"]
 
 
 def test_random_keys_and_lists_survive(tmp_path):
@@ -181,3 +199,48 @@ def test_a_workdir_keeps_its_config(toy, tmp_path):
         claim(tmp_path, toy.config())
     with pytest.raises(UserError, match="is not a training workdir"):
         read_config(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a file system of 64 KiB with options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(("size=64k", *options)), "tmpfs", place]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            pytest.skip(f"mounting is not permitted here: {made.stderr.strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "-l", place], capture_output=True, check=False)
+
+
+def test_a_read_only_disk_is_told_first(toy, mounted):
+    workdir = mounted("ro") / "deep" / "run"
+    for use in (check, claim):
+        with pytest.raises(UserError, match=r"deep/run cannot be written: Read-only file system; give another workdir"):
+            use(workdir, toy.config())
+    with pytest.raises(UserError, match="Read-only file system"):
+        toy.run(toy.ToyStage(toy.config()), toy.config(), workdir, progress=False)
+
+
+def test_a_full_disk_is_told_first(toy, mounted):
+    disk = mounted()
+    (disk / "filler").write_bytes(bytes(60 << 10))
+    with pytest.raises(UserError, match=r"the disk is full: .*run cannot be written"):
+        claim(disk / "run", toy.config())
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_a_file_where_the_workdir_belongs(toy, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/run cannot be written: Not a directory"):
+        check(tmp_path / "file" / "run", toy.config())
+
+
+def test_looking_leaves_nothing(toy, tmp_path):
+    check(tmp_path / "run", toy.config())
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
 import grain
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -7,12 +8,14 @@ from flax import nnx
 
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.parallel.mesh import BatchPlacement, make_mesh, shardings
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.checkpoint import load_model, load_weights
-from hiermusic.train.lm import LMStage, _measured
+from hiermusic.train.lm import LMStage, _gradients, _measured
 from hiermusic.train.log import read_metrics
 from hiermusic.train.loop import run
+from hiermusic.train.stage import Work
 
 LEVELS, CODES, LENGTH = 2, 5, 12
 TRUNK = TransformerConfig(
@@ -35,15 +38,17 @@ def batch(index):
     return Visibility.causal(), sequence.stack(rows)
 
 
-def make_stage(steps, make_model=make_model, **options):
+def make_stage(steps, make_model=make_model, accumulate=1, **options):
     fields = {"optimiser": "adamw", "learning_rate": 2e-2, "schedule": "wsd", "warmup_steps": 5, "ema_decay": 0.9}
     loop = {"batch_size": 4, "seed": 1, "log_every": 10, "valid_every": 30, "checkpoint_every": 30}
-    config = ml_collections.ConfigDict({"train": {**fields, **loop, "steps": steps}})
+    config = ml_collections.ConfigDict({"train": {**fields, **loop, "steps": steps, "accumulate": accumulate}})
     stage = LMStage(
         config,
         make_model,
-        train=lambda: grain.MapDataset.range(10**6).map(batch),
-        valid=lambda: grain.MapDataset.range(10**6, 10**6 + 2).map(batch),
+        train=lambda rows: grain.MapDataset.range(10**6).map(batch),
+        valid=lambda rows: grain.MapDataset.range(10**6, 10**6 + 2).map(batch),
+        examples=[],
+        work=lambda task: Work(1.0, 1, 1.0),
         **options,
     )
     return stage, config
@@ -74,6 +79,61 @@ def test_levels_without_targets_have_no_cross_entropy():
     measured = _measured({"loss": 2.0, "ce_K": jnp.array([0.0, 2.0]), "count_K": jnp.array([0.0, 7.0])})
     assert set(measured) == {"loss", "ce_K"}
     np.testing.assert_array_equal(measured["ce_K"], [np.nan, 2.0])
+
+
+def uneven(rows=16, targets=6):
+    """Rows of different lengths, so that pieces of the batch hold different numbers of targets."""
+    draw = np.random.default_rng(5)
+    layout = [pattern.flatten((frames, frames)) for frames in range(1, targets)]
+    packed = []
+    for row in range(rows):
+        frames = row % (targets - 1) + 1
+        codes_T = draw.integers(CODES, size=frames)
+        packed.append(
+            sequence.pack([1, 2], *layout[frames - 1].build([codes_T, codes_T]), LENGTH, shared=True, end=6)
+        )
+    return sequence.stack(packed)
+
+
+def close(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, other)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_pieces_of_a_batch_give_the_whole_batchs_loss_metrics_and_gradients(pieces):
+    """Without dropout, whose masks are drawn for each piece."""
+    model, batch, key = make_model(nnx.Rngs(0)), jax.tree.map(jnp.asarray, uneven()), jax.random.key(0)
+    counts = [len(set(np.asarray(batch["targets"][start::pieces] >= 0).sum((1, 2)))) for start in range(pieces)]
+    assert max(counts) > 1
+    gradients = jax.jit(_gradients, static_argnums=(2, 4))
+    close(*(gradients(model, batch, Visibility.causal(), key, n) for n in (1, pieces)))
+
+
+def test_pieces_leave_every_row_on_its_device_and_need_less_memory():
+    mesh = make_mesh({"data": 4, "fsdp": 2})
+    model, batch, key = make_model(nnx.Rngs(0)), uneven(32), jax.random.key(0)
+    whole = _gradients(model, jax.tree.map(jnp.asarray, batch), Visibility.causal(), key, 1)
+    graphdef, state = nnx.split(model)
+    state = jax.device_put(state, shardings(state, mesh))
+    batch = BatchPlacement(mesh, 32).put(batch)
+
+    def run(state, batch, key, pieces):
+        return _gradients(nnx.merge(graphdef, state), batch, Visibility.causal(), key, pieces)
+
+    with jax.set_mesh(mesh):
+        compiled = {n: jax.jit(run, static_argnums=3).lower(state, batch, key, n).compile() for n in (1, 4)}
+        close(whole, compiled[4](state, batch, key))
+    memory = {n: program.memory_analysis().temp_size_in_bytes for n, program in compiled.items()}
+    assert memory[4] < 0.6 * memory[1]
+    assert "all-to-all" not in compiled[4].as_text()
+
+
+def test_a_run_in_pieces_is_a_run(tmp_path):
+    finals = []
+    for pieces in (1, 2):
+        stage, config = make_stage(6, accumulate=pieces)
+        finals.append(run(stage, config, tmp_path / str(pieces), progress=False))
+    assert np.isclose(finals[0]["loss"], finals[1]["loss"], rtol=1e-3)
 
 
 class Scale(nnx.Module):

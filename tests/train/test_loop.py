@@ -11,9 +11,9 @@ from hiermusic.train.checkpoint import latest_step, load_weights
 from hiermusic.train.log import read_metrics
 
 
-def train(toy, workdir, poisoned=(), **fields):
+def train(toy, workdir, poisoned=(), spiked=(), **fields):
     config = toy.config(**fields)
-    stage = toy.ToyStage(config, poisoned=poisoned)
+    stage = toy.ToyStage(config, poisoned=poisoned, spiked=spiked)
     return toy.run(stage, config, workdir, progress=False), stage
 
 
@@ -24,9 +24,9 @@ def test_an_interrupted_run_ends_in_the_same_bits(toy, tmp_path):
     for prefer_ema in (False, True):
         whole, parts = (load_weights(tmp_path / name, prefer_ema=prefer_ema) for name in ("whole", "parts"))
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, whole, parts)))
-    times = ("seconds_per_step", "data_wait")
+    told = ("step", "loss", "grad_norm", "per_level", "skipped")
     whole, parts = (
-        [{k: v for k, v in record.items() if k not in times} for record in read_metrics(tmp_path / name)]
+        [{name: record[name] for name in told} for record in read_metrics(tmp_path / name)]
         for name in ("whole", "parts")
     )
     assert whole == parts
@@ -67,11 +67,56 @@ def test_a_run_of_non_finite_steps_stops(toy, tmp_path):
         train(toy, tmp_path, poisoned=range(3, 50), steps=40, max_skipped=4)
 
 
+def test_a_spiking_step_leaves_no_trace_but_its_record(toy, tmp_path, capsys):
+    guard = {"spike_window": 8, "checkpoint_every": 21}
+    final, _ = train(toy, tmp_path, spiked=[21], steps=22, **guard)
+    assert final["skipped"] == 1 and final["skip_cause"].startswith("loss") and final["loss"] > 100
+    assert "step 22 skipped for loss" in capsys.readouterr().err
+    before, after = (load_weights(tmp_path, step=step, prefer_ema=False) for step in (21, 22))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+    final, _ = train(toy, tmp_path, spiked=[21], steps=30, **guard)
+    assert final["skipped"] == 1 and final["loss"] < 20 and "skip_cause" not in final
+
+
+def test_where_checkpoints_lie_does_not_change_what_is_skipped(toy, tmp_path):
+    """The guard of a step may know no more than it does when the step before is still under way."""
+    guard = {"spike_window": 4, "spike_sigma": 2.0}
+    for name, every in (("often", 1), ("never", 50)):
+        train(toy, tmp_path / name, spiked=[15, 22, 23], steps=30, checkpoint_every=every, **guard)
+    often, never = (
+        [(record["loss"], record.get("skip_cause")) for record in read_metrics(tmp_path / name)]
+        for name in ("often", "never")
+    )
+    assert often == never and sum(cause is not None for _, cause in often) > 3
+
+
+def test_a_lasting_rise_ends_the_run(toy, tmp_path):
+    with pytest.raises(UserError, match=r"4 steps in a row up to step 24 were skipped, the last for loss .* above"):
+        train(toy, tmp_path, spiked=range(20, 50), steps=50, spike_window=8, max_skipped=4)
+    assert read_metrics(tmp_path)[-1]["step"] == 24
+
+
+def test_a_task_that_only_spikes_ends_the_run(toy, tmp_path):
+    with pytest.raises(UserError, match="3 steps in a row of one task up to step 25"):
+        train(toy, tmp_path, spiked=range(20, 50, 2), steps=50, spike_window=8, max_skipped=3)
+
+
 def test_every_record_has_step_and_loss_and_lines_are_json(toy, tmp_path):
     train(toy, tmp_path, steps=6, poisoned=[2], log_every=2)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 6]  # the skipped step 3 is always told
-    assert all({"loss", "grad_norm", "seconds_per_step", "data_wait", "skipped"} <= set(record) for record in records)
+    named = {"loss", "grad_norm", "skipped", "seconds_per_step", "data_wait", "tokens_per_second", "audio_per_second"}
+    named |= {"tflops", "process_gib", "compile_seconds", "goodput", "elapsed", "time"}
+    assert all(named <= set(record) for record in records)
+    assert all(0 < record["goodput"] < 1 and 0 <= record["data_wait"] <= 1 for record in records)
+
+
+def test_the_profiler_traces_the_steps_it_is_told(toy, tmp_path):
+    train(toy, tmp_path, steps=6, profile_step=3, profile_steps=2)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+    train(toy, tmp_path / "other", steps=2)
+    assert not (tmp_path / "other" / "profile").exists()
 
 
 def test_validation_averages_what_each_batch_measured(toy, tmp_path):
@@ -109,6 +154,24 @@ def test_a_batch_must_divide_over_the_mesh(toy, tmp_path):
         toy.run(toy.ToyStage(config), config, tmp_path)
 
 
+def test_pieces_must_divide_the_rows_of_a_device(toy, tmp_path):
+    config = toy.config(batch_size=8, accumulate=2)
+    config.mesh = {"data": 8}
+    with pytest.raises(UserError, match=r"train.accumulate=2 does not divide the 1 rows .* train.batch_size=8"):
+        toy.run(toy.ToyStage(config), config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("accumulate", 0), ("spike_window", 1), ("spike_sigma", float("nan")), ("hang_seconds", -1.0), ("seed", 2**32)],
+)
+def test_settings_out_of_range_are_named(toy, tmp_path, field, value):
+    config = toy.config(**{field: value})
+    with pytest.raises(UserError, match=f"train.{field} is {value}"):
+        toy.run(toy.ToyStage(config), config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_workdir_of_another_config_is_refused(toy, tmp_path):
     train(toy, tmp_path, steps=2)
     config = toy.config(steps=4)
@@ -128,7 +191,7 @@ def test_data_that_ends_is_told(toy, tmp_path):
     config = toy.config(steps=9)
     stage = toy.ToyStage(config)
     endless = stage.train_batches
-    stage.train_batches = lambda: endless()[:5]
+    stage.train_batches = lambda rows: endless(rows)[:5]
     with pytest.raises(UserError, match="ended after 5 batches"):
         toy.run(stage, config, tmp_path, progress=False)
 

@@ -6,7 +6,9 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
-from hiermusic.train.optimiser import OptimiserConfig, decay_mask
+from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.parallel.mesh import make_mesh, shardings
+from hiermusic.train.optimiser import OptimiserConfig, decay_mask, muon_dimensions
 
 
 class Model(nnx.Module):
@@ -67,10 +69,118 @@ def test_updates_decay_and_clip():
     np.testing.assert_allclose(sum(leaf.sum() for leaf in squares), 0.05, rtol=1e-4)  # (1 - b2) |g|^2 with |g| = 1
 
 
+def trunk(base_width=0):
+    sizes = {"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_width": 24}
+    config = TransformerConfig(**sizes, qk_norm="rms", bias="all", dtype="float32", base_width=base_width)
+    return Transformer(config, rngs=nnx.Rngs(0))
+
+
+def updated(model, gradients, **fields):
+    """What one update adds to every weight."""
+    fixed = {"learning_rate": 1.0, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0.0}
+    config = OptimiserConfig(**{**fixed, **fields})
+    before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    optimiser = nnx.Optimizer(model, config.transform(model, 10), wrt=nnx.Param)
+    nnx.jit(lambda optimiser, model: optimiser.update(model, gradients))(optimiser, model)
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return jax.tree.map(lambda a, b: np.asarray(a - b), after, before)
+
+
+def noise(model):
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+    return jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), nnx.state(model, nnx.Param))
+
+
+def orthogonal(matrix):
+    """Five steps of Muon's Newton-Schulz iteration (kellerjordan.github.io/posts/muon)."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_orthogonalises_every_layers_matrix_by_itself_and_leaves_the_rest_to_adam():
+    gradients = noise(trunk())
+    muon, adam = (updated(trunk(), gradients, optimiser=name) for name in ("muon", "adamw"))
+    given = nnx.to_pure_dict(gradients)["layers"]
+    matrices = {"query": (16, 32), "key": (16, 16), "value": (16, 16), "out": (32, 16)}
+    places = [("attention", name, shape) for name, shape in matrices.items()]
+    for part, name, shape in [*places, ("ffn", "up", (16, 24)), ("ffn", "down", (24, 16))]:
+        for layer in range(2):
+            wanted = -0.2 * np.sqrt(max(shape)) * orthogonal(np.asarray(given[part][name][layer], float).reshape(shape))
+            moved = muon["layers"][part][name][layer].reshape(shape)
+            np.testing.assert_allclose(moved, wanted, atol=2e-3)
+    for part, name in [("attention", "query_bias"), ("attention_norm", "scale"), ("ffn", "down_bias")]:
+        np.testing.assert_array_equal(muon["layers"][part][name], adam["layers"][part][name])
+
+
+def test_muon_on_a_mesh_moves_weights_as_on_one_device():
+    gradients = noise(trunk())
+    one = updated(trunk(), gradients, optimiser="muon")
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    graphdef, state = nnx.split(trunk())
+    placed = jax.device_put(state, shardings(state, mesh))
+    with jax.set_mesh(mesh):
+        eight = updated(nnx.merge(graphdef, placed), gradients, optimiser="muon")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, eight)
+
+
+def test_muon_moments_are_split_like_the_weights():
+    def create():
+        model = trunk()
+        return nnx.Optimizer(model, OptimiserConfig(optimiser="muon").transform(model, 10), wrt=nnx.Param)
+
+    state = nnx.split(nnx.eval_shape(create))[1]
+    placed = shardings(state, make_mesh({"data": 2, "fsdp": 2, "tensor": 2}))
+    specs = {
+        jax.tree_util.keystr(path): sharding.spec for path, sharding in jax.tree_util.tree_leaves_with_path(placed)
+    }
+    (query,) = [spec for path, spec in specs.items() if "['query']" in path and "'mu'" in path]
+    assert tuple(query) == (None, "fsdp", "tensor", None)
+
+
+def test_hidden_matrices_are_told_by_their_axes():
+    dimensions = muon_dimensions(Model())
+    assert tuple(dimensions["matrix"]) == ((0,), (1,))
+    assert not any(tuple(dimensions[name]) for name in ("stacked_bias", "plain_kernel", "scale"))
+    assert tuple(muon_dimensions(trunk())["layers"]["attention"]["out"]) == ((1, 2), (3,))
+
+
+def test_muon_wants_hidden_matrices():
+    class Vector(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(3), axes=(None,))
+
+    with pytest.raises(UserError, match='"muon", but the model has no hidden matrices'):
+        OptimiserConfig(optimiser="muon").transform(Vector(), 10)
+
+
+@pytest.mark.parametrize(("optimiser", "factor"), [("adamw", 0.5), ("muon", 0.5**0.5)])
+def test_wide_matrices_learn_slower_and_vectors_do_not(optimiser, factor):
+    gradients = noise(trunk())
+    off, base, wide = (
+        updated(trunk(base_width), gradients, optimiser=optimiser)["layers"] for base_width in (0, 16, 8)
+    )
+    jax.tree.map(np.testing.assert_array_equal, off, base)
+    np.testing.assert_allclose(wide["ffn"]["up"], factor * off["ffn"]["up"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(wide["attention"]["out"], factor * off["attention"]["out"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(wide["ffn"]["up_bias"], off["ffn"]["up_bias"], rtol=1e-5, atol=1e-6)
+
+
+def test_weight_decay_is_the_same_at_every_width():
+    for base_width in (0, 8):
+        model = trunk(base_width)
+        before = np.asarray(model.layers.ffn.up[...])
+        still = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+        moved = updated(model, still, optimiser="adamw", learning_rate=0.1, weight_decay=0.5)
+        np.testing.assert_allclose(moved["layers"]["ffn"]["up"], -0.05 * before, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({"optimiser": "sgd"}, "adamw, adam"),
+        ({"optimiser": "sgd"}, "adamw, adam, muon"),
         ({"schedule": "step"}, "constant, cosine, wsd, exponential"),
         ({"learning_rate": -1}, "negative"),
         ({"learning_rate": float("nan")}, "train.learning_rate is nan"),

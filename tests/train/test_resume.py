@@ -45,13 +45,17 @@ def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
     stopped = int(out.split()[-1])
     assert 32 <= stopped < STEPS and latest_step(killed) == stopped
 
-    config = toy.config(steps=STEPS, checkpoint_every=20, valid_every=7)
-    toy.run(toy.ToyStage(config), config, killed, progress=False)
+    config = toy.guarded(steps=STEPS, checkpoint_every=20, valid_every=7)
+    toy.run(toy.ToyStage(config, spiked=toy.SPIKED), config, killed, progress=False)
     assert not [path for path in (killed / "checkpoints").iterdir() if not path.name.isdigit()]
 
-    toy.run(toy.ToyStage(config), config, whole, progress=False)
+    toy.run(toy.ToyStage(config, spiked=toy.SPIKED), config, whole, progress=False)
     for prefer_ema in (False, True):
         one, other = (load_weights(path, prefer_ema=prefer_ema) for path in (killed, whole))
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
-    losses = [[(record["step"], record["loss"]) for record in read_metrics(path)] for path in (killed, whole)]
-    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+    told = [
+        [(record["step"], record["loss"], record.get("skip_cause")) for record in read_metrics(path)]
+        for path in (killed, whole)
+    ]
+    assert told[0] == told[1] and len(told[0]) == STEPS
+    assert {step for step, _, cause in told[0] if cause} >= {index + 1 for index in toy.SPIKED}

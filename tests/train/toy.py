@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 
 import grain
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 from hiermusic.train.loop import run
 from hiermusic.train.optimiser import OptimiserConfig
+from hiermusic.train.stage import Work
 
 
 class Linear(nnx.Module):
@@ -31,10 +33,13 @@ class State(nnx.Module):
 
 
 class ToyStage:
-    """Linear regression with noise from the step's key; two tasks take turns; batches in `poisoned` are all NaN."""
+    """Linear regression with noise from the step's key; two tasks take turns.
 
-    def __init__(self, config, poisoned=(), pause=0.0):
-        self.config, self.poisoned, self.pause = config, set(poisoned), pause
+    Batches in `poisoned` are all NaN, those in `spiked` a hundred times too large.
+    """
+
+    def __init__(self, config, poisoned=(), pause=0.0, spiked=()):
+        self.config, self.poisoned, self.pause, self.spiked = config, set(poisoned), pause, set(spiked)
         self.optimiser = OptimiserConfig.of(config.train)
         self.shown = []
 
@@ -44,20 +49,33 @@ class ToyStage:
     def prepare(self, module):
         module.model.bias[...] = module.model.bias[...] + 0.5
 
-    def _batch(self, index):
+    def _batch(self, rows, index):
         time.sleep(self.pause)
-        rows = self.config.train.batch_size
+        size = self.config.train.batch_size
         draw = np.random.default_rng((self.config.train.seed, index))
-        x_BD = draw.normal(size=(rows, self.config.model.width)).astype(np.float32)
+        x_BD = draw.normal(size=(size, self.config.model.width)).astype(np.float32)[list(rows)]
         if index in self.poisoned:
             x_BD[:] = np.nan
+        if index in self.spiked:
+            x_BD *= 100
         return ("mean" if index % 2 else "sum"), {"x": x_BD, "scale": np.float32(index % 3)}
 
-    def train_batches(self):
-        return grain.MapDataset.range(10**9).map(self._batch)
+    def train_batches(self, rows):
+        return grain.MapDataset.range(10**9).map(partial(self._batch, rows))
 
-    def valid_batches(self):
-        return grain.MapDataset.range(3).map(self._batch)
+    def valid_batches(self, rows):
+        return grain.MapDataset.range(3).map(partial(self._batch, rows))
+
+    def check(self, mesh):
+        pass
+
+    def examples(self):
+        x = jax.ShapeDtypeStruct((self.config.train.batch_size, self.config.model.width), jnp.float32)
+        return [(task, {"x": x, "scale": jax.ShapeDtypeStruct((), jnp.float32)}) for task in ("mean", "sum")]
+
+    def work(self, task):
+        size = self.config.train.batch_size
+        return Work(flops=6.0 * size * self.config.model.width * 8, tokens=size, seconds=1.0)
 
     def _loss(self, model, batch, task, key):
         y_BF = model(batch["x"]) - batch["scale"] - jax.random.normal(key, (1, 8))
@@ -94,7 +112,16 @@ def config(**train):
     )
 
 
+SPIKED = (26, 33, 40, 41, 55)  # of the runs that are killed
+
+
+def guarded(**train):
+    """A config whose guard acts from the fifth step of a task on."""
+    return config(spike_window=8, spike_sigma=6.0, **train)
+
+
 if __name__ == "__main__":
     workdir, steps, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    settings = config(steps=steps, checkpoint_every=2, valid_every=7)
-    print("done", run(ToyStage(settings, pause=pause), settings, workdir, progress=False)["step"], flush=True)
+    settings = guarded(steps=steps, checkpoint_every=2, valid_every=7)
+    stage = ToyStage(settings, pause=pause, spiked=SPIKED)
+    print("done", run(stage, settings, workdir, progress=False)["step"], flush=True)

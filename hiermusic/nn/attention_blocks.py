@@ -1,0 +1,90 @@
+"""Attention in plain XLA, a block of queries at a time: every platform, every shape."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from hiermusic.tokens.visibility import Visibility
+
+Bias = Callable[[slice, slice], Float[Array, "B N q k"]]
+
+_BLOCK = 128  # least queries in a block: smaller ones waste the matrix units
+_BLOCKS = 16  # most blocks: each is compiled on its own
+_LONG = 2048  # keys from which a block's probabilities are recomputed rather than kept for the backward pass
+_MASKED = -1e30  # finite, so that a row which sees nothing stays finite
+
+
+def attend(
+    q_BNsH: Float[Array, "B N s H"],
+    k_BMSH: Float[Array, "B M S H"],
+    v_BMSH: Float[Array, "B M S H"],
+    valid_BS: Bool[Array, "B S"] | None,
+    *,
+    visibility: Visibility,
+    start: int | Array,
+    written: int | Array,
+    bias: Bias | None,
+) -> Float[Array, "B N s H"]:
+    """As `hiermusic.nn.attention.attend`; the keys from `written` on are hidden."""
+    s, S = q_BNsH.shape[2], k_BMSH.shape[2]
+    size = max(_BLOCK, -(-s // _BLOCKS))
+    blocks = []
+    for first in range(0, s, size):
+        q = slice(first, min(first + size, s))
+        k = slice(0, _reach(visibility, start, written, q, S))
+        block = functools.partial(_block, start=start, written=written, q=q, k=k, visibility=visibility, bias=bias)
+        if S > _LONG and s > _BLOCK:
+            block = jax.checkpoint(block)
+        blocks.append(block(q_BNsH, k_BMSH, v_BMSH, valid_BS))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=2)
+
+
+def _reach(visibility: Visibility, start: int | Array, written: int | Array, q: slice, S: int) -> int:
+    """How many of the keys, from the first on, a block of queries can possibly see."""
+    if not isinstance(written, int):
+        return S
+    if not isinstance(start, int) or visibility.kind == "full":
+        return written
+    if visibility.kind == "causal":
+        return start + q.stop
+    groups_S = np.asarray(visibility.groups[:written])
+    seen_S = groups_S <= groups_S[start + q.start : start + q.stop].max()
+    return int(np.flatnonzero(seen_S)[-1]) + 1
+
+
+def _visible(
+    visibility: Visibility, start: int | Array, written: int | Array, q: slice, k: slice, valid_BS: Array | None
+) -> Bool[Array, "B 1 1 q k"] | None:
+    """What a block of queries sees of its keys; None when that is everything."""
+    q_q, k_k = start + jnp.arange(q.start, q.stop), jnp.arange(k.stop)
+    seen = None
+    if visibility.kind != "full":
+        seen = visibility.mask(q_q, k_k)[None]
+    if not isinstance(written, int) and visibility.kind != "causal":
+        written_1k = (k_k < written)[None, None]
+        seen = written_1k if seen is None else seen & written_1k
+    if valid_BS is not None:
+        valid_B1k = valid_BS[:, None, k]
+        seen = valid_B1k if seen is None else seen & valid_B1k
+    return None if seen is None else seen[:, None, None]
+
+
+def _block(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, start, written, q, k, visibility, bias):
+    """A slice of the queries against a slice of the keys."""
+    B, N, _, H = q_BNsH.shape
+    M = k_BMSH.shape[1]
+    q_BMGqH = q_BNsH[:, :, q].reshape(B, M, N // M, -1, H)
+    logits = jnp.einsum("bmgqh,bmkh->bmgqk", q_BMGqH, k_BMSH[:, :, k], preferred_element_type=jnp.float32)
+    if bias is not None:
+        bias_BNqk = bias(q, k)
+        logits = logits + bias_BNqk.reshape(-1, M, N // M, *bias_BNqk.shape[2:])
+    visible = _visible(visibility, start, written, q, k, valid_BS)
+    if visible is not None:
+        logits = jnp.where(visible, logits, _MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BMSH.dtype)
+    out_BMGqH = jnp.einsum("bmgqk,bmkh->bmgqh", weights, v_BMSH[:, :, k])
+    return out_BMGqH.reshape(B, N, -1, H)

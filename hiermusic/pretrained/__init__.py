@@ -1,0 +1,1 @@
+"""Models as files that travel: export to safetensors, config.json and a model card, and the way back."""

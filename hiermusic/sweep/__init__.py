@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one configuration, listed and costed before any starts, and what they came to."""

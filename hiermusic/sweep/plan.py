@@ -1,0 +1,137 @@
+"""What a sweep will cost, and whether every run of it can start: known before any does."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.parallel.chips import Chip
+from hiermusic.sweep.runs import Run
+from hiermusic.systems import workdir as workdirs
+from hiermusic.train import checkpoint, loop
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run before it is paid for.
+
+    Args:
+      name: of the run.
+      steps: its length, in updates.
+      done: updates its newest checkpoint has.
+      parameters: of the model, discriminators and optimisers not counted.
+      tokens: codes that all its batches hold.
+      seconds: of audio in them.
+      flops: of the model over the whole run (`Work.flops`, the mean over the run's tasks).
+    """
+
+    name: str
+    steps: int
+    done: int
+    parameters: int
+    tokens: float
+    seconds: float
+    flops: float
+
+    @property
+    def left(self) -> int:
+        """Updates it still has to make."""
+        return max(self.steps - self.done, 0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What hours are predicted for: so many chips, at an assumed share of their peak."""
+
+    chip: Chip
+    chips: int
+    mfu: float
+
+    def hours(self, flops: float) -> float:
+        return flops / (self.chip.peak_flops * self.chips * self.mfu) / 3600
+
+
+def estimate(runs: Sequence[Run], here: bool) -> list[Estimate]:
+    """Looks at every run, in a process of its own: afterwards the devices are free for the first run.
+
+    Args:
+      runs: of one sweep.
+      here: they will train on this machine's devices, so mesh, batch and data are checked as well.
+    Raises:
+      UserError: the first run that could not start, and why.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_estimate_all, list(runs), here).result()
+
+
+def _estimate_all(runs: Sequence[Run], here: bool) -> list[Estimate]:
+    if not here:
+        jax.config.update("jax_platforms", "cpu")
+    return [_estimate(run, here) for run in runs]
+
+
+def _estimate(run: Run, here: bool) -> Estimate:
+    config = run.load()
+    if config.init_from and Path(config.init_from).exists():
+        config.init_from = os.path.abspath(config.init_from)  # as its workdir has it
+    try:
+        checkpoint.check(run.workdir, config)
+        # a codec's stage would turn its data into records first
+        look = config.stage == "codec" or not here
+        stage = workdirs.blueprint(config) if look else workdirs.stage(config, run.workdir)
+        options = loop.check(stage, config)[0] if here else loop.LoopConfig.of(config.train)
+        model = nnx.merge(*loop.abstract_state(stage, options.seed)).model
+        works = [stage.work(task) for task, _ in stage.examples()]
+    except UserError as error:
+        raise UserError(f"run {run.name}: {error}") from error
+    share = options.steps / len(works)
+    return Estimate(
+        run.name,
+        options.steps,
+        checkpoint.latest_step(run.workdir) or 0,
+        sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        share * sum(work.tokens for work in works),
+        share * sum(work.seconds for work in works),
+        share * sum(work.flops for work in works),
+    )
+
+
+def lines(estimates: Sequence[Estimate], budget: Budget) -> list[str]:
+    """The runs with what they take, and the sum, as a table in words."""
+    unit = f"{budget.chip.name} hours"
+    if budget.chips > 1:
+        unit = f"hours on {budget.chips} {budget.chip.name}"
+    rows = [("run", "steps", "parameters", "tokens", "audio hours", "FLOPs", unit, "state")]
+    for each in estimates:
+        state = "finished" if not each.left else f"at step {each.done}" if each.done else "new"
+        rows.append((each.name, f"{each.steps:,}", short(each.parameters), *_amounts([each], budget), state))
+    rows.append((f"{len(estimates)} runs", "", "", *_amounts(estimates, budget), ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = [
+        "  ".join(
+            cell.ljust(width) if column in (0, 7) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    peak = f"{budget.chip.name}'s {budget.chip.peak_flops / 1e12:g} TFLOP/s"
+    return [*table, f"hours are a prediction: the model's FLOPs at an assumed {budget.mfu:.0%} of {peak}"]
+
+
+def _amounts(estimates: Sequence[Estimate], budget: Budget) -> tuple[str, ...]:
+    tokens, seconds, flops = (sum(getattr(e, name) for e in estimates) for name in ("tokens", "seconds", "flops"))
+    return short(tokens), f"{seconds / 3600:,.3g}", f"{flops:.3g}", f"{budget.hours(flops):,.3g}"
+
+
+def short(number: float) -> str:
+    """A count in three digits and a letter."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}"
+    return f"{number:.3g}"

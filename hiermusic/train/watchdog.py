@@ -1,0 +1,58 @@
+"""Tells where a run hangs: a collective that one process never joins, a file system that no longer answers."""
+
+import faulthandler
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+SLOW = 10  # times the patience for what may take long: compiling, validation, a showcase, a save
+
+
+class Watchdog:
+    """Dumps the stacks of all threads when the run makes no progress, once a hang, and lets it go on.
+
+    They go to standard error and to `workdir/stacks-PROCESS.txt`.
+
+    Args:
+      workdir: of the run.
+      seconds: without progress, after which it counts as hanging; 0 = never.
+    """
+
+    def __init__(self, workdir: Path, seconds: float):
+        self._path, self._seconds = workdir / f"stacks-{jax.process_index()}.txt", seconds
+        self._closed, self._thread = threading.Event(), None
+        self.progress("the start", slow=True)
+        if seconds:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def progress(self, doing: str, slow: bool = False) -> None:
+        """The run goes on, to do something next; `slow` gives it `SLOW` times as long."""
+        # one assignment, so that the watching thread never sees half of it
+        self._state = (doing, time.monotonic(), self._seconds * (SLOW if slow else 1))
+
+    def close(self) -> None:
+        """Ends the watching."""
+        self._closed.set()
+        if self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        told = None
+        while not self._closed.wait(self._seconds / 4):
+            state = self._state
+            doing, since, patience = state
+            if state is not told and time.monotonic() - since > patience:
+                told = state
+                self._tell(f"no progress for {patience:g} s in {doing}; the stacks of process {jax.process_index()}:")
+
+    def _tell(self, headline: str) -> None:
+        # standard error first: the disk may be what hangs
+        print(headline, file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(2)
+        with self._path.open("a") as file:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), headline, file=file, flush=True)
+            faulthandler.dump_traceback(file)

@@ -1,0 +1,157 @@
+"""Verbs on finished checkpoints: reshard, export."""
+
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+
+from hiermusic.errors import UserError
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, need, positional, string
+
+_DTYPES = ("float32", "bfloat16")
+
+
+def _dtype(values: Values) -> str | None:
+    if values.dtype not in (None, *_DTYPES):
+        raise UserError(f"--dtype={values.dtype}: choose {' or '.join(_DTYPES)}")
+    return values.dtype
+
+
+def _on_cpu(devices: int | None = None) -> None:
+    """Keeps accelerators out of it and, unless JAX runs already, has so many CPU devices."""
+    import jax
+
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        if devices:
+            jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        pass  # it runs already; too few devices are told by the mesh
+
+
+# MARK: reshard
+
+
+def _define_reshard(values: Values) -> None:
+    string(values, "workdir", "a training run")
+    string(values, "out", "the new workdir")
+    string(values, "mesh", "devices along each axis: fsdp=8,tensor=2; default: the run's own mesh")
+    integer(values, "step", "which checkpoint; default: the newest", lower=0)
+    boolean(values, "weights_only", "take the weights to infer with; training cannot go on from them")
+    string(values, "dtype", "float32 or bfloat16, with --weights_only; default: as they are")
+    boolean(values, "json", "print one JSON object")
+
+
+def _mesh(text: str | None, sizes: dict) -> dict:
+    """The mesh of the new workdir; an axis that --mesh leaves out has size 1, but `data` fills what is there."""
+    if text:
+        try:
+            named = {axis.strip(): int(size) for axis, size in (part.split("=") for part in text.split(","))}
+        except ValueError:
+            raise UserError(f"--mesh={text}: give axes and counts, such as --mesh=fsdp=8,tensor=2") from None
+        sizes = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": sizes.get("across", "data")} | named
+    open_axes = [axis for axis, size in sizes.items() if size == -1 and axis != "data"]
+    if open_axes:
+        raise UserError(f"mesh.{open_axes[0]} is -1, which says nothing of the shards: give a count with --mesh")
+    return sizes
+
+
+def _reshard(values: Values, given: list[str]) -> None:
+    positional(given)
+    need(values, "workdir", "out")
+    from hiermusic.systems import workdir
+
+    config = workdir.read(values.workdir)
+    config.mesh = _mesh(values.mesh, dict(config.get("mesh", {})))
+    devices = math.prod(max(size, 1) for axis, size in config.mesh.items() if axis != "across")
+    _on_cpu(devices)
+    import jax
+
+    from hiermusic.parallel.mesh import AXES, BatchPlacement, mesh_of, shardings
+    from hiermusic.train import loop, stored
+    from hiermusic.train.checkpoint import place
+
+    mesh = mesh_of(config, jax.devices()[:devices])
+    BatchPlacement(mesh, config.train.batch_size)
+    abstract = loop.abstract_state(workdir.blueprint(config), config.train.seed)[1]
+    facts = stored.reshard(
+        values.workdir,
+        values.out,
+        config,
+        place(abstract, shardings(abstract, mesh)),
+        step=values.step,
+        weights_only=values.weights_only,
+        dtype=_dtype(values),
+    )
+    words = ", ".join(f"{axis}={config.mesh[axis]}" for axis in AXES if axis in config.mesh)
+    lines = [f"{values.out}: step {facts['step']} for a mesh of {words}, {facts['bytes'] / 1e6:,.1f} MB"]
+    answer(values, {"out": values.out, "mesh": dict(config.mesh), "checkpoint": facts}, lines)
+
+
+# MARK: export
+
+
+def _define_export(values: Values) -> None:
+    string(values, "workdir", "a training run")
+    string(values, "out", "new folder for model.safetensors, config.json, metrics.jsonl and README.md")
+    integer(values, "step", "which checkpoint; default: the newest", lower=0)
+    string(values, "dtype", "float32 or bfloat16; default: as they are")
+    string(values, "licence", "identifier for the model card, such as cc-by-4.0")
+    boolean(values, "json", "print one JSON object")
+
+
+def _export(values: Values, given: list[str]) -> None:
+    positional(given)
+    need(values, "workdir", "out")
+    _on_cpu()
+    import jax.numpy as jnp
+
+    from hiermusic.pretrained import card, export
+    from hiermusic.systems import workdir
+    from hiermusic.train import log, stored
+
+    config = workdir.read(values.workdir)
+    weights = stored.open_weights(values.workdir, values.step, _dtype(values))
+    kinds = {shape.dtype.name for shape in weights.shapes.values() if jnp.issubdtype(shape.dtype, jnp.floating)}
+    facts = {
+        "hiermusic": importlib.metadata.version("hiermusic"),
+        "step": weights.step,
+        "weights": weights.part,
+        "dtype": ", ".join(sorted(kinds)),
+    }
+    records = [record for record in log.read_metrics(values.workdir) if record["step"] <= weights.step]
+    text = card.write(config, facts, weights.shapes, records, _evaluation(values.workdir), values.licence)
+    texts = {"README.md": text, "metrics.jsonl": "".join(json.dumps(record) + "\n" for record in records)}
+    files = export.write(values.out, weights.shapes, weights.read, config.to_dict(), facts, texts)
+    size = export.total_bytes(weights.shapes)
+    result = {"out": values.out, "files": files, "bytes": size, "arrays": len(weights.shapes), **facts}
+    answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB, {facts['dtype']})"])
+
+
+def _evaluation(run: str) -> list[str] | None:
+    """The measures that `hiermusic evaluate` left in the workdir, as a table of lines."""
+    path = Path(run) / "evaluation" / "results.json"
+    if not path.is_file():
+        return None
+    from hiermusic.evaluate import run as evaluate
+
+    try:
+        return evaluate.lines(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what `hiermusic evaluate` writes ({error!r}): run that again") from error
+
+
+VERBS = {
+    "reshard": Verb(
+        "rewrite a checkpoint for another mesh, on any machine with the memory for it",
+        "hiermusic reshard --workdir=out/backbone --out=out/backbone-pod --mesh=fsdp=8,tensor=2",
+        _define_reshard,
+        _reshard,
+    ),
+    "export": Verb(
+        "a trained model as safetensors, config.json and a model card",
+        "hiermusic export --workdir=out/codec --out=out/codec-export --licence=cc-by-4.0",
+        _define_export,
+        _export,
+    ),
+}

@@ -1,0 +1,145 @@
+"""Verbs on sounds and tokens: data, tokenize, encode, decode."""
+
+from hiermusic.verbs.flags import (
+    Values,
+    Verb,
+    answer,
+    boolean,
+    hosts,
+    integer,
+    need,
+    number,
+    positional,
+    say,
+    string,
+    together,
+)
+
+
+def _define_data(values: Values) -> None:
+    string(
+        values, "source", "folder, manifest (.csv, .jsonl, .jsonl.gz), tfds:NAME?split=train or builtin:N?seconds=8-16"
+    )
+    string(values, "out", "folder for the records")
+    integer(values, "sample_rate", "samples a second of the records", 44100, lower=1)
+    integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
+    number(values, "valid_fraction", "share of tracks held out", 0.1, lower=0.0, upper=1.0)
+    string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
+    number(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1)
+    boolean(values, "json", "print one JSON object")
+    hosts(values)
+
+
+def _data(values: Values, given: list[str]) -> None:
+    positional(given)
+    need(values, "source", "out")
+    from hiermusic.data import records, sources
+    from hiermusic.parallel.hosts import wait_for_all, workers
+
+    with together(values):
+        source = sources.open_source(values.source)
+        records.write_audio(
+            source.tracks,
+            values.out,
+            values.sample_rate,
+            values.channels,
+            segment_seconds=values.segment_seconds,
+            valid_fraction=values.valid_fraction,
+            fingerprint=source.fingerprint,
+            worker=workers(),
+        )
+        wait_for_all("records")
+        _tell(values)
+
+
+def _tell(values: Values) -> None:
+    """What the finished records hold; one process also writes them as a TFDS data set where that is asked for."""
+    from hiermusic.data.records import read_summary
+    from hiermusic.parallel.hosts import wait_for_all, workers
+
+    if values.tfds and workers()[0] == 0:
+        from hiermusic.data.tfds_builder import export_tfds
+
+        say(f"written as a TFDS data set: {export_tfds(values.out, values.tfds)}")
+    wait_for_all("export")
+    summary = read_summary(values.out)
+    answer(values, _facts(summary), [str(summary)])
+
+
+def _facts(summary) -> dict:
+    facts = {"out": str(summary.path), "tracks": summary.tracks, "seconds": summary.seconds, **summary.splits}
+    return facts | {"skipped": [list(entry) for entry in summary.skipped]}
+
+
+def _define_tokenize(values: Values) -> None:
+    string(values, "codec", "workdir of a trained codec")
+    string(values, "data", "audio records, folder, manifest, TFDS name or builtin:N")
+    string(values, "out", "folder for the token records")
+    string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
+    integer(values, "split_at", "codec layers kept apart from the rest, for models that read only those", 2, lower=1)
+    boolean(values, "json", "print one JSON object")
+    hosts(values)
+
+
+def _tokenize(values: Values, given: list[str]) -> None:
+    positional(given)
+    need(values, "codec", "data", "out")
+    from hiermusic.systems import workdir
+
+    with together(values):
+        workdir.tokenise(values.codec, values.data, values.out, split_at=values.split_at)
+        _tell(values)
+
+
+def _define_encode(values: Values) -> None:
+    string(values, "codec", "workdir of a trained codec")
+    integer(values, "layers", "codec layers to keep; all when left out", lower=1)
+    boolean(values, "json", "print one JSON object")
+
+
+def _encode(values: Values, given: list[str]) -> None:
+    source, target = positional(given, "IN.wav", "CODES.npz")
+    need(values, "codec")
+    from hiermusic.systems import workdir
+
+    result = workdir.encode_file(values.codec, source, target, layers=values.layers)
+    answer(values, result, [f"{target}: codes {result['codes']} of {result['seconds']:.2f} s"])
+
+
+def _decode(values: Values, given: list[str]) -> None:
+    source, target = positional(given, "CODES.npz", "OUT.wav")
+    need(values, "codec")
+    from hiermusic.systems import workdir
+
+    result = workdir.decode_file(values.codec, source, target, layers=values.layers)
+    answer(values, result, [f"{target}: {result['seconds']:.2f} s"])
+
+
+VERBS = {
+    "data": Verb(
+        "turn music into sharded audio records",
+        "hiermusic data --source=FOLDER_OF_MUSIC --out=out/corpus",
+        _define_data,
+        _data,
+    ),
+    "tokenize": Verb(
+        "turn audio into token records with a trained codec",
+        "hiermusic tokenize --codec=out/codec --data=out/corpus --out=out/tokens",
+        _define_tokenize,
+        _tokenize,
+    ),
+    "encode": Verb(
+        "one audio file to codes",
+        "hiermusic encode --codec=out/codec in.wav codes.npz",
+        _define_encode,
+        _encode,
+        "IN.wav CODES.npz",
+    ),
+    "decode": Verb(
+        "codes back to one audio file",
+        "hiermusic decode --codec=out/codec codes.npz out.wav",
+        _define_encode,
+        _decode,
+        "CODES.npz OUT.wav",
+    ),
+}

@@ -1,0 +1,110 @@
+"""What verbs are made of: flags, arguments, and answers in words or JSON."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from absl import flags
+from ml_collections import config_flags
+
+from hiermusic.errors import UserError
+
+Values = flags.FlagValues
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: what it does, how it is called, and the functions that declare its flags and run it."""
+
+    summary: str
+    example: str
+    define: Callable[[Values], None]
+    run: Callable[[Values, list[str]], None]
+    arguments: str = ""
+
+
+def string(values: Values, name: str, text: str, default: str | None = None) -> None:
+    flags.DEFINE_string(name, default, text, flag_values=values)
+
+
+def integer(
+    values: Values,
+    name: str,
+    text: str,
+    default: int | None = None,
+    lower: int | None = None,
+    upper: int | None = None,
+) -> None:
+    flags.DEFINE_integer(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
+
+
+def number(
+    values: Values, name: str, text: str, default: float | None = None, *, lower: float, upper: float | None = None
+) -> None:
+    flags.DEFINE_float(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
+    # NaN passes every bound
+    flags.register_validator(name, lambda x: x is None or math.isfinite(x), "give a finite number", flag_values=values)
+
+
+def boolean(values: Values, name: str, text: str, default: bool = False) -> None:
+    flags.DEFINE_bool(name, default, text, flag_values=values)
+
+
+def config(values: Values) -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "FILE.py[:preset]; --config.a.b=value overrides a field", flag_values=values
+    )
+
+
+def hosts(values: Values) -> None:
+    """The flags of a verb whose work is shared by the processes of a run; `together` follows them."""
+    string(values, "coordinator", "HOST:PORT of process 0, on every process; not needed on TPU slices, SLURM and GKE")
+    integer(values, "processes", "how many processes run this command together; 1: this one alone", lower=1)
+    integer(values, "process", "which of them this one is, from 0", lower=0)
+    number(values, "start_timeout", "seconds to wait for the other processes to start", 120.0, lower=1.0)
+
+
+def together(values: Values) -> AbstractContextManager[None]:
+    """Runs a block as one of the processes that the flags, or else the cluster, name; see `hosts.joined`."""
+    from hiermusic.parallel.hosts import joined
+
+    return joined(values.coordinator, values.processes, values.process, values.start_timeout)
+
+
+def need(values: Values, *names: str) -> None:
+    missing = [f"--{name}" for name in names if not getattr(values, name)]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is needed")
+
+
+def positional(given: list[str], *names: str) -> list[str]:
+    if len(given) != len(names):
+        raise UserError(f"expected {len(names)} arguments ({' '.join(names)}), got {len(given)}: {' '.join(given)}")
+    return given
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Writes to standard output; where that fails the process ends at once, or Python would try again at its end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os._exit(0)
+    except OSError as error:
+        say(f"hiermusic: standard output cannot be written: {error.strerror}")
+        os._exit(1)
+
+
+def answer(values: Values, result: dict, lines: list[str]) -> None:
+    """One JSON object on standard output with --json, the words otherwise; from the first process of a run."""
+    from hiermusic.parallel.hosts import workers
+
+    if workers()[0] == 0:
+        show(json.dumps(result) if values.json else "\n".join(lines))

@@ -1,0 +1,132 @@
+"""Verbs on training runs: train, evaluate, inspect."""
+
+import sys
+from pathlib import Path
+
+from hiermusic.errors import UserError
+from hiermusic.verbs.flags import (
+    Values,
+    Verb,
+    answer,
+    boolean,
+    config,
+    hosts,
+    integer,
+    need,
+    number,
+    positional,
+    say,
+    string,
+    together,
+)
+
+
+def _define_train(values: Values) -> None:
+    config(values)
+    string(values, "workdir", "folder that keeps config, checkpoints, logs and samples; run again to go on")
+    boolean(values, "progress", "show a progress bar", True)
+    boolean(values, "json", "print one JSON object")
+    hosts(values)
+
+
+def _train(values: Values, given: list[str]) -> None:
+    positional(given)
+    need(values, "config", "workdir")
+    from hiermusic.parallel.hosts import workers
+    from hiermusic.systems import workdir
+    from hiermusic.train import loop
+
+    with together(values):
+        loop.check(workdir.blueprint(values.config), values.config)
+        stage = workdir.stage(values.config, values.workdir)
+        first = workers()[0] == 0
+        metrics = loop.run(stage, values.config, values.workdir, progress=values.progress and first)
+        if metrics["step"] < values.config.train.steps:
+            if first:
+                say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
+            sys.exit(130)
+        answer(values, metrics, [f"{values.workdir}: trained to step {metrics['step']}, loss {metrics.get('loss')}"])
+
+
+def _define_inspect(values: Values) -> None:
+    config(values)
+    string(values, "workdir", "a training run or an exported model, instead of --config")
+    integer(values, "step", "which checkpoint of the workdir; default: the newest", lower=0)
+    boolean(values, "weights", "also list the name, shape and dtype of every weight of the checkpoint")
+    boolean(values, "json", "print one JSON object")
+
+
+def _inspect(values: Values, given: list[str]) -> None:
+    positional(given)
+    if bool(values.config) == bool(values.workdir):
+        raise UserError("give either --config or --workdir")
+    if values.config and (values.step is not None or values.weights):
+        raise UserError("--step and --weights look at a checkpoint: give --workdir instead of --config")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so a training run may have the accelerator
+    from hiermusic.systems import workdir
+
+    facts = workdir.inspect(values.config, values.workdir, values.step, values.weights)
+    params, stored = facts.get("params", {}), facts.get("checkpoint")
+    width = max(map(len, params), default=0)
+    lines = [f"{name:<{width}}  {count:>15,}" for name, count in params.items()]
+    lines += [f"{name}: {value}" for name, value in facts.items() if name not in ("params", "checkpoint")]
+    answer(values, facts, lines + (_checkpoint(stored) if stored else []))
+
+
+def _checkpoint(facts: dict) -> list[str]:
+    """What a checkpoint holds, as plain lines."""
+    lines = [f"checkpoints: {', '.join(map(str, facts['steps']))}"]
+    lines.append(f"step {facts['step']}: {facts['bytes'] / 1e6:,.1f} MB on disk")
+    if facts["mesh"]:
+        lines.append("written on a mesh of " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()))
+    for name, part in facts["parts"].items():
+        dtypes = ", ".join(part["dtypes"])
+        lines.append(f"{name:<6} {part['arrays']:>5} arrays {part['numbers']:>15,} numbers  {dtypes}".rstrip())
+    weights = facts.get("weights", [])
+    width = max((len(weight["name"]) for weight in weights), default=0)
+    return lines + [f"{weight['name']:<{width}}  {weight['dtype']:<9} {weight['shape']}" for weight in weights]
+
+
+def _define_evaluate(values: Values) -> None:
+    string(values, "workdir", "a trained codec or token model")
+    string(values, "data", "data to take the held-out tracks from; default: what it was trained on")
+    string(values, "out", "folder for results.json and report.html; default: WORKDIR/evaluation")
+    number(values, "seconds", "seconds of each held-out track that are measured", 10.0, lower=1.0)
+    integer(values, "tracks", "at most so many tracks", 32, lower=1)
+    boolean(values, "json", "print one JSON object")
+    hosts(values)
+
+
+def _evaluate(values: Values, given: list[str]) -> None:
+    positional(given)
+    need(values, "workdir")
+    from hiermusic.evaluate import run
+
+    out = values.out or str(Path(values.workdir) / "evaluation")
+    with together(values):
+        results = run.evaluate(values.workdir, out, data=values.data, seconds=values.seconds, tracks=values.tracks)
+        answer(values, results, [*run.lines(results), f"{out}/report.html"])
+
+
+VERBS = {
+    "train": Verb(
+        "train any stage; run again to go on where it stopped",
+        "hiermusic train --config=configs/khala/codec.py:tiny --workdir=out/codec --config.data.path=FOLDER_OF_MUSIC",
+        _define_train,
+        _train,
+    ),
+    "evaluate": Verb(
+        "measure a trained codec or token model on held-out tracks",
+        "hiermusic evaluate --workdir=out/codec",
+        _define_evaluate,
+        _evaluate,
+    ),
+    "inspect": Verb(
+        "what a configuration or a workdir is made of, without allocating it",
+        "hiermusic inspect --config=configs/khala/backbone.py:paper --json",
+        _define_inspect,
+        _inspect,
+    ),
+}

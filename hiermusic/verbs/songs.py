@@ -1,0 +1,103 @@
+"""Verbs that make music: generate, continue."""
+
+from hiermusic.errors import UserError
+from hiermusic.verbs.flags import (
+    Values,
+    Verb,
+    answer,
+    boolean,
+    hosts,
+    integer,
+    need,
+    number,
+    positional,
+    string,
+    together,
+)
+
+
+def _define_generate(values: Values) -> None:
+    string(values, "superres", "workdir of a trained super-resolution model; without it the backbone's layers only")
+    string(values, "backbone", "workdir of a trained backbone; default: the one --superres was started from")
+    string(values, "codec", "workdir of a trained codec; default: the one that made the backbone's tokens")
+    string(values, "prompts", "JSONL file, one prompt a line: name, tags, description, lyrics, seconds, seed, ...")
+    string(values, "tags", "tags of a single prompt, separated by commas")
+    string(values, "lyrics", "lyrics of a single prompt; \\n parts lines")
+    boolean(values, "instrumental", "a single prompt without a voice")
+    number(values, "seconds", "length of a single prompt's song", lower=0.1)
+    string(values, "out", "folder for one wav and one JSON a prompt")
+    integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
+    number(values, "temperature", "backbone temperature; default: the workdir's", lower=0.0)
+    integer(values, "top_k", "backbone top-k; default: the workdir's", lower=0)
+    number(values, "top_p", "backbone top-p; default: the workdir's", lower=0.01, upper=1.0)
+    number(values, "guidance", "classifier-free guidance scale; default: the workdir's", lower=0.0)
+    boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
+    string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
+    boolean(values, "json", "print one JSON object")
+    hosts(values)
+
+
+def _define_continue(values: Values) -> None:
+    _define_generate(values)
+
+
+def _options(values: Values) -> dict:
+    names = ("temperature", "top_k", "top_p", "guidance")
+    return {name: getattr(values, name) for name in names if getattr(values, name) is not None}
+
+
+def _mesh(text: str | None) -> dict[str, int]:
+    """axis=devices,... as a dictionary."""
+    try:
+        pairs = [part.split("=") for part in (text or "").split(",") if part]
+        return {axis.strip(): int(devices) for axis, devices in pairs}
+    except ValueError:
+        raise UserError(f"--mesh={text}: give axis=devices,... such as fsdp=4,tensor=2") from None
+
+
+def _generate(values: Values, given: list[str], audio: str | None = None) -> None:
+    positional(given)
+    need(values, "out")
+    if not (values.superres or values.backbone):
+        raise UserError("--superres or --backbone is needed: the workdir of a trained model")
+    from hiermusic.systems import requests, workdir
+
+    if values.prompts:
+        asked = requests.read(values.prompts, seed=values.seed)
+    else:
+        asked = requests.single(values.tags, values.lyrics, values.instrumental, values.seconds, values.seed)
+    with together(values):
+        songs = workdir.generate(
+            asked,
+            values.out,
+            superres=values.superres,
+            backbone=values.backbone,
+            codec=values.codec,
+            options=_options(values),
+            audio=audio,
+            backbone_too=values.backbone_too,
+            mesh=_mesh(values.mesh),
+        )
+        answer(values, {"songs": songs}, [f"{song['wav']}: {song['seconds']:.2f} s" for song in songs])
+
+
+def _continue(values: Values, given: list[str]) -> None:
+    (audio,) = positional(given, "IN.wav")
+    _generate(values, [], audio)
+
+
+VERBS = {
+    "generate": Verb(
+        "prompts to songs",
+        "hiermusic generate --superres=out/superres --tags='pop, piano' --lyrics='la la' --seconds=8 --out=out/songs",
+        _define_generate,
+        _generate,
+    ),
+    "continue": Verb(
+        "go on from a piece of audio",
+        "hiermusic continue --superres=out/superres --tags='pop, piano' --seconds=8 --out=out/songs in.wav",
+        _define_continue,
+        _continue,
+        "IN.wav",
+    ),
+}

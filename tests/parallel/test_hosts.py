@@ -1,0 +1,171 @@
+"""Processes that cannot come together say so, each in one line, before JAX is started."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.parallel import hosts
+
+
+def refused(*place, timeout=0.3):
+    with pytest.raises(UserError) as caught, hosts.joined(*place, timeout=timeout):
+        raise AssertionError("joined")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    return free
+
+
+def connect(port):
+    """A connection to a process 0 that may not be listening yet."""
+    for _ in range(500):
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise AssertionError("nobody listens")
+
+
+def test_one_process_needs_nothing():
+    for place in ((), (None, 1), (None, 1, 0)):
+        with hosts.joined(*place):
+            assert hosts.workers() == (0, 1)
+            hosts.wait_for_all("nobody else")
+
+
+def test_the_flags_go_together():
+    assert refused("a:1", 2).startswith("--process is needed too")
+    assert refused(None, 2).startswith("--coordinator, --process is needed too")
+    assert "HOST:PORT" in refused("localhost", 2, 0) and "HOST:PORT" in refused("localhost:99999", 2, 0)
+    assert "must lie in 0..1" in refused("localhost:9", 2, 2)
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert refused(f"127.0.0.1:{taken}", 2, 0).startswith(f"port {taken} is in use on this host")
+
+
+def test_those_who_do_not_come_are_named(port):
+    start = time.monotonic()
+    assert "for process 1, 2 of 3" in refused(f"127.0.0.1:{port}", 3, 0)
+    said = refused(f"127.0.0.1:{port}", 3, 1)
+    assert f"process 1 waited 0.3 s for the coordinator at 127.0.0.1:{port} (Connection refused)" in said
+    assert time.monotonic() - start < 20
+
+
+def test_what_answers_must_be_a_coordinator():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"220 mail\n"), daemon=True).start()
+        assert "none of this program's" in refused(f"127.0.0.1:{server.getsockname()[1]}", 2, 1)
+
+
+@pytest.mark.parametrize("process", [1, 2])
+def test_all_must_have_been_told_the_same(port, process):
+    where, told = f"127.0.0.1:{port}", []
+    thread = threading.Thread(target=lambda: told.append(refused(where, 2, 0, timeout=20.0)))
+    thread.start()
+    told.append(refused(where, 3, process, timeout=20.0))
+    thread.join()
+    said = f"process {process} was started with --processes=3, process 0 with --processes=2"
+    assert len(told) == 2 and all(words.startswith(said) for words in told)
+
+
+def test_two_of_one_number_are_refused(port):
+    where, told = f"127.0.0.1:{port}", []
+    threads = [threading.Thread(target=lambda i=i: told.append(refused(where, 3, i, timeout=20.0))) for i in (0, 1, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 3 and set(told) == {"two processes were started with --process=1: number them from 0"}
+
+
+def test_one_that_was_started_again_takes_its_own_place(port):
+    where, told = f"127.0.0.1:{port}", []
+    first = threading.Thread(target=lambda: told.append(refused(where, 3, 0, timeout=4.0)))
+    first.start()
+    for _ in range(2):
+        with connect(port) as gone:
+            gone.sendall(b'["hiermusic", 1, 3]\n')
+            time.sleep(0.3)
+    first.join()
+    assert told[0].startswith(f"waited 4 s at {where} for process 2 of 3")
+
+
+def test_slurm_is_recognised(port, monkeypatch):
+    step = {"JOB_ID": "7", "STEP_NODELIST": "127.0.0.1", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
+    for name, value in (step | {"STEP_NUM_NODES": "2"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
+    assert f"process 1 waited 0.3 s for the coordinator at 127.0.0.1:{port}" in refused()
+
+
+def test_a_pod_that_is_no_job_runs_alone(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with hosts.joined():
+        assert hosts.workers() == (0, 1)
+
+
+@pytest.fixture
+def links():
+    """Three processes' ends of their connections, in one process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pairs = [(socket.create_connection(server.getsockname()), server.accept()[0]) for _ in range(2)]
+    place = [hosts._Place("localhost:1", 3, i) for i in range(3)]
+    ends = [hosts._Link(place[0], {1: pairs[0][0], 2: pairs[1][0]})]
+    ends += [hosts._Link(place[i], {0: pairs[i - 1][1]}) for i in (1, 2)]
+    yield ends
+    for link in ends:
+        link.failing = True  # that the others are gone is no news then
+    for link in ends:
+        for peer in link.peers.values():
+            peer.shutdown(socket.SHUT_RDWR)
+            peer.close()
+
+
+def until_all_stop(links, steps, wanting, pause=0.002):
+    """The step after which each process stops, if one of them is asked to at its first."""
+    stopped = [None] * 3
+
+    def train(which):
+        for step in steps:
+            time.sleep(pause * (which + 1))
+            if links[which].stops(step, which == wanting):
+                stopped[which] = step
+                return
+
+    threads = [threading.Thread(target=train, args=(which,)) for which in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return stopped
+
+
+@pytest.mark.parametrize("wanting", [0, 1, 2])
+@pytest.mark.parametrize("first", [1, 501])  # a run that goes on has no step before its first
+def test_all_stop_after_the_same_step(links, wanting, first):
+    stopped = until_all_stop(links, range(first, first + 200), wanting)
+    assert len(set(stopped)) == 1 and first <= stopped[0] < first + 100
+
+
+def test_nobody_passes_before_all_have_come(links):
+    passed = []
+    for which in (1, 2):
+        threading.Thread(target=lambda i=which: (links[i].wait("a"), passed.append(i)), daemon=True).start()
+    time.sleep(0.2)
+    assert not passed
+    links[0].wait("a")
+    deadline = time.monotonic() + 10
+    while len(passed) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(passed) == [1, 2]

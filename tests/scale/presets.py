@@ -1,0 +1,114 @@
+"""Small versions of every stage, their batches, and a few steps of them on any mesh."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.parallel.mesh import BatchPlacement, mesh_of, shardings
+from hiermusic.systems import workdir
+from hiermusic.train import loop
+from hiermusic.train.codec import CodecStage
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
+TOKEN_LM = {"codes": 16, "layers": 2, "width": 32, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn_width": 64}
+SIZES = {
+    "backbone": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}},
+    "superres": {"model": TOKEN_LM | {"length": 64, "levels": 4, "dropout": 0.0}},
+    "codec": {
+        "model": {
+            "strides": (8,),
+            "dilations": (3,),
+            "encoder_width": 8,
+            "decoder_width": 16,
+            "latent": 8,
+            "codebooks": 4,
+            "codes": 16,
+            "kmeans_iterations": 4,
+            "quantiser_dropout": "uniform",
+        },
+        "discriminator": {"fft_sizes": (78,), "filters": 8},
+        # The log spectra of a codec that was just drawn amplify every rounding: here they count little.
+        "loss": {"stft": 0.01, "waveform": 1.0, "balance": False},
+        "train": {"crop_frames": 8, "quantise_start": 0, "adversarial_start": 1, "optimiser": "adam"},
+    },
+}
+
+
+def load(stage: str, preset: str) -> ConfigDict:
+    """A configuration of `configs/khala`."""
+    spec = importlib.util.spec_from_file_location(f"khala_{stage}", CONFIGS / f"{stage}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(preset)
+
+
+def small(stage: str, mesh: Mapping[str, int]) -> ConfigDict:
+    """The tiny preset made smaller still, on a mesh."""
+    config = load(stage, "tiny")
+    config.update(SIZES[stage])
+    # Adam's step is the sign of a gradient that is nothing but rounding, unless epsilon is above it.
+    config.train.update({"eps": 1e-3, "warmup_steps": 1, "batch_size": 8})
+    config.mesh.update({"data": 1} | mesh)
+    return config
+
+
+def batches(stage, count: int) -> list:
+    """(task, batch) of the first steps, the batches drawn at random."""
+    rng = np.random.default_rng(0)
+    examples = stage.examples()
+
+    def draw(name, shape):
+        if name == "wav":
+            tone = np.sin(np.arange(shape.shape[1])[:, None] * rng.uniform(0.05, 0.6, (shape.shape[0], 1, 2)))
+            return (0.4 * tone + 0.1 * rng.normal(size=shape.shape)).astype(np.float32)
+        if name == "valid":
+            return np.arange(shape.shape[1]) < rng.integers(40, shape.shape[1] + 1, (shape.shape[0], 1))
+        if name == "level":
+            return np.int32(2)
+        return rng.integers(-1, 16, shape.shape).astype(np.int32)
+
+    made = []
+    for index in range(count):
+        task, shapes = examples[index % len(examples)]
+        batch = {name: draw(name, shape) for name, shape in shapes.items()}
+        if "level" in batch:  # a batch of one level has targets in no other
+            batch["targets"][:, :, np.arange(batch["targets"].shape[2]) != 2] = -1
+            batch["text_targets"][:] = -1
+        made.append((stage.phase(index) if isinstance(stage, CodecStage) else task, batch))
+    return made
+
+
+class Placed:
+    """A stage's fresh state and its update on a mesh of as many devices as the mesh names."""
+
+    def __init__(self, config: ConfigDict):
+        self.stage = workdir.blueprint(config)
+        sizes = [size for size in config.mesh.to_dict().values() if isinstance(size, int)]
+        self.mesh = mesh_of(config, jax.devices()[: int(np.prod(sizes))])
+        self.graphdef, self.abstract = loop.abstract_state(self.stage, 0)
+        self.placement = shardings(self.abstract, self.mesh)
+        self.update = loop.make_update(self.stage, self.graphdef, self.mesh, self.placement, 0)
+        self.rows = BatchPlacement(self.mesh, config.train.batch_size)
+
+    def arguments(self, state, index, task, batch) -> tuple:
+        limits = np.full(2, np.inf, np.float32)
+        return state, self.rows.put(batch), np.int32(index), limits, task
+
+    def fresh(self) -> nnx.State:
+        return jax.jit(lambda: nnx.state(self.stage.create(nnx.Rngs(0))), out_shardings=self.placement)()
+
+
+def train(config: ConfigDict, steps: int = 3) -> tuple[list[float], dict]:
+    """Losses of the first steps, and the state after them on the host."""
+    placed, losses = Placed(config), []
+    with jax.set_mesh(placed.mesh):
+        state = placed.fresh()
+        for index, (task, batch) in enumerate(batches(placed.stage, steps)):
+            state, metrics = placed.update(*placed.arguments(state, index, task, batch))
+            losses.append(float(metrics["loss"]))
+    return losses, jax.device_get(nnx.to_pure_dict(state))
