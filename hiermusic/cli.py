@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from absl import flags, logging
@@ -59,6 +60,13 @@ def _keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def _leave_out_absent_tpu() -> None:
+    """Keeps JAX from starting libtpu where it is there for its compiler only: it would print a page of warnings."""
+    tpu, plugins = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("*")], find_spec("jax_plugins")
+    if find_spec("libtpu") and not tpu and not plugins:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; bad input ends in one line on standard error and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
@@ -70,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"hiermusic: there is no verb '{name}'; there are {', '.join(VERBS)}")
         sys.exit(2)
     _keep_compiled_programs()
+    _leave_out_absent_tpu()
     verb, values = VERBS[name], Values()
     verb.define(values)
     if {"-h", "--help"} & set(rest):

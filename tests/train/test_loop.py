@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +115,10 @@ def test_every_record_has_step_and_loss_and_lines_are_json(toy, tmp_path):
 
 
 def test_the_profiler_traces_the_steps_it_is_told(toy, tmp_path):
-    train(toy, tmp_path, steps=6, profile_step=3, profile_steps=2)
+    # in a process of its own: where another test has loaded libtpu, JAX's profiler crashes
+    steps = "toy.config(steps=6, profile_step=3, profile_steps=2)"
+    program = f"import sys, toy; c = {steps}; toy.run(toy.ToyStage(c), c, sys.argv[1], progress=False)"
+    subprocess.run([sys.executable, "-c", program, tmp_path], cwd=Path(__file__).parent, check=True)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
     train(toy, tmp_path / "other", steps=2)
