@@ -59,8 +59,9 @@ def cells(row: tuple[str, ...], facts: dict) -> list[list[str]]:
         line = [*head, program["name"], f"{facts['parameters'] / 1e9:.3f} B"]
         if program["fits"]:
             told = program["prediction"]
-            moved = sum(collective["bytes"] for collective in program["collectives"]) / _GIB
-            line += [f"{sizes['peak'] / _GIB:.2f} of {memory:.0f}", f"{moved:.2f}", f"{program['compile_seconds']:.0f}"]
+            sent = program["collectives"]
+            moved = "unread" if sent is None else f"{sum(part['bytes'] for part in sent) / _GIB:.2f}"
+            line += [f"{sizes['peak'] / _GIB:.2f} of {memory:.0f}", moved, f"{program['compile_seconds']:.0f}"]
             line += [f"{told['step_seconds']:.3g} ({told['bound_by']})", f"{told['mfu']:.0%}"]
             line.append(f"{told['tokens_per_second']:,.0f}")
         else:

@@ -39,8 +39,8 @@ def examine(job: Job, mesh: Mesh, chip: Chip) -> dict[str, Any]:
     Returns:
       `name`, `fits`, `lower_seconds`, `compile_seconds`, `error` (the compiler's words where memory does not suffice,
       else None); where it fits also `bytes_per_chip` (`arguments`, `outputs`, `aliased`, `temporaries`, `peak`),
-      `collectives` and `prediction`; where it does not, `bytes_per_chip` holds what the compiler tells: `wanted` of
-      what kind of memory, and `available`.
+      `collectives` (None where this jaxlib cannot read libtpu's program) and `prediction`; where it does not,
+      `bytes_per_chip` holds what the compiler tells: `wanted` of what kind of memory, and `available`.
     Raises:
       UserError: where the compiler refuses for another reason.
     """
@@ -67,7 +67,10 @@ def examine(job: Job, mesh: Mesh, chip: Chip) -> dict[str, Any]:
             "peak": memory.peak_memory_in_bytes,
         }
         facts["bytes_per_chip"] = {name: size * chip.devices_per_chip for name, size in sizes.items()}
-        facts["collectives"] = [dataclasses.asdict(c) for c in collectives(compiled.as_text())]
+        try:
+            facts["collectives"] = [dataclasses.asdict(c) for c in collectives(compiled.as_text())]
+        except jax.errors.JaxRuntimeError:  # a libtpu that is newer than jaxlib writes what this one cannot read
+            facts["collectives"] = None
     facts["prediction"] = dataclasses.asdict(predict(job.load(), mesh, chip))
     return facts
 

@@ -92,9 +92,11 @@ def _program(program: dict[str, Any], memory: float) -> list[str]:
         f"{program['name']}: fits, {most}; {took}",
         "  " + ", ".join(f"{name} {size / _GIB:.2f} GiB" for name, size in sizes.items() if name != "peak"),
     ]
-    if program["collectives"]:
+    if program["collectives"] is None:
+        lines.append("  collectives: not readable by this jaxlib; pip install 'jax[tpu]' brings its own libtpu")
+    elif program["collectives"]:
         lines.append(f"  {'collectives a step':<20} {'group':>7} {'count':>8} {'GiB a chip':>11}")
-    for row in program["collectives"]:
+    for row in program["collectives"] or ():
         group = row["devices"] or "-"
         note = "" if row["loops_known"] else "  (some in loops of unknown length, counted once)"
         lines.append(f"  {row['kind']:<20} {group:>7} {row['count']:>8,} {row['bytes'] / _GIB:>11.3f}{note}")

@@ -1,7 +1,14 @@
-"""What the compiler says when memory does not suffice."""
+"""What the compiler says: when memory does not suffice, and when its program cannot be read back."""
 
-from hiermusic.parallel.aot import out_of_memory
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+
+from hiermusic.parallel.aot import Job, examine, out_of_memory
 from hiermusic.parallel.chips import CHIPS
+from hiermusic.parallel.mesh import make_mesh
+from hiermusic.parallel.roofline import Load
 
 HBM = (
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
@@ -19,3 +26,18 @@ def test_words_of_the_compiler():
 
 def test_devices_that_share_a_chip_are_added_up():
     assert out_of_memory(HBM, CHIPS["tpu7x"])["available"] == 2 * 15.75 * 2**30
+
+
+def test_a_program_that_cannot_be_read_back_is_measured_all_the_same():
+    compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(8)).compile()
+
+    def unreadable():
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    lowered = SimpleNamespace(
+        compile=lambda: SimpleNamespace(memory_analysis=compiled.memory_analysis, as_text=unreadable)
+    )
+    job = Job("add", lambda: lowered, lambda: Load(8.0, 0.0, 64.0, (), 8.0, 1.0))
+    facts = examine(job, make_mesh({"data": 8}), CHIPS["v5e"])
+    assert facts["fits"] and facts["collectives"] is None
+    assert facts["bytes_per_chip"]["arguments"] == 32 and facts["prediction"]["step_seconds"] > 0
