@@ -57,21 +57,23 @@ def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program, by kind and size of group, most bytes first.
 
     A loop that counts up to a constant counts as often as it runs; of a condition every branch counts. What the
-    compiler spreads over several fusions (an asynchronous collective) is one collective: it keeps its channel.
+    compiler spreads over several fusions (an asynchronous collective) is one collective: it keeps its channel and size.
 
     Args:
       hlo: `compiled.as_text()`.
     """
     computations, entry = _parse(hlo)
     found: dict[tuple, tuple[int, int, bool]] = {}
-    for computation, times, known in _visits(computations, entry):
+    for computation, times, known, fused in _visits(computations, entry):
         for instruction in computations[computation].instructions.values():
             kind = instruction.op.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            channel = re.search(r"channel_id=(\d+)", instruction.rest)
-            key = (kind, _group(instruction), channel[1] if channel else (computation, instruction.name))
             size = _payload(instruction, computations[computation])
+            channel = re.search(r"channel_id=(\d+)", instruction.rest)
+            # outside fusions a channel tells nothing: all collectives of JAX's shard_map have the same one
+            which = (channel[1], size) if fused and channel else (computation, instruction.name)
+            key = (kind, _group(instruction), which)
             if key not in found or times < found[key][0]:
                 found[key] = (times, size, known)
     rows: dict[tuple[str, int], list] = defaultdict(lambda: [0, 0, True])
@@ -93,11 +95,13 @@ def _parse(hlo: str) -> tuple[dict[str, _Computation], str]:
     return computations, entry
 
 
-def _visits(computations: dict[str, _Computation], name: str, times: int = 1, known: bool = True) -> Iterator[tuple]:
-    """Every computation that runs, how often, and whether that is known."""
+def _visits(
+    computations: dict[str, _Computation], name: str, times: int = 1, known: bool = True, fused: bool = False
+) -> Iterator[tuple]:
+    """Every computation that runs, how often, whether that is known, and whether it is part of a fusion."""
     if name not in computations:
         return
-    yield name, times, known
+    yield name, times, known, fused
     computation = computations[name]
     for instruction in computation.instructions.values():
         if instruction.op == "while":
@@ -106,7 +110,7 @@ def _visits(computations: dict[str, _Computation], name: str, times: int = 1, kn
             yield from _visits(computations, body, times * (trips or 1), known and trips is not None)
             continue
         for callee in _callees(instruction):
-            yield from _visits(computations, callee, times, known)
+            yield from _visits(computations, callee, times, known, fused or instruction.op == "fusion")
 
 
 def _callees(instruction: _Instruction) -> list[str]:
