@@ -118,6 +118,7 @@ def _save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
         save_file(dict(weights), path, metadata={"format": "flax"})
     except SafetensorError as error:  # its own words for what the system said
         raise OSError(None, str(error), str(path)) from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read it
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hiermusic.errors import UserError
 from hiermusic.systems import workdir
 from hiermusic.train import loop
-from tests.scale.presets import Placed, small, train
+from tests.scale.presets import Placed, load, small, train
 
 MESHES = {
     "data": {"data": 8},
@@ -45,6 +45,15 @@ def test_codebooks_of_eight_devices_are_those_of_one():
     )
     for name in ("codebooks", "ema_sums", "ema_counts"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["codec", "backbone", "superres"])
+@pytest.mark.parametrize("axis", ["data", "fsdp", "context"])
+def test_tiny_presets_take_eight_devices_by_one_flag(stage, axis):
+    config = load(stage, "tiny")
+    config.mesh[axis] = 8
+    _, mesh = loop.check(workdir.blueprint(config), config)
+    assert mesh.shape[axis] == 8 and mesh.size == 8
 
 
 @pytest.mark.parametrize(
