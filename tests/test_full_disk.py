@@ -12,7 +12,7 @@ import pytest
 from hiermusic.audio import files
 from hiermusic.data import records
 from hiermusic.data.sources import Track
-from hiermusic.errors import UserError, is_disk_full, replacing
+from hiermusic.errors import UserError, is_disk_full, replacing, write_atomically
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.train.log import Log, read_metrics
 
@@ -102,7 +102,7 @@ def test_token_records_keep_no_half_of_a_shard(disk):
 def test_json(disk, leaving):
     fill(disk, leaving)
     with pytest.raises(UserError, match="the disk is full"):
-        records.write_atomically(disk / "info.json", "x" * 10_000)
+        write_atomically(disk / "info.json", "x" * 10_000)
     assert others(disk) == []
 
 

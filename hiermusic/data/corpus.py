@@ -12,7 +12,7 @@ from scipy.signal import butter, sosfiltfilt
 from hiermusic.audio import files
 from hiermusic.data import synth, voice
 from hiermusic.data.composer import NAMES, Line, Score, Span, compose
-from hiermusic.errors import UserError, replacing
+from hiermusic.errors import UserError, write_atomically
 
 _FORMANT_SCALES = {"female": 1.17, "male": 1.0}
 _PEAK = 0.89
@@ -163,8 +163,8 @@ def export(song: Song, folder: str | Path, name: str, stems: str | Path | None =
         files.write(Path(stems) / f"{name}.vocals.wav", song.vocals, song.sample_rate)
         files.write(Path(stems) / f"{name}.instrumental.wav", song.instrumental, song.sample_rate)
     if song.lyrics:
-        _write_text(folder / f"{name}.txt", song.lyrics + "\n")
-    _write_text(folder / f"{name}.json", json.dumps(truth(song), indent=1))
+        write_atomically(folder / f"{name}.txt", song.lyrics + "\n")
+    write_atomically(folder / f"{name}.json", json.dumps(truth(song), indent=1))
     return path
 
 
@@ -215,11 +215,6 @@ def plot(song: Song, path: str | Path) -> None:
     axes[1].set(xlabel="seconds", xlim=(0, song.seconds))
     figure.suptitle(f"{song.description} {song.tempo:.1f} BPM, {song.key} {song.mode}")
     figure.savefig(path, dpi=60)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _lyric_lines(score: Score) -> tuple[LyricLine, ...]:

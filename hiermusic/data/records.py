@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hiermusic.audio import files
 from hiermusic.data.sources import Track
-from hiermusic.errors import UserError, disk_errors, replacing
+from hiermusic.errors import UserError, disk_errors, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.tokens.hierarchy import Hierarchy
 
@@ -383,12 +383,6 @@ class TokenSource:
         entry = self.tracks[index]
         meta = {"id": entry["id"], "seconds": entry["seconds"], **entry["meta"]}
         return {"codes": codes[0] if len(codes) == 1 else codes, "meta": meta}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that is either whole or not there."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # file names need not be valid unicode
 
 
 def remove_leftovers(*folders: Path) -> None:

@@ -15,8 +15,8 @@ from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.data import pipeline
-from hiermusic.data.records import AudioSource, TokenSource, write_atomically
-from hiermusic.errors import UserError
+from hiermusic.data.records import AudioSource, TokenSource
+from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.codec import Coder, evaluate_codec

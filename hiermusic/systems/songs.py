@@ -14,7 +14,8 @@ from tqdm import tqdm
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
-from hiermusic.data.records import read_json, remove_leftovers, write_atomically
+from hiermusic.data.records import read_json, remove_leftovers
+from hiermusic.errors import write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
