@@ -1,6 +1,6 @@
 """The table of what fits where: compiles a list of configurations for slices of TPUs, one process each.
 
-    python benchmarks/scale_table.py --rows=benchmarks/scale_rows.txt --out=out/scale
+    python benchmarks/scale_table.py --rows=benchmarks/scale_rows.txt --out=docs/scale
 
 A line of the list is what `hiermusic compile` is told: the configuration, the topology, and if need be the number of
 slices, overrides and other flags, as in
@@ -52,7 +52,8 @@ def cells(row: tuple[str, ...], facts: dict) -> list[list[str]]:
     slices = f"{facts['slices']} x " if facts["slices"] > 1 else ""
     mesh = " ".join(f"{axis} {size}" for axis, size in facts["mesh"].items() if size > 1) or "one device"
     head = [f"{facts['stage']} {facts['preset']}", slices + facts["topology"], mesh]
-    head += [str(facts["batch_size"]), facts["remat"]]
+    pieces = [flag.partition("=")[2] for flag in row if flag.startswith("--config.train.accumulate=")]
+    head += [" / ".join([str(facts["batch_size"]), *pieces]), facts["remat"]]
     lines = []
     for program in facts["programs"]:
         sizes, memory = program["bytes_per_chip"], facts["memory_per_chip"] / _GIB
