@@ -5,7 +5,7 @@ A step is predicted to last
     max(compute, memory, ici, dcn) + blocking
 
 - compute: floating-point operations, those recomputed under a remat policy with them, at the chips' peak;
-- memory: bytes between a device and its HBM (`product_bytes`, and the training state read and written once);
+- memory: bytes between a device and its HBM (`counting.product_bytes`, and the training state read and written once);
 - ici, dcn: gathers of weights and sums of gradients, which run beside the products of other layers, within a slice and
   between slices;
 - blocking: what the next product has to wait for: activations over `tensor` and `context`.
@@ -18,9 +18,8 @@ XLA's own estimates are not used: they see a loop's body once.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -164,44 +163,6 @@ def _slice(device: jax.Device) -> int:
 
 def _dcn(chip: Chip) -> float:
     return chip.dcn_bandwidth / chip.devices_per_chip
-
-
-_PRODUCTS = ("dot_general", "conv_general_dilated", "fft", "pallas_call")
-
-
-def product_bytes(function: Callable[..., Any], *arguments: Any) -> float:
-    """Bytes that the products, convolutions, transforms and kernels of a function read and write, each array once.
-
-    All else is taken to be fused with them, and whatever is small to stay on the chip is counted all the same.
-
-    Args:
-      function: what `jax.jit` takes.
-      arguments: arrays or `jax.ShapeDtypeStruct`s; nothing is computed.
-    """
-    return _bytes(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _bytes(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in _PRODUCTS:
-            total += sum(_size(variable.aval) for variable in (*equation.invars, *equation.outvars))
-            continue
-        parts = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-        inner = [_bytes(getattr(part, "jaxpr", part)) for part in parts if _is_jaxpr(part)]
-        if equation.primitive.name == "cond":
-            total += min(inner)
-        else:
-            total += equation.params.get("length", 1) * sum(inner) if equation.primitive.name == "scan" else sum(inner)
-    return total
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(getattr(value, "jaxpr", value), "eqns")
-
-
-def _size(aval: Any) -> float:
-    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") and hasattr(aval, "shape") else 0
 
 
 def weight_transfers(

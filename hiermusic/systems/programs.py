@@ -15,9 +15,9 @@ from hiermusic.codec.codec import Codec
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.parallel.aot import Job
-from hiermusic.parallel.flops import forward_flops
+from hiermusic.parallel.counting import forward_flops, product_bytes
 from hiermusic.parallel.mesh import Rules, batch_sharding, make_mesh, shardings
-from hiermusic.parallel.roofline import Load, activation_transfers, product_bytes, weight_transfers
+from hiermusic.parallel.roofline import Load, activation_transfers, weight_transfers
 from hiermusic.systems import workdir
 from hiermusic.tokens import pattern
 

@@ -25,7 +25,7 @@ from hiermusic.codec.objective import (
     stft_loss,
 )
 from hiermusic.errors import UserError
-from hiermusic.parallel.flops import forward_flops
+from hiermusic.parallel.counting import forward_flops
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import OptimiserConfig, average
 from hiermusic.train.stage import Metrics, Work

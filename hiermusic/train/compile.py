@@ -16,9 +16,9 @@ from hiermusic.errors import UserError
 from hiermusic.nn import attention_splash
 from hiermusic.parallel.aot import Job, examine
 from hiermusic.parallel.chips import Chip
-from hiermusic.parallel.flops import forward_flops
+from hiermusic.parallel.counting import forward_flops, product_bytes
 from hiermusic.parallel.mesh import batch_sharding, make_mesh, shardings
-from hiermusic.parallel.roofline import Load, activation_transfers, product_bytes, weight_transfers
+from hiermusic.parallel.roofline import Load, activation_transfers, weight_transfers
 from hiermusic.train.loop import LIMITS, LoopConfig, abstract_state, check, make_update
 from hiermusic.train.stage import Stage, Work
 

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from hiermusic.parallel.chips import CHIPS
+from hiermusic.parallel.counting import product_bytes
 from hiermusic.parallel.mesh import AXES
 from hiermusic.parallel.roofline import (
     Load,
@@ -16,7 +17,6 @@ from hiermusic.parallel.roofline import (
     activation_transfers,
     bandwidth,
     predict,
-    product_bytes,
     transfer_seconds,
     weight_transfers,
 )

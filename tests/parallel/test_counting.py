@@ -7,7 +7,7 @@ from flax import nnx
 from hiermusic.nn.conv import Conv
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
-from hiermusic.parallel.flops import forward_flops
+from hiermusic.parallel.counting import forward_flops
 from hiermusic.tokens.visibility import Visibility
 
 F32 = jnp.float32
