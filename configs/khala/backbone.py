@@ -7,8 +7,8 @@
 | tiny   | two CPU cores, ~2 minutes  | two thirds of a unigram model's bits on held-out songs; aimless music     |
 | small  | one GPU, days              | untried; 12 layers of width 768                                           |
 | paper  | 64 GPUs, 354 k steps       | 1.617 B parameters, 16,384 positions: about six minutes of music          |
-| 3b     | a pod                      | 3.142 B parameters; compiled, not trained                                 |
-| 7b     | a pod                      | 6.605 B parameters; compiled, not trained                                 |
+| 3b     | a pod                      | 3.142 B parameters; not trained                                           |
+| 7b     | a pod                      | 6.605 B parameters; not trained                                           |
 
 The ladder above `paper` keeps its heads' size, batch and learning rate, and scales initialisation and step sizes by
 width (`base_width`). What fits where stands in docs/scale.md.

@@ -8,8 +8,8 @@
 | tiny   | two CPU cores, ~2 minutes  | under a unigram model's bits on layers 0 and 1, over them on the last layers |
 | small  | one GPU, days              | untried; 12 layers of width 768                                               |
 | paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
-| 3b     | a pod                      | 3.532 B parameters; compiled, not trained                                     |
-| 7b     | a pod                      | 7.125 B parameters; compiled, not trained                                     |
+| 3b     | a pod                      | 3.532 B parameters; not trained                                               |
+| 7b     | a pod                      | 7.125 B parameters; not trained                                               |
 
 A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
 prediction of one drawn layer (Task 1). The share is not in the paper; 0 is its negative ablation. Without
