@@ -85,7 +85,7 @@ def test_overrides_reach_the_configuration(capsys):
         (["data", "--source=nowhere", "--out=w"], "nowhere does not exist"),
         (["encode", "--codec=nowhere", "a.wav"], "expected 2 arguments"),
         (["encode", "--codec=nowhere", "a.wav", "b.npz"], "not a training workdir"),
-        (["generate", "--out=w"], "--superres or --backbone is needed"),
+        (["generate", "--out=w"], "--superres, --backbone or --lm is needed"),
         (["generate", "--out=w", "--backbone=b", "--seconds=nan"], "finite"),
         (["generate", "--out=w", "--backbone=b", "--seconds=1", "--seed=-1"], "the seed -1"),
         (["data", "--source=nowhere", "--out=w", "--channels=7"], "channels"),

@@ -1,7 +1,9 @@
 """Short-time spectra of waveforms in JAX, float32: STFT and mel, equal to librosa's."""
 
 import functools
+import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
@@ -28,10 +30,8 @@ def stft(
     A signal shorter than one frame is zero-padded on the right (and reflection degrades to zeros when it is too short).
     """
     window = _window(n_fft, win or n_fft, normalized)
-    length = wav_XL.shape[-1]
     if center:
-        mode = "reflect" if length > n_fft // 2 else "constant"
-        wav_XL = jnp.pad(wav_XL, [(0, 0)] * (wav_XL.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=mode)
+        wav_XL = _reflected(wav_XL, n_fft // 2)
     return jnp.fft.rfft(_frames(wav_XL, n_fft, hop) * window, axis=-1)
 
 
@@ -44,22 +44,37 @@ def mel(
     *,
     fmin: float = 0.0,
     fmax: float | None = None,
+    center: bool = True,
+    squared: bool = False,
 ) -> Float[Array, "*X T M"]:
-    """Magnitude mel spectrogram (Slaney scale and norm); arguments as for `stft` and `mel_filters`."""
-    return magnitude(stft(wav_XL, n_fft, hop)) @ mel_filters(sample_rate, n_fft, n_mels, fmin, fmax).T
+    """Mel spectrogram (Slaney scale and norm); arguments as for `stft` and `mel_filters`.
+
+    Args:
+      center: as for `stft`; without, (n_fft - hop) // 2 samples are reflected on both sides, so that L samples give
+        L // hop frames (HiFi-GAN, EnCodec).
+      squared: of the power spectrum instead of the magnitudes.
+    """
+    spectrum = stft(wav_XL if center else _reflected(wav_XL, (n_fft - hop) // 2), n_fft, hop, center=center)
+    filters_MF = mel_filters(sample_rate, n_fft, n_mels, fmin, fmax)
+    energy_XTF = power(spectrum) if squared else magnitude(spectrum)
+    return jnp.matmul(energy_XTF, filters_MF.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def magnitude(spectrum: Complex[Array, "..."], floor: float = 1e-7) -> Float[Array, "..."]:
     """|spectrum|, at least `floor`, with a finite gradient at silence."""
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    return jnp.sqrt(jnp.maximum(power, floor**2))
+    return jnp.sqrt(jnp.maximum(power(spectrum), floor**2))
+
+
+def power(spectrum: Complex[Array, "..."]) -> Float[Array, "..."]:
+    """|spectrum|^2."""
+    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 
 @functools.cache
 def mel_filters(
     sample_rate: int, n_fft: int, n_mels: int, fmin: float = 0.0, fmax: float | None = None
 ) -> Float[np.ndarray, "M F"]:
-    """Slaney mel filter bank, float32.
+    """Slaney mel filter bank, float32; a band that falls between two bins of a short FFT is all zeros.
 
     Args:
       sample_rate: Hz.
@@ -69,7 +84,10 @@ def mel_filters(
     """
     import librosa
 
-    return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Empty filters")
+        filters_MF = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax)
+    return filters_MF.astype(np.float32)
 
 
 @functools.cache
@@ -79,6 +97,11 @@ def _window(n_fft: int, win: int, normalized: bool) -> np.ndarray:
         hann = hann / np.sqrt(np.sum(hann**2))
     left = (n_fft - win) // 2
     return np.pad(hann, (left, n_fft - win - left)).astype(np.float32)
+
+
+def _reflected(wav_XL: Array, count: int) -> Array:
+    mode = "reflect" if wav_XL.shape[-1] > count else "constant"
+    return jnp.pad(wav_XL, [(0, 0)] * (wav_XL.ndim - 1) + [(count, count)], mode=mode)
 
 
 def _frames(wav_XL: Array, size: int, hop: int) -> Float[Array, "*X T S"]:

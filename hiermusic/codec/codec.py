@@ -1,106 +1,109 @@
-"""The codec: waveform -> residual codes -> waveform, at any length."""
+"""The codec: waveform -> codes -> waveform, at any length, for any trunk and any quantiser."""
 
 import dataclasses
 from fractions import Fraction
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from hiermusic.codec import dac
-from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser
+from hiermusic.codec.dac import DacConfig
+from hiermusic.codec.multiscale import MultiscaleConfig
+from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
-from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.hierarchy import Hierarchy, Level
 
 
 @dataclasses.dataclass(frozen=True)
 class CodecConfig:
-    """Sizes of a codec; the defaults are Khala's (arXiv 2605.01790 and its release).
+    """What a codec is made of; the defaults are Khala's (arXiv 2605.01790 and its release).
 
     Attributes:
       sample_rate: Hz.
       channels: audio channels.
-      strides: of the encoder; the decoder runs them backwards. Their product is the hop.
-      dilations: of the residual units in each block.
-      encoder_width: channels at the waveform end of the encoder; every stride doubles them.
-      decoder_width: channels at the latent end of the decoder; every stride halves them.
-      latent: channels of the frames and of the codes.
-      quantiser: the residual quantiser.
-      dtype: compute type of the convolutions.
-      init: of their weights, see `nn.conv.Conv`; "fan_in" for narrow trunks.
-      remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
-    Raises:
-      UserError: for another dtype or remat.
+      trunk: encoder and decoder, between waveform and latent frames.
+      quantiser: between latent frames and rows of codes. A row is one frame of a residual quantiser, one window of
+        a multi-scale one.
+      windowed: encoder and decoder see one row at a time, as SAT is measured in its paper; otherwise they run over
+        all rows at once and nothing shows where two windows meet.
     """
 
     sample_rate: int = 44_100
     channels: int = 2
-    strides: tuple[int, ...] = (4, 8, 8, 8)
-    dilations: tuple[int, ...] = (1, 3, 9)
-    encoder_width: int = 128
-    decoder_width: int = 3072
-    latent: int = 128
-    quantiser: QuantiserConfig = dataclasses.field(default_factory=QuantiserConfig)
-    dtype: str = "float32"
-    init: str = "dac"
-    remat: str = "none"
-
-    def __post_init__(self):
-        for field, words in (("dtype", ("float32", "bfloat16")), ("remat", ("none", "full"))):
-            if getattr(self, field) not in words:
-                raise UserError(f"codec {field} is '{getattr(self, field)}': choose from {', '.join(words)}")
+    trunk: DacConfig | SeanetConfig = dataclasses.field(default_factory=DacConfig)
+    quantiser: QuantiserConfig | MultiscaleConfig = dataclasses.field(default_factory=QuantiserConfig)
+    windowed: bool = False
 
     @property
     def hop(self) -> int:
-        """Samples a frame."""
-        return int(np.prod(self.strides))
+        """Samples a latent frame."""
+        return self.trunk.hop
+
+    @property
+    def row(self) -> int:
+        """Samples a row of codes."""
+        return self.trunk.hop * self.quantiser.frames
 
     @property
     def hierarchy(self) -> Hierarchy:
         """The tokens this codec makes."""
-        rate = Fraction(self.sample_rate, self.hop)
-        return Hierarchy.uniform(self.quantiser.levels, rate, self.quantiser.codes)
+        rate = Fraction(self.sample_rate, self.row)
+        codes = self.quantiser.codes
+        return Hierarchy(tuple(Level(f"q{k}", rate * n, codes) for k, n in enumerate(self.quantiser.slots)))
 
     @property
     def encoder_margin(self) -> int:
-        """Frames on either side that a frame's codes may depend on."""
-        return dac.encoder_margin(self.strides, self.dilations)
+        """Rows on either side that a row's codes may depend on."""
+        return self._rows(self.trunk.encoder_margin)
 
     @property
     def decoder_margin(self) -> int:
-        """Frames on either side that a frame's samples may depend on."""
-        return dac.decoder_margin(self.strides[::-1], self.dilations)
+        """Rows on either side that a row's samples may depend on."""
+        return self._rows(self.trunk.decoder_margin)
+
+    def _rows(self, frames: int) -> int:
+        return 0 if self.windowed else -(-frames // self.quantiser.frames)
 
 
 class CodecOutput(NamedTuple):
-    """A reconstruction, its codes, the commitment loss and per-level statistics (see `residual.Quantised`)."""
+    """A reconstruction, its codes, the commitment loss and per-level statistics (see `codebook.Quantised`)."""
 
     wav_BLC: Float[Array, "B L C"]
-    codes_BTK: Int[Array, "B T K"]
+    codes_BRS: Int[Array, "B R S"]
     commitment: Float[Array, ""]
     stats: dict[str, Float[Array, "K"]]
 
 
 class Codec(nnx.Module):
-    """Encoder, residual quantiser and decoder."""
+    """Encoder, quantiser and decoder.
+
+    Codes come in rows, [B, R, S]: R rows of S slots, the slots of the first level before those of the second. For a
+    residual quantiser these are frames and levels; `tokens.rows` tells rows from streams of levels.
+    """
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.config = config
-        trunk = dict(dilations=config.dilations, latent=config.latent, dtype=config.dtype, init=config.init)
-        trunk["remat"] = config.remat == "full"
-        self.encoder = dac.Encoder(config.channels, config.encoder_width, config.strides, **trunk, rngs=rngs)
-        self.quantiser = ResidualQuantiser(config.latent, config.quantiser, rngs=rngs)
-        self.decoder = dac.Decoder(config.channels, config.decoder_width, config.strides[::-1], **trunk, rngs=rngs)
+        self.encoder = config.trunk.encoder(config.channels, rngs=rngs)
+        self.quantiser = config.quantiser.make(config.trunk.latent, rngs=rngs)
+        self.decoder = config.trunk.decoder(config.channels, rngs=rngs)
 
     @property
     def hierarchy(self) -> Hierarchy:
         return self.config.hierarchy
 
     @property
+    def slots(self) -> tuple[int, ...]:
+        return self.config.quantiser.slots
+
+    @property
     def hop(self) -> int:
         return self.config.hop
+
+    @property
+    def row(self) -> int:
+        return self.config.row
 
     @property
     def sample_rate(self) -> int:
@@ -110,15 +113,15 @@ class Codec(nnx.Module):
     def channels(self) -> int:
         return self.config.channels
 
-    def encode(self, wav_BLC: Float[Array, "B L C"], layers: int | None = None) -> Int[Array, "B T K"]:
-        """Codes of a waveform of any length, ceil(L / hop) frames of the first `layers` levels (all when left out)."""
+    def encode(self, wav_BLC: Float[Array, "B L C"], layers: int | None = None) -> Int[Array, "B R S"]:
+        """Codes of a waveform of any length, ceil(L / row) rows of the first `layers` levels (all when left out)."""
         return self.quantiser.encode(self._latents(wav_BLC), layers)
 
     def decode(
-        self, codes_BTK: Int[Array, "B T K"], length: int | None = None, layers: int | None = None
+        self, codes_BRS: Int[Array, "B R S"], length: int | None = None, layers: int | None = None
     ) -> Float[Array, "B L C"]:
-        """Waveform of `length` samples (T * hop when left out) from the first `layers` levels (all that are there)."""
-        return self._waveform(self.quantiser.decode(codes_BTK, layers), length)
+        """Waveform of `length` samples (R * row when left out) from the first `layers` levels (all that are there)."""
+        return self._waveform(self.quantiser.decode(codes_BRS, layers), length)
 
     def forward(
         self,
@@ -141,7 +144,7 @@ class Codec(nnx.Module):
         if not quantise:
             quantised = quantised._replace(x_BTD=latents_BTD, commitment=jnp.zeros(()))
         wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
-        return CodecOutput(wav, quantised.codes_BTK, quantised.commitment, quantised.stats)
+        return CodecOutput(wav, quantised.codes_BRS, quantised.commitment, quantised.stats)
 
     def _latents(self, wav_BLC: Array) -> Float[Array, "B T D"]:
         _, length, channels = wav_BLC.shape
@@ -150,8 +153,14 @@ class Codec(nnx.Module):
                 f"the codec takes at least one sample of {self.channels}-channel audio, not {length} samples of "
                 f"{channels} channels: convert the audio first"
             )
-        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.hop), (0, 0)))
-        return self.encoder(wav_BLC).astype(jnp.float32)
+        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.row), (0, 0)))
+        return self._by_window(self.encoder, wav_BLC, self.row)
 
     def _waveform(self, x_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
-        return self.decoder(x_BTD)[:, :length].astype(jnp.float32)
+        return self._by_window(self.decoder, x_BTD, self.row // self.hop)[:, :length]
+
+    def _by_window(self, trunk: nnx.Module, x_BTD: Array, size: int) -> Float[Array, "B T D"]:
+        """Half of the trunk over all steps at once, or over windows of `size` steps one by one."""
+        rows = x_BTD.reshape(-1, size, x_BTD.shape[-1]) if self.config.windowed else x_BTD
+        y = trunk(rows).astype(jnp.float32)
+        return y.reshape(x_BTD.shape[0], -1, y.shape[-1])

@@ -1,12 +1,97 @@
 """The encoder and decoder trunks of DAC (arXiv 2306.06546) in the sizes of Khala (arXiv 2605.01790, section 3.2)."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 from hiermusic.parallel.mesh import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class DacConfig:
+    """Sizes of the trunk; the defaults are Khala's (arXiv 2605.01790 and its release).
+
+    Attributes:
+      strides: of the encoder; the decoder runs them backwards. Their product is the hop.
+      dilations: of the residual units in each block.
+      encoder_width: channels at the waveform end of the encoder; every stride doubles them.
+      decoder_width: channels at the latent end of the decoder; every stride halves them.
+      latent: channels of the frames.
+      dtype: compute type of the convolutions.
+      init: of their weights, see `nn.conv.Conv`; "fan_in" for narrow trunks.
+      remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
+    Raises:
+      UserError: for another dtype, init or remat.
+    """
+
+    strides: tuple[int, ...] = (4, 8, 8, 8)
+    dilations: tuple[int, ...] = (1, 3, 9)
+    encoder_width: int = 128
+    decoder_width: int = 3072
+    latent: int = 128
+    dtype: str = "float32"
+    init: str = "dac"
+    remat: str = "none"
+
+    def __post_init__(self):
+        check_choices(self)
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.strides)
+
+    @property
+    def encoder_margin(self) -> int:
+        """Frames on either side of a frame that its latent may depend on: the receptive field, rounded up."""
+        reach, step = 3, 1
+        for stride in self.strides:
+            reach += step * (3 * sum(self.dilations) + 2 * stride)
+            step *= stride
+        return -(-(reach + step) // step)
+
+    @property
+    def decoder_margin(self) -> int:
+        """Frames on either side of a frame that its samples may depend on: the receptive field, rounded up."""
+        reach, step = 3.5, 1.0  # half a frame, from its middle to its edge, and the first convolution
+        for stride in self.strides[::-1]:
+            reach += step
+            step /= stride
+            reach += step * 3 * sum(self.dilations)
+        return math.ceil(reach + 3 * step)
+
+    def encoder(self, channels: int, *, rngs: nnx.Rngs) -> "Encoder":
+        """Waveform [B, L, channels] to frames [B, L / hop, latent]."""
+        return Encoder(channels, self.encoder_width, self.strides, **self._options, rngs=rngs)
+
+    def decoder(self, channels: int, *, rngs: nnx.Rngs) -> "Decoder":
+        """Frames [B, T, latent] to waveform [B, T * hop, channels]."""
+        return Decoder(channels, self.decoder_width, self.strides[::-1], **self._options, rngs=rngs)
+
+    @property
+    def _options(self) -> dict:
+        fields = ("dilations", "latent", "dtype", "init")
+        return {field: getattr(self, field) for field in fields} | {"remat": self.remat == "full"}
+
+
+def check_choices(config) -> None:
+    """Refuses a trunk whose `dtype`, `init` or `remat` is none of the words there are for it.
+
+    Raises:
+      UserError: naming the field and the words.
+    """
+    for field, words in (
+        ("dtype", ("float32", "bfloat16")),
+        ("init", ("dac", "fan_in")),
+        ("remat", ("none", "full")),
+    ):
+        if getattr(config, field) not in words:
+            raise UserError(f"codec {field} is '{getattr(config, field)}': choose from {', '.join(words)}")
 
 
 class ResidualUnit(nnx.Module):
@@ -106,7 +191,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
         x = constrain(self.conv_in(wav_BLC), "batch", "positions", None)
-        x = _through(self.blocks, x, self.remat)
+        x = through(self.blocks, x, self.remat)
         return self.conv_out(self.snake(x))
 
 
@@ -147,30 +232,12 @@ class Decoder(nnx.Module):
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
         x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
-        x = _through(self.blocks, x, self.remat)
+        x = through(self.blocks, x, self.remat)
         return self.conv_out(self.snake(x))
 
 
-def _through(blocks: nnx.List, x: Array, remat: bool) -> Array:
+def through(blocks: nnx.List, x: Array, remat: bool) -> Array:
+    """Runs blocks one after the other, each recomputed in the backward pass where `remat` says so."""
     for block in blocks:
         x = nnx.remat(lambda block, x: block(x))(block, x) if remat else block(x)
     return x
-
-
-def encoder_margin(strides: Sequence[int], dilations: Sequence[int]) -> int:
-    """Frames on either side of a frame that its code may depend on: the encoder's receptive field, rounded up."""
-    reach, step = 3, 1
-    for stride in strides:
-        reach += step * (3 * sum(dilations) + 2 * stride)
-        step *= stride
-    return -(-(reach + step) // step)
-
-
-def decoder_margin(strides: Sequence[int], dilations: Sequence[int]) -> int:
-    """Frames on either side of a frame that its samples may depend on: the decoder's receptive field, rounded up."""
-    reach, step = 3.5, 1.0  # half a frame, from its middle to its edge, and the first convolution
-    for stride in strides:
-        reach += step
-        step /= stride
-        reach += step * 3 * sum(dilations)
-    return int(-(-(reach + 3 * step) // 1))

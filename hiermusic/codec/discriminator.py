@@ -1,4 +1,4 @@
-"""The multi-scale STFT discriminator of EnCodec, at the golden-ratio FFT sizes Khala names (arXiv 2605.01790)."""
+"""The multi-scale STFT discriminator of EnCodec (arXiv 2210.13438), which Khala and SAT train against too."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,22 +12,29 @@ from hiermusic.audio.spectral import stft
 from hiermusic.nn.conv import Conv
 from hiermusic.parallel.mesh import constrain
 
-GOLDEN_SIZES = (78, 126, 206, 334, 542, 876, 1418, 2296)
+GOLDEN_SIZES = (78, 126, 206, 334, 542, 876, 1418, 2296)  # Khala's (arXiv 2605.01790)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorConfig:
     """Sizes of the discriminator; the defaults come to Khala's "about 12 M" parameters.
 
+    EnCodec and SAT have FFT sizes 1024, 2048, 512, 256, 128, a hop of 0.25 and 32 filters. Two things differ from their
+    code and change a constant or the parametrisation only: the first convolution is weight-normed as the others are
+    (theirs forgets the argument), and spectra are divided by the window's root energy, as in EnCodec, where SAT divides
+    by sqrt(n / 2), that is by 1.155 times as much.
+
     Attributes:
-      sizes: FFT sizes, one sub-discriminator each; window n, hop n / 2.
+      sizes: FFT sizes, one sub-discriminator each, and its window.
       filters: channels of every hidden convolution.
+      hop: samples between frames, as a share of the window.
       slope: of the leaky rectifier.
       dtype: compute type of the convolutions.
     """
 
     sizes: tuple[int, ...] = GOLDEN_SIZES
     filters: int = 128
+    hop: float = 0.5
     slope: float = 0.2
     dtype: str = "float32"
 
@@ -43,7 +50,7 @@ class ScaleDiscriminator(nnx.Module):
     """Judges one complex STFT; real and imaginary parts of all audio channels are stacked as image channels."""
 
     def __init__(self, channels: int, size: int, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
-        self.size, self.slope = size, config.slope
+        self.size, self.hop, self.slope = size, int(size * config.hop), config.slope
         width, kwargs = config.filters, dict(dtype=config.dtype, rngs=rngs)
         # channels are split over `fsdp` and over `tensor` in turn: what one convolution splits the next one sums over
         axes = (("channels", "hidden"), ("hidden", "channels"))
@@ -55,7 +62,7 @@ class ScaleDiscriminator(nnx.Module):
         self.judge = Conv(width, 1, (3, 3), axes=("channels", None), **kwargs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> tuple[Array, list[Array]]:
-        spectrum = stft(wav_BLC.swapaxes(1, 2), self.size, self.size // 2, center=False, normalized=True)
+        spectrum = stft(wav_BLC.swapaxes(1, 2), self.size, self.hop, center=False, normalized=True)
         x_BTFD = jnp.concatenate([spectrum.real, spectrum.imag], 1).transpose(0, 2, 3, 1)
         features = []
         for i, conv in enumerate(self.convs):

@@ -18,12 +18,17 @@ class ObjectiveConfig:
     Attributes:
       waveform: L1 of the samples.
       stft: multi-scale STFT loss at `stft_sizes`, hop a half.
-      mel: log-mel L1 as in DAC (there 15), off by default.
-      adversarial: hinge.
+      mel: log-mel distance, off by default: as in DAC (there 15), or in EnCodec and SAT, by the fields below.
+      adversarial: hinge, mean over scales. SAT's release divides by the number of scales twice: its 3 is 0.6 here.
       feature: matching of the discriminator's activations.
       commitment: of the quantiser, mean over its levels; never balanced.
       stft_sizes: FFT sizes of the STFT loss.
-      mel_windows, mel_bands: of the mel loss, hop a quarter.
+      mel_windows, mel_bands: of the mel loss, pairwise; hop a quarter.
+      mel_power: mel of the power spectra, not of the magnitudes.
+      mel_square: weight of the squared distance next to the absolute one.
+      mel_center: frames centred on multiples of the hop; without, L / hop frames (see `audio.spectral.mel`).
+      rectify: the adversarial loss is max(0, 1 - D), as in EnCodec's paper and SAT, which pulls no logit beyond 1;
+        without, it is -D, as in audiocraft.
       balance: give each loss a share of the gradient at the output equal to its weight's, whatever its scale.
       balance_decay: of the averaged gradient norms.
     """
@@ -37,6 +42,10 @@ class ObjectiveConfig:
     stft_sizes: tuple[int, ...] = GOLDEN_SIZES
     mel_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     mel_bands: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
+    mel_power: bool = False
+    mel_square: float = 0.0
+    mel_center: bool = True
+    rectify: bool = False
     balance: bool = True
     balance_decay: float = 0.999
 
@@ -104,9 +113,9 @@ def hinge_discriminator(real: list[Array], fake: list[Array]) -> Float[Array, ""
     return _mean(jnp.mean(jax.nn.relu(1 - r)) + jnp.mean(jax.nn.relu(1 + f)) for r, f in zip(real, fake, strict=True))
 
 
-def hinge_generator(fake: list[Array]) -> Float[Array, ""]:
-    """Mean over scales of -fake."""
-    return _mean(-jnp.mean(f) for f in fake)
+def hinge_generator(fake: list[Array], rectify: bool = False) -> Float[Array, ""]:
+    """Mean over scales of -fake, or of max(0, 1 - fake)."""
+    return _mean(jnp.mean(jax.nn.relu(1 - f) if rectify else -f) for f in fake)
 
 
 def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Float[Array, ""]:
@@ -117,6 +126,18 @@ def feature_matching(real: list[list[Array]], fake: list[list[Array]]) -> Float[
         return jnp.mean(jnp.abs(real - fake)) / jnp.maximum(jnp.mean(jnp.abs(real)), 1e-6)
 
     return _mean(layer(r, f) for rs, fs in zip(real, fake, strict=True) for r, f in zip(rs, fs, strict=True))
+
+
+def reconstruction_losses(
+    config: ObjectiveConfig, wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sample_rate: int
+) -> dict[str, Float[Array, ""]]:
+    """The losses that need no discriminator, by name, those without a weight left out."""
+    losses = {
+        "waveform": lambda: jnp.mean(jnp.abs(wav_BLC - estimate_BLC)),
+        "stft": lambda: stft_loss(wav_BLC, estimate_BLC, config.stft_sizes),
+        "mel": lambda: mel_loss(config, wav_BLC, estimate_BLC, sample_rate),
+    }
+    return {name: losses[name]() for name in config.balanced if name in losses}
 
 
 def stft_loss(wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sizes) -> Float[Array, ""]:
@@ -131,18 +152,23 @@ def stft_loss(wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"
 
 
 def mel_loss(
-    wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sample_rate: int, windows, bands
+    config: ObjectiveConfig, wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sample_rate: int
 ) -> Float[Array, ""]:
-    """Sum over windows of the L1 of log10 mel magnitudes (DAC)."""
+    """Sum over windows of the distance of log10 mel spectra (DAC, arXiv 2306.06546; EnCodec, arXiv 2210.13438)."""
 
-    def scale(window, count):
+    def scale(window, bands):
+        shape = (sample_rate, window, window // 4, bands)
         real, fake = (
-            jnp.log10(jnp.maximum(mel(w.swapaxes(1, 2), sample_rate, window, window // 4, count), 1e-5))
+            mel(w.swapaxes(1, 2), *shape, center=config.mel_center, squared=config.mel_power)
             for w in (wav_BLC, estimate_BLC)
         )
-        return jnp.mean(jnp.abs(real - fake))
+        difference = jnp.log10(jnp.maximum(real, 1e-5)) - jnp.log10(jnp.maximum(fake, 1e-5))
+        distance = jnp.mean(jnp.abs(difference))
+        if config.mel_square:
+            distance += config.mel_square * jnp.mean(jnp.square(difference))
+        return distance
 
-    return sum(scale(window, count) for window, count in zip(windows, bands, strict=True))
+    return sum(scale(window, bands) for window, bands in zip(config.mel_windows, config.mel_bands, strict=True))
 
 
 def initial_norms(config: ObjectiveConfig) -> dict[str, Float[Array, "2"]]:
@@ -183,17 +209,11 @@ def balance(
 
 
 def _output_losses(config, weights, wav_BLC, estimate_BLC, discriminator, sample_rate) -> dict[str, Array]:
-    values = {}
-    if "waveform" in weights:
-        values["waveform"] = jnp.mean(jnp.abs(wav_BLC - estimate_BLC))
-    if "stft" in weights:
-        values["stft"] = stft_loss(wav_BLC, estimate_BLC, config.stft_sizes)
-    if "mel" in weights:
-        values["mel"] = mel_loss(wav_BLC, estimate_BLC, sample_rate, config.mel_windows, config.mel_bands)
+    values = reconstruction_losses(config, wav_BLC, estimate_BLC, sample_rate)
     if "adversarial" in weights or "feature" in weights:
         fake: Judgement = discriminator(estimate_BLC)
         if "adversarial" in weights:
-            values["adversarial"] = hinge_generator(fake.logits)
+            values["adversarial"] = hinge_generator(fake.logits, config.rectify)
         if "feature" in weights:
             values["feature"] = feature_matching(discriminator(wav_BLC).features, fake.features)
     return values

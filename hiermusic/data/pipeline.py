@@ -168,6 +168,30 @@ def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: s
     return dataset.repeat() if split == "train" else dataset
 
 
+def example_batches(
+    path: str | os.PathLike, split: str, seed: int, levels: str | slice, batch_size: int, rows: Sequence[int]
+) -> grain.MapDataset:
+    """These rows of batches of tracks, as lists of what `token_examples` gives; element i is that of step i.
+
+    Held-out batches are filled up by repeating, so that they divide over the mesh as training's do.
+
+    Args:
+      path, split, seed, levels: as for `token_examples`.
+      batch_size: of the whole batch.
+      rows: which of its tracks to read.
+    """
+    examples = token_examples(path, split, seed, levels)
+    if split != "train":
+        examples = examples.repeat()[: max(1, len(examples) // batch_size) * batch_size]
+    return batches(examples, batch_size, rows, batch_fn=list)
+
+
+def row_generators(seed: int, index: int, rows: Sequence[int]) -> list[np.random.Generator]:
+    """One for each of these rows of batch `index`."""
+    # from 1: numpy takes (a, b, 0) for (a, b), which is left for what a whole batch draws
+    return [np.random.default_rng((seed, index, 1 + row)) for row in rows]
+
+
 def _check_size(source: AudioSource | TokenSource, split: str, count: int, batch_size: int, unit: str) -> None:
     if count == 0:
         counts = ", ".join(f"{n} {name}" for name, n in source.info["splits"].items())

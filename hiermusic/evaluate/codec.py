@@ -11,6 +11,7 @@ from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.rows import levels_of, like
 
 Wave = Float[np.ndarray, "L C"]
 
@@ -19,7 +20,7 @@ Wave = Float[np.ndarray, "L C"]
 class Coder:
     """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
 
-    encode: Callable[[Wave], Any]  # wav_LC -> codes [T, K], or one array [T_k] a level, coarse first
+    encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.rows`)
     decode: Callable[[Any, int], Wave]  # (codes, layers) -> wav_LC from the first `layers` levels
     sample_rate: int
     channels: int
@@ -37,23 +38,18 @@ class Protocol:
     stft: str = field(default="DAC library defaults: windows 2048, 512", init=False)
 
 
-def level_codes(codes) -> list[np.ndarray]:
-    """Codes of either form, [T, K] or a sequence of [T_k], as a list of one array a level."""
-    return list(np.asarray(codes).T) if hasattr(codes, "shape") else [np.asarray(level) for level in codes]
-
-
 def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str, float]]:
     """How much of each level's codebook is used, over all clips together.
 
     Args:
-        codes: one entry a clip, either form of `level_codes`.
+        codes: one entry a clip, in a form that `tokens.rows.levels_of` takes.
         hierarchy: of the codec.
     Returns: per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
         exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
         exceed log2(tokens): with few tokens it says more about the sample than about the codec.
     """
     rows = []
-    for level, (spec, *streams) in enumerate(zip(hierarchy.levels, *map(level_codes, codes), strict=True)):
+    for level, (spec, *streams) in enumerate(zip(hierarchy.levels, *map(levels_of, codes), strict=True)):
         counts = np.bincount(np.concatenate(streams).astype(np.int64), minlength=spec.size)
         p = counts[counts > 0] / counts.sum()
         entropy = float(-np.sum(p * np.log2(p))) + 0.0
@@ -72,11 +68,9 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
 
 
 def _random_like(codes, hierarchy: Hierarchy, generator: np.random.Generator):
-    pairs = zip(hierarchy.levels, level_codes(codes), strict=True)
+    pairs = zip(hierarchy.levels, levels_of(codes), strict=True)
     streams = [generator.integers(level.size, size=len(stream)) for level, stream in pairs]
-    if hasattr(codes, "shape"):
-        return np.stack(streams, axis=1).astype(codes.dtype)
-    return tuple(s.astype(np.asarray(c).dtype) for s, c in zip(streams, codes, strict=True))
+    return like(codes, streams)
 
 
 def _score(ref_LC: Wave, est_LC: Wave, coder: Coder) -> dict[str, float]:
@@ -125,7 +119,7 @@ def evaluate_codec(
         versions = [coder.decode(codes, layers) for layers in depths]
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
-        levels = {f"level {level}": stream for level, stream in enumerate(level_codes(codes))}
+        levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
         return {**columns([_score(clip, est, coder) for est in versions]), **levels, "whole": versions[-2]}
 
     measured = each("codec", len(clips), measure)

@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import Unigram, compare
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems import workdir as workdirs
+from hiermusic.tokens import rows
 from hiermusic.train.checkpoint import latest_step
 
-HEARD_LAYERS = (2, 8, 32, 64)
+HEARD_LAYERS = (2, 8, 16, 32, 64)
 
 
 def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks: int) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     )
     clips = held_out(audio_dir, seconds, tracks)
     coder = Coder(
-        encode=partial(encode_long, codec),
-        decode=lambda codes_TK, layers: decode_long(codec, codes_TK, layers=layers),
+        encode=lambda wav_LC: rows.to_streams(encode_long(codec, wav_LC), codec.slots),
+        decode=lambda streams, layers: decode_long(codec, rows.to_rows(streams, codec.slots), layers=layers),
         sample_rate=codec.sample_rate,
         channels=codec.channels,
         hierarchy=codec.hierarchy,
@@ -136,13 +136,13 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
 
 
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
-    """A clip and what 2, 8, 32 and 64 layers make of it, written as wav files to be played."""
+    """A clip and what some of the layers make of it, written as wav files to be played."""
     folder.mkdir(parents=True, exist_ok=True)
     rate, depth = codec.sample_rate, len(codec.hierarchy)
-    codes_TK = encode_long(codec, wav_LC)
+    codes_RS = encode_long(codec, wav_LC)
     sounds = {"truth": wav_LC}
     for layers in (n for n in HEARD_LAYERS if n <= depth):
-        sounds[f"{layers} layers"] = decode_long(codec, codes_TK, length=len(wav_LC), layers=layers)
+        sounds[f"{layers} layers"] = decode_long(codec, codes_RS, length=len(wav_LC), layers=layers)
     players = []
     for label, sound_LC in sounds.items():
         path = folder / f"{name}-{label.replace(' ', '-')}.wav"
@@ -166,9 +166,9 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
     each = _each(workdir, out, valid)
     model_K = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()
-    rows = compare(model_K, unigram_K, valid.hierarchy)
-    results = {"tracks": min(len(valid), tracks), "predictability": rows}
+    table = compare(model_K, unigram_K, valid.hierarchy)
+    results = {"tracks": min(len(valid), tracks), "predictability": table}
     return results, lambda: [
-        sections.predictability(rows),
+        sections.predictability(table),
         sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
     ]

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.codec import level_codes
 from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.rows import levels_of
 
 
 class Unigram:
@@ -18,17 +18,17 @@ class Unigram:
     def __init__(self, codes: Sequence[Any], hierarchy: Hierarchy):
         """
         Args:
-            codes: training codes, one entry a track: [T, K] or one array [T_k] a level.
+            codes: training codes, one entry a track, in a form that `tokens.rows.levels_of` takes.
             hierarchy: of the codes.
         """
         self.log_probabilities: list[np.ndarray] = []  # nats, [V_k] a level
-        for spec, *streams in zip(hierarchy.levels, *map(level_codes, codes), strict=True):
+        for spec, *streams in zip(hierarchy.levels, *map(levels_of, codes), strict=True):
             counts = np.bincount(np.concatenate(streams).astype(np.int64), minlength=spec.size) + 1.0
             self.log_probabilities.append(np.log(counts / counts.sum()))
 
     def cross_entropy(self, codes: Sequence[Any]) -> Float[np.ndarray, "K"]:
         """Mean cross-entropy of each level of held-out codes, in nats a token."""
-        streams = zip(self.log_probabilities, *map(level_codes, codes), strict=True)
+        streams = zip(self.log_probabilities, *map(levels_of, codes), strict=True)
         return np.array([-log_p_V[np.concatenate(level).astype(np.int64)].mean() for log_p_V, *level in streams])
 
 

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
-from hiermusic.parallel.mesh import constrain
+from hiermusic.generate.batching import bucket, check_batch, padded, spread, unconditional
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -69,6 +68,13 @@ class _Fixed(NamedTuple):
     min_frames: Array
 
 
+class _Condition(NamedTuple):
+    """The condition of every row, worked out; None where the model takes none."""
+
+    cond_RD: Float[Array, "R D"] | None
+    adapted: object
+
+
 class _Static(NamedTuple):
     """What a program is compiled for."""
 
@@ -85,6 +91,7 @@ class _Work(NamedTuple):
     codes_BKT: Int32[np.ndarray, "B K T"]
     length_B: Int32[np.ndarray, "B"]
     prompt_RP: Int32[np.ndarray, "R P"]
+    cond_RU: Float[np.ndarray, "R U"] | None
     first: int
     fixed: _Fixed
     static: _Static
@@ -104,6 +111,8 @@ def generate(
     top_p: float = 1.0,
     guidance: float = 1.0,
     unprompted: Sequence[Sequence[int]] | None = None,
+    cond: Float[np.ndarray, "B U"] | None = None,
+    uncond: Float[np.ndarray, "U"] | None = None,
     given: Sequence[Sequence[np.ndarray]] | None = None,
     cache_dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -112,7 +121,8 @@ def generate(
 
     Args:
       model: a `TokenLM`, or anything with its `unstack`, `embed`, `level_logits`, `text_logits`, `trunk.init_cache`
-        and `trunk.extend`; one that is unstacked already saves a copy of its weights.
+        and `trunk.extend` (with a condition also `condition` and `trunk.adapt`); one that is unstacked already saves a
+        copy of its weights.
       prompts: B lists of text ids; the last id of each is where the first token is predicted. May be empty.
       layouts: B causal layouts with one number of levels; their lengths are the most that is generated.
       seeds: B integers.
@@ -121,27 +131,30 @@ def generate(
       min_frames: level-0 tokens before which EOS is not legal.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
       guidance: scale of classifier-free guidance; 1 = none.
-      unprompted: B prompts of the unconditional predictions.
+      unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` is given.
+      cond: condition vectors, for a model that takes them.
+      uncond: that of the unconditional predictions; the sample's own where only `unprompted` is given.
       given: B times K code arrays that are known (continuation); they are kept as the first tokens of each level.
       cache_dtype: of cached keys and values; the model's compute type by default.
       progress: called with (positions done, positions at most) after every chunk of steps.
     Returns:
       B samples, each cut at its end.
     Raises:
-      UserError: guidance without an unconditional prompt.
+      UserError: guidance without an unconditional prompt or condition, a condition of another width than the model's.
       ValueError: lists of unequal length, a layout that is not causal, EOS in a layout that cannot stop early.
     """
     work = _lay_out(
         prompts, layouts, seeds=seeds, sizes=sizes, eos=eos, min_frames=min_frames, temperature=temperature,
-        top_k=top_k, top_p=top_p, guidance=guidance, unprompted=unprompted, given=given)
+        top_k=top_k, top_p=top_p, guidance=guidance, unprompted=unprompted, cond=cond, uncond=uncond, given=given)
     graphdef, weights = nnx.split(model.unstack())
     state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
+    condition = _condition(graphdef, weights, work.cond_RU)
     prompt_RP, first, last = work.prompt_RP, work.first, max(layout.positions for layout in layouts)
     if prompt_RP.shape[1] + first:
-        state = _prefill(graphdef, weights, state, fixed, prompt_RP, work.plan.reads_BSK[:, :first])
+        state = _prefill(graphdef, weights, state, fixed, condition, prompt_RP, work.plan.reads_BSK[:, :first])
 
     for s in range(first, last, CHUNK):
-        state = _decode(graphdef, weights, state, fixed, _steps(work.plan, s), static=static)
+        state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=static)
         if progress is not None:
             state.length_B.block_until_ready()
             progress(min(s + CHUNK, last), last)
@@ -163,20 +176,22 @@ def chunk(
     work = _lay_out(prompts, layouts, **how)
     graphdef, weights = nnx.split(model)
     state = jax.eval_shape(lambda: _begin(model, work, cache_dtype))
-    return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, _steps(work.plan, 0))
+    condition = jax.eval_shape(lambda weights: _condition(graphdef, weights, work.cond_RU), weights)
+    return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, condition, _steps(work.plan, 0))
 
 
 def _lay_out(
     prompts, layouts, *, seeds, sizes, eos=None, min_frames=1, temperature=1.0, top_k=0, top_p=1.0, guidance=1.0,
-    unprompted=None, given=None
+    unprompted=None, cond=None, uncond=None, given=None
 ) -> _Work:
     """Checks what `generate` was given and lays it out in arrays."""
-    check_batch(prompts, layouts=layouts, seeds=seeds, **({} if given is None else {"given": given}))
+    optional = {"given": given, "cond": cond}
+    check_batch(prompts, layouts=layouts, seeds=seeds, **{k: v for k, v in optional.items() if v is not None})
     for layout in layouts:
         _check_layout(layout, len(sizes), eos is not None)
     plan = _plan(layouts)
     codes_BKT = _known(layouts, given)
-    rows = unconditional(prompts, unprompted, guidance)
+    rows = unconditional(prompts, prompts if unprompted is None and uncond is not None else unprompted, guidance)
     heads = [row[:-1] for row in rows]
     P = bucket(max(len(head) for head in heads))
     slots = bucket(P + plan.reads_BSK.shape[1])
@@ -197,6 +212,7 @@ def _lay_out(
         codes_BKT,
         length_B=np.array([max(layout.lengths) for layout in layouts], np.int32),
         prompt_RP=padded(heads, P, left=True),
+        cond_RU=_conditions(cond, uncond, len(rows)),
         first=_first_unknown(plan.predicts_BSK, codes_BKT) // CHUNK * CHUNK,
         fixed=fixed,
         static=_Static(eos, top_k, top_p, guidance != 1.0),
@@ -204,18 +220,18 @@ def _lay_out(
 
 
 def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None) -> _State:
-    """The state before the first step, under `jax.set_mesh` spread as `_spread` says."""
+    """The state before the first step."""
     cache = model.trunk.init_cache(*work.fixed.valid_RC.shape, cache_dtype)
     return _State(cache, jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
 
 
-def _spread(state: _State) -> _State:
-    """Rows split over the batch's devices and cached heads over those of the model."""
-    cache = state.cache
-    keys, values = (
-        tuple(constrain(x_BMSH, "batch", "kv_heads", None, None) for x_BMSH in part)
-        for part in (cache.keys, cache.values))
-    return state._replace(cache=cache._replace(keys=keys, values=values))
+def _conditions(cond, uncond, rows: int) -> Float[np.ndarray, "R U"] | None:
+    """The condition of every row, the unconditional half behind."""
+    if cond is None:
+        return None
+    cond_BU = np.asarray(cond, np.float32)
+    other_BU = cond_BU if uncond is None else np.broadcast_to(np.asarray(uncond, np.float32), cond_BU.shape)
+    return np.concatenate([cond_BU, other_BU])[:rows]
 
 
 def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
@@ -284,35 +300,48 @@ def _read(codes_BKT: Int[Array, "B K T"], reads_BsK: Int[Array, "B s K"], rows: 
     return jnp.tile(codes_BKs.swapaxes(1, 2), (rows // codes_BKT.shape[0], 1, 1))
 
 
+@partial(jax.jit, static_argnames="graphdef")
+def _condition(graphdef, weights, cond_RU) -> _Condition:
+    """What no step needs to work out again: the share of the condition in embeddings and in adaptive norms."""
+    if cond_RU is None:
+        return _Condition(None, None)
+    model = nnx.merge(graphdef, weights)
+    cond_RD = model.condition(cond_RU)
+    return _Condition(cond_RD, model.trunk.adapt(cond_RD))
+
+
 @partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
-def _prefill(graphdef, weights, state: _State, fixed: _Fixed, text_RP, reads_BsK) -> _State:
+def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_RP, reads_BsK) -> _State:
     """Prompts and the positions whose tokens are all given, at once."""
-    model, state = nnx.merge(graphdef, weights), _spread(state)
+    model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
     R, P = text_RP.shape
     s, K = reads_BsK.shape[1:]
     first_Rs = jnp.where(jnp.arange(s) == 0, fixed.start_R[:, None], -1)
     reads_RSK = jnp.concatenate([jnp.full((R, P, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, R)], axis=1)
-    x_RSD = model.embed(jnp.concatenate([text_RP, first_Rs], axis=1), reads_RSK)
+    x_RSD = model.embed(jnp.concatenate([text_RP, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
     positions_RS = jnp.maximum(jnp.arange(P + s) + fixed.shift_R[:, None], 0)
     _, cache = model.trunk.extend(
-        x_RSD, state.cache, 0, positions_Bs=positions_RS, visibility=Visibility.causal(), valid_BS=fixed.valid_RC)
+        x_RSD, state.cache, 0, positions_Bs=positions_RS, visibility=Visibility.causal(), valid_BS=fixed.valid_RC,
+        adapted=condition.adapted)
     return state._replace(cache=cache)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "static"), donate_argnames="state")
-def _decode(graphdef, weights, state: _State, fixed: _Fixed, steps, *, static: _Static) -> _State:
+def _decode(
+    graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, steps, *, static: _Static
+) -> _State:
     """A chunk of steps, laid out by `_steps`."""
-    model, state = nnx.merge(graphdef, weights), _spread(state)
+    model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
     R, K = fixed.start_R.shape[0], fixed.size_K.shape[0]
 
     def step(state: _State, now):
         s, reads_BK, predicts_BK, level = now
         text_R1 = jnp.where(s == 0, fixed.start_R, -1)[:, None]
-        x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], R))
+        x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], R), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
         x_R1D, cache = model.trunk.extend(
             x_R1D, state.cache, slot, positions_Bs=(slot + fixed.shift_R)[:, None], visibility=Visibility.causal(),
-            valid_BS=fixed.valid_RC)
+            valid_BS=fixed.valid_RC, adapted=condition.adapted)
         state = state._replace(cache=cache)
         keys_B = fold_keys(fixed.keys_B, s)
         for k in range(K) if level is None else (level,):

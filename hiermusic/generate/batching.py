@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from hiermusic.errors import UserError
+from hiermusic.nn.transformer import Cache
+from hiermusic.parallel.mesh import constrain
 
 LEAST = 64
 
@@ -34,9 +36,17 @@ def unconditional(
     if guidance == 1.0:
         return list(prompts)
     if unprompted is None:
-        raise UserError(f"guidance {guidance} needs a prompt to move away from: give one or set guidance to 1")
+        raise UserError(f"guidance {guidance} needs something to move away from: give it or set guidance to 1")
     check_batch(prompts, unprompted=unprompted)
     return [*prompts, *unprompted]
+
+
+def spread(cache: Cache) -> Cache:
+    """Under `jax.set_mesh`, rows split over the batch's devices and cached heads over those of the model."""
+    keys, values = (
+        tuple(constrain(x_BMSH, "batch", "kv_heads", None, None) for x_BMSH in part)
+        for part in (cache.keys, cache.values))
+    return cache._replace(keys=keys, values=values)
 
 
 def check_batch(prompts: Sequence, **others: Sequence) -> None:

@@ -78,13 +78,15 @@ def _weight_norm(v: Array, g: Array, axis: int) -> Array:
 
 
 class Conv(nnx.Module):
-    """Weight-normed convolution with bias over one or two spatial dimensions, zero padding, channels last.
+    """Weight-normed convolution with bias over one or two spatial dimensions, channels last.
 
     Args:
       inputs, outputs: channels.
       kernel: taps per spatial dimension; its length is the number of spatial dimensions.
       stride, dilation: per spatial dimension, 1 when left out.
-      padding: zeros on either side of each dimension; by default what keeps the length at stride 1 and odd kernels.
+      padding: positions added to each dimension, before and after it or the same number on both sides; by default what
+        keeps the length at stride 1 and odd kernels.
+      padding_mode: what they hold: "zeros", or in one dimension "reflect", the signal mirrored about its end.
       dtype: compute type; parameters and the weight norm stay float32.
       init: of the weights: "dac", a normal of deviation 0.02, or "fan_in", 1 / sqrt(fan-in).
       axes: logical axes of the input and of the output channels (see `parallel.mesh.Rules`).
@@ -98,7 +100,8 @@ class Conv(nnx.Module):
         *,
         stride: Sequence[int] | None = None,
         dilation: Sequence[int] | None = None,
-        padding: Sequence[int] | None = None,
+        padding: Sequence[int | tuple[int, int]] | None = None,
+        padding_mode: str = "zeros",
         dtype: str = "float32",
         init: str = "dac",
         axes: tuple[str | None, str | None] = (None, "channels"),
@@ -110,7 +113,8 @@ class Conv(nnx.Module):
         if self.stride[-1] > 1 and self.dilation[-1] > 1:
             raise ValueError(f"stride {self.stride} over taps dilated by {self.dilation}: the last axis takes only one")
         padding = padding or [d * (k - 1) // 2 for k, d in zip(kernel, self.dilation, strict=True)]
-        self.padding = tuple((p, p) for p in padding)
+        self.padding = tuple((p, p) if isinstance(p, int) else p for p in padding)
+        self.reflect = padding_mode == "reflect"
         self.dtype = dtype
         self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), (None,) * rank + axes, _INITS[init])
         self.weight_g = param.ones(rngs, (outputs,), axes[1:])
@@ -121,8 +125,10 @@ class Conv(nnx.Module):
         v, g = self.weight_v[...], self.weight_g[...]
         x, w = x.astype(self.dtype), _weight_norm(v, g, v.ndim - 1).astype(self.dtype)
         stride, padding = self.stride, self.padding
+        if self.reflect:
+            x, padding = _reflect(x, *padding[0]), ((0, 0),)
         if stride[-1] > 1:
-            x, w = _fold_stride(x, w, stride[-1], padding[-1][0])
+            x, w = _fold_stride(x, w, stride[-1], padding[-1])
             stride, padding = (*stride[:-1], 1), (*padding[:-1], (0, 0))
         spatial = "HW"[: len(stride)]
         layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
@@ -130,7 +136,15 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(self.dtype)
 
 
-def _fold_stride(x: Array, w: Array, stride: int, padding: int) -> tuple[Array, Array]:
+def _reflect(x_BTI: Array, before: int, after: int) -> Array:
+    """Mirrors both ends; zeros lengthen a signal too short for that and are cut off again, as EnCodec has it."""
+    missing = max(before, after) + 1 - x_BTI.shape[1]
+    if missing > 0:
+        return _reflect(jnp.pad(x_BTI, ((0, 0), (0, missing), (0, 0))), before, after)[:, :-missing]
+    return jnp.pad(x_BTI, ((0, 0), (before, after), (0, 0)), mode="reflect")
+
+
+def _fold_stride(x: Array, w: Array, stride: int, padding: tuple[int, int]) -> tuple[Array, Array]:
     """The same convolution without its stride: `stride` neighbours of the last spatial dimension become channels.
 
     The gradient of a strided convolution is a dilated one, which XLA runs far slower on CPU.
@@ -138,9 +152,9 @@ def _fold_stride(x: Array, w: Array, stride: int, padding: int) -> tuple[Array, 
     size, inputs = x.shape[-2:]
     kernel, outputs = w.shape[-3], w.shape[-1]
     taps = -(-kernel // stride)
-    blocks = (size + 2 * padding - kernel) // stride + taps
+    blocks = (size + sum(padding) - kernel) // stride + taps
     edges = [(0, 0, 0)] * x.ndim
-    edges[-2] = (padding, blocks * stride - size - padding, 0)
+    edges[-2] = (padding[0], blocks * stride - size - padding[0], 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), edges).reshape(*x.shape[:-2], blocks, stride * inputs)
     w = jnp.pad(w, [(0, 0)] * (w.ndim - 3) + [(0, taps * stride - kernel), (0, 0), (0, 0)])
     return x, w.reshape(*w.shape[:-3], taps, stride * inputs, outputs)

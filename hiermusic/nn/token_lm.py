@@ -1,8 +1,9 @@
-"""A transformer over text ids and codes of a hierarchy: sums of embedding rows in, one softmax for each level out.
+"""A transformer over text ids, codes of a hierarchy and continuous inputs: their sums in, softmaxes over codes out.
 
-Letters: B batch, S positions, K levels, D width, V codes of a level, R text ids.
+Letters: B batch, S positions, K levels, D width, V codes of a level, R text ids, E width of an input, U of a condition.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from hiermusic.errors import UserError
-from hiermusic.nn.param import weight
+from hiermusic.nn.param import weight, zeros
 from hiermusic.nn.transformer import Transformer, TransformerConfig
 from hiermusic.parallel.mesh import AXES, Rules, gathered
 from hiermusic.tokens.visibility import Visibility
@@ -34,11 +35,19 @@ class TokenLMConfig:
       levels, codes: of the hierarchy; levels with fewer codes leave rows unused.
       text_size: 0 for no text.
       head: "window": the softmax of a target runs over the codes of its level, and over `end` besides at level 0;
-        "full": over all text ids and all codes of all levels.
+        "full": over all text ids and all codes of all levels; "shared": over V codes, by one head with a bias for all
+        levels (AAR), of which a position predicts one.
       end: text id that ends a song in the window form; None for models that predict no end.
       z_loss: weight of the squared log-normaliser.
+      head_init: factor on the heads' initial spread (AAR: 0.02).
+      reads: positions read codes.
+      inputs: E, width of a vector that positions without text id read (AAR: of the latents decoded so far); 0 = none.
+      level_embed: positions are told the level that they belong to.
+      cond: U, width of a vector that conditions a whole row: it is added wherever a text id is read, and drives the
+        norms of an adaptive transformer; 0 = none.
     Raises:
-      UserError: for an unknown head or an `end` that is no text id.
+      UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, an adaptive
+        transformer without a condition.
     """
 
     transformer: TransformerConfig
@@ -48,45 +57,107 @@ class TokenLMConfig:
     head: str = "window"
     end: int | None = None
     z_loss: float = 0.0
+    head_init: float = 1.0
+    reads: bool = True
+    inputs: int = 0
+    level_embed: bool = False
+    cond: int = 0
 
     def __post_init__(self):
-        if self.head not in ("window", "full"):
-            raise UserError(f"token model head is '{self.head}': choose from window, full")
+        if self.head not in ("window", "full", "shared"):
+            raise UserError(f"token model head is '{self.head}': choose from window, full, shared")
         if self.end is not None and not 0 <= self.end < self.text_size:
             raise UserError(f"end id {self.end} is not one of the {self.text_size} text ids")
+        if self.end is not None and self.head == "shared":
+            raise UserError("a shared head predicts no end: choose head window or full, or end None")
+        if self.transformer.adaptive and not self.cond:
+            raise UserError("an adaptive transformer needs a condition: set cond to its width")
 
+    @property
+    def predicts_text(self) -> bool:
+        """Whether text ids have a head: a shared one knows codes only, and a lone id that is no end starts a row."""
+        return self.head != "shared" and (self.text_size > 1 or self.end is not None)
 
     def flops(self, positions: int, visibility: Visibility, heads: int) -> float:
         """Floating-point operations of one row's forward pass in `heads` level heads, two for a multiplication and its
         addition; of attention only the pairs that see each other count."""
-        head = 2.0 * positions * self.transformer.width * self.codes
-        return self.transformer.flops(positions, visibility) + heads * head
+        D = self.transformer.width
+        ends = heads * 2.0 * positions * D * self.codes + 2.0 * positions * self.inputs * D
+        condition = 2.0 * (self.cond * D + D * D) if self.cond else 0.0
+        return self.transformer.flops(positions, visibility) + ends + condition
 
 
 class TokenLM(nnx.Module):
-    """Text and code tables, a transformer, and untied heads without bias."""
+    """Tables and projections of what is read, a transformer, and untied heads."""
 
     def __init__(self, config: TokenLMConfig, *, rngs: nnx.Rngs):
         c = self.config = config
         D, K, V, R = c.transformer.width, c.levels, c.codes, c.text_size
-        init = initializers.normal(c.transformer.init_std)
+        std, share = c.transformer.init_std, c.transformer.width_share
+        init, head_init = initializers.normal(std), initializers.normal(std * c.head_init)
         self.text_embed = weight(rngs, (R, D), ("vocab", "embed"), init) if R else None
-        self.code_embed = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init)
+        self.code_embed = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init) if c.reads else None
+        self.input_proj = weight(rngs, (c.inputs, D), (None, "embed"), init) if c.inputs else None
+        self.input_bias = zeros(rngs, (D,), ("embed",)) if c.inputs else None
+        self.level_embed = weight(rngs, (K + 1, D), ("levels", "embed"), init) if c.level_embed else None
+        if c.cond:
+            hidden = initializers.normal(std * math.sqrt(share))
+            self.cond_in = weight(rngs, (c.cond, D), (None, "embed"), init)
+            self.cond_out = weight(rngs, (D, D), ("embed", None), hidden, share)
         self.trunk = Transformer(c.transformer, rngs=rngs)
-        self.text_head = weight(rngs, (R, D), ("vocab", "embed"), init) if R else None
-        self.code_head = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init)
+        self.text_head = weight(rngs, (R, D), ("vocab", "embed"), head_init) if c.predicts_text else None
+        if c.head == "shared":
+            self.code_head = weight(rngs, (V, D), ("codes", "embed"), head_init)
+            self.code_bias = zeros(rngs, (V,), ("codes",))
+        else:
+            self.code_head = weight(rngs, (K, V, D), ("levels", "codes", "embed"), head_init)
 
-    def embed(self, text_BS: Int[Array, "B S"], reads_BSK: Int[Array, "B S K"]) -> Float[Array, "B S D"]:
-        """The sum of the rows each position reads (a text id, codes of any levels, or nothing: zeros), in float32.
+    def condition(self, cond_BU: Float[Array, "B U"]) -> Float[Array, "B D"]:
+        """Condition vectors as `embed` and the transformer take them, float32.
+
+        Raises:
+          UserError: when they have another width than the model's.
+        """
+        if cond_BU.shape[-1] != self.config.cond:
+            raise UserError(
+                f"a condition of {cond_BU.shape[-1]} numbers does not fit a model of {self.config.cond}: "
+                "make it with the encoder that the model was trained with"
+            )
+        hidden_BD = jax.nn.gelu(cond_BU.astype(jnp.float32) @ self.cond_in[...])
+        return hidden_BD @ self.cond_out[...]
+
+    def embed(
+        self,
+        text_BS: Int[Array, "B S"],
+        reads_BSK: Int[Array, "B S K"] | None = None,
+        *,
+        inputs_BSE: Float[Array, "B S E"] | None = None,
+        levels_BS: Int[Array, "B S"] | None = None,
+        cond_BD: Float[Array, "B D"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The sum of all that each position reads; zeros where that is nothing.
 
         Args:
           text_BS: text ids, -1 for none.
           reads_BSK: codes of each level, -1 for none.
+          inputs_BSE: vectors, read where no text id is; None for none anywhere.
+          levels_BS: the level of each position, K for what belongs to none (context), -1 for unsaid; B may be 1.
+          cond_BD: from `condition`, added where a text id is read.
         """
         dtype = self.config.transformer.dtype
-        x_BSD = jnp.zeros((*reads_BSK.shape[:-1], self.config.transformer.width), jnp.float32)
+        x_BSD = jnp.zeros((*text_BS.shape, self.config.transformer.width), jnp.float32)
         if self.text_embed is not None:
             x_BSD = x_BSD + _text_rows(self.text_embed, text_BS)
+        is_text_BS1 = (text_BS >= 0)[..., None]
+        if cond_BD is not None:
+            x_BSD = x_BSD + jnp.where(is_text_BS1, cond_BD[:, None], 0)
+        if inputs_BSE is not None:
+            read_BSD = inputs_BSE.astype(jnp.float32) @ self.input_proj[...] + self.input_bias[...]
+            x_BSD = x_BSD + jnp.where(is_text_BS1, 0, read_BSD)
+        if self.level_embed is not None:
+            x_BSD = x_BSD + _rows(_whole(self.level_embed), levels_BS)
+        if reads_BSK is None:
+            return x_BSD.astype(dtype)
 
         # Level by level: all levels at once would be [B, S, K, D], gigabytes for a 64-level hierarchy.
         def add(x_BSD, level):
@@ -99,17 +170,27 @@ class TokenLM(nnx.Module):
 
     def hidden(self, batch: Batch, *, visibility: Visibility, key: Array | None = None) -> Float[Array, "B S D"]:
         """The trunk's output at every position of a batch as in `loss`."""
+        cond_BD = self.condition(batch["cond"]) if self.config.cond else None
+        x_BSD = self.embed(
+            batch["text"],
+            batch.get("reads"),
+            inputs_BSE=batch.get("inputs"),
+            levels_BS=batch.get("levels"),
+            cond_BD=cond_BD,
+        )
         return self.trunk(
-            self.embed(batch["text"], batch["reads"]),
+            x_BSD,
             visibility=visibility,
             positions_BS=batch.get("positions"),
             valid_BS=batch.get("valid"),
-            cond_BD=batch.get("cond"),
+            cond_BD=cond_BD if self.config.transformer.adaptive else None,
             key=key,
         )
 
     def level_logits(self, x: Float[Array, "*p D"], level: int | Array) -> Float[Array, "*p V"]:
         """Logits of the codes of one level, float32; `level` may be traced."""
+        if self.config.head == "shared":
+            return self._logits(x, _whole(self.code_head)) + self.code_bias[...]
         head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level, keepdims=False)
         return self._logits(x, gathered(head_VD, self.code_head.get_metadata()["axes"][1:]))
 
@@ -129,10 +210,11 @@ class TokenLM(nnx.Module):
         """Mean cross-entropy of the predicted tokens.
 
         Args:
-          batch: `text` [B, S] ids read, `reads` [B, S, K] codes read, `targets` [B, S, K] codes predicted, all int with
-            -1 for none; and optionally `text_targets` [B, S] text ids predicted, -1 none (in the window form only the
-            end), `valid` [B, S] bool, `positions` [B, S], `cond` [B, D], and `level` [], which says that all targets
-            are of that level, so that no other head is computed.
+          batch: `text` [B, S] ids read and `targets` [B, S, K] codes predicted, int with -1 for none; what the model
+            reads besides: `reads` [B, S, K] codes with -1 for none, `inputs` [B, S, E], `levels` [B, S] and `cond`
+            [B, U] as in `embed` and `condition`; and optionally `text_targets` [B, S] text ids predicted, -1 none (in
+            the window form only the end), `valid` [B, S] bool, `positions` [B, S], and `level` [], which says that all
+            targets are of that level, so that no other head is computed.
           visibility: who sees whom.
           key: of dropout; None for none.
         Returns:
@@ -146,6 +228,8 @@ class TokenLM(nnx.Module):
             ends_BS = jnp.full(targets_BSK.shape[:2], -1, jnp.int32)
         if self.config.head == "full":
             sums = self._full(x_BSD, targets_BSK, ends_BS)
+        elif self.config.head == "shared":
+            sums = self._shared(x_BSD, targets_BSK, ends_BS)
         elif "level" in batch:
             level = batch["level"]
             one = jax.checkpoint(self._window)(
@@ -189,6 +273,15 @@ class TokenLM(nnx.Module):
             counted_BS = counted_BS | is_end_BS
         per_BS = (normaliser_BS - picked_BS, jnp.square(normaliser_BS), hit_BS)
         return *(jnp.where(counted_BS, value, 0).sum() for value in per_BS), counted_BS.sum().astype(jnp.float32)
+
+    def _shared(self, x_BSD, targets_BSK, ends_BS):
+        """Sums for each level, in one pass: a position has one target at most."""
+        logits_BSV, target_BS = self.level_logits(x_BSD, 0), targets_BSK.max(-1)
+        normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
+        hit_BS = jnp.argmax(logits_BSV, axis=-1) == target_BS
+        ce_BS, squared_BS = normaliser_BS - _pick(logits_BSV, target_BS), jnp.square(normaliser_BS)
+        per_BS = (ce_BS, squared_BS, hit_BS, jnp.ones_like(ce_BS))
+        return tuple(_per_level(value_BS[..., None], 0.0, targets_BSK, ends_BS) for value_BS in per_BS)
 
     def _full(self, x_BSD, targets_BSK, ends_BS):
         """Sums for each level, over the softmax of all rows; some positions at a time."""

@@ -111,7 +111,8 @@ class TransformerConfig:
         attention = self.width * self.head_dim * 2 * (self.heads + self.kv_heads)
         ffn = self.width * self.ffn_width * (2 if self.ffn == "gelu" else 3)
         pairs = 4.0 * self.heads * self.head_dim * visibility.pairs(positions)
-        return self.layers * (2.0 * positions * (attention + ffn) + pairs)
+        adapt = 2.0 * self.width**2 * (6 * self.layers + 2) if self.adaptive else 0.0
+        return self.layers * (2.0 * positions * (attention + ffn) + pairs) + adapt
 
 
 class Cache(NamedTuple):
@@ -122,12 +123,18 @@ class Cache(NamedTuple):
     positions_BS: Int[Array, "B S"]
 
 
+class Adapted(NamedTuple):
+    """What a condition makes of the adaptive norms: six vectors for every layer, and two for the final norm."""
+
+    layers: tuple[list[Float[Array, "B D"]], ...]
+    final: list[Float[Array, "B D"]]
+
+
 class Shared(NamedTuple):
-    """What all layers of one call have in common: how to attend, how to turn queries and keys, the condition."""
+    """What all layers of one call have in common: how to attend, and how to turn queries and keys."""
 
     attend: Callable[..., Array]
     rotation: place.Rotation | None
-    cond_BD: Float[Array, "B D"] | None
 
 
 @jax.custom_vjp
@@ -187,7 +194,8 @@ class Attention(nnx.Module):
             k_BMSH = jax.lax.dynamic_update_slice(keys_BMSH, k_BMsH.astype(keys_BMSH.dtype), (0, 0, start, 0))
             v_BMSH = jax.lax.dynamic_update_slice(values_BMSH, v_BMsH.astype(values_BMSH.dtype), (0, 0, start, 0))
         out_BNsH = shared.attend(q_BNsH, k_BMSH.astype(x_BsD.dtype), v_BMSH.astype(x_BsD.dtype))
-        y_BsD = _project("bsnh,nhd->bsd", out_BNsH.swapaxes(1, 2), self.out, self.out_bias)
+        # einsum contracts in the order of the letters (capitals first), and any but (N, h) would transpose the weight
+        y_BsD = _project("bsNh,Nhd->bsd", out_BNsH.swapaxes(1, 2), self.out, self.out_bias)
         return y_BsD, (k_BMSH, v_BMSH)
 
     def _scale(self, q_BsNH, k_BsMH):
@@ -239,10 +247,11 @@ class Layer(nnx.Module):
         self.ffn = FeedForward(c, rngs=rngs)
         self.adapt = Adaptation(c, 6, (c.layers,), rngs=rngs) if c.adaptive else None
 
-    def __call__(self, x_BsD, shared: Shared, *, key=None, skip=0.0, cache=None):
+    def __call__(self, x_BsD, shared: Shared, adapted=None, *, key=None, skip=0.0, cache=None):
         """One layer.
 
         Args:
+          adapted: the six vectors of its adaptive norms, None without.
           key: of this layer's dropout and drop-path; None for neither.
           skip: this layer's chance of drop-path.
           cache: (keys, values, start) to extend, or None to attend within `x_BsD`.
@@ -250,9 +259,7 @@ class Layer(nnx.Module):
           the new residual stream, and the keys and values attended to.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        scale1 = shift1 = gate1 = scale2 = shift2 = gate2 = None
-        if self.adapt is not None:
-            gate1, gate2, scale1, scale2, shift1, shift2 = self.adapt(shared.cond_BD)
+        gate1, gate2, scale1, scale2, shift1, shift2 = adapted or (None,) * 6
         normed_BsD = _modulated(self.attention_norm(x_BsD), scale1, shift1)
         y_BsD, memory = self.attention(normed_BsD, shared, cache)
         x_BsD = x_BsD + self._drop(_gated(y_BsD, gate1), keys[0], skip)
@@ -361,15 +368,17 @@ class Transformer(nnx.Module):
         c = self.config
         if positions_BS is None:
             positions_BS = jnp.arange(x_BSD.shape[1])[None]
+        self._check(cond_BD)
         x_BSD = self._enter(x_BSD, positions_BS)
         see = {"visibility": visibility, "valid_BS": valid_BS, "right_padded": True}
-        shared = self._share(positions_BS, positions_BS, cond_BD, see)
+        shared = self._share(positions_BS, positions_BS, see)
         skips_L = jnp.linspace(0.0, c.drop_path, c.layers)
         keys_L = None if key is None else jax.random.split(key, c.layers)
 
         def body(x_BSD, inputs):
             layer, key, skip = inputs
-            x_BSD, _ = layer(x_BSD, shared, key=key, skip=skip)
+            adapted = None if cond_BD is None else layer.adapt(cond_BD)
+            x_BSD, _ = layer(x_BSD, shared, adapted, key=key, skip=skip)
             return constrain(x_BSD, "batch", "positions", None), None
 
         if c.remat != "none":
@@ -380,7 +389,14 @@ class Transformer(nnx.Module):
         else:
             for i, layer in enumerate(self.layers):
                 x_BSD, _ = body(x_BSD, (layer, None if key is None else keys_L[i], skips_L[i]))
-        return self._leave(x_BSD, cond_BD)
+        return self._leave(x_BSD, None if cond_BD is None else self.final_adapt(cond_BD))
+
+    def adapt(self, cond_BD: Float[Array, "B D"] | None) -> Adapted | None:
+        """A condition worked out for `extend`, once for all calls; None for a transformer that is not adaptive."""
+        if not self.config.adaptive:
+            return None
+        self._check(cond_BD)
+        return Adapted(tuple(layer.adapt(cond_BD) for layer in self._each()), self.final_adapt(cond_BD))
 
     def extend(
         self,
@@ -391,7 +407,7 @@ class Transformer(nnx.Module):
         visibility: Visibility,
         positions_Bs: Int[Array, "B s"] | None = None,
         valid_BS: Bool[Array, "B S"] | None = None,
-        cond_BD: Float[Array, "B D"] | None = None,
+        adapted: Adapted | None = None,
     ) -> tuple[Float[Array, "B s D"], Cache]:
         """New positions behind those cached: a prompt, one token, or one scale at once.
 
@@ -402,23 +418,30 @@ class Transformer(nnx.Module):
           visibility: who sees whom, by index in the cache.
           positions_Bs: where the new positions stand, start .. start + s - 1 by default; B may be 1.
           valid_BS: False hides a cached position from all, such as the padding in front of a prompt.
-          cond_BD: as in `__call__`.
+          adapted: the condition of an adaptive transformer, from `adapt`.
         Returns:
           the new positions after all layers, and the cache with them.
         """
         if positions_Bs is None:
             positions_Bs = start + jnp.arange(x_BsD.shape[1])[None]
+        self._check(adapted)
         x_BsD = self._enter(x_BsD, positions_Bs)
         rows_Bs = jnp.broadcast_to(positions_Bs, x_BsD.shape[:2]).astype(jnp.int32)
         positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, rows_Bs, (0, start))
         see = {"visibility": visibility, "start": start, "valid_BS": valid_BS}
-        shared = self._share(positions_Bs, positions_BS, cond_BD, see)
+        shared = self._share(positions_Bs, positions_BS, see)
+        adapted = adapted or Adapted((None,) * self.config.layers, None)
         memories = []
-        for layer, keys_BMSH, values_BMSH in zip(self._each(), cache.keys, cache.values, strict=True):
-            x_BsD, memory = layer(x_BsD, shared, cache=(keys_BMSH, values_BMSH, start))
+
+        @jax.jit  # so that one layer is traced and not all of them
+        def one(layer, x_BsD, parts, keys_BMSH, values_BMSH):
+            return layer(x_BsD, shared, parts, cache=(keys_BMSH, values_BMSH, start))
+
+        for layer, *inputs in zip(self._each(), adapted.layers, cache.keys, cache.values, strict=True):
+            x_BsD, memory = one(layer, x_BsD, *inputs)
             memories.append(memory)
         keys, values = zip(*memories, strict=True)
-        return self._leave(x_BsD, cond_BD), Cache(keys, values, positions_BS)
+        return self._leave(x_BsD, adapted.final), Cache(keys, values, positions_BS)
 
     def init_cache(self, batch: int, length: int, dtype: str | None = None) -> Cache:
         """An empty cache of `length` positions for `batch` rows; `dtype` is the compute type by default."""
@@ -453,10 +476,12 @@ class Transformer(nnx.Module):
             x_BsD = x_BsD + self.absolute[...].at[positions_Bs].get(mode="clip").astype(x_BsD.dtype)
         return constrain(x_BsD, "batch", "positions", None)
 
-    def _share(self, q_positions_Bs, k_positions_BS, cond_BD, see) -> Shared:
+    def _check(self, condition) -> None:
+        if self.config.adaptive != (condition is not None):
+            raise ValueError("an adaptive transformer, and only one, takes a condition")
+
+    def _share(self, q_positions_Bs, k_positions_BS, see) -> Shared:
         c = self.config
-        if c.adaptive != (cond_BD is not None):
-            raise ValueError("an adaptive transformer, and only one, takes cond_BD")
         rotation = place.rotation(q_positions_Bs, c.head_dim, c.rope_base) if c.positions == "rotary" else None
 
         def bias(q: slice, k: slice):
@@ -465,10 +490,8 @@ class Transformer(nnx.Module):
         def attention(q_BNsH, k_BMSH, v_BMSH):
             return attend(q_BNsH, k_BMSH, v_BMSH, bias=bias if c.positions == "t5" else None, **see)
 
-        return Shared(attention, rotation, cond_BD)
+        return Shared(attention, rotation)
 
-    def _leave(self, x_BsD, cond_BD):
+    def _leave(self, x_BsD, adapted):
         x_BsD = self.final_norm(x_BsD)
-        if self.final_adapt is not None:
-            x_BsD = modulate(x_BsD, *self.final_adapt(cond_BD))
-        return x_BsD
+        return x_BsD if adapted is None else modulate(x_BsD, *adapted)

@@ -6,11 +6,11 @@ prediction of q0 so that it keeps listening to the words (Task 0).
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,18 @@ from ml_collections import ConfigDict
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.codec.residual import QuantiserConfig
-from hiermusic.data import pipeline
-from hiermusic.data.records import AudioSource, TokenSource, read_info
+from hiermusic.data.records import TokenSource, read_info
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import songs
+from hiermusic.systems import parts, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala_rows import (
     backbone_batches,
@@ -46,10 +46,8 @@ from hiermusic.systems.khala_rows import (
 )
 from hiermusic.systems.requests import Request
 from hiermusic.tokens import pattern, sequence
-from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.prompt import Prompt, compose
 from hiermusic.tokens.visibility import Visibility
-from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
@@ -67,19 +65,17 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         dead_share=model.dead_share,
         dropout=model.quantiser_dropout,
     )
-    return CodecConfig(
-        sample_rate=model.sample_rate,
-        channels=model.channels,
+    trunk = DacConfig(
         strides=tuple(model.strides),
         dilations=tuple(model.dilations),
         encoder_width=model.encoder_width,
         decoder_width=model.decoder_width,
         latent=model.latent,
         init=model.init,
-        quantiser=quantiser,
         dtype=model.dtype,
         remat=model.remat,
     )
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser)
 
 
 def token_lm_config(model: ConfigDict) -> TokenLMConfig:
@@ -142,12 +138,9 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
       UserError: data that is not there or of another kind.
     """
     if config.stage == "codec":
-        return _codec_stage(config, workdir)
+        objective = ObjectiveConfig(**config.loss, stft_sizes=tuple(config.discriminator.fft_sizes))
+        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
     if workdir is not None:
-        if not config.data.path:
-            raise UserError(
-                "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
-            )
         _check_tokens(config, config.data.path)
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
@@ -157,7 +150,8 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         valid=lambda rows: batches(config, "valid", rows),
         examples=shapes(config),
         work=partial(_work, config),
-        prepare=partial(_start_from, config),
+        length=config.model.length,
+        prepare=lambda module: parts.start_from(config.init_from, module.model),
     )
 
 
@@ -171,67 +165,15 @@ def _work(config: ConfigDict, visibility: Visibility) -> Work:
     return Work(flops=3 * flops, tokens=positions, seconds=frames / float(tokens.rates[0]))
 
 
-def _codec_stage(config: ConfigDict, workdir: Path | None) -> CodecStage:
-    model, settings, data = config.model, config.train, config.data
-    codec = codec_config(model)
-    samples = settings.crop_frames * math.prod(model.strides)
-    if workdir is not None:
-        records = pipeline.resolve(
-            data.path,
-            workdir / "data",
-            model.sample_rate,
-            model.channels,
-            kind=data.kind,
-            segment_seconds=data.segment_seconds,
-            valid_fraction=data.valid_fraction,
-        )
-
-    def batches(split: str, rows: Sequence[int]):
-        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, rows)
-
-    return CodecStage(
-        config,
-        lambda rngs: Codec(codec, rngs=rngs),
-        make_discriminator(config),
-        ObjectiveConfig(**config.loss, stft_sizes=tuple(config.discriminator.fft_sizes)),
-        crop=(samples, model.channels),
-        train=lambda rows: batches("train", rows),
-        valid=lambda rows: batches("valid", rows) if AudioSource(records).valid else None,
-        prepare=partial(_start_from, config),
-    )
-
-
 def _check_tokens(config: ConfigDict, path: str) -> None:
-    stored, wanted = Hierarchy.from_json(read_info(path, "tokens")["hierarchy"]), hierarchy(config.model)
-    found = stored.select(0, len(wanted))
+    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config.model)
     if (found.sizes, found.rates) != (wanted.sizes, wanted.rates):
+        stored = len(read_info(path, "tokens")["hierarchy"])
         raise UserError(
-            f"{path} holds {len(stored)} levels of {stored.sizes[0]} codes at {stored.rates[0]} Hz, the model wants "
-            f"{len(wanted)} of {wanted.sizes[0]} at {wanted.rates[0]} Hz: set --config.model.codes={stored.sizes[0]} "
-            f"and --config.model.frame_rate={stored.rates[0]}, or take tokens of another codec"
+            f"{path} holds {stored} levels of {found.sizes[0]} codes at {found.rates[0]} Hz, the model wants "
+            f"{len(wanted)} of {wanted.sizes[0]} at {wanted.rates[0]} Hz: set --config.model.codes={found.sizes[0]} "
+            f"and --config.model.frame_rate={found.rates[0]}, or take tokens of another codec"
         )
-
-
-def _start_from(config: ConfigDict, module: nnx.Module) -> None:
-    """Copies the weights of `init_from` where there are any: all of a run of the same stage, or a backbone's into a
-    super-resolution model, whose rows for the levels the backbone does not know stay as they were drawn."""
-    if not config.init_from:
-        return
-    weights = checkpoint.load_weights(config.init_from)
-    target = nnx.state(module.model)
-    for path, variable in nnx.to_flat_state(target):
-        source = weights
-        for key in path:
-            source = source.get(str(key), {}) if isinstance(source, dict) else {}
-        if isinstance(source, dict):
-            raise UserError(f"{config.init_from} has no weight {'.'.join(map(str, path))}: it is of another model")
-        value = variable[...]
-        rows = len(source) if path[0] in ("code_embed", "code_head") else len(value) if value.ndim else None
-        if source.shape[1:] != value.shape[1:] or (value.ndim and (len(source) != rows or rows > len(value))):
-            name = ".".join(map(str, path))
-            raise UserError(f"{config.init_from}: {name} is {source.shape}, this model's is {value.shape}")
-        variable[...] = value.at[:rows].set(source) if value.ndim else jnp.asarray(source)
-    nnx.update(module.model, target)
 
 
 # MARK: generation
@@ -241,10 +183,10 @@ def generate(
     requests: Sequence[Request],
     out: Path,
     *,
-    superres: str | None,
-    backbone: str | None,
-    codec: str | None,
-    options: dict[str, float],
+    superres: str | None = None,
+    backbone: str | None = None,
+    codec: str | None = None,
+    options: Mapping[str, float] = MappingProxyType({}),
     audio: str | None = None,
     backbone_too: bool = False,
     mesh: Mapping[str, int] | None = None,
@@ -272,7 +214,7 @@ def generate(
     if codec is None:
         codec, _, step = read_info(workdirs.read(backbone, "backbone").data.path, "tokens")["codec"].rpartition("@")
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
-    sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | options}
+    sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | dict(options)}
     if superres:
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
@@ -287,7 +229,7 @@ def generate(
         codes = coarse
         if superres:
             codes = _refine(requests, coarse, superres, sampling["superres"], known_TK, spread)
-        return [songs.Song(c, q, sample.ended, coder) for c, q, sample in zip(codes, coarse, samples, strict=True)]
+        return [songs.Song(c, sample.ended, coder, q) for c, q, sample in zip(codes, coarse, samples, strict=True)]
 
     return songs.produce(requests, out, make, runs, sampling, audio, backbone_too)
 
@@ -376,6 +318,38 @@ def _on(mesh: Mesh | None) -> AbstractContextManager:
     return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
+def program(config: ConfigDict, rows: int) -> parts.Generation:
+    """The decoding of a piece, a chunk of the backbone's steps, or one pass of super-resolution, in shapes.
+
+    Args:
+      config: of any stage; songs fill its context.
+      rows: songs made at once.
+    """
+    model = config.model
+    if config.stage == "codec":
+        return parts.decoding(codec_config(model), rows)
+    rate, make, trunk = float(hierarchy(model).rates[0]), make_model(config), token_lm_config(model).transformer
+    prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
+    if frames < 1:
+        raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
+    sizes = [model.codes] * model.levels
+    options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **dict(config.sampling)}
+    if config.stage == "superres":
+        token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        codes = [np.zeros((frames, model.given), np.int32)] * rows
+        run, arguments = layerwise.level_pass(token_lm, prompts, codes, markers=[0] * model.levels, **options)
+        made = (rows * frames, rows * frames / rate / (model.levels - model.given))
+        return parts.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
+    token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
+    layouts = [pattern.flatten((frames // model.levels,) * model.levels)] * rows
+    run, arguments = autoregressive.chunk(
+        token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **options
+    )
+    steps = autoregressive.CHUNK
+    made = (rows * steps, rows * steps / model.levels / rate)
+    return parts.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)
+
+
 # MARK: facts
 
 Each = Callable[[str, int, Callable[[int], dict[str, np.ndarray]]], list]
@@ -385,9 +359,7 @@ CROPS_MEASURED = 4  # of each held-out track, where training too takes crops fro
 def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone."""
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
-    params: Counter[str] = Counter()
-    for name, count in parameter_counts(model).items():
-        params[name.partition(".")[0]] += count
+    params = parts.counts(model)
     tokens = hierarchy(config.model)
     if config.stage == "codec":
         params["quantiser"] += math.prod(model.quantiser.codebooks.shape)  # moved by averages, not by gradients
@@ -395,16 +367,7 @@ def inspect(config: ConfigDict) -> dict:
         params["discriminator"] = sum(parameter_counts(discriminator).values())
     params["total"] = sum(params.values())
     length = config.train.crop_frames if config.stage == "codec" else config.model.length
-    return {
-        "params": dict(params),
-        "sequence_length": length,
-        "frame_rate_hz": float(tokens.rates[0]),
-        "tokens_per_second": float(tokens.tokens_per_second),
-        "levels": len(tokens),
-        "codes": tokens.sizes[0],
-        "batch_size": config.train.batch_size,
-        "steps": config.train.steps,
-    }
+    return parts.facts(config, dict(params), tokens, float(tokens.rates[0]), length)
 
 
 def cross_entropy(

@@ -124,19 +124,11 @@ def layer_weights(levels: int, distribution: str) -> np.ndarray:
 
 
 def _batches(config: ConfigDict, split: str, rows: Sequence[int]):
-    """These rows of batches of raw examples, element i those of step i; held-out batches are filled up by repeating,
-    so that they divide over the mesh as training's do."""
-    size, levels = config.train.batch_size, slice(0, config.model.levels)
-    examples = pipeline.token_examples(config.data.path, split, config.train.seed, levels)
-    if split != "train":
-        examples = examples.repeat()[: max(1, len(examples) // size) * size]
-    return pipeline.batches(examples, size, rows, batch_fn=list)
-
-
-def _row_generators(config: ConfigDict, index: int, rows: Sequence[int]) -> list[np.random.Generator]:
-    """One for each of these rows of batch `index`."""
-    # from 1: numpy takes (a, b, 0) for (a, b), which draws the task
-    return [np.random.default_rng((config.train.seed, index, 1 + row)) for row in rows]
+    """These rows of batches of raw examples."""
+    levels = slice(0, config.model.levels)
+    return pipeline.example_batches(
+        config.data.path, split, config.train.seed, levels, config.train.batch_size, rows
+    )
 
 
 def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]]:
@@ -156,7 +148,7 @@ def backbone_batches(config: ConfigDict, split: str, rows: Sequence[int]):
     make = make_rows(config)
 
     def build(index: int, examples: Sequence[dict]):
-        rngs = _row_generators(config, index, rows)
+        rngs = pipeline.row_generators(config.train.seed, index, rows)
         return Visibility.causal(), sequence.stack([make.backbone(*pair) for pair in zip(examples, rngs, strict=True)])
 
     return _batches(config, split, rows).map_with_index(build)
@@ -182,7 +174,7 @@ def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
 
     def build(index: int, examples: Sequence[dict]):
         level = draw(index)
-        pairs = list(zip(examples, _row_generators(config, index, rows), strict=True))
+        pairs = list(zip(examples, pipeline.row_generators(config.train.seed, index, rows), strict=True))
         if level == 0:
             visibility, rows_B = Visibility.causal(), [make.alignment(*pair) for pair in pairs]
         else:

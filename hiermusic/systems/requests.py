@@ -11,23 +11,26 @@ from hiermusic.tokens.prompt import Prompt
 
 @dataclass(frozen=True)
 class Request:
-    """One song to make: its file name, its prompt and its seed (0..2^32 - 1)."""
+    """One song to make: its file name, its prompt, its seed (0..2^32 - 1) and the file that it should sound like."""
 
     name: str
     prompt: Prompt
     seed: int
+    like: str = ""
 
     def __post_init__(self):
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise UserError(f"the seed {self.seed!r} is not an integer in 0..{2**32 - 1}")
 
     def to_json(self) -> dict:
-        """The request as a JSON object."""
+        """The request as a JSON object, without the file."""
         return {"name": self.name, "seed": self.seed, **asdict(self.prompt)}
 
 
-def single(tags: str | None, lyrics: str | None, instrumental: bool, seconds: float | None, seed: int) -> list[Request]:
-    """One request from words; `\\n` in the lyrics parts lines.
+def single(
+    tags: str | None, lyrics: str | None, instrumental: bool, seconds: float | None, seed: int, like: str | None = None
+) -> list[Request]:
+    """One request from words and perhaps a file; `\\n` in the lyrics parts lines.
 
     Raises:
       UserError: when there are no seconds.
@@ -36,11 +39,11 @@ def single(tags: str | None, lyrics: str | None, instrumental: bool, seconds: fl
         raise UserError("--seconds is needed with a single prompt (or give --prompts=FILE.jsonl)")
     words = (lyrics or "").replace("\\n", "\n")
     prompt = Prompt(tags=tags or "", lyrics=words, instrumental=instrumental, seconds=seconds)
-    return [Request("song", prompt, seed)]
+    return [Request("song", prompt, seed, like or "")]
 
 
 def read(path: str | Path, seed: int) -> list[Request]:
-    """Requests from a JSONL file: a prompt's fields, and optionally `name` and `seed`, on every line.
+    """Requests from a JSONL file: a prompt's fields, and optionally `name`, `seed` and `like`, on every line.
 
     Args:
       path: the file.
@@ -61,7 +64,7 @@ def read(path: str | Path, seed: int) -> list[Request]:
                 raise UserError(f"a prompt is a JSON object, not {type(fields).__name__}")
             name = _file_name(fields.pop("name", f"song-{number:03d}"))
             own_seed = fields.pop("seed", seed + len(requests))
-            request = Request(name, Prompt.from_json(fields), own_seed)
+            request = Request(name, like=str(fields.pop("like", "")), prompt=Prompt.from_json(fields), seed=own_seed)
         except (UserError, ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
         if not 0 < (request.prompt.seconds or 0) < float("inf"):

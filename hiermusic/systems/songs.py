@@ -23,12 +23,14 @@ from hiermusic.train import checkpoint
 
 @dataclass(frozen=True)
 class Song:
-    """A song as codes: all layers, the first model's layers alone, whether it ended itself, and what decodes it."""
+    """A song as rows of codes, whether it ended itself, what decodes it, and, where they are told, the first model's
+    layers alone and how many samples it has."""
 
-    codes_TK: np.ndarray
-    coarse_TK: np.ndarray
+    codes_RS: np.ndarray
     ended: bool
     codec: Codec
+    coarse_RS: np.ndarray | None = None
+    length: int | None = None
 
 
 def produce(
@@ -37,8 +39,8 @@ def produce(
     make: Callable[[Sequence[Request]], list[Song]],
     runs: Mapping[str, str],
     sampling: Mapping[str, dict],
-    audio: str | None,
-    coarse_too: bool,
+    audio: str | None = None,
+    coarse_too: bool = False,
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
 
@@ -56,13 +58,16 @@ def produce(
     Returns:
       What each JSON holds.
     """
+    if audio:
+        files.probe(audio)  # a bad file is told before any model is loaded
     steps = {name: checkpoint.latest_step(run) for name, run in runs.items()}
     common = {"sampling": sampling, "workdirs": runs, "steps": steps, "continues": audio and _identity(audio)}
     facts = []
     for request in requests:
         prompt = request.to_json()
         name, seed = prompt.pop("name"), prompt.pop("seed")
-        facts.append({"name": name, "prompt": prompt, "seed": seed, **common})
+        like = {"like": _identity(request.like)} if request.like else {}
+        facts.append({"name": name, "prompt": prompt, "seed": seed, **like, **common})
     missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, coarse_too)]
     remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
@@ -75,10 +80,9 @@ def produce(
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
 
 
-def _identity(audio: str) -> dict[str, str]:
-    files.probe(audio)  # a bad file is told before any model is loaded
-    with open(audio, "rb") as file:
-        return {"path": audio, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _identity(path: str) -> dict[str, str]:
+    with open(path, "rb") as file:
+        return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
@@ -97,9 +101,9 @@ def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path, rate = out / f"{fact['name']}.wav", song.codec.sample_rate
     if coarse_too:
-        coarse_LC = decode_long(song.codec, song.coarse_TK)
+        coarse_LC = decode_long(song.codec, song.coarse_RS)
         files.write(path.with_suffix(".backbone.wav"), coarse_LC, rate)
-    wav_LC = decode_long(song.codec, song.codes_TK)
+    wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)
     files.write(path, wav_LC, rate)
     whole = fact | {"wav": str(path), "seconds": round(len(wav_LC) / rate, 3), "ended": song.ended}
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")

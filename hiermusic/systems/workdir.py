@@ -1,6 +1,7 @@
 """From a configuration or a training workdir to the thing itself: stage, codec, codes, songs, facts."""
 
 import importlib
+import inspect as signatures
 import io
 import os
 import zipfile
@@ -22,7 +23,7 @@ from hiermusic.parallel.mesh import shardings
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint, stored
 
-SYSTEMS = ("khala",)
+SYSTEMS = ("khala", "aar")
 
 
 def system(config: ConfigDict) -> ModuleType:
@@ -88,6 +89,7 @@ def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
     """Token records of `data` by a trained codec; goes on where an earlier call stopped. Returns its summary."""
     from hiermusic.codec.chunked import encode_long
     from hiermusic.data import pipeline, records, tokenise
+    from hiermusic.tokens import rows
 
     config, codec = load(codec_dir, "codec")
     audio_dir = pipeline.resolve(
@@ -100,14 +102,17 @@ def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
         valid_fraction=config.data.valid_fraction,
     )
     name = f"{os.path.abspath(codec_dir)}@{checkpoint.latest_step(codec_dir)}"
-    encode = partial(encode_long, codec)
+
+    def encode(wav_LC: np.ndarray) -> rows.Streams:
+        return rows.to_streams(encode_long(codec, wav_LC), codec.slots)
+
     tokenise.tokenise(encode, audio_dir, out, codec.hierarchy, split_at, name, worker=workers())
     wait_for_all(f"tokens {out}")
     return records.read_summary(Path(out))
 
 
 def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
-    """Codes [K, T] of an audio file, written as .npz with what decoding needs."""
+    """Codes [S, R] of an audio file (see `tokens.rows`), written as .npz with what decoding needs."""
     from hiermusic.audio import files
     from hiermusic.codec.chunked import encode_long
 
@@ -116,14 +121,14 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
-    codes_TK = encode_long(codec, wav_LC, layers=layers)
+    codes_RS = encode_long(codec, wav_LC, layers=layers)
     whole = io.BytesIO()
-    np.savez(whole, codes=codes_TK.T, length=len(wav_LC), sample_rate=codec.sample_rate)
+    np.savez(whole, codes=codes_RS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(whole.getbuffer())
-    return {"out": target, "codes": list(codes_TK.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
+    return {"out": target, "codes": list(codes_RS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 
 def decode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     read(codec_dir, "codec")
     try:
         with np.load(source, allow_pickle=False) as stored:
-            codes_TK, length = stored["codes"].T, int(stored["length"])
+            codes_RS, length = stored["codes"].T, int(stored["length"])
             sample_rate = int(stored["sample_rate"])
     except FileNotFoundError:
         raise UserError(f"no codes at {source}") from None
@@ -144,14 +149,13 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
         ) from None
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
-    sizes = codec.hierarchy.sizes
-    fits = codes_TK.ndim == 2 and codes_TK.dtype.kind in "iu" and 1 <= codes_TK.shape[1] <= len(sizes)
-    fits = fits and codes_TK.min(initial=0) >= 0 and codes_TK.max(initial=0) < max(sizes)
-    if not fits or sample_rate != codec.sample_rate or len(codes_TK) != -(-length // codec.hop):
+    fits = codes_RS.ndim == 2 and codes_RS.dtype.kind in "iu" and codes_RS.shape[1] in np.cumsum(codec.slots)
+    fits = fits and codes_RS.min(initial=0) >= 0 and codes_RS.max(initial=0) < max(codec.hierarchy.sizes)
+    if not fits or sample_rate != codec.sample_rate or len(codes_RS) != -(-length // codec.row):
         raise UserError(
-            f"{source} holds codes {codes_TK.T.shape}, not those of {codec_dir}: use the codec that made it"
+            f"{source} holds codes {codes_RS.T.shape}, not those of {codec_dir}: use the codec that made it"
         )
-    wav_LC = decode_long(codec, codes_TK.astype(np.int32), length=length, layers=layers)
+    wav_LC = decode_long(codec, codes_RS.astype(np.int32), length=length, layers=layers)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
 
@@ -164,10 +168,27 @@ def _check_layers(codec: Codec, layers: int | None) -> None:
 # MARK: songs and facts
 
 
-def generate(requests: Sequence[Request], out: str, **how: Any) -> list[dict[str, Any]]:
-    """Songs for prompts; see the system's own `generate` for what `how` takes."""
-    config = read(how.get("superres") or how.get("backbone"))
-    return system(config).generate(requests, Path(out), **how)
+def generate(requests: Sequence[Request], out: str, model: str, name: str | None, **how: Any) -> list[dict[str, Any]]:
+    """Songs for requests.
+
+    Args:
+      requests: what to make.
+      out: the folder.
+      model: workdir of the model that begins.
+      name: the system it must be of; None for whichever it is of.
+      how: what the system's own `generate` takes.
+    Raises:
+      UserError: a workdir of another system, or one that does not take one of `how`.
+    """
+    config = read(model)
+    ours = system(config)
+    if name and name != config.system:
+        raise UserError(f"--system={name}: {model} is of the system {config.system}")
+    how = {key: value for key, value in how.items() if value}
+    takes = signatures.signature(ours.generate).parameters
+    if foreign := [key for key in how if key not in takes]:
+        raise UserError(f"--{foreign[0]} means nothing to the system {config.system}, which {model} is of")
+    return ours.generate(requests, Path(out), **how)
 
 
 def inspect(

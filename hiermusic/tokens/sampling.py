@@ -44,13 +44,16 @@ def sample(
     logits_BV = logits_BV.astype(jnp.float32)
     if allowed is not None:
         logits_BV = jnp.where(allowed, logits_BV, -jnp.inf)
-    kept_BV = logits_BV
-    if 0 < top_k < logits_BV.shape[-1]:
-        least_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
-        kept_BV = jnp.where(logits_BV < least_B1, -jnp.inf, kept_BV)
+    kept_BV, few = logits_BV, 0 < top_k < logits_BV.shape[-1]
+    if top_p < 1:
+        falling_BV = -jnp.sort(-logits_BV, axis=-1)  # serves top-k too
+    elif few:
+        falling_BV = jax.lax.top_k(logits_BV, top_k)[0]
+    if few:
+        least_B1 = falling_BV[:, top_k - 1 : top_k]
+        kept_BV, falling_BV = (jnp.where(x < least_B1, -jnp.inf, x) for x in (kept_BV, falling_BV))
     if top_p < 1:
         heat = jnp.maximum(temperature, 1e-6)
-        falling_BV = -jnp.sort(-kept_BV, axis=-1)
         prob_BV = jax.nn.softmax((falling_BV - falling_BV[:, :1]) / heat, axis=-1)
         above_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV  # probability of the strictly likelier tokens
         least_B1 = jnp.min(jnp.where(above_BV < top_p, falling_BV, jnp.inf), axis=-1, keepdims=True)

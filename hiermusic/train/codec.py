@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,8 +22,7 @@ from hiermusic.codec.objective import (
     discriminator_objective,
     generator_objective,
     initial_norms,
-    mel_loss,
-    stft_loss,
+    reconstruction_losses,
 )
 from hiermusic.errors import UserError
 from hiermusic.parallel.counting import forward_flops
@@ -68,8 +68,8 @@ class CodecStage:
     Args:
       config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`; both learners use them),
         `train.ema_decay` (0: no average), `train.quantise_start` (steps before it train the trunk as an autoencoder),
-        `train.adversarial_start` (first step with a discriminator) and `train.discriminator_every` (steps between its
-        updates).
+        `train.adversarial_start` (first step with a discriminator) and `train.discriminator_updates` ((n, m): the
+        discriminator is updated in the last n of every m steps).
       make_codec: rngs -> codec.
       make_discriminator: rngs -> discriminator; not called when neither adversarial nor feature loss has a weight.
       objective: the losses' weights.
@@ -77,6 +77,8 @@ class CodecStage:
       train: rows of a batch -> an endless data set of those rows, float32 [B, L, C] in [-1, 1].
       valid: the same for a finite one.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
+    Raises:
+      UserError: settings that no codec can be trained with.
     """
 
     def __init__(
@@ -106,7 +108,12 @@ class CodecStage:
         self.adversarial = objective.adversarial > 0 or objective.feature > 0
         self.quantise_start = config.train.get("quantise_start", 0)
         self.adversarial_start = config.train.get("adversarial_start", 0)
-        self.discriminator_every = config.train.get("discriminator_every", 1)
+        self.discriminator_updates = updates = tuple(config.train.get("discriminator_updates", (1, 1)))
+        if len(updates) != 2 or not 0 < updates[0] <= updates[1]:
+            raise UserError(
+                f"train.discriminator_updates is {updates}: give (n, m) with 0 < n <= m, for updates in the last n of "
+                "every m steps"
+            )
 
     def transform(self, model: nnx.Module) -> optax.GradientTransformation:
         """The optimiser's transformation for either learner."""
@@ -123,7 +130,8 @@ class CodecStage:
     def phase(self, index: int) -> Phase:
         """What step `index` does."""
         adversarial = self.adversarial and index >= self.adversarial_start
-        return Phase(index >= self.quantise_start, adversarial, adversarial and index % self.discriminator_every == 0)
+        updates, cycle = self.discriminator_updates
+        return Phase(index >= self.quantise_start, adversarial, adversarial and index % cycle >= cycle - updates)
 
     def train_batches(self, rows: Sequence[int]) -> "grain.MapDataset":
         return self._train(rows).map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
@@ -141,7 +149,7 @@ class CodecStage:
 
     def examples(self) -> list[tuple[Phase, Mapping[str, jax.ShapeDtypeStruct]]]:
         """The phases of the run's last steps: the only ones a long run spends its time in."""
-        last = range(max(self.steps - self.discriminator_every, 0), self.steps)
+        last = range(max(self.steps - self.discriminator_updates[1], 0), self.steps)
         batch = {"wav": jax.ShapeDtypeStruct(self.shape, jnp.float32)}
         return [(phase, batch) for phase in dict.fromkeys(self.phase(index) for index in last)]
 
@@ -156,8 +164,8 @@ class CodecStage:
             once = forward_flops(lambda judge, wav: judge(wav).logits, judge, wav)
             flops += once * (2 + (2 if self.objective.balance else 1) + (6 if task.discriminate else 0))
         batch, samples, _ = self.shape
-        frames = samples // codec.hop * len(codec.hierarchy)
-        return Work(flops=flops, tokens=batch * frames, seconds=batch * samples / codec.sample_rate)
+        seconds = Fraction(batch * samples, codec.sample_rate)
+        return Work(flops=flops, tokens=int(seconds * codec.hierarchy.tokens_per_second), seconds=float(seconds))
 
     def step(self, module: CodecState, batch: Mapping[str, Array], task: Phase, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
@@ -193,17 +201,11 @@ class CodecStage:
 
     def evaluate(self, module: CodecState, batch: Mapping[str, Array], task: None, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
-        model, goal = self._best(module), self.objective
+        model = self._best(module)
         output = model.forward(wav_BLC)
-        estimate_BLC = output.wav_BLC
-        values = {
-            "waveform": jnp.mean(jnp.abs(wav_BLC - estimate_BLC)),
-            "stft": stft_loss(wav_BLC, estimate_BLC, goal.stft_sizes),
-            "commitment": output.commitment,
-        }
-        if goal.mel:
-            values["mel"] = mel_loss(wav_BLC, estimate_BLC, model.sample_rate, goal.mel_windows, goal.mel_bands)
-        sdr_B = batch_si_sdr(wav_BLC, estimate_BLC)
+        values = reconstruction_losses(self.objective, wav_BLC, output.wav_BLC, model.sample_rate)
+        values["commitment"] = output.commitment
+        sdr_B = batch_si_sdr(wav_BLC, output.wav_BLC)
         return {"loss": self._total(values), **values, "si_sdr": jnp.nanmean(sdr_B), **_health(output.stats)}
 
     def showcase(self, module: CodecState, log: Log, step: int) -> None:

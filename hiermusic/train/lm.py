@@ -42,6 +42,7 @@ class LMStage:
       valid: the same for a finite one.
       examples: every visibility with the shapes of its global batch.
       work: visibility -> what one update amounts to.
+      length: positions of a row.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
     """
 
@@ -54,10 +55,11 @@ class LMStage:
         valid: Callable[[Sequence[int]], "grain.MapDataset | None"],
         examples: list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]],
         work: Callable[[Visibility], Work],
+        length: int,
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
         self.make_model, self.train_batches, self.valid_batches, self._prepare = make_model, train, valid, prepare
-        self._examples, self.work = examples, work
+        self._examples, self.work, self.length = examples, work, length
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
         self.accumulate = config.train.get("accumulate", 1)
@@ -73,13 +75,11 @@ class LMStage:
             average(module.ema, module.model, 0.0)
 
     def check(self, mesh: jax.sharding.Mesh) -> None:
-        for _, batch in self._examples:
-            positions, parts = batch["text"].shape[1], mesh.shape["context"]
-            if positions % parts:
-                raise UserError(
-                    f"model.length={positions} does not divide over the {parts} devices of mesh axis context: "
-                    f"make it a multiple of {parts}"
-                )
+        if self.length % (parts := mesh.shape["context"]):
+            raise UserError(
+                f"model.length={self.length} does not divide over the {parts} devices of mesh axis context: "
+                f"make it a multiple of {parts}"
+            )
 
     def examples(self) -> list[tuple[Hashable, Mapping[str, jax.ShapeDtypeStruct]]]:
         return self._examples

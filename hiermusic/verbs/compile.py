@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hiermusic.verbs.flags import Values, Verb, answer, boolean, config, integer, need, positional, say, string
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, config, integer, need, number, positional, say, string
 
 _DOES_NOT_FIT = 3  # exit status
 _GIB = 2**30
@@ -18,6 +18,7 @@ def _define_compile(values: Values) -> None:
     integer(values, "slices", "how many such slices, joined by the data-centre network", 1)
     boolean(values, "fit", "find the largest batch that fits under each remat policy")
     boolean(values, "generate", "compile what generation runs instead of the training step")
+    number(values, "effort", "of the compiler for the program's speed; -1 compiles fastest", 0.0, lower=-1.0, upper=1.0)
     string(values, "out", "file that gets the JSON object too")
     boolean(values, "json", "print one JSON object")
 
@@ -27,6 +28,9 @@ def _compile(values: Values, given: list[str]) -> None:
     need(values, "config", "topology")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator of this machine is left alone
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs for absent devices are written there but not read
+    import jax
+
+    jax.config.update("jax_exec_time_optimization_effort", values.effort)
     from hiermusic.errors import UserError, replacing
     from hiermusic.parallel.aot import examine
     from hiermusic.parallel.chips import chip_of

@@ -1,25 +1,36 @@
-"""The demo."""
+"""The demos."""
 
+import importlib
 from pathlib import Path
 
+from hiermusic.errors import UserError
 from hiermusic.verbs.flags import Values, Verb, positional, show, string
+
+_SYSTEMS = ("khala", "aar")
 
 
 def _define_demo(values: Values) -> None:
-    string(values, "workdir", "folder for everything the demo makes", "out/demo")
+    string(values, "system", f"whose: {' or '.join(_SYSTEMS)}", "khala")
+    string(values, "workdir", "folder for everything the demo makes; default: out/demo, out/demo-aar")
     string(values, "configs", "folder of the configuration files", "configs")
 
 
 def _demo(values: Values, given: list[str]) -> None:
     positional(given)
-    from hiermusic import demo
+    name, configs = values.system, Path(values.configs)
+    if name not in _SYSTEMS:
+        raise UserError(f"--system={name}: there is a demo of {', '.join(_SYSTEMS)}")
+    if not (configs / name / "codec.py").is_file():
+        raise UserError(f"no configurations in {configs}: run in the project's folder, or give --configs=FOLDER")
+    from hiermusic.demo import runner
 
-    show(str(demo.run(Path(values.workdir), Path(values.configs))))
+    folder = Path(values.workdir or ("out/demo" if name == "khala" else f"out/demo-{name}"))
+    show(str(runner.run(importlib.import_module(f"hiermusic.demo.{name}").demo(folder, configs), folder)))
 
 
 VERBS = {
     "demo": Verb(
-        "everything once, small: corpus, codec, tokens, two token models, three songs, a report",
+        "everything of a system once, small: corpus, codec, tokens, token models, music, a report",
         "hiermusic demo --workdir=out/demo",
         _define_demo,
         _demo,

@@ -17,9 +17,12 @@ from hiermusic.verbs.flags import (
 
 
 def _define_generate(values: Values) -> None:
-    string(values, "superres", "workdir of a trained super-resolution model; without it the backbone's layers only")
-    string(values, "backbone", "workdir of a trained backbone; default: the one --superres was started from")
-    string(values, "codec", "workdir of a trained codec; default: the one that made the backbone's tokens")
+    string(values, "system", "khala or aar; default: that of the workdirs")
+    string(values, "superres", "Khala: workdir of a super-resolution model; without it the backbone's layers only")
+    string(values, "backbone", "Khala: workdir of a backbone; default: the one --superres was started from")
+    string(values, "lm", "AAR: workdir of a trained lm or ar_baseline")
+    string(values, "codec", "workdir of a trained codec; default: the one that made the model's tokens")
+    string(values, "like", "AAR: the clip to sound like, or a CLAP vector in a .npy file; in --prompts, a field")
     string(values, "prompts", "JSONL file, one prompt a line: name, tags, description, lyrics, seconds, seed, ...")
     string(values, "tags", "tags of a single prompt, separated by commas")
     string(values, "lyrics", "lyrics of a single prompt; \\n parts lines")
@@ -27,9 +30,9 @@ def _define_generate(values: Values) -> None:
     number(values, "seconds", "length of a single prompt's song", lower=0.1)
     string(values, "out", "folder for one wav and one JSON a prompt")
     integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
-    number(values, "temperature", "backbone temperature; default: the workdir's", lower=0.0)
-    integer(values, "top_k", "backbone top-k; default: the workdir's", lower=0)
-    number(values, "top_p", "backbone top-p; default: the workdir's", lower=0.01, upper=1.0)
+    number(values, "temperature", "temperature of the model that begins; default: its workdir's", lower=0.0)
+    integer(values, "top_k", "its top-k; default: its workdir's", lower=0)
+    number(values, "top_p", "its top-p; default: its workdir's", lower=0.01, upper=1.0)
     number(values, "guidance", "classifier-free guidance scale; default: the workdir's", lower=0.0)
     boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
     string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
@@ -58,19 +61,24 @@ def _mesh(text: str | None) -> dict[str, int]:
 def _generate(values: Values, given: list[str], audio: str | None = None) -> None:
     positional(given)
     need(values, "out")
-    if not (values.superres or values.backbone):
-        raise UserError("--superres or --backbone is needed: the workdir of a trained model")
+    first = values.superres or values.backbone or values.lm
+    if not first:
+        raise UserError("--superres, --backbone or --lm is needed: the workdir of a trained model")
     from hiermusic.systems import requests, workdir
 
     if values.prompts:
         asked = requests.read(values.prompts, seed=values.seed)
     else:
-        asked = requests.single(values.tags, values.lyrics, values.instrumental, values.seconds, values.seed)
+        words = (values.tags, values.lyrics, values.instrumental, values.seconds, values.seed)
+        asked = requests.single(*words, like=values.like)
     with together(values):
         songs = workdir.generate(
             asked,
             values.out,
+            first,
+            values.system,
             superres=values.superres,
+            lm=values.lm,
             backbone=values.backbone,
             codec=values.codec,
             options=_options(values),

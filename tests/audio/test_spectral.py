@@ -60,6 +60,18 @@ def test_mel_is_librosas():
     assert mel_filters(44_100, 1024, 80).dtype == np.float32
 
 
+@pytest.mark.parametrize("length", [2400, 2431])
+def test_mel_without_centring_has_one_frame_a_hop(length):
+    wav, n_fft, hop = _wave(length), 512, 128
+    got = mel(jnp.asarray(wav), 24_000, n_fft, hop, 40, center=False, squared=True)
+    padded = np.pad(wav, (n_fft - hop) // 2, mode="reflect")
+    expected = librosa.feature.melspectrogram(
+        y=padded, sr=24_000, n_fft=n_fft, hop_length=hop, n_mels=40, power=2.0, center=False
+    ).T
+    assert got.shape == expected.shape == (length // hop, 40)
+    np.testing.assert_allclose(got, expected, atol=1e-5 * expected.max())
+
+
 @pytest.mark.parametrize("length", [1, 63, 64, 65])
 @pytest.mark.parametrize("center", [True, False])
 def test_short_signals_give_at_least_one_frame(length, center):

@@ -1,6 +1,7 @@
 import math
 
 import jax
+import librosa
 import numpy as np
 import pytest
 from flax import nnx
@@ -8,8 +9,9 @@ from flax import nnx
 from hiermusic.codec.discriminator import GOLDEN_SIZES, Discriminator, DiscriminatorConfig
 
 
-def _build(sizes):
-    return nnx.jit(lambda: Discriminator(2, DiscriminatorConfig(sizes=sizes, filters=2), rngs=nnx.Rngs(0)))()
+def _build(sizes, hop=0.5, channels=2):
+    config = DiscriminatorConfig(sizes=sizes, filters=2, hop=hop)
+    return nnx.jit(lambda: Discriminator(channels, config, rngs=nnx.Rngs(0)))()
 
 
 def _noise(*shape):
@@ -37,6 +39,38 @@ def test_every_scale_judges_clips_of_any_length(length):
         assert maps[0].shape == (3, frames, size // 2 + 1, 2)
         assert maps[-1].shape[1] == frames and maps[-1].shape[2] == -(-(size // 2 + 1) // 8)
         assert np.isfinite(scale).all()
+
+
+def _convolved(conv, x_BTFI, stride=1, dilation=1):
+    """Tap by tap, weights normed per output channel; the stride is over frequency, the dilation over time."""
+    v, g, bias = (np.asarray(p[...], np.float64) for p in (conv.weight_v, conv.weight_g, conv.bias))
+    w_KMIO = g * v / np.sqrt(np.sum(v**2, axis=(0, 1, 2)))
+    times, frequencies = w_KMIO.shape[:2]
+    before = (dilation * (times // 2), frequencies // 2)
+    padded = np.pad(x_BTFI, ((0, 0), (before[0],) * 2, (before[1],) * 2, (0, 0)))
+    y_BTFO = 0.0
+    for i in range(times):
+        for j in range(frequencies):
+            shifted = padded[:, i * dilation : i * dilation + x_BTFI.shape[1], j : j + x_BTFI.shape[2]]
+            y_BTFO = y_BTFO + shifted[:, :, ::stride] @ w_KMIO[i, j]
+    return y_BTFO + bias
+
+
+def test_a_scale_is_encodecs():
+    wav, size = _noise(2, 700, 1), 128
+    (scale,) = (discriminator := _build((size,), hop=0.25, channels=1)).scales
+    got, maps = nnx.jit(lambda model, wav: tuple(model(wav)))(discriminator, wav)
+
+    frames = librosa.stft(wav[..., 0].astype(np.float64), n_fft=size, hop_length=size // 4, center=False)
+    x_BTFI = np.stack([frames.real, frames.imag], -1).swapaxes(1, 2) / np.sqrt(np.sum(np.hanning(size + 1) ** 2))
+    for conv, change, features in zip(
+        scale.convs, ({}, *({"stride": 2, "dilation": d} for d in (1, 2, 4)), {}), maps[0], strict=True
+    ):
+        x_BTFI = _convolved(conv, x_BTFI, **change)
+        x_BTFI = np.where(x_BTFI > 0, x_BTFI, 0.2 * x_BTFI)
+        np.testing.assert_allclose(features, x_BTFI, atol=1e-4 * np.abs(x_BTFI).max())
+    expected = _convolved(scale.judge, x_BTFI)
+    np.testing.assert_allclose(got[0], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_both_channels_are_heard():

@@ -1,8 +1,10 @@
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 from flax import nnx
@@ -29,6 +31,9 @@ def test_hinge_losses_by_hand():
     real, fake = [jnp.array([2.0, 0.0]), jnp.array([0.5])], [jnp.array([-2.0, 1.0]), jnp.array([0.0])]
     assert float(objective.hinge_discriminator(real, fake)) == pytest.approx(((0.5 + 1.0) + (0.5 + 1.0)) / 2)
     assert float(objective.hinge_generator(fake)) == pytest.approx((0.5 + 0.0) / 2)
+    assert float(objective.hinge_generator(fake, rectify=True)) == pytest.approx(((3 + 0) / 2 + 1) / 2)
+    beyond = jax.grad(lambda logit: objective.hinge_generator([logit], rectify=True))(1.5)
+    assert float(beyond) == 0
 
 
 def test_feature_matching_is_relative_and_zero_for_equals():
@@ -40,11 +45,39 @@ def test_feature_matching_is_relative_and_zero_for_equals():
 def test_stft_loss_by_hand():
     wav, _ = _waves()
     stft_loss = jax.jit(lambda estimate: objective.stft_loss(wav, estimate, (78, 126)))
-    mel_loss = jax.jit(lambda estimate: objective.mel_loss(wav, estimate, 44_100, (64,), (8,)))
+    mel_loss = jax.jit(lambda estimate: objective.mel_loss(SMALL, wav, estimate, 44_100))
     assert float(stft_loss(wav)) == pytest.approx(0, abs=1e-4)
     # Half the amplitude: the logarithms differ by log 2 and the spectral convergence is one half.
     assert float(stft_loss(wav / 2)) == pytest.approx(np.log(2) + 0.5, rel=1e-4)
     assert float(mel_loss(wav / 10)) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("length", [3000, 3017])
+def test_mel_loss_is_sats(length):
+    """The sum that `ObjectiveConfig` names for SAT, from librosa's parts in double precision."""
+    sizes, rate = tuple(2**e for e in range(5, 12)), 24_000
+    config = ObjectiveConfig(
+        mel_windows=sizes, mel_bands=(64,) * 7, mel_power=True, mel_square=1.0, mel_center=False, rectify=True
+    )
+    rng = np.random.default_rng(0)
+    wav = 0.1 * rng.normal(size=(2, length, 1)).astype(np.float32)
+    estimate = (0.7 * wav + 0.02 * rng.normal(size=wav.shape)).astype(np.float32)
+    wav[0, 900:] = estimate[1, 1200:] = 0  # below the floor
+
+    def spectrum(wav, size):
+        padded = np.pad(wav[..., 0].astype(np.float64), ((0, 0), (3 * size // 8,) * 2), mode="reflect")
+        power = np.abs(librosa.stft(padded, n_fft=size, hop_length=size // 4, center=False)) ** 2
+        filters = librosa.filters.mel(sr=rate, n_fft=size, n_mels=64, fmin=0, fmax=rate / 2)
+        return np.log10(np.maximum(filters @ power, 1e-5))
+
+    expected = 0.0
+    with warnings.catch_warnings(action="ignore"):
+        for size in sizes:
+            difference = spectrum(wav, size) - spectrum(estimate, size)
+            expected += np.mean(np.abs(difference)) + np.mean(difference**2)
+    with warnings.catch_warnings(action="error"):
+        got = jax.jit(lambda *pair: objective.mel_loss(config, *pair, rate))(wav, estimate)
+    assert float(got) == pytest.approx(expected, rel=1e-4)
 
 
 def test_balance_gives_each_loss_its_share_whatever_its_scale():
@@ -86,7 +119,7 @@ def test_unbalanced_objective_has_the_gradient_of_the_weighted_sum():
         return (
             0.1 * jnp.mean(jnp.abs(wav - estimate))
             + 2 * objective.stft_loss(wav, estimate, (78, 126))
-            + 1.5 * objective.mel_loss(wav, estimate, 44_100, (64,), (8,))
+            + 1.5 * objective.mel_loss(config, wav, estimate, 44_100)
             + 4 * objective.hinge_generator(fake.logits)
             + 4 * objective.feature_matching(real.features, fake.features)
         )
@@ -116,6 +149,13 @@ def test_balanced_objective_moves_its_state_and_passes_commitment_through():
     assert 0.1 < norm <= 1.001, "shares of a unit norm, which may partly cancel"
     assert jax.tree.structure(after) == jax.tree.structure(norms)
     assert all(float(v[0]) > 0 for v in after.values())
+
+
+def test_only_losses_with_a_weight_are_computed():
+    wav, estimate = _waves()
+    config = dataclasses.replace(SMALL, waveform=0.0, stft=0.0, mel=1.0)
+    values = jax.eval_shape(lambda e: objective.reconstruction_losses(config, wav, e, 44_100), estimate)
+    assert set(values) == {"mel"}
 
 
 def test_training_without_a_discriminator():

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser, draw_depths, kmeans, nearest
+from hiermusic.codec.codebook import CodebookConfig, first_codes, nearest
+from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser, draw_depths
 
 CONFIG = QuantiserConfig(levels=3, codes=8, kmeans_iterations=10)
 
@@ -63,7 +64,7 @@ def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
     out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
     assert codes.dtype == jnp.int32
-    np.testing.assert_array_equal(codes, out.codes_BTK)
+    np.testing.assert_array_equal(codes, out.codes_BRS)
     np.testing.assert_array_equal(codes, _encode(quantiser, x, None))
     np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-6)
     np.testing.assert_array_equal(_encode(quantiser, x, 2), codes[..., :2])
@@ -82,9 +83,10 @@ def test_kmeans_lowers_the_error_and_counts_every_point():
     key = jax.random.key(0)
 
     def error(iterations):
-        centres, counts = (np.asarray(x) for x in jax.jit(kmeans, static_argnums=(2, 3))(key, points, 16, iterations))
-        assert counts.sum() == 500
-        return np.mean(np.min(((points[:, None] - centres) ** 2).sum(-1), axis=1))
+        config = CodebookConfig(codes=16, kmeans_iterations=iterations)
+        first = jax.jit(first_codes, static_argnums=0)(config, key, points)
+        assert first.counts.sum() == 500
+        return np.mean(np.min(((points[:, None] - np.asarray(first.book)) ** 2).sum(-1), axis=1))
 
     assert error(20) < 0.95 * error(1) < 0.95 * error(0)
 
@@ -175,7 +177,7 @@ def test_dropout_reconstructs_each_item_from_its_first_levels():
     before = nnx.clone(quantiser)
     out = _train(quantiser, x, key)
     for depth in (1, 2, 3):
-        expected = _decode(before, out.codes_BTK, depth)
+        expected = _decode(before, out.codes_BRS, depth)
         np.testing.assert_allclose(out.x_BTD[depths == depth], expected[depths == depth], atol=1e-6)
 
 
@@ -187,7 +189,7 @@ def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
     def step(state, x, key):
         quantiser = nnx.merge(graph, state)
         out = quantiser(x, key=key, train=True)
-        return nnx.state(quantiser), out.codes_BTK
+        return nnx.state(quantiser), out.codes_BRS
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     placements = [

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec, level_codes
+from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec
 from hiermusic.evaluate.scores import from_json, interval, protocol_hash, to_json
 from hiermusic.tokens.hierarchy import Hierarchy, Level
+from hiermusic.tokens.rows import levels_of
 
 RATE, LAYERS = 4000, 4
 HIERARCHY = Hierarchy.uniform(LAYERS, Fraction(RATE), 4)
@@ -76,11 +77,11 @@ def test_levels_of_unequal_rate(clips):
     def encode_pyramid(wav_LC):
         slow = np.floor((wav_LC.reshape(-1, 40).mean(axis=1) + 1) * 32).astype(int).clip(0, 63)
         rest = wav_LC[:, 0] - np.repeat((slow + 0.5) / 32 - 1, 40)
-        return slow, np.floor((rest + 1) * 32).astype(int).clip(0, 63)
+        return slow[:, None], np.floor((rest + 1) * 32).astype(int).clip(0, 63)[:, None]
 
     def decode_pyramid(codes, layers):
-        wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40)
-        return (wav + ((codes[1] + 0.5) / 32 - 1 if layers > 1 else 0))[:, None]
+        wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40, axis=0)
+        return wav + ((codes[1] + 0.5) / 32 - 1 if layers > 1 else 0)
 
     result = evaluate_codec(Coder(encode_pyramid, decode_pyramid, RATE, 1, hierarchy), clips, Protocol(layers=(1,)))
     assert [row["bits_per_second"] for row in result["reconstruction"]] == [600, 600 + 6 * RATE]
@@ -97,7 +98,7 @@ def test_code_statistics_of_known_distributions():
 
 def test_codes_may_lie_on_a_device():
     codes = jnp.arange(12).reshape(6, 2)
-    assert [level.tolist() for level in level_codes(codes)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+    assert [level.tolist() for level in levels_of(codes)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
 
 
 def test_wrong_channels_and_short_decodes_are_refused(coder, clips):

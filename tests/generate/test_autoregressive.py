@@ -188,3 +188,38 @@ def test_few_programs_serve_many_lengths(model):
         prompt, layout = list(range(2, 2 + n)), pattern.flatten((n, n, n))
         generate(model, [prompt], [layout], seeds=[n], eos=EOS, **SAME)
     assert autoregressive._decode._cache_size() - before <= 1
+
+
+def test_a_condition_reaches_prefill_and_every_step(conditioned):
+    """Against the whole row anew, guided from one condition to another."""
+    lm = conditioned(12, levels=2)
+    draw = np.random.default_rng(2)
+    cond, uncond = draw.normal(size=(2, 6)).astype(np.float32), draw.normal(size=6).astype(np.float32)
+    layouts, same = [pattern.flatten((n, n)) for n in (6, 4)], {"sizes": (12, 12), "temperature": 4.0}
+    how = {"seeds": [3, 1], "guidance": 2.5, "cond": cond, "uncond": uncond, **same}
+    made = generate(lm, [[0], [0]], layouts, **how)
+    hidden = jax.jit(lambda lm, batch: lm.hidden(batch, visibility=Visibility.causal())[0])
+    for b, layout in enumerate(layouts):
+        codes, keys = [np.full(n, -1) for n in layout.lengths], sample_keys(jnp.array(how["seeds"][b : b + 1]))
+        for s in range(layout.positions):
+            reads_SK = np.full((12, 2), -1, np.int32)
+            reads_SK[: s + 1] = layout.build(codes)[0][: s + 1]
+            row = {"text": np.where(np.arange(12) == 0, 0, -1)[None], "reads": reads_SK[None]}
+            k = int(layout.predicts_SK[s].argmax())
+            logits = guide(*(lm.level_logits(hidden(lm, row | {"cond": vector[None]})[s], k)[None]
+                             for vector in (cond[b], uncond)), 2.5)
+            codes[k][layout.predicts_SK[s, k]] = sample(logits, fold_keys(fold_keys(keys, s), k), temperature=4.0)[0]
+        np.testing.assert_array_equal(made[b].codes.T, codes)
+    plainly = generate(lm, [[0], [0]], layouts, seeds=[3, 1], cond=cond, **same)
+    assert any((one.codes != other.codes).any() for one, other in zip(made, plainly, strict=True))
+    run, arguments = autoregressive.chunk(nnx.eval_shape(lambda: lm.unstack()), [[0], [0]], layouts, **how)
+    assert run.func.lower(*arguments, **run.keywords).out_info.codes_BKT.shape[:2] == (2, 2)
+
+
+def test_conditions_are_prefilled_with_what_is_given(conditioned):
+    lm = conditioned(180, levels=2)
+    cond, layouts = np.random.default_rng(2).normal(size=(1, 6)), [pattern.flatten((90, 90))]
+    how = {"seeds": [3], "sizes": (12, 12), "temperature": 4.0, "cond": cond}
+    whole = generate(lm, [[0]], layouts, **how)
+    made = generate(lm, [[0]], layouts, given=[list(whole[0].codes[:70].T)], **how)
+    np.testing.assert_array_equal(made[0].codes, whole[0].codes)

@@ -137,6 +137,24 @@ def test_strided_conv_is_laxs(size, kernel, stride, padding):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(10, 5, (3, 2)), (7, 1, (2, 4)), (2, 2, (0, 0))])
+def test_either_side_is_padded_by_itself(kernel, stride, padding, mode):
+    layer = _make(Conv, 3, 4, (kernel,), stride=(stride,), padding=(padding,), padding_mode=mode)
+    x = _random(0, 2, 20, 3)
+    padded = np.pad(x, ((0, 0), padding, (0, 0)), mode={"zeros": "constant"}.get(mode, mode))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=1)[:, ::stride]
+    np.testing.assert_allclose(_apply(layer, x), np.einsum("btik,kio->bto", windows, layer.weight_v[...]), atol=1e-5)
+
+
+def test_a_signal_too_short_to_mirror_is_lengthened_with_zeros_first():
+    layer = _make(Conv, 1, 1, (7,), padding_mode="reflect")
+    layer.weight_v[...] = jnp.ones((7, 1, 1))
+    layer.weight_g[...] = jnp.sqrt(7.0)[None]
+    # 1 2 becomes 1 2 0 0, mirrored 0 0 2 | 1 2 0 0 | 0 2 1, and without its last two 0 0 2 1 2 0 0 0.
+    np.testing.assert_allclose(_apply(layer, np.array([[[1.0], [2.0]]], np.float32))[0, :, 0], [5, 5], atol=1e-5)
+
+
 def test_a_stride_over_dilated_taps_is_refused():
     with pytest.raises(ValueError, match="dilat"):
         Conv(2, 2, (3,), stride=(2,), dilation=(2,), rngs=nnx.Rngs(0))

@@ -11,6 +11,7 @@ from hiermusic.errors import UserError
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.parallel.counting import forward_flops
 from hiermusic.tokens.visibility import Visibility
 
 TRUNK = TransformerConfig(
@@ -171,7 +172,132 @@ def test_khala_paper_sizes_without_allocating(levels, billions):
     assert abs(sum(counts.values()) / 1e9 - billions) < 0.001
 
 
-@pytest.mark.parametrize("change", [{"head": "half"}, {"end": 11}])
+E, U, SCALES = 5, 7, (1, 3, 6)
+WIDE = dataclasses.replace(
+    TRUNK, layers=2, norm="layer", adaptive=True, ffn="gelu", positions="learned", max_positions=S, qk_norm="unit",
+    bias="all_but_key",
+)  # fmt: skip
+AAR = TokenLMConfig(
+    WIDE, levels=3, codes=8, text_size=1, head="shared", reads=False, inputs=E, level_embed=True, cond=U
+)
+
+
+@functools.cache
+def build_wide(config):
+    """All weights drawn alike: adaptive norms start nearly shut, which would hide what passes through a layer."""
+    graphdef, state = nnx.split(build(config))
+    rng = np.random.default_rng(0)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), state))
+
+
+def scales():
+    rng = np.random.default_rng(0)
+    levels_S = np.repeat(np.arange(3), SCALES)
+    targets_BS = rng.integers(0, 8, (B, S))
+    return {
+        "text": np.broadcast_to(np.where(levels_S == 0, 0, -1), (B, S)),
+        "inputs": rng.normal(size=(B, S, E)).astype(np.float32),
+        "levels": np.broadcast_to(levels_S, (B, S)),
+        "cond": rng.normal(size=(B, U)).astype(np.float32),
+        "targets": np.where(np.arange(3) == levels_S[:, None], targets_BS[..., None], -1),
+    }
+
+
+_scale_logits = jax.jit(
+    lambda model, batch: model.level_logits(model.hidden(batch, visibility=Visibility.block_causal(SCALES)), 0)
+)
+
+
+def test_inputs_levels_and_the_condition_are_added():
+    model, batch = build_wide(AAR), scales()
+    levels_1S = np.array([[3, -1, *batch["levels"][0, 2:]]])
+    cond_BD = np.asarray(model.condition(batch["cond"]))
+    hidden = batch["cond"] @ np.asarray(model.cond_in[...])
+    tanh = np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))
+    np.testing.assert_allclose(cond_BD, hidden / 2 * (1 + tanh) @ np.asarray(model.cond_out[...]), atol=1e-5)
+    expected = batch["inputs"] @ np.asarray(model.input_proj[...]) + np.asarray(model.input_bias[...])
+    expected[:, 0] = np.asarray(model.text_embed[...])[0] + cond_BD
+    rows = np.asarray(model.level_embed[...])[levels_1S[0]]
+    expected += np.where(levels_1S[0][:, None] >= 0, rows, 0)
+    made = _embed(model, batch["text"], inputs_BSE=batch["inputs"], levels_BS=levels_1S, cond_BD=cond_BD)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+def test_a_shared_heads_loss_against_numpy():
+    config = dataclasses.replace(AAR, z_loss=0.1)
+    model, batch = build_wide(config), scales()
+    batch["targets"][1, 4:] = -1
+    row = np.asarray(_scale_logits(model, batch), np.float64)
+    hidden = jax.jit(lambda model: model.hidden(batch, visibility=Visibility.block_causal(SCALES)))(model)
+    np.testing.assert_allclose(
+        row, np.asarray(hidden) @ np.asarray(model.code_head[...]).T + np.asarray(model.code_bias[...]), atol=1e-4
+    )
+    total, squares, hits, ce, count = 0.0, 0.0, 0, np.zeros(3), np.zeros(3)
+    for b, s, k in np.argwhere(batch["targets"] >= 0):
+        target, ln = batch["targets"][b, s, k], log_softmax(row[b, s])
+        total, squares = total - ln[target], squares + np.log(np.exp(row[b, s]).sum()) ** 2
+        hits, ce[k], count[k] = hits + (row[b, s].argmax() == target), ce[k] - ln[target], count[k] + 1
+    value, metrics = _loss(model, batch, visibility=Visibility.block_causal(SCALES))
+    np.testing.assert_allclose(value, (total + 0.1 * squares) / count.sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["ce_K"], ce / count, rtol=1e-5)
+    np.testing.assert_array_equal(metrics["count_K"], count)
+    np.testing.assert_allclose(metrics["accuracy"], hits / count.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_input_of_a_scale_changes_no_coarser_prediction(level):
+    model, batch = build_wide(AAR), scales()
+    first = sum(SCALES[:level])
+    moved = batch["inputs"].copy()
+    moved[:, first] += 3
+    one, other = _scale_logits(model, batch), _scale_logits(model, batch | {"inputs": moved})
+    np.testing.assert_array_equal(one[:, :first], other[:, :first])
+    assert (np.abs(one - other)[:, first:].max(-1) > 0).all()
+
+
+def test_the_condition_reaches_every_block():
+    model, batch = build_wide(AAR), scales()
+    moved = batch["cond"] + np.array([[1.0], [0.0]], np.float32)
+    one, other = _scale_logits(model, batch), _scale_logits(model, batch | {"cond": moved})
+    assert (np.abs(one - other)[0].max(-1) > 0).all()
+    np.testing.assert_array_equal(one[1], other[1])
+    grad = jax.jit(jax.grad(lambda model: model.loss(batch, visibility=Visibility.block_causal(SCALES))[0]))(model)
+    for part in (grad.trunk.layers.adapt.kernel, grad.trunk.layers.adapt.bias):  # [layer, ..., part, width]
+        assert (np.abs(part[...]).max(-1).reshape(2, -1, 6).max(1) > 0).all()
+    for part in (grad.trunk.final_adapt.kernel, grad.cond_in, grad.cond_out):
+        assert np.abs(part[...]).max() > 0
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(8, 39.7), (12, 130.9), (16, 307.6), (20, 597.8), (24, 1030.1)])
+def test_aar_sizes_without_allocating(depth, millions):
+    width = 64 * depth
+    sizes = {"layers": depth, "width": width, "heads": depth, "kv_heads": depth, "ffn_width": 4 * width}
+    trunk = dataclasses.replace(WIDE, **sizes, head_dim=64, max_positions=455)
+    config = dataclasses.replace(AAR, transformer=trunk, levels=16, codes=1024, inputs=128, cond=512)
+    counts = parameter_counts(nnx.eval_shape(lambda: TokenLM(config, rngs=nnx.Rngs(0))))
+    assert not {"text_head", "code_embed"} & set(counts)
+    np.testing.assert_allclose(sum(counts.values()) / 1e6, millions, rtol=5e-4)
+
+
+def test_heads_start_smaller():
+    config = dataclasses.replace(AAR, head_init=0.02, transformer=dataclasses.replace(WIDE, width=64, init_std=0.3))
+    model = build(config)
+    np.testing.assert_allclose(np.std(model.code_head[...]), 0.3 * 0.02, rtol=0.1)
+    np.testing.assert_allclose(np.std(model.cond_out[...]), 0.3, rtol=0.1)
+    np.testing.assert_array_equal(model.code_bias[...], 0)
+
+
+def test_a_flops_formula_with_inputs_and_a_condition():
+    model, visibility = nnx.eval_shape(lambda: TokenLM(AAR, rngs=nnx.Rngs(0))), Visibility.full()
+
+    def one(model, batch):
+        return model.loss(batch, visibility=visibility)[0]
+
+    batch = {name: jax.ShapeDtypeStruct((1, *value.shape[1:]), value.dtype) for name, value in scales().items()}
+    assert forward_flops(one, model, batch) == AAR.flops(S, visibility, heads=1)
+
+
+@pytest.mark.parametrize("change", [{"head": "half"}, {"end": 11}, {"head": "shared"}, {"transformer": WIDE}])
 def test_bad_configs_are_refused_in_one_line(change):
     with pytest.raises(UserError, match=r"^[^\n]+$"):
         dataclasses.replace(CONFIG, **change)

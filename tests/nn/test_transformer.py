@@ -73,7 +73,7 @@ def test_extending_a_cache_equals_the_whole_row(name, traced):
     cache = model.init_cache(B, S)
 
     def extend(x, cache, start):
-        return model.extend(x, cache, start, visibility=rule, cond_BD=cond)
+        return model.extend(x, cache, start, visibility=rule, adapted=model.adapt(cond))
 
     extend = jax.jit(extend) if traced else jax.jit(extend, static_argnums=2)
     parts = []
@@ -241,6 +241,38 @@ def test_adaptive_norms_follow_the_condition():
     np.testing.assert_array_equal(one[1], other[1])
     gates, rest = np.split(np.asarray(build(config).layers.adapt.kernel[...]), [2], axis=2)
     assert np.abs(gates).max() < 1e-4 * np.abs(rest).max()
+
+
+def test_norms_start_half_adapted():
+    config = dataclasses.replace(CONFIGS["aar"], width=64, init_std=0.1)
+    model = build(config)
+    np.testing.assert_allclose(np.std(model.final_adapt.kernel[...]), 0.05, rtol=0.05)
+    np.testing.assert_allclose(np.std(model.layers.adapt.kernel[...][:, :, 2:]), 0.05, rtol=0.05)
+    np.testing.assert_allclose(np.std(model.layers.adapt.kernel[...][:, :, :2]), 1e-6, rtol=0.05)
+
+
+def test_biases_of_all_but_keys():
+    names = {name for name, value in vars(build(CONFIGS["aar"]).layers.attention).items() if value is not None}
+    assert {"query_bias", "value_bias", "out_bias"} <= names and "key_bias" not in names
+
+
+def test_the_temperature_of_unit_queries_is_at_most_a_hundred():
+    config = dataclasses.replace(KHALA, layers=1, qk_norm="unit", bias="none")
+    attention = jax.tree.map(lambda a: a[0], Attention(config, rngs=nnx.Rngs(0)))
+    attention.log_scale[...] = jnp.array([1.0, 4.0, 5.0, 9.0])
+    q, _ = attention._scale(jnp.ones((1, 1, 4, 4)), jnp.ones((1, 1, 2, 4)))
+    np.testing.assert_allclose(q[0, :, 0, 0], np.minimum(np.exp([1, 4, 5, 9]), 100) / 2, rtol=1e-5)
+
+
+def test_drop_path_grows_from_none_to_the_last_layers():
+    x, _ = draw(KHALA)
+    config = dataclasses.replace(KHALA, drop_path=1 - 1e-7)
+    first = dataclasses.replace(KHALA, layers=1)
+    state = nnx.state(build(KHALA))
+    state["layers"] = jax.tree.map(lambda a: a[:1], state["layers"])
+    alone = _forward(nnx.merge(nnx.graphdef(build(first)), state), x, visibility=Visibility.causal(), cond_BD=None)
+    made = forward(config, x, visibility=Visibility.causal(), key=jax.random.key(0))
+    np.testing.assert_allclose(made, alone, atol=1e-5)
 
 
 def test_residual_outputs_start_smaller():

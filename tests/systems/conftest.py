@@ -1,4 +1,4 @@
-"""One trained miniature of Khala for all tests of this room: a few steps of every stage through the command line."""
+"""One trained miniature of each system for all tests of this room: a few steps of every stage by the command line."""
 
 import json
 import os
@@ -26,6 +26,50 @@ CODEC = (
     "--config.train.steps=4",
     "--config.train.quantise_start=0",
     "--config.train.adversarial_start=2",
+    "--config.train.warmup_steps=2",
+    "--config.train.valid_every=4",
+    "--config.train.valid_batches=1",
+)
+AAR = CONFIGS.parent / "aar"
+WINDOW = ("--config.model.sample_rate=4000", "--config.model.strides=(4, 5)", "--config.model.window=50")
+SAT = (
+    *WINDOW,
+    "--config.model.width=2",
+    "--config.model.latent=8",
+    "--config.model.code_latent=6",
+    "--config.model.levels=4",
+    "--config.model.phi_count=2",
+    "--config.model.codes=16",
+    "--config.discriminator.fft_sizes=(64, 128)",
+    "--config.discriminator.filters=2",
+    "--config.loss.mel_windows=(64, 256)",
+    "--config.train.crop_frames=50",
+    "--config.train.batch_size=2",
+    "--config.train.steps=4",
+    "--config.train.quantise_start=0",
+    "--config.train.adversarial_start=2",
+    "--config.train.warmup_steps=2",
+    "--config.train.valid_every=4",
+    "--config.train.valid_batches=1",
+)
+RESIDUAL = ("--config.model.quantiser=residual", "--config.model.levels=3")
+SCALES = (
+    "--config.model.levels=4",
+    "--config.model.phi_count=2",
+    "--config.model.code_latent=6",
+    "--config.model.context=10",
+)
+PRIOR = (
+    *WINDOW,
+    "--config.model.depth=1",
+    "--config.model.levels=3",
+    "--config.model.codes=16",
+    "--config.model.code_latent=8",
+    "--config.model.cond=12",
+    "--config.model.listener=8",
+    "--config.model.references=2",
+    "--config.train.batch_size=2",
+    "--config.train.steps=4",
     "--config.train.warmup_steps=2",
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
@@ -68,12 +112,24 @@ def train(*arguments) -> None:
 @pytest.fixture(scope="session")
 def khala(tmp_path_factory, run) -> SimpleNamespace:
     """Workdirs and records of a miniature trained for four steps a stage; no test may change them."""
+    names = ("corpus", "codec", "tokens", "backbone", "superres")
+    return shared(tmp_path_factory, "khala", names, lambda at: make(at, run))
+
+
+@pytest.fixture(scope="session")
+def aar(tmp_path_factory, run) -> SimpleNamespace:
+    """Workdirs and records of a miniature of AAR and its baseline; no test may change them."""
+    names = ("corpus", "sat", "sat_tokens", "lm", "rvq", "rvq_tokens", "ar")
+    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, run))
+
+
+def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> SimpleNamespace:
+    """A miniature that all workers share: whoever comes first makes it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # one miniature for all workers: whoever comes first trains it
-    root = root / "khala"
-    names = ("corpus", "codec", "tokens", "backbone", "superres")
-    at = SimpleNamespace(root=root, prompts=root / "prompts.jsonl", **{name: root / name for name in names})
+        root = root.parent
+    root = root / name
+    at = SimpleNamespace(root=root, prompts=root / "prompts.jsonl", **{place: root / place for place in places})
     try:
         root.mkdir()
     except FileExistsError:
@@ -82,7 +138,7 @@ def khala(tmp_path_factory, run) -> SimpleNamespace:
             time.sleep(1)
         return at
     try:
-        make(at, run)
+        make(at)
     except BaseException:
         (root / "failed").touch()
         raise
@@ -123,3 +179,21 @@ def make(at: SimpleNamespace, run) -> None:
         {"name": "two", "tags": "fast", "instrumental": True, "seconds": 1.0, "seed": 4},
     ]
     at.prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+
+
+def make_aar(at: SimpleNamespace, run) -> None:
+    """Trains SAT, AAR, the residual codec and the baseline for a few steps."""
+    source = "builtin:5?seconds=3-4"
+    run(
+        "data", f"--source={source}", f"--out={at.corpus}", "--valid_fraction=0.4", "--sample_rate=4000", "--channels=1"
+    )
+    for codec, tokens, extra in ((at.sat, at.sat_tokens, ()), (at.rvq, at.rvq_tokens, RESIDUAL)):
+        config = f"--config={AAR}/codec.py:tiny"
+        train(config, f"--workdir={codec}", f"--config.data.path={at.corpus}", "--noprogress", *SAT, *extra)
+        run("tokenize", f"--codec={codec}", f"--data={at.corpus}", f"--out={tokens}")
+    for stage, workdir, tokens, extra in (
+        ("lm", at.lm, at.sat_tokens, SCALES),
+        ("ar_baseline", at.ar, at.rvq_tokens, ()),
+    ):
+        config = f"--config={AAR}/{stage}.py:tiny"
+        train(config, f"--workdir={workdir}", f"--config.data.path={tokens}", "--noprogress", *PRIOR, *extra)

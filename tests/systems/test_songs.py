@@ -13,15 +13,15 @@ from hiermusic.systems import requests, songs
 @pytest.fixture
 def produce(tmp_path, monkeypatch):
     """(audio) -> how many songs were made for it."""
-    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_TK: np.zeros((10, 1), np.float32))
-    asked, codes_TK = requests.single("slow", None, False, 1.0, 0), np.zeros((1, 2))
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length: np.zeros((10, 1), np.float32))
+    asked, codes_RS = requests.single("slow", None, False, 1.0, 0), np.zeros((1, 2))
 
     def run(audio: str | None) -> int:
         made = []
 
         def make(wanted):
             made.extend(wanted)
-            return [songs.Song(codes_TK, codes_TK, True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+            return [songs.Song(codes_RS, True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
 
         songs.produce(asked, tmp_path / "out", make, {}, {}, audio, False)
         return len(made)

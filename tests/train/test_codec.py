@@ -7,9 +7,11 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.errors import UserError
 from hiermusic.train.checkpoint import load_model
 from hiermusic.train.codec import CodecStage, Phase
 from hiermusic.train.log import read_metrics
@@ -18,11 +20,7 @@ from hiermusic.train.loop import run
 CODEC = CodecConfig(
     sample_rate=8000,
     channels=1,
-    strides=(8,),
-    dilations=(1,),
-    encoder_width=4,
-    decoder_width=16,
-    latent=8,
+    trunk=DacConfig(strides=(8,), dilations=(1,), encoder_width=4, decoder_width=16, latent=8),
     quantiser=QuantiserConfig(levels=2, codes=16, kmeans_iterations=3),
 )
 
@@ -34,14 +32,14 @@ def tones(index):
     return (0.5 * np.sin(2 * np.pi * pitches_B[:, None] * seconds_L))[..., None].astype(np.float32)
 
 
-def make_stage(steps=4, **objective):
+def make_stage(steps=4, updates=(1, 1), **objective):
     config = ml_collections.ConfigDict(
         {
             "train": {
                 **{"steps": steps, "batch_size": 4, "seed": 0, "log_every": 1, "valid_every": 4, "show_every": 4},
                 **{"checkpoint_every": 1, "keep": 9},
                 **{"optimiser": "adam", "learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 2},
-                **{"clip_norm": 0.0, "ema_decay": 0.9, "adversarial_start": 2},
+                **{"clip_norm": 0.0, "ema_decay": 0.9, "adversarial_start": 2, "discriminator_updates": updates},
             }
         }
     )
@@ -69,14 +67,23 @@ def test_phases_follow_the_step():
     stage, _ = make_stage()
     plain, judged = Phase(True, False, False), Phase(True, True, True)
     assert [task for task, _ in stage.train_batches(range(4))[:4]] == [plain] * 2 + [judged] * 2
-    stage.discriminator_every = 3
-    assert [stage.phase(i).discriminate for i in range(7)] == [False, False, False, True, False, False, True]
-    assert stage.phase(2) == Phase(True, True, False)
     stage.quantise_start = 2
     assert [stage.phase(i).quantise for i in range(3)] == [False, False, True]
     alone, _ = make_stage(adversarial=0.0, feature=0.0)
     assert alone.phase(100) == plain
     assert not hasattr(nnx.eval_shape(lambda: alone.create(nnx.Rngs(0))), "discriminator")
+
+
+def test_the_discriminator_may_rest_in_some_steps():
+    stage, _ = make_stage(steps=100, updates=(2, 3))
+    updated, resting = Phase(True, True, True), Phase(True, True, False)
+    assert [stage.phase(i) for i in range(2, 9)] == [updated, *2 * (resting, updated, updated)]
+    assert {task for task, _ in stage.examples()} == {updated, resting}
+    assert stage.work(updated).flops > stage.work(resting).flops > stage.work(Phase(True, False, False)).flops
+    assert stage.work(resting).tokens == 4 * (512 // 8) * 2
+    for wrong in ((0, 3), (4, 3), (1,)):
+        with pytest.raises(UserError, match="discriminator_updates"):
+            make_stage(updates=wrong)
 
 
 def test_records_tell_of_every_phase_and_of_the_codes(trained):

@@ -49,6 +49,7 @@ def make_stage(steps, make_model=make_model, accumulate=1, **options):
         valid=lambda rows: grain.MapDataset.range(10**6, 10**6 + 2).map(batch),
         examples=[],
         work=lambda task: Work(1.0, 1, 1.0),
+        length=LENGTH,
         **options,
     )
     return stage, config

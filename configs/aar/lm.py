@@ -1,0 +1,125 @@
+"""AAR: a transformer that predicts all tokens of a scale at once, from SAT's coarser scales (arXiv 2408.09027).
+
+    hiermusic train --config=configs/aar/lm.py:tiny --workdir=out/aar --config.data.path=TOKENS
+
+| preset | where                   | expect                                                                       |
+|--------|-------------------------|------------------------------------------------------------------------------|
+| tiny   | two CPU cores, minutes  | fewer bits than counting codes; textures that follow the clip's loudness      |
+| small  | one GPU, days           | untried; d8, 39.7 M parameters                                                |
+| paper  | GPUs, 100 epochs        | d16, 307.6 M parameters; `--config.model.depth` is 8 to 24 in the release     |
+
+`model.listener` is the width of the encoder of reference windows that learns along; 0 takes CLAP vectors of 512 numbers
+from `data.clap`, as the paper does. `model.context` is how many latent frames of the window before a window reads: the
+paper has none and stops at one second; with it longer music hangs together. Decay of the weights is constant here, the
+release lowers it to 0 along a cosine. The batch is the one the checkpoint's name tells.
+"""
+
+from ml_collections import ConfigDict
+
+from hiermusic.errors import UserError
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The configuration of a preset: tiny, small or paper."""
+    config = ConfigDict()
+    config.system = "aar"
+    config.stage = "lm"
+    config.preset = preset
+    config.init_from = ""
+
+    config.data = ConfigDict()
+    config.data.path = ""
+    config.data.clap = ""
+
+    config.model = ConfigDict()
+    config.model.depth = 16
+    config.model.pattern = "next_scale"
+    config.model.sample_rate = 24_000
+    config.model.strides = (2, 4, 5, 8)
+    config.model.window = 75
+    config.model.codes = 1024
+    config.model.quantiser = "multiscale"
+    config.model.levels = 16
+    config.model.schedule = "quadratic"
+    config.model.scales = ()
+    config.model.code_latent = 128
+    config.model.phi = "partial"
+    config.model.phi_count = 6
+    config.model.phi_kernel = 9
+    config.model.gamma = 0.5
+    config.model.context = 0
+    config.model.context_dropout = 0.1
+    config.model.cond = 512
+    config.model.cond_dropout = 0.1
+    config.model.listener = 128
+    config.model.references = 10
+    config.model.drop_path = 0.1
+    config.model.z_loss = 0.0
+    config.model.dtype = "bfloat16"
+    config.model.remat = "none"
+
+    config.train = ConfigDict()
+    config.train.steps = 100_000
+    config.train.batch_size = 2048
+    config.train.seed = 0
+    config.train.learning_rate = 1e-4
+    config.train.schedule = "wsd"
+    config.train.warmup_steps = 500
+    config.train.decay_steps = 0
+    config.train.decay_share = 0.945
+    config.train.final_share = 0.01
+    config.train.optimiser = "adamw"
+    config.train.betas = (0.9, 0.95)
+    config.train.weight_decay = 0.05
+    config.train.clip_norm = 2.0
+    config.train.accumulate = 1
+    config.train.ema_decay = 0.0
+    config.train.log_every = 20
+    config.train.valid_every = 2000
+    config.train.valid_batches = 8
+    config.train.checkpoint_every = 2000
+    config.train.keep = 2
+    config.train.keep_every = 0
+    config.train.max_skipped = 50
+    config.train.spike_window = 128
+    config.train.spike_sigma = 6.0
+    config.train.peak_tflops = 0.0
+    config.train.profile_step = 0
+    config.train.profile_steps = 3
+    config.train.hang_seconds = 600.0
+
+    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 200, "top_p": 0.95, "guidance": 4.0})
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
+
+    match preset:
+        case "paper":
+            pass
+        case "small":
+            config.model.depth = 8
+            config.model.code_latent = 64
+            config.model.context = 75
+            config.train.batch_size = 64
+        case "tiny":
+            config.model.depth = 3
+            config.model.codes = 256
+            config.model.code_latent = 32
+            config.model.context = 20
+            config.sampling.top_k = 0
+            config.sampling.guidance = 2.0
+            config.model.cond = 64
+            config.model.listener = 32
+            config.model.references = 4
+            config.model.dtype = "float32"
+            config.train.steps = 300
+            config.train.batch_size = 8
+            config.train.learning_rate = 1e-3
+            config.train.warmup_steps = 20
+            config.train.final_share = 0.1
+            config.train.log_every = 10
+            config.train.valid_every = 100
+            config.train.valid_batches = 2
+            config.train.checkpoint_every = 100
+        case _:
+            raise UserError(f"unknown preset '{preset}' of configs/aar/lm.py: choose tiny, small or paper")
+    return config

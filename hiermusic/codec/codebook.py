@@ -1,0 +1,223 @@
+"""Codebooks that learn by moving averages instead of gradients, for every quantiser: all of it in float32.
+
+Points may be fewer than the array that holds them: those that `held_N` leaves out count for nothing.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+EXACT = lax.Precision.HIGHEST  # a TPU would otherwise compare distances in bfloat16
+
+
+class Codebook(nnx.Variable):
+    """Codebook state: learned by moving averages rather than gradients, saved and sharded like a weight."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookConfig:
+    """What the codebooks of a quantiser learn by.
+
+    Attributes:
+      codes: V, entries of each.
+      decay: of the moving averages from batch to batch; nearer to 1 where batches are small (see `move`).
+      epsilon: Laplace smoothing of the counts.
+      kmeans_iterations: on the first training batch.
+      dead_share: a code is dead below this share of the count that uniform use would give it. Khala's absolute 2 is
+        0.74 of its batch of 64 x 43 frames; 0.02 replaces only codes that are hardly ever chosen.
+    """
+
+    codes: int = 1024
+    decay: float = 0.99
+    epsilon: float = 1e-5
+    kmeans_iterations: int = 50
+    dead_share: float = 0.02
+
+
+class Quantised(NamedTuple):
+    """What one pass of a quantiser gives.
+
+    Attributes:
+      x_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
+      codes_BRS: int32, rows of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
+      commitment: the quantiser's own loss: it draws the encoder towards the codes, and what learns by gradients in
+        between towards the encoder.
+      stats: arrays of length K: commitment_K, the mean squared distance that each level leaves over; perplexity_K and
+        usage_K (share of live codes) of the averaged counts.
+    """
+
+    x_BTD: Float[Array, "B T D"]
+    codes_BRS: Int[Array, "B R S"]
+    commitment: Float[Array, ""]
+    stats: dict[str, Float[Array, "K"]]
+
+
+class Averages(NamedTuple):
+    """The state of one level's codebook, or of all of them stacked: codes are `sums` over `counts`."""
+
+    book: Float[Array, "*K V D"]
+    sums: Float[Array, "*K V D"]
+    counts: Float[Array, "*K V"]
+
+
+class Codebooks(nnx.Module):
+    """K codebooks and their averages: the part of a quantiser that learns without gradients.
+
+    Args:
+      levels: K.
+      width: D, channels of every code.
+    """
+
+    def __init__(self, config: CodebookConfig, levels: int, width: int, *, rngs: nnx.Rngs):
+        self.config = config
+        shape, axes = (levels, config.codes, width), ("levels", "codes", "latent")
+        self.codebooks = Codebook(0.02 * jax.random.normal(rngs.params(), shape), axes=axes)
+        self.ema_sums = Codebook(jnp.zeros(shape), axes=axes)
+        self.ema_counts = Codebook(jnp.zeros(shape[:2]), axes=axes[:2])
+        self.initialised = Codebook(jnp.zeros((), bool), axes=())
+
+    @property
+    def averages(self) -> Averages:
+        """The state of all levels, stacked."""
+        return Averages(self.codebooks[...], self.ema_sums[...], self.ema_counts[...])
+
+    def keep(self, moved: Averages) -> None:
+        """Takes over what a training batch made of the averages."""
+        self.codebooks[...], self.ema_sums[...], self.ema_counts[...] = moved
+        self.initialised[...] = jnp.ones((), bool)
+
+    def started(
+        self, now: Averages, key: PRNGKeyArray, points_ND: Float[Array, "N D"], held_N: Bool[Array, "N"] | None = None
+    ) -> Averages:
+        """One level's averages; on the first training batch, those that k-means makes of its vectors."""
+        return lax.cond(
+            self.initialised[...],
+            lambda *_: now,
+            lambda key, points_ND: first_codes(self.config, key, points_ND, held_N),
+            key,
+            points_ND,
+        )
+
+
+def nearest(x_XD: Float[Array, "*X D"], book_VD: Float[Array, "V D"]) -> Int[Array, "*X"]:
+    """Index of the code nearest to each vector (Euclidean); the lowest index when two tie."""
+    scores = jnp.einsum("...d,vd->...v", x_XD, book_VD, precision=EXACT)
+    return jnp.argmax(scores - 0.5 * jnp.sum(jnp.square(book_VD), -1), axis=-1).astype(jnp.int32)
+
+
+def first_codes(
+    config: CodebookConfig, key: PRNGKeyArray, points_ND: Float[Array, "N D"], held_N: Bool[Array, "N"] | None = None
+) -> Averages:
+    """Codes by Lloyd's algorithm from random points, as averages that stand on one batch. An empty code stays put."""
+
+    def step(_, book_VD):
+        sums, hits = tally(points_ND, _assign(points_ND, book_VD, held_N), config.codes)
+        return jnp.where(hits[:, None] > 0, sums / jnp.maximum(hits, 1.0)[:, None], book_VD)
+
+    book_VD = lax.fori_loop(0, config.kmeans_iterations, step, draw_points(key, points_ND, config.codes, held_N))
+    counts_V = tally(points_ND, _assign(points_ND, book_VD, held_N), config.codes)[1]
+    return Averages(book_VD, book_VD * counts_V[:, None], counts_V)
+
+
+def draw_points(
+    key: PRNGKeyArray, points_ND: Float[Array, "N D"], count: int, held_N: Bool[Array, "N"] | None = None
+) -> Float[Array, "V D"]:
+    """`count` vectors of the batch, each once; if they are too few, again with a jitter of a tenth of their spread."""
+    order_key, jitter_key = jax.random.split(key)
+    order_N, total = _shuffled(order_key, len(points_ND), held_N)
+    place_V = jnp.arange(count)
+    drawn = points_ND[order_N[place_V % total]]
+    if held_N is None and count <= total:
+        return drawn
+    spread_D = jnp.std(points_ND, axis=0, where=None if held_N is None else held_N[:, None])
+    return drawn + jnp.where(place_V[:, None] < total, 0.0, 0.1 * spread_D * jax.random.normal(jitter_key, drawn.shape))
+
+
+def move(
+    config: CodebookConfig,
+    now: Averages,
+    key: PRNGKeyArray,
+    points_ND: Float[Array, "N D"],
+    codes_N: Int[Array, "N"],
+    held_N: Bool[Array, "N"] | None = None,
+) -> Averages:
+    """One step of the averages, then a fresh start for codes that have fallen out of use.
+
+    A dead code (see `CodebookConfig.dead_share`) becomes a vector of the batch. Where a batch has fewer
+    vectors than there are codes, three things keep that from tearing the codebook up: the averages look back over at
+    least one vector a code; no vector replaces two codes, those longest out of use going first; and a replaced code is
+    let live for as long as uniform use takes to choose it once.
+
+    Args:
+      now: the averages so far.
+      key: of the draw.
+      points_ND: the vectors of the whole batch.
+      codes_N: the code of each; -1 where it is not held.
+      held_N: which of the vectors are there, all when left out.
+    """
+    order_N, held = _shuffled(jax.random.split(key)[0], len(points_ND), held_N)
+    decay = _slowed(config, held)
+    sums, hits = tally(points_ND, codes_N, config.codes)
+    sums = decay * now.sums + (1 - decay) * sums
+    counts = decay * now.counts + (1 - decay) * hits
+    total = counts.sum()
+    epsilon = config.epsilon * jnp.minimum(1.0, total / config.codes)  # small beside the count of any live code
+    smooth = (counts + epsilon) / (total + config.codes * epsilon) * total
+    floor, start = _thresholds(config, counts)
+    dead, rank = counts < floor, jnp.argsort(jnp.argsort(counts))
+    replaced = dead & (rank < held)
+    fresh = points_ND[order_N[rank % len(points_ND)]]
+    return Averages(
+        jnp.where(replaced[:, None], fresh, jnp.where(dead[:, None], now.book, sums / smooth[:, None])),
+        jnp.where(replaced[:, None], fresh * start, sums),
+        jnp.where(replaced, start, counts),
+    )
+
+
+def tally(
+    points_ND: Float[Array, "N D"], codes_N: Int[Array, "N"], count: int
+) -> tuple[Float[Array, "V D"], Float[Array, "V"]]:
+    """Per code, the sum and the number of the vectors that chose it; -1 chooses none."""
+    chosen = jax.nn.one_hot(codes_N, count)
+    return jnp.einsum("nv,nd->vd", chosen, points_ND, precision=EXACT), chosen.sum(0)
+
+
+def health(config: CodebookConfig, counts_V: Float[Array, "V"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Perplexity of the averaged counts, and the share of codes that have been chosen of late."""
+    share_V = counts_V / jnp.maximum(counts_V.sum(), 1e-9)
+    perplexity = jnp.exp(-jnp.sum(share_V * jnp.log(jnp.maximum(share_V, 1e-12))))
+    # A replaced code stands at its start, or below, until a vector chooses it.
+    return perplexity, jnp.mean(counts_V > 1.01 * _thresholds(config, counts_V)[1])
+
+
+def _thresholds(config: CodebookConfig, counts_V: Array) -> tuple[Array, Array]:
+    """The count below which a code is dead, and that of a replaced one, which takes V / N batches of N to fall there.
+
+    Where N is V or more they are the same: what the next batch does not choose, either, is dead again.
+    """
+    total = jnp.maximum(counts_V.sum(), 1e-9)
+    floor = config.dead_share * total / config.codes
+    return floor, floor * _slowed(config, total) ** -jnp.maximum(config.codes / total - 1, 0.0)
+
+
+def _slowed(config: CodebookConfig, batch: Array | int) -> Array:
+    """The decay with which the averages look back over at least one vector a code."""
+    return jnp.maximum(config.decay, 1 - batch / config.codes)
+
+
+def _assign(points_ND: Array, book_VD: Array, held_N: Array | None) -> Int[Array, "N"]:
+    codes_N = nearest(points_ND, book_VD)
+    return codes_N if held_N is None else jnp.where(held_N, codes_N, -1)
+
+
+def _shuffled(key: PRNGKeyArray, size: int, held_N: Array | None) -> tuple[Int[Array, "N"], Array | int]:
+    """Indices of the vectors in random order, those held first, and how many those are."""
+    order_N = jax.random.permutation(key, size)
+    if held_N is None:
+        return order_N, size
+    return order_N[jnp.argsort(~held_N[order_N], stable=True)], held_N.sum()

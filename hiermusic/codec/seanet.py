@@ -1,0 +1,196 @@
+"""The SEANet trunk of EnCodec (arXiv 2210.13438), non-causal, in the sizes of SAT (arXiv 2408.09027)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from hiermusic.codec.dac import check_choices, through
+from hiermusic.nn.conv import Conv, ConvTranspose
+from hiermusic.nn.lstm import LSTM
+from hiermusic.parallel.mesh import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class SeanetConfig:
+    """Sizes of the trunk; the defaults are those of SAT's best release, 10.64 M parameters for either half.
+
+    An LSTM remembers without a bound, so the margins are honest for the convolutions only: audio coded in pieces
+    agrees closely, but not bit for bit, with the same audio coded whole.
+
+    Attributes:
+      strides: of the encoder; the decoder runs them backwards. Their product is the hop.
+      dilations: of the residual units in each block.
+      width: channels at the waveform end; every stride doubles them.
+      latent: channels of the frames.
+      kernel, last_kernel, residual_kernel: taps of the first and the last convolution of either half, and of the
+        residual units; odd.
+      compress: by how much the residual units narrow the channels.
+      lstm_layers: at the frame rate, inside either half; 0 leaves the LSTM out.
+      lstm_reach: frames that the margins add for it.
+      dtype: compute type of convolutions and LSTM.
+      init: of the convolutions' weights, see `nn.conv.Conv`.
+      remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
+    Raises:
+      UserError: for another dtype, init or remat.
+    """
+
+    strides: tuple[int, ...] = (2, 4, 5, 8)
+    dilations: tuple[int, ...] = (1,)
+    width: int = 32
+    latent: int = 1024
+    kernel: int = 7
+    last_kernel: int = 7
+    residual_kernel: int = 3
+    compress: int = 2
+    lstm_layers: int = 2
+    lstm_reach: int = 75
+    dtype: str = "float32"
+    init: str = "fan_in"
+    remat: str = "none"
+
+    def __post_init__(self):
+        check_choices(self)
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return math.prod(self.strides)
+
+    @property
+    def encoder_margin(self) -> int:
+        """Frames on either side of a frame that its latent may depend on: the receptive field, rounded up."""
+        reach = self.last_kernel // 2
+        for stride in self.strides[::-1]:
+            reach = reach * stride + -(-stride // 2) + self._unit_reach
+        return -(-(reach + self.kernel // 2) // self.hop) + self._lstm_margin
+
+    @property
+    def decoder_margin(self) -> int:
+        """Frames on either side of a frame that its samples may depend on: the receptive field, rounded up."""
+        reach = self.last_kernel // 2
+        for stride in self.strides:
+            reach = -(-(reach + self._unit_reach) // stride) + 1
+        return reach + self.kernel // 2 + self._lstm_margin
+
+    @property
+    def _unit_reach(self) -> int:
+        return self.residual_kernel // 2 * sum(self.dilations)
+
+    @property
+    def _lstm_margin(self) -> int:
+        return self.lstm_reach if self.lstm_layers else 0
+
+    def encoder(self, channels: int, *, rngs: nnx.Rngs) -> "Encoder":
+        """Waveform [B, L, channels], L a multiple of `hop`, to frames [B, L / hop, latent]."""
+        return Encoder(channels, self, rngs=rngs)
+
+    def decoder(self, channels: int, *, rngs: nnx.Rngs) -> "Decoder":
+        """Frames [B, T, latent] to waveform [B, T * hop, channels]."""
+        return Decoder(channels, self, rngs=rngs)
+
+
+class ResidualUnit(nnx.Module):
+    """shortcut(x) + conv1(elu(conv3(elu(x)))), the convolution in the branch dilated and its output narrower.
+
+    The channels between the two convolutions are the ones a `tensor` axis splits, as in a transformer's feed-forward.
+    """
+
+    def __init__(self, channels: int, dilation: int, config: SeanetConfig, *, rngs: nnx.Rngs):
+        hidden, taps, options = channels // config.compress, (config.residual_kernel,), _options(config)
+        self.conv_in = Conv(
+            channels, hidden, taps, dilation=(dilation,), axes=("channels", "hidden"), **options, rngs=rngs
+        )
+        self.conv_out = Conv(hidden, channels, (1,), axes=("hidden", "channels"), **options, rngs=rngs)
+        self.shortcut = Conv(channels, channels, (1,), **options, rngs=rngs)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        hidden_BTD = constrain(self.conv_in(jax.nn.elu(x_BTD)), "batch", "positions", "hidden")
+        return constrain(self.shortcut(x_BTD) + self.conv_out(jax.nn.elu(hidden_BTD)), "batch", "positions", None)
+
+
+class EncoderBlock(nnx.Module):
+    """Residual units, then a strided convolution that doubles the channels."""
+
+    def __init__(self, channels: int, stride: int, config: SeanetConfig, *, rngs: nnx.Rngs):
+        self.units = nnx.List([ResidualUnit(channels, d, config, rngs=rngs) for d in config.dilations])
+        padding = (-(-stride // 2), stride // 2)
+        self.down = Conv(
+            channels, 2 * channels, (2 * stride,), stride=(stride,), padding=(padding,), **_options(config), rngs=rngs
+        )
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s 2D"]:
+        for unit in self.units:
+            x_BTD = unit(x_BTD)
+        return constrain(self.down(jax.nn.elu(x_BTD)), "batch", "positions", None)
+
+
+class DecoderBlock(nnx.Module):
+    """A transposed convolution that halves the channels, then residual units."""
+
+    def __init__(self, channels: int, stride: int, config: SeanetConfig, *, rngs: nnx.Rngs):
+        self.up = ConvTranspose(channels, channels // 2, stride, dtype=config.dtype, init=config.init, rngs=rngs)
+        self.units = nnx.List([ResidualUnit(channels // 2, d, config, rngs=rngs) for d in config.dilations])
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
+        x_BTD = constrain(self.up(jax.nn.elu(x_BTD)), "batch", "positions", None)
+        for unit in self.units:
+            x_BTD = unit(x_BTD)
+        return x_BTD
+
+
+class Encoder(nnx.Module):
+    """Waveform to latent frames, one frame for every prod(strides) samples."""
+
+    def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths, options = _widths(config), _options(config)
+        self.conv_in = Conv(channels, widths[0], (config.kernel,), **options, rngs=rngs)
+        self.blocks = nnx.List(
+            [EncoderBlock(w, s, config, rngs=rngs) for w, s in zip(widths, config.strides, strict=False)]
+        )
+        self.lstm = _lstm(widths[-1], config, rngs)
+        self.conv_out = Conv(widths[-1], config.latent, (config.last_kernel,), **options, rngs=rngs)
+
+    def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
+        x = constrain(self.conv_in(wav_BLC), "batch", "positions", None)
+        x = through(self.blocks, x, self.config.remat == "full")
+        return self.conv_out(jax.nn.elu(_remember(self.lstm, x)))
+
+
+class Decoder(nnx.Module):
+    """Latent frames to waveform, without a final tanh."""
+
+    def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths, options = _widths(config)[::-1], _options(config)
+        self.conv_in = Conv(config.latent, widths[0], (config.kernel,), **options, rngs=rngs)
+        self.lstm = _lstm(widths[0], config, rngs)
+        self.blocks = nnx.List(
+            [DecoderBlock(w, s, config, rngs=rngs) for w, s in zip(widths, config.strides[::-1], strict=False)]
+        )
+        self.conv_out = Conv(widths[-1], channels, (config.last_kernel,), **options, rngs=rngs)
+
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
+        x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
+        x = through(self.blocks, _remember(self.lstm, x), self.config.remat == "full")
+        return self.conv_out(jax.nn.elu(x))
+
+
+def _widths(config: SeanetConfig) -> Sequence[int]:
+    return [config.width * 2**i for i in range(len(config.strides) + 1)]
+
+
+def _options(config: SeanetConfig) -> dict:
+    return {"padding_mode": "reflect", "dtype": config.dtype, "init": config.init}
+
+
+def _lstm(width: int, config: SeanetConfig, rngs: nnx.Rngs) -> LSTM | None:
+    return LSTM(width, config.lstm_layers, dtype=config.dtype, rngs=rngs) if config.lstm_layers else None
+
+
+def _remember(lstm: LSTM | None, x_BTD: Array) -> Array:
+    return x_BTD if lstm is None else constrain(x_BTD + lstm(x_BTD), "batch", "positions", None)

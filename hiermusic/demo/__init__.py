@@ -1,0 +1,1 @@
+"""Demos: everything of a system once, small; each is a list of verbs."""

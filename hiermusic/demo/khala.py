@@ -1,0 +1,121 @@
+"""Khala's demo: corpus, codec, tokens, two token models and three songs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from hiermusic.demo.runner import Demo, Step, reconstructions, results
+from hiermusic.evaluate import report, sections
+
+CORPUS = "builtin:150?seconds=5-10"
+PROMPTS = (
+    {
+        "name": "slow-ballad",
+        "tags": "slow, ballad, piano, female",
+        "lyrics": "[Verse]\nla lu na mi so\nna mi lu la so\n[Chorus]\nso la mi na lu",
+        "seconds": 8,
+        "seed": 1,
+    },
+    {
+        "name": "fast-dance",
+        "tags": "fast, dance, synth, drums, male",
+        "lyrics": "[Verse]\nma no ri sa tu\nri sa ma no tu\n[Chorus]\ntu ma ri no sa",
+        "seconds": 6,
+        "seed": 2,
+    },
+    {"name": "instrumental", "tags": "medium, pop, keys, drums", "instrumental": True, "seconds": 10, "seed": 3},
+)
+
+
+def demo(folder: Path, configs: Path) -> Demo:
+    """Everything of Khala at toy size.
+
+    Args:
+      folder: for everything the demo makes.
+      configs: the folder of the configuration files.
+    """
+    return Demo(
+        title="hiermusic demo",
+        intro="Khala's three models at toy size, trained in minutes on songs that the package composed and rendered "
+        "itself. What you hear shows that every part works, not what the design can do at scale.",
+        files={"prompts.jsonl": "".join(json.dumps(prompt) + "\n" for prompt in PROMPTS)},
+        steps=_steps(folder, configs / "khala"),
+        runs=("codec", "backbone", "superres"),
+        chapters=lambda: _chapters(folder),
+    )
+
+
+def _steps(folder: Path, configs: Path) -> Sequence[Step]:
+    at = {name: str(folder / name) for name in ("corpus", "codec", "tokens", "backbone", "superres", "songs")}
+    config = {name: f"--config={configs / name}.py:tiny" for name in ("codec", "backbone", "superres")}
+    tokens = f"--config.data.path={at['tokens']}"
+    return [
+        Step("corpus", "compose and render songs", ["data", f"--source={CORPUS}", f"--out={at['corpus']}"]),
+        Step(
+            "codec",
+            "train the codec",
+            ["train", config["codec"], f"--workdir={at['codec']}", f"--config.data.path={at['corpus']}"],
+        ),
+        Step(
+            "tokens",
+            "turn the songs into tokens",
+            ["tokenize", f"--codec={at['codec']}", f"--data={at['corpus']}", f"--out={at['tokens']}"],
+        ),
+        Step("backbone", "train the backbone", ["train", config["backbone"], f"--workdir={at['backbone']}", tokens]),
+        Step(
+            "superres",
+            "train super-resolution",
+            [
+                "train",
+                config["superres"],
+                f"--workdir={at['superres']}",
+                tokens,
+                f"--config.init_from={at['backbone']}",
+            ],
+        ),
+        Step(
+            "songs",
+            "generate three songs",
+            [
+                "generate",
+                f"--superres={at['superres']}",
+                f"--prompts={folder / 'prompts.jsonl'}",
+                f"--out={at['songs']}",
+                "--backbone_too",
+            ],
+        ),
+        *(
+            Step(f"evaluate {name}", f"measure the {name}", ["evaluate", f"--workdir={at[name]}"])
+            for name in ("codec", "backbone", "superres")
+        ),
+    ]
+
+
+def _chapters(folder: Path) -> list[report.Section]:
+    found = results(folder, "codec", "backbone", "superres")
+    curves = {name: folder / name / "metrics.jsonl" for name in found}
+    return [
+        *(_song(folder / "songs" / f"{prompt['name']}.json") for prompt in PROMPTS),
+        report.Section("The codec on a held-out song", items=reconstructions(folder / "codec")),
+        sections.reconstruction(found["codec"], found["codec"]["baselines"]),
+        sections.code_use(found["codec"]),
+        sections.training(curves),
+        sections.predictability(found["backbone"]["predictability"], "Predicting layers 0 and 1"),
+        sections.predictability(found["superres"]["predictability"], "Predicting every layer"),
+    ]
+
+
+def _song(path: Path) -> report.Section:
+    song = json.loads(path.read_text())
+    prompt = {name: value for name, value in song["prompt"].items() if value}
+    facts = prompt | {f"sampling, {name}": value for name, value in song["sampling"].items()}
+    facts |= {
+        "length asked, s": prompt.get("seconds"),
+        "length made, s": song["seconds"],
+        "ended itself": song["ended"],
+    }
+    players = [
+        report.Player("after super-resolution", path.with_suffix(".wav")),
+        report.Player("backbone only", path.with_suffix(".backbone.wav")),
+    ]
+    return sections.song(f"Song: {path.stem}", facts, players)

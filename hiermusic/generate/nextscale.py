@@ -1,0 +1,195 @@
+"""Next-scale decoding: one pass a level over its whole stretch of a window, each seeing all coarser levels (AAR).
+
+A window stands in slots `[context | level 0 | level 1 | ...]`. Level 0 reads the start, where the condition is added; a
+later level reads the latents decoded so far, brought to its own length. The passes differ in shape, so all of them are
+unrolled in one program, with every offset into the cache known to the compiler. Longer music is windows one after
+another, each with the last latents of the one before as its context. Keys depend on the sample's seed, the window, the
+level and the position only, so a sample draws the same tokens in any batch.
+
+Letters: C frames of context, E width of a latent, U of a condition, n tokens of a level, S slots or tokens of a window.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Int32, Key
+
+from hiermusic.errors import UserError
+from hiermusic.generate.batching import check_batch, spread
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.visibility import Visibility
+
+START = 0  # the text id that level 0 reads
+
+
+class Row(NamedTuple):
+    """What the slots of a window are, in training as in decoding.
+
+    Args:
+      text_S: `START` at level 0, else -1.
+      levels_S: the level of each slot, K for the context.
+      visibility: a slot sees its own level, all coarser ones, and the context.
+    """
+
+    text_S: Int32[np.ndarray, "S"]
+    levels_S: Int32[np.ndarray, "S"]
+    visibility: Visibility
+
+
+def row(slots: Sequence[int], context: int) -> Row:
+    """The slots of a window with so many tokens of each level behind so many frames of context."""
+    sizes = (context, *slots)
+    levels_S = np.repeat(np.array([len(slots), *range(len(slots))], np.int32), sizes)
+    return Row(np.where(levels_S == 0, START, -1).astype(np.int32), levels_S, Visibility.block_causal(sizes))
+
+
+class _Request(NamedTuple):
+    """What all windows have in common; R is B, or 2 B with the unconditional half behind."""
+
+    cond_RU: Float[Array, "R U"]
+    keys_B: Key[Array, "B"]
+    temperature: Array
+    guidance: Array
+
+
+def generate(
+    model: nnx.Module,
+    quantiser: nnx.Module,
+    cond_BU: Float[np.ndarray, "B U"],
+    *,
+    seeds: Sequence[int],
+    windows: int = 1,
+    context: int = 0,
+    before_BCE: Float[np.ndarray, "B C E"] | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance: float = 0.0,
+    uncond_U: Float[np.ndarray, "U"] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Int32[np.ndarray, "B W S"]:
+    """Draws the codes of windows that follow one another.
+
+    Args:
+      model: a `TokenLM` with inputs and a condition, or anything with its `unstack`, `condition`, `embed`,
+        `level_logits`, `trunk.adapt`, `trunk.init_cache` and `trunk.extend`; one that is unstacked already saves a copy
+        of its weights.
+      quantiser: a `MultiscaleQuantiser`, or anything with its `add`, `view` and, in `config`, `slots`, `codes`,
+        `frames` and `latent`.
+      cond_BU: a condition for all windows of each sample.
+      seeds: B integers.
+      windows: W.
+      context: C, frames of the window before that a window sees, as in training.
+      before_BCE: those latents for the first window; zeros when left out.
+      temperature, top_k, top_p: see `tokens.sampling.sample`.
+      guidance: t of the last level, growing linearly from 0 at the first: logits are 1 + t times the conditional ones
+        less t times the unconditional ones, which is a scale of 1 + t in `tokens.sampling.guide`; 0 = none.
+      uncond_U: the condition of the unconditional predictions.
+      progress: called with (windows drawn, W) after every window.
+    Returns:
+      codes, those of level 0 first in each window of S = sum(slots).
+    Raises:
+      UserError: guidance without an unconditional condition, a condition of another width than the model's.
+      ValueError: lists of unequal length, a context of another length or longer than a window.
+    """
+    request, context_BCE, static = _lay_out(
+        quantiser, cond_BU, seeds=seeds, context=context, before_BCE=before_BCE, temperature=temperature, top_k=top_k,
+        top_p=top_p, guidance=guidance, uncond_U=uncond_U)
+    graphdef, weights = nnx.split((model.unstack(), quantiser))
+    drawn = []
+    for window in range(windows):
+        codes_BS, context_BCE = _window(graphdef, weights, request, context_BCE, np.int32(window), **static)
+        drawn.append(codes_BS)
+        if progress is not None:
+            codes_BS.block_until_ready()
+            progress(window + 1, windows)
+    return np.stack([np.asarray(codes_BS) for codes_BS in drawn], axis=1)
+
+
+def program(
+    model: nnx.Module, quantiser: nnx.Module, cond_BU: Float[np.ndarray, "B U"], **how
+) -> tuple[Callable, tuple]:
+    """The program that `generate` runs for every window, to be lowered: a jitted function and its arguments.
+
+    Args:
+      model: unstacked; it and the quantiser may be abstract (`nnx.eval_shape`).
+      cond_BU, how: as in `generate`.
+    """
+    request, context_BCE, static = _lay_out(quantiser, cond_BU, **how)
+    return partial(_window, **static), (*nnx.split((model, quantiser)), request, context_BCE, np.int32(0))
+
+
+def _lay_out(
+    quantiser, cond_BU, *, seeds, context=0, before_BCE=None, temperature=1.0, top_k=0, top_p=1.0, guidance=0.0,
+    uncond_U=None
+) -> tuple[_Request, Float[np.ndarray, "B C E"], dict]:
+    """Checks what `generate` was given and lays it out: the request, the first context, what is static."""
+    cond_RU, sizes = np.asarray(cond_BU, np.float32), quantiser.config
+    shape = (len(cond_BU), context, sizes.latent)
+    context_BCE = np.zeros(shape, np.float32) if before_BCE is None else np.asarray(before_BCE, np.float32)
+    check_batch(cond_BU, seeds=seeds)
+    if context > sizes.frames or context_BCE.shape != shape:
+        raise ValueError(f"latents {context_BCE.shape} are no context of {context} frames of {sizes.frames}: {shape}")
+    if guidance:
+        if uncond_U is None:
+            raise UserError(f"guidance {guidance} needs a condition to move away from: give one or set guidance to 0")
+        cond_RU = np.concatenate([cond_RU, np.broadcast_to(np.asarray(uncond_U, np.float32), cond_RU.shape)])
+    request = _Request(
+        cond_RU=cond_RU,
+        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        temperature=np.float32(temperature),
+        guidance=np.float32(guidance),
+    )
+    return request, context_BCE, {"top_k": top_k, "top_p": top_p}
+
+
+@partial(jax.jit, static_argnames=("graphdef", "top_k", "top_p"))
+def _window(
+    graphdef, weights, request: _Request, context_BCE, window, *, top_k: int, top_p: float
+) -> tuple[Int[Array, "B S"], Float[Array, "B C E"]]:
+    """One window's codes, and the context of the next."""
+    model, quantiser = nnx.merge(graphdef, weights)
+    (B, C, E), R = context_BCE.shape, request.cond_RU.shape[0]
+    slots, K = quantiser.config.slots, len(quantiser.config.slots)
+    text_S, levels_S, _ = row(slots, C)
+    cond_RD = model.condition(request.cond_RU)
+    adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, C + sum(slots)))
+    keys_B = fold_keys(request.keys_B, window)
+    total_BTE, codes, start = jnp.zeros((B, quantiser.config.frames, E), jnp.float32), [], 0
+    for level, n in enumerate(slots):
+        if level == 0:  # its pass takes the context along
+            inputs_BsE, visibility = jnp.pad(context_BCE, ((0, 0), (0, n), (0, 0))), Visibility.block_causal((C, n))
+        else:  # all that is cached is seen, so there is no mask
+            inputs_BsE, visibility = quantiser.view(total_BTE, level), Visibility.full()
+        stop = start + inputs_BsE.shape[1]
+        x_RsD = model.embed(
+            jnp.broadcast_to(text_S[start:stop], (R, stop - start)),
+            inputs_BSE=jnp.tile(inputs_BsE, (R // B, 1, 1)),
+            levels_BS=levels_S[None, start:stop],
+            cond_BD=cond_RD,
+        )
+        x_RsD, cache = model.trunk.extend(x_RsD, cache, start, visibility=visibility, adapted=adapted)
+        x_RnD, start = x_RsD[:, -n:], stop
+        if R == B or level == 0:  # without guidance only the cache of the unconditional half matters
+            logits_BnV = model.level_logits(x_RnD[:B], level)
+        else:
+            logits_RnV = model.level_logits(x_RnD, level)
+            logits_BnV = guide(logits_RnV[:B], logits_RnV[B:], 1 + request.guidance * level / (K - 1))
+        codes_Bn = _draw(
+            logits_BnV[..., : quantiser.config.codes], fold_keys(keys_B, level), temperature=request.temperature,
+            top_k=top_k, top_p=top_p)
+        total_BTE = quantiser.add(total_BTE, codes_Bn, level)
+        codes.append(codes_Bn)
+    return jnp.concatenate(codes, axis=1), total_BTE[:, quantiser.config.frames - C :]
+
+
+def _draw(logits_BnV, keys_B, **how) -> Int[Array, "B n"]:
+    """The codes of one level, each position with a key of its own."""
+    B, n, V = logits_BnV.shape
+    keys_Bn = jax.vmap(fold_keys, (None, 0), out_axes=1)(keys_B, jnp.arange(n))
+    return sample(logits_BnV.reshape(B * n, V), keys_Bn.reshape(B * n), **how).reshape(B, n)

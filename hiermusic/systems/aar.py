@@ -1,0 +1,196 @@
+"""SAT and AAR (arXiv 2408.09027): a multi-scale audio tokenizer, and a model that predicts scale after scale.
+
+SAT codes a window (one second) in 16 scales of 1 to 75 tokens. AAR predicts all tokens of a scale at once from the
+coarser ones, in 16 passes (next-scale, block-causal). The baseline is the same transformer over the residual codes of
+the same trunk, one token after another (flatten or delay, causal). Longer music is windows one after another: AAR's
+windows read the last latent frames of the one before, the baseline's begin with its last codes.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.codec.codec import Codec
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.objective import ObjectiveConfig
+from hiermusic.data.records import TokenSource, read_info
+from hiermusic.generate import autoregressive, nextscale
+from hiermusic.systems import aar_rows, parts
+from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.aar_config import (
+    check_codec,
+    check_tokens,
+    codec_config,
+    hierarchy,
+    length,
+    prior_config,
+    window_seconds,
+    windows,
+)
+from hiermusic.systems.aar_model import Prior
+from hiermusic.systems.aar_songs import generate
+from hiermusic.tokens import sequence
+from hiermusic.tokens.visibility import Visibility
+from hiermusic.train.codec import CodecStage
+from hiermusic.train.lm import LMStage
+from hiermusic.train.stage import Work
+
+__all__ = ["cross_entropy", "generate", "inspect", "make_model", "program", "stage"]
+
+# MARK: models
+
+
+def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
+    """The constructor of the discriminator that a codec's configuration trains against."""
+    ours = config.discriminator
+    settings = DiscriminatorConfig(tuple(ours.fft_sizes), ours.filters, hop=ours.hop, dtype=config.model.dtype)
+    return lambda rngs: Discriminator(config.model.channels, settings, rngs=rngs)
+
+
+def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of what a configuration trains, whichever stage it is."""
+    if config.stage == "codec":
+        codec = codec_config(config.model)
+        return lambda rngs: Codec(codec, rngs=rngs)
+    prior = prior_config(config.model)
+    return lambda rngs: Prior(prior, rngs=rngs)
+
+
+# MARK: stages
+
+
+def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
+    """The training stage of a configuration.
+
+    Args:
+      config: of any stage.
+      workdir: waveforms are first turned into records under it; None leaves the data alone, for a stage that is only
+        looked at or compiled.
+    Raises:
+      UserError: data that is not there or of another kind.
+    """
+    if config.stage == "codec":
+        spectra = tuple(config.loss.mel_windows)
+        bands = (config.loss.mel_bands,) * len(spectra)
+        objective = ObjectiveConfig(**{**config.loss, "mel_windows": spectra, "mel_bands": bands})
+        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
+    make, coder = windows(config, workdir is not None), None
+    if workdir is not None:
+        check_tokens(config, config.data.path)
+        coder, _, step = read_info(config.data.path, "tokens")["codec"].rpartition("@")
+        check_codec(config, coder)
+    visibility = make.prior.visibility
+
+    def prepare(module: nnx.Module) -> None:
+        module.model.take_quantiser(workdirs.load_codec(coder, int(step)).quantiser)
+        parts.start_from(config.init_from, module.model)
+
+    return LMStage(
+        config,
+        make_model(config),
+        train=lambda rows: aar_rows.batches(config, make, "train", rows),
+        valid=lambda rows: aar_rows.batches(config, make, "valid", rows),
+        examples=[(visibility, aar_rows.shapes(make, config.train.batch_size))],
+        work=partial(_work, config),
+        length=length(config.model),
+        prepare=prepare,
+    )
+
+
+def _work(config: ConfigDict, visibility: Visibility) -> Work:
+    model, prior, batch = config.model, prior_config(config.model), config.train.batch_size
+    heads = 1 if prior.next_scale else model.levels
+    flops = prior.lm.flops(length(model), visibility, heads)
+    seconds = window_seconds(model)
+    tokens = float(hierarchy(model).tokens_per_second) * seconds
+    return Work(flops=3 * flops * batch, tokens=round(tokens * batch), seconds=seconds * batch)
+
+
+# MARK: facts
+
+WINDOWS_MEASURED = 8  # of each held-out track
+
+
+def inspect(config: ConfigDict) -> dict:
+    """Parameters of each component, rates and sequence length, from abstract shapes alone.
+
+    `total` is what gradients train, without a codec's codebooks (`buffers`, moved by averages) and its discriminator.
+    """
+    model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
+    params = parts.counts(model)
+    params["total"] = sum(params.values())
+    tokens, frame_rate = hierarchy(config.model), config.model.sample_rate / int(np.prod(config.model.strides))
+    positions = config.train.crop_frames if config.stage == "codec" else length(config.model)
+    told = parts.facts(config, dict(params), tokens, frame_rate, positions)
+    if config.stage == "codec":
+        discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
+        told["discriminator_params"] = sum(parts.counts(discriminator).values())
+        told["buffers"] = {"codebooks": int(np.prod(model.quantiser.codebooks.shape))}
+    return told
+
+
+def cross_entropy(
+    config: ConfigDict, model: Prior, path: str, tracks: int, each: Callable, step: Callable[[], None]
+) -> np.ndarray:
+    """Teacher-forced cross-entropy of every level on held-out tracks, nats a token.
+
+    Args:
+      config: of a token model.
+      model: its weights.
+      path: token records.
+      tracks: at most so many of them.
+      each: (name, tracks, measurement of a track) -> what was measured of every track.
+      step: called after every track.
+    """
+    check_tokens(config, path)
+    make, source = windows(config), TokenSource(path, slice(0, config.model.levels), "valid")
+    graphdef, weights = nnx.split(model)
+
+    @jax.jit
+    def loss(weights, batch: Mapping[str, np.ndarray]):
+        return nnx.merge(graphdef, weights).loss(batch, visibility=make.prior.visibility)[1]
+
+    def measure(index: int) -> dict[str, np.ndarray]:
+        metrics = loss(weights, sequence.stack(make.spread(source[index], WINDOWS_MEASURED)))
+        step()
+        counts_K = np.asarray(metrics["count_K"], np.float64)
+        return {"sums": np.asarray(metrics["ce_K"]) * counts_K, "counts": counts_K}
+
+    measured = each("levels", min(len(source), tracks), measure)
+    sums_K, counts_K = (sum(track[name] for track in measured) for name in ("sums", "counts"))
+    return np.where(counts_K > 0, sums_K / np.maximum(counts_K, 1), np.nan)
+
+
+def program(config: ConfigDict, rows: int) -> parts.Generation:
+    """The decoding of a piece, the passes of one window, or a chunk of the baseline's steps, in shapes.
+
+    Args:
+      config: of any stage.
+      rows: songs made at once.
+    """
+    model, sampling = config.model, config.sampling if "sampling" in config else {}
+    if config.stage == "codec":
+        return parts.decoding(codec_config(model), rows)
+    prior, make = prior_config(model), make_model(config)
+    seconds, trunk = window_seconds(model) * rows, prior.lm.transformer
+    cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
+    if prior.next_scale:
+        lm, quantiser = nnx.eval_shape(lambda: (lambda whole: (whole.lm.unstack(), whole.quantiser))(make(nnx.Rngs(0))))
+        options = {"seeds": range(rows), "context": prior.context, "uncond_U": uncond_U, **sampling}
+        run, arguments = nextscale.program(lm, quantiser, cond_BU, **options)
+        name, positions, share = "generate: a window", length(model), 1.0
+    else:
+        lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
+        layouts = [aar_rows.PATTERNS[model.pattern]((model.window,) * model.levels)] * rows
+        sizes = [model.codes] * model.levels
+        options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}
+        run, arguments = autoregressive.chunk(lm, [[0]] * rows, layouts, cache_dtype=model.dtype, **options)
+        positions = autoregressive.CHUNK
+        name, share = f"generate: {positions} steps", positions / length(model)
+    tokens = float(hierarchy(model).tokens_per_second) * seconds * share
+    return parts.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)

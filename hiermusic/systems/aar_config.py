@@ -1,0 +1,194 @@
+"""AAR's configurations as the things they describe, and whether they fit the data and the codec they are used with."""
+
+from fractions import Fraction
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from hiermusic.codec.codec import CodecConfig
+from hiermusic.codec.multiscale import MultiscaleConfig
+from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.errors import UserError
+from hiermusic.nn.token_lm import TokenLMConfig
+from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.systems import aar_rows, parts
+from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.aar_model import PriorConfig
+from hiermusic.tokens import scales
+from hiermusic.tokens.hierarchy import Hierarchy, Level
+
+
+def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
+    """The quantiser that a codec has or whose codes a token model predicts."""
+    learning = {
+        name: model[name] for name in ("decay", "kmeans_iterations", "dead_share", "straight_through") if name in model
+    }
+    match model.quantiser:
+        case "residual":
+            learning.pop("straight_through", None)
+            return QuantiserConfig(levels=model.levels, codes=model.codes, **learning)
+        case "multiscale":
+            sizes = tuple(model.scales) or scales.schedule(model.schedule, model.window, model.levels)
+            scales.check_scales(sizes)
+            if sizes[-1] != model.window:
+                raise UserError(f"model.scales end at {sizes[-1]}, model.window is {model.window}: make them equal")
+            if len(sizes) != model.levels:
+                raise UserError(f"model.scales has {len(sizes)} scales: set model.levels={len(sizes)}")
+            if "quantiser_objective" in model:
+                learning["objective"] = model.quantiser_objective
+            return MultiscaleConfig(
+                scales=sizes,
+                codes=model.codes,
+                latent=model.code_latent,
+                phi=model.phi,
+                phi_count=model.phi_count,
+                kernel=model.phi_kernel,
+                gamma=model.gamma,
+                **learning,
+            )
+    raise UserError(f"model.quantiser is '{model.quantiser}': choose multiscale or residual")
+
+
+def codec_config(model: ConfigDict) -> CodecConfig:
+    """SAT, or the same trunk with a residual quantiser."""
+    trunk = SeanetConfig(
+        strides=tuple(model.strides),
+        latent=model.latent,
+        width=model.width,
+        lstm_layers=model.lstm_layers,
+        init=model.init,
+        dtype=model.dtype,
+        remat=model.remat,
+    )
+    windowed = model.windowed and model.quantiser == "multiscale"  # a row of the other is a single frame
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), windowed)
+
+
+def prior_config(model: ConfigDict) -> PriorConfig:
+    """AAR of a depth, or the baseline of the same depth."""
+    quantiser, depth, next_scale = quantiser_config(model), model.depth, model.pattern == "next_scale"
+    if next_scale != (model.quantiser == "multiscale"):
+        raise UserError(
+            f"model.pattern={model.pattern} does not go with model.quantiser={model.quantiser}: next_scale predicts "
+            "the codes of a multiscale one, flatten and delay those of a residual one"
+        )
+    if model.pattern not in ("next_scale", *aar_rows.PATTERNS):
+        raise UserError(f"model.pattern is '{model.pattern}': choose next_scale, {', '.join(aar_rows.PATTERNS)}")
+    if next_scale and not 0 <= model.context <= model.window:
+        raise UserError(f"model.context={model.context} must lie in 0..{model.window}, the frames of a window")
+    trunk = TransformerConfig(
+        layers=depth,
+        width=64 * depth,
+        heads=depth,
+        kv_heads=depth,
+        head_dim=64,
+        ffn_width=256 * depth,
+        norm="layer",
+        adaptive=True,
+        ffn="gelu",
+        positions="learned",
+        max_positions=length(model),
+        qk_norm="unit",
+        bias="all_but_key",
+        drop_path=model.drop_path * depth / 24,
+        dtype=model.dtype,
+        remat=model.remat,
+        init_std=(1 / (3 * 64 * depth)) ** 0.5,
+    )
+    lm = TokenLMConfig(
+        transformer=trunk,
+        levels=model.levels,
+        codes=model.codes,
+        text_size=1,
+        head="shared" if next_scale else "window",
+        head_init=0.02,
+        reads=not next_scale,
+        inputs=model.code_latent if next_scale else 0,
+        level_embed=next_scale,
+        cond=model.cond,
+        z_loss=model.z_loss,
+    )
+    return PriorConfig(
+        lm,
+        quantiser,
+        latent=model.code_latent,
+        context=model.context if next_scale else 0,
+        context_dropout=model.context_dropout if next_scale else 0.0,
+        listener=model.listener,
+        cond_dropout=model.cond_dropout,
+    )
+
+
+def length(model: ConfigDict) -> int:
+    """Positions of a token model's row."""
+    if model.pattern == "next_scale":
+        return model.context + sum(quantiser_config(model).slots)
+    if model.pattern not in aar_rows.PATTERNS:
+        raise UserError(f"model.pattern is '{model.pattern}': choose next_scale, {', '.join(aar_rows.PATTERNS)}")
+    return aar_rows.PATTERNS[model.pattern]((model.window,) * model.levels).positions
+
+
+def hierarchy(model: ConfigDict) -> Hierarchy:
+    """The tokens of a codec, or those that a token model predicts."""
+    quantiser = quantiser_config(model)
+    rate = Fraction(model.sample_rate, int(np.prod(model.strides)) * quantiser.frames)
+    found = [Level(f"q{k}", rate * n, model.codes) for k, n in enumerate(quantiser.slots)]
+    return Hierarchy(tuple(found))
+
+
+def window_seconds(model: ConfigDict) -> float:
+    """Length of a token model's window."""
+    return model.window * int(np.prod(model.strides)) / model.sample_rate
+
+
+def windows(config: ConfigDict, data: bool = True) -> aar_rows.Windows:
+    """The rows of a token model's configuration, with its condition vectors only where `data` is wanted."""
+    model, vectors = config.model, None
+    if data and not model.listener:
+        if not config.data.clap:
+            raise UserError(
+                "model.listener is 0, so every track needs a vector: give them with --config.data.clap=FILE.npz"
+            )
+        vectors = aar_rows.Vectors(config.data.clap, model.cond)
+    if data and model.listener and config.data.clap:
+        raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
+    return aar_rows.Windows(prior_config(model), model.window, model.pattern, model.references, vectors)
+
+
+def check_tokens(config: ConfigDict, path: str) -> None:
+    """UserError when the token records at `path` are not what a configuration's model predicts."""
+    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config.model)
+    if (found.sizes, found.rates) != (wanted.sizes, wanted.rates):
+        raise UserError(
+            f"{path} holds {_rates(found)}, the model predicts {_rates(wanted)}: take tokens of a codec with the same "
+            "quantiser, or set the model's quantiser, levels, codes, schedule and window to the codec's"
+        )
+
+
+def check_codec(config: ConfigDict, codec: str) -> None:
+    """UserError when the codec of a workdir has another quantiser than the one a token model was made for."""
+    theirs = workdirs.read(codec, "codec")
+    if theirs.get("system") != "aar":
+        raise UserError(f"{codec} is a codec of the system {theirs.get('system')}: give one of configs/aar/codec.py")
+    wanted, model = quantiser_config(config.model), config.model
+    found = quantiser_config(theirs.model)
+    width = theirs.model.code_latent if theirs.model.quantiser == "multiscale" else theirs.model.latent
+    names = ("slots", "codes", "phi", "phi_count", "kernel", "gamma")
+    same = type(found) is type(wanted) and width == model.code_latent
+    if not same or any(getattr(found, n, None) != getattr(wanted, n, None) for n in names):
+        raise UserError(
+            f"{codec} has a {theirs.model.quantiser} quantiser of {_described(theirs.model, width)}, the model was "
+            f"made for a {model.quantiser} one of {_described(model, model.code_latent)}: make them equal"
+        )
+
+
+def _described(model: ConfigDict, width: int) -> str:
+    told = f"{model.levels} levels, {model.codes} codes of {width} channels"
+    if model.quantiser == "multiscale":
+        told += f", {sum(quantiser_config(model).slots)} tokens a window of {model.window} frames, phi {model.phi}"
+    return told
+
+
+def _rates(tokens: Hierarchy) -> str:
+    return f"{len(tokens)} levels of {tokens.sizes[0]} codes, {float(tokens.tokens_per_second):g} tokens a second"

@@ -1,0 +1,179 @@
+"""Music from AAR or its baseline: a clip to sound like, windows of codes, sound."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.audio import files
+from hiermusic.codec.chunked import encode_long
+from hiermusic.codec.codec import Codec
+from hiermusic.data.records import read_info
+from hiermusic.errors import UserError
+from hiermusic.generate import autoregressive, nextscale
+from hiermusic.parallel.mesh import make_mesh
+from hiermusic.systems import aar_rows, songs
+from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.aar_config import check_codec, window_seconds, windows
+from hiermusic.systems.aar_model import Prior
+from hiermusic.systems.requests import Request
+from hiermusic.tokens import rows
+
+Condition = tuple[np.ndarray, int] | np.ndarray  # a waveform and its rate, or a vector
+
+HEARD_SECONDS = 30.0  # of a clip that music should sound like
+
+
+def generate(
+    requests: Sequence[Request],
+    out: Path,
+    *,
+    lm: str,
+    codec: str | None = None,
+    options: Mapping[str, float] = MappingProxyType({}),
+    audio: str | None = None,
+    mesh: Mapping[str, int] | None = None,
+) -> list[dict]:
+    """Music that sounds like a clip: the token model window by window, then the codec; one wav and one JSON each.
+
+    Args:
+      requests: what to make, each with the clip (or the .npy vector) it should sound like, all in one batch.
+      out: folder for NAME.wav and NAME.json.
+      lm: workdir of AAR or of the baseline.
+      codec: workdir of the codec; None for the one that made the model's tokens.
+      options: temperature, top_k, top_p, guidance where they differ from the model's own.
+      audio: file to go on from; its length counts in the seconds asked for.
+      mesh: axes and sizes to spread the token model over all devices of this process; None for one device.
+    Returns:
+      What each JSON holds.
+    """
+    config, step = workdirs.read(lm, "lm", "ar_baseline"), None
+    spread = make_mesh(mesh, jax.local_devices()) if mesh else None
+    if codec is None:
+        codec, _, step = read_info(config.data.path, "tokens")["codec"].rpartition("@")
+    check_codec(config, codec)
+    sampling = config.sampling.to_dict() | dict(options)
+    conditions = [_condition(request, config) for request in requests]
+
+    def make(chosen: Sequence[Request]) -> list[songs.Song]:
+        coder = workdirs.load_codec(codec, step and int(step))
+        model = workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
+        if not chosen:
+            return []
+        where = {request.name: condition for request, condition in zip(requests, conditions, strict=True)}
+        cond_BU = np.stack([_heard(model, coder, config, where[request.name]) for request in chosen])
+        known_RS = _codes(coder, *files.read(audio)).astype(np.int32) if audio else None
+        lengths = [round(request.prompt.seconds * coder.sample_rate) for request in chosen]
+        needed = [-(-length // coder.row) for length in lengths]
+        if known_RS is not None and len(known_RS) >= min(needed):
+            lasts = len(known_RS) * coder.row / coder.sample_rate
+            raise UserError(f"the audio lasts {lasts:.1f} s: ask for more --seconds than that")
+        draw = _by_scale if model.config.next_scale else _by_token
+        with songs.progress("windows") as show, jax.set_mesh(spread) if spread else nullcontext():
+            codes_BRS = draw(
+                model, cond_BU, max(needed), known_RS, config, sampling, [request.seed for request in chosen], show
+            )
+        return [
+            songs.Song(codes_RS[:rows], False, coder, length=length)
+            for codes_RS, rows, length in zip(codes_BRS, needed, lengths, strict=True)
+        ]
+
+    return songs.produce(requests, out, make, {"codec": codec, "lm": lm}, {"lm": sampling}, audio)
+
+
+def _condition(request: Request, config: ConfigDict) -> Condition:
+    """What a request should sound like: a waveform with its rate, or a vector, as the model takes it."""
+    path, listens = request.like, bool(config.model.listener)
+    if not path:
+        wanted = "--like=CLIP.wav, the music" if listens else "--like=VECTOR.npy, the CLAP vector of what"
+        raise UserError(f"{request.name}: give {wanted} that it should sound like")
+    if path.endswith(".npy"):
+        if listens:
+            raise UserError(f"{path}: this model listens to a clip itself: give a sound file with --like")
+        try:
+            vector_U = np.asarray(np.load(path, allow_pickle=False), np.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} holds no vector ({error})") from None
+        aar_rows.check_vector(path, vector_U, config.model.cond)
+        return vector_U
+    if not listens:
+        raise UserError(f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy")
+    wav_LC, rate = files.read(path)
+    window = window_seconds(config.model)
+    if len(wav_LC) < window * rate:
+        raise UserError(f"{path} lasts {len(wav_LC) / rate:.2f} s: a clip must fill a window of {window:g} s")
+    start = max(len(wav_LC) - round(HEARD_SECONDS * rate), 0) // 2
+    return wav_LC[start : start + round(HEARD_SECONDS * rate)], rate
+
+
+def _codes(coder: Codec, wav_LC: np.ndarray, rate: int) -> np.ndarray:
+    """Rows of codes of a waveform of any rate; what fills no row at the end is left out."""
+    wav_LC = files.resample(files.to_channels(wav_LC, coder.channels), rate, coder.sample_rate)
+    return encode_long(coder, wav_LC[: max(len(wav_LC) // coder.row, 1) * coder.row])
+
+
+def _heard(model: Prior, coder: Codec, config: ConfigDict, condition: Condition) -> np.ndarray:
+    """The condition vector of what a request should sound like."""
+    if isinstance(condition, np.ndarray):
+        return condition
+    make = windows(config)
+    codes_RS = make.rows_of({"codes": rows.to_streams(_codes(coder, *condition), coder.slots)})
+    places = np.linspace(0, make.starts(codes_RS) - 1, make.references).round().astype(int)
+    return np.asarray(_listen(*nnx.split(model), make.row(codes_RS, 0, places)["reference"][None])[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def _listen(graphdef, weights, reference_BRS):
+    return nnx.merge(graphdef, weights).listen(reference_BRS)
+
+
+def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
+    """Windows up to `total`, AAR's way."""
+    known, before_BCE = 0, None
+    if known_RS is not None:
+        known, before_BCE = len(known_RS), np.repeat(np.asarray(model.context(known_RS[None, -1])), len(seeds), 0)
+    drawn_BWS = nextscale.generate(
+        model.lm.unstack(),
+        model.quantiser,
+        cond_BU,
+        seeds=seeds,
+        windows=total - known,
+        context=model.config.context,
+        before_BCE=before_BCE,
+        uncond_U=np.asarray(model.unconditional[...]),
+        progress=show,
+        **sampling,
+    )
+    return drawn_BWS if not known else np.concatenate([np.repeat(known_RS[None], len(seeds), 0), drawn_BWS], 1)
+
+
+def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
+    """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
+    size, levels, B = config.model.window, config.model.levels, len(seeds)
+    layout, lm = aar_rows.PATTERNS[config.model.pattern]((size,) * levels), model.lm.unstack()
+    codes_BTK = np.zeros((B, 0, levels), np.int32) if known_RS is None else np.repeat(known_RS[None], B, 0)
+    begun = codes_BTK.shape[1]
+    while codes_BTK.shape[1] < total:
+        given = codes_BTK[:, max(codes_BTK.shape[1] - size // 2, 0) :]
+        drawn = autoregressive.generate(
+            lm,
+            [[0]] * B,
+            [layout] * B,
+            # a window of its own draws: its first new frame is not the first window's
+            seeds=[int(np.random.default_rng((seed, codes_BTK.shape[1])).integers(2**32)) for seed in seeds],
+            sizes=[config.model.codes] * levels,
+            given=[list(codes_TK.T) for codes_TK in given] if given.shape[1] else None,
+            cond=cond_BU,
+            uncond=np.asarray(model.unconditional[...]),
+            **sampling,
+        )
+        fresh_BTK = np.stack([sample.codes for sample in drawn])[:, given.shape[1] :]
+        codes_BTK = np.concatenate([codes_BTK, fresh_BTK], axis=1)
+        show(min(codes_BTK.shape[1], total) - begun, total - begun)
+    return codes_BTK[:, :total]

@@ -1,0 +1,180 @@
+"""What the systems' stages have in common: the training of a codec, its facts, and weights to start from."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.codec.chunked import DECODED_SECONDS
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.discriminator import Discriminator
+from hiermusic.codec.objective import ObjectiveConfig
+from hiermusic.data import pipeline
+from hiermusic.data.records import AudioSource, read_info
+from hiermusic.errors import UserError
+from hiermusic.nn.param import parameter_counts
+from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.train import checkpoint
+from hiermusic.train.codec import CodecStage
+
+
+class Generation(NamedTuple):
+    """The program that generating with a stage's model spends its time in; see `programs.generation`.
+
+    Attributes:
+      name: what it does.
+      function: a jitted function; its first argument is static, the second holds the weights.
+      arguments: of it, in shapes.
+      static: keyword arguments.
+      positions: that go through the model in one row.
+      tokens, seconds: that it makes, of all rows.
+      trunk: of a token model.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    static: dict[str, Any]
+    positions: int
+    tokens: float
+    seconds: float
+    trunk: TransformerConfig | None = None
+
+
+def decoding(codec: CodecConfig, rows: int) -> Generation:
+    """The decoding of one piece of a song on every device of the batch, in shapes."""
+    pieces = int(DECODED_SECONDS * codec.sample_rate / codec.row)
+    graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
+    codes = jax.ShapeDtypeStruct((rows, pieces, sum(codec.quantiser.slots)), jnp.int32)
+    seconds = rows * pieces * codec.row / codec.sample_rate
+    tokens = rows * pieces * sum(codec.quantiser.slots)
+    positions = pieces * codec.quantiser.frames
+    return Generation("generate: decode a piece", _decode, (graphdef, weights, codes), {}, positions, tokens, seconds)
+
+
+@jax.jit(static_argnums=0)
+def _decode(graphdef, weights, codes_BRS):
+    return nnx.merge(graphdef, weights).decode(codes_BRS)
+
+
+def codec_stage(
+    config: ConfigDict,
+    codec: CodecConfig,
+    make_discriminator: Callable[[nnx.Rngs], Discriminator],
+    objective: ObjectiveConfig,
+    workdir: Path | None,
+) -> CodecStage:
+    """The training stage of a codec on crops of `train.crop_frames` frames.
+
+    Args:
+      config: reads `data`, `train` and `init_from`.
+      codec: what is trained.
+      make_discriminator: what it is trained against.
+      objective: the losses.
+      workdir: waveforms are first turned into records under it; None leaves the data alone, for a stage that is only
+        looked at or compiled.
+    Raises:
+      UserError: crops that are not whole rows of codes, or no such data.
+    """
+    settings, data = config.train, config.data
+    samples = settings.crop_frames * codec.hop
+    if samples % codec.row:
+        raise UserError(
+            f"train.crop_frames={settings.crop_frames} is no multiple of the quantiser's window of "
+            f"{codec.quantiser.frames} frames"
+        )
+    if workdir is not None:
+        records = pipeline.resolve(
+            data.path,
+            workdir / "data",
+            codec.sample_rate,
+            codec.channels,
+            kind=data.kind,
+            segment_seconds=data.segment_seconds,
+            valid_fraction=data.valid_fraction,
+        )
+
+    def batches(split: str, rows: Sequence[int]):
+        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, rows)
+
+    return CodecStage(
+        config,
+        lambda rngs: Codec(codec, rngs=rngs),
+        make_discriminator,
+        objective,
+        crop=(samples, codec.channels),
+        train=lambda rows: batches("train", rows),
+        valid=lambda rows: batches("valid", rows) if AudioSource(records).valid else None,
+        prepare=lambda module: start_from(config.init_from, module.model),
+    )
+
+
+def start_from(source: str, model: nnx.Module) -> None:
+    """Copies the weights of a run into a model, in place; nothing where `source` is empty.
+
+    The run may know fewer levels than the model: rows of `code_embed` and `code_head` for the levels it does not know
+    stay as they were drawn.
+
+    Raises:
+      UserError: a run of another model.
+    """
+    if not source:
+        return
+    weights = checkpoint.load_weights(source)
+    target = nnx.state(model)
+    for path, variable in nnx.to_flat_state(target):
+        found = weights
+        for key in path:
+            found = found.get(str(key), {}) if isinstance(found, dict) else {}
+        if isinstance(found, dict):
+            raise UserError(f"{source} has no weight {'.'.join(map(str, path))}: it is of another model")
+        value = variable[...]
+        rows = len(found) if path[0] in ("code_embed", "code_head") else len(value) if value.ndim else None
+        if found.shape[1:] != value.shape[1:] or (value.ndim and (len(found) != rows or rows > len(value))):
+            name = ".".join(map(str, path))
+            raise UserError(f"{source}: {name} is {found.shape}, this model's is {value.shape}")
+        variable[...] = value.at[:rows].set(found) if value.ndim else jnp.asarray(found)
+    nnx.update(model, target)
+
+
+def counts(module: nnx.Module) -> Counter[str]:
+    """Trained parameters of each component of a module, which may be abstract."""
+    found: Counter[str] = Counter()
+    for name, count in parameter_counts(module).items():
+        found[name.partition(".")[0]] += count
+    return found
+
+
+def stored_hierarchy(path: str, levels: int) -> Hierarchy:
+    """The first levels of the token records at `path`, which must be given.
+
+    Raises:
+      UserError: no path, or no token records there.
+    """
+    if not path:
+        raise UserError(
+            "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
+        )
+    return Hierarchy.from_json(read_info(path, "tokens")["hierarchy"]).select(0, levels)
+
+
+def facts(
+    config: ConfigDict, params: dict[str, int], tokens: Hierarchy, frame_rate: float, length: int
+) -> dict[str, Any]:
+    """What `hiermusic inspect` tells of every stage."""
+    return {
+        "params": params,
+        "sequence_length": length,
+        "frame_rate_hz": frame_rate,
+        "tokens_per_second": float(tokens.tokens_per_second),
+        "levels": len(tokens),
+        "codes": tokens.sizes[0],
+        "batch_size": config.train.batch_size,
+        "steps": config.train.steps,
+    }

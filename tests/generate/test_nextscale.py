@@ -1,0 +1,138 @@
+"""Next-scale decoding against the plainest loop there is: the whole window anew for every level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.codec.multiscale import MultiscaleConfig
+from hiermusic.errors import UserError
+from hiermusic.generate import nextscale
+from hiermusic.generate.nextscale import generate, row
+from hiermusic.parallel.mesh import make_mesh, shardings
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+
+SLOTS, CODES, LATENT = (1, 3, 6), 12, 5
+SEEDS = [3, 1]
+_DRAW = np.random.default_rng(1)
+COND, UNCOND = _DRAW.normal(size=(2, 6)).astype(np.float32), _DRAW.normal(size=6).astype(np.float32)
+CONTEXT = _DRAW.normal(size=(2, 3, LATENT)).astype(np.float32)
+DRAWN = {"temperature": 4.0, "top_k": 8, "top_p": 0.9}
+SAME = {"seeds": SEEDS, **DRAWN}
+GUIDED = {"guidance": 3.0, "uncond_U": UNCOND}
+
+
+@pytest.fixture(scope="module")
+def quantiser():
+    config = MultiscaleConfig(scales=SLOTS, codes=CODES, latent=LATENT, phi="shared", kernel=3)
+    made = jax.jit(lambda: config.make(LATENT, rngs=nnx.Rngs(0)))()
+    made.codebooks[...] = made.codebooks[...] * 50  # the size that trained latents have
+    return made
+
+
+@pytest.fixture(scope="module")
+def lm(conditioned):
+    return conditioned(
+        sum(SLOTS) + CONTEXT.shape[1], levels=len(SLOTS), head="shared", reads=False, inputs=LATENT, level_embed=True
+    )
+
+
+_inputs = jax.jit(lambda quantiser, codes: quantiser.inputs(codes))
+_hidden = jax.jit(lambda model, batch, visibility: model.hidden(batch, visibility=visibility), static_argnums=2)
+
+
+def plain(model, quantiser, cond_U, seed, window, context_CE, *, guidance=0.0, uncond_U=None, **options):
+    """One sample of one window, and the context of the next."""
+    text_S, levels_S, visibility = row(SLOTS, len(context_CE))
+    keys = fold_keys(sample_keys(jnp.array([seed])), window)
+    codes_S = np.full(sum(SLOTS), -1)
+    for level in range(len(SLOTS)):
+        inputs_SE = np.concatenate([context_CE, _inputs(quantiser, codes_S[None])[0]])
+        row_1S = {"text": text_S[None], "levels": levels_S[None], "inputs": inputs_SE[None]}
+        logits = [model.level_logits(_hidden(model, row_1S | {"cond": cond[None]}, visibility)[0], level)
+                  for cond in (cond_U, cond_U if uncond_U is None else uncond_U)]
+        logits_nV = guide(*logits, 1 + guidance * level / (len(SLOTS) - 1))[levels_S == level]
+        level_key = fold_keys(keys, level)
+        codes_S[levels_S[len(context_CE) :] == level] = [
+            sample(logits_V[None], fold_keys(level_key, i), **options)[0] for i, logits_V in enumerate(logits_nV)]
+    # The trunk's frames are as wide as the codes here, so that decoding maps nothing.
+    return codes_S, np.asarray(quantiser.decode(codes_S[None, None])[0, SLOTS[-1] - len(context_CE) :])
+
+
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("guided", [False, True])
+def test_chained_windows_equal_plain_decoding_of_each(lm, quantiser, context, guided):
+    options = GUIDED if guided else {}
+    carried = CONTEXT[:, :context]
+    made = generate(lm, quantiser, COND, windows=2, context=context, before_BCE=carried, **SAME, **options)
+    assert made.shape == (2, 2, sum(SLOTS)) and made.dtype == np.int32
+    for b, seed in enumerate(SEEDS):
+        context_CE = carried[b]
+        for window in range(2):
+            expected, context_CE = plain(
+                lm, quantiser, COND[b], seed, window, context_CE, **DRAWN, **options)
+            np.testing.assert_array_equal(made[b, window], expected)
+
+
+def test_the_seed_decides_whatever_the_batch(lm, quantiser):
+    cond = COND[[0, 0]]
+    both = generate(lm, quantiser, cond, **SAME | {"seeds": [7, 8]}, **GUIDED)
+    for b, seed in enumerate((7, 8)):
+        alone = generate(lm, quantiser, cond[:1], **SAME | {"seeds": [seed]}, **GUIDED)
+        np.testing.assert_array_equal(alone[0], both[b])
+    assert (both[0] != both[1]).any()
+    np.testing.assert_array_equal(*generate(lm, quantiser, cond, **SAME | {"seeds": [7, 7]}, **GUIDED))
+
+
+def test_condition_guidance_and_context_are_heard(lm, quantiser):
+    greedy = SAME | {"temperature": 0.0}
+    plainly = generate(lm, quantiser, COND, **greedy)
+    variants = (
+        generate(lm, quantiser, COND[::-1], **greedy),
+        generate(lm, quantiser, COND, **greedy, **GUIDED),
+        generate(lm, quantiser, COND, **greedy, context=3, before_BCE=CONTEXT),
+    )
+    for other in variants:
+        assert (other != plainly).any()
+    # moving away from the condition itself is no move, and the first level is never moved
+    nowhere = generate(lm, quantiser, COND[[0, 0]], **greedy, guidance=3.0, uncond_U=COND[0])
+    np.testing.assert_array_equal(plainly[[0, 0]], nowhere)
+    np.testing.assert_array_equal(variants[1][..., 0], plainly[..., 0])
+
+
+def test_windows_share_a_program_and_are_told_of(lm, quantiser):
+    heard, before = [], nextscale._window._cache_size()
+    made = generate(lm, quantiser, COND, windows=3, **SAME, progress=lambda *done: heard.append(done))
+    assert heard == [(1, 3), (2, 3), (3, 3)] and nextscale._window._cache_size() - before <= 1
+    assert (made[:, 0] != made[:, 1]).any()
+
+
+def test_the_program_to_lower_is_the_one_that_runs(lm, quantiser):
+    run, arguments = nextscale.program(lm.unstack(), quantiser, COND, **SAME, **GUIDED)
+    np.testing.assert_array_equal(run(*arguments)[0], generate(lm, quantiser, COND, **SAME, **GUIDED)[:, 0])
+    abstract = nnx.eval_shape(lambda: lm.unstack())
+    run, arguments = nextscale.program(abstract, quantiser, COND, **SAME, **GUIDED)
+    lowered = run.func.lower(*arguments, **run.keywords)
+    assert jax.tree.leaves(lowered.out_info)[0].shape == (2, sum(SLOTS))
+
+
+def test_eight_devices_draw_what_one_draws(lm, quantiser):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    graphdef, weights = nnx.split(lm)
+    spread = nnx.merge(graphdef, jax.device_put(weights, shardings(weights, mesh)))
+    with jax.set_mesh(mesh):
+        many = generate(spread, quantiser, COND, **SAME, **GUIDED)
+    np.testing.assert_array_equal(many, generate(lm, quantiser, COND, **SAME, **GUIDED))
+
+
+def test_what_cannot_work_is_refused(lm, quantiser):
+    with pytest.raises(UserError, match="guidance 3"):
+        generate(lm, quantiser, COND, **SAME, guidance=3.0)
+    with pytest.raises(UserError, match="condition of 4 numbers does not fit a model of 6"):
+        generate(lm, quantiser, COND[:, :4], **SAME)
+    for options in ({"context": 7}, {"context": 2, "before_BCE": CONTEXT}):
+        with pytest.raises(ValueError, match=f"context of {options['context']} frames"):
+            generate(lm, quantiser, COND, **SAME, **options)
+    with pytest.raises(ValueError, match="batch"):
+        generate(lm, quantiser, COND[:1], **SAME)

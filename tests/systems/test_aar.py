@@ -1,0 +1,337 @@
+"""AAR from the outside: sizes, rows, conditions, music, and bad input, on a miniature trained for a few steps."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+
+from hiermusic import cli
+from hiermusic.audio import files
+from hiermusic.data.records import TokenSource
+from hiermusic.errors import UserError
+from hiermusic.systems import aar as system
+from hiermusic.systems import aar_config, workdir
+from hiermusic.tokens import rows
+from hiermusic.train.log import read_metrics
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "aar"
+
+
+def configuration(name: str, **changes):
+    """A configuration with fields of its model changed."""
+    import importlib.util
+
+    file, _, preset = name.partition(":")
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(preset)
+    config.model.update(changes)
+    return config
+
+
+def fails(capsys, *arguments) -> str:
+    """The one line a failing verb leaves on standard error, progress bars aside."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ending:
+        cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert ending.value.code == 1 and out == "" and "Traceback" not in err
+    (line,) = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("hiermusic")]
+    return line
+
+
+# MARK: sizes
+
+
+@pytest.mark.parametrize("preset, millions", [("paper", 21.63), ("paper128", 15.74)])
+def test_sat_has_the_released_sizes(preset, millions):
+    facts = system.inspect(configuration(f"codec:{preset}"))
+    assert facts["params"]["total"] / 1e6 == pytest.approx(millions, rel=0.005)
+    assert (facts["tokens_per_second"], facts["frame_rate_hz"], facts["levels"]) == (455, 75, 16)
+
+
+@pytest.mark.parametrize("depth, millions", [(8, 39.7), (12, 130.9), (16, 307.6), (20, 597.8), (24, 1030.1)])
+def test_aar_has_the_released_sizes(depth, millions):
+    facts = system.inspect(configuration("lm:paper", depth=depth))
+    assert facts["params"]["lm"] / 1e6 == pytest.approx(millions, rel=0.005)
+    assert facts["params"]["total"] / 1e6 == pytest.approx(millions, rel=0.01)
+    assert facts["sequence_length"] == 455
+
+
+@pytest.mark.parametrize("schedule, tokens", [("quadratic", 455), ("linear", 601), ("logarithmic", 303)])
+def test_schedules_have_the_papers_rates(schedule, tokens):
+    assert system.inspect(configuration("codec:paper", schedule=schedule))["tokens_per_second"] == tokens
+
+
+def test_the_baseline_predicts_750_tokens_a_second():
+    facts = system.inspect(configuration("ar_baseline:paper"))
+    assert facts["tokens_per_second"] == facts["sequence_length"] == 750
+    assert system.inspect(configuration("ar_baseline:paper", pattern="delay"))["sequence_length"] == 84
+
+
+@pytest.mark.parametrize("stage", ["codec", "lm", "ar_baseline"])
+def test_every_preset_is_built(stage):
+    for preset in ("tiny", "small", "paper"):
+        config = configuration(f"{stage}:{preset}")
+        assert system.inspect(config)["params"]["total"] > 0
+        built = system.stage(config, None)
+        if stage != "codec":
+            work = built.work(aar_config.prior_config(config.model).visibility)
+            assert work.seconds == config.train.batch_size and work.flops > 0
+
+
+# MARK: rows and training
+
+
+def test_every_stage_learns_something(aar):
+    for run in (aar.sat, aar.rvq, aar.lm, aar.ar):
+        losses = [line["loss"] for line in read_metrics(run) if "loss" in line]
+        assert np.isfinite(losses).all()
+
+
+def test_rows_are_windows_of_the_track(aar):
+    """What a row predicts, read back, is what the records hold at one place."""
+    config = workdir.read(aar.lm)
+    windows = aar_config.windows(config)
+    example = TokenSource(config.data.path, split="train")[0]
+    codes_RS = windows.rows_of(example)
+    row = windows.row(codes_RS, 1, [0, 1])
+    np.testing.assert_array_equal(row["codes"], codes_RS[1])
+    np.testing.assert_array_equal(row["before"], codes_RS[0])
+    assert (windows.row(codes_RS, 0, [0, 1])["before"] == -1).all()
+    slots = windows.prior.quantiser.slots
+    streams = rows.levels_of(example["codes"])
+    np.testing.assert_array_equal(codes_RS[1, : slots[0]], streams[0][slots[0] : 2 * slots[0]])
+
+
+def test_batches_are_a_function_of_seed_and_step(aar):
+    stage = workdir.stage(workdir.read(aar.lm), aar.lm)
+    _, whole = stage.train_batches([0, 1])[7]
+    _, second = stage.train_batches([1])[7]
+    for name, value in second.items():
+        np.testing.assert_array_equal(value, whole[name][1:])
+
+
+def test_the_model_knows_the_codecs_codes(aar):
+    """The frozen quantiser is the codec's, and training does not move it."""
+    _, model = workdir.load(aar.lm)
+    codec = workdir.load_codec(aar.sat)
+    for name in ("codebooks", "phi", "phi_bias"):
+        np.testing.assert_array_equal(getattr(model.quantiser, name)[...], getattr(codec.quantiser, name)[...])
+    assert "quantiser" not in {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+# MARK: what predictions depend on
+
+
+def _batch(model, seed: int = 0):
+    draw = np.random.default_rng(seed)
+    size = sum(model.config.quantiser.slots)
+    codes = draw.integers(16, size=(2, size)).astype(np.int32)
+    before = draw.integers(16, size=(2, size)).astype(np.int32)
+    return {"codes": codes, "before": before, "reference": draw.integers(16, size=(2, 2, size)).astype(np.int32)}
+
+
+def _awake(model):
+    """The model with gates that are open, which an untrained one's nearly are not."""
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        if path[-1] in ("kernel", "code_head", "cond_out"):
+            leaf[...] = 0.2 * jax.random.normal(jax.random.key(len(str(path))), leaf.shape)
+    return model
+
+
+@pytest.fixture(scope="module")
+def prior(aar):
+    return _awake(workdir.load(aar.lm)[1])
+
+
+@nnx.jit
+def _levels(model, batch):
+    return model.loss(batch, visibility=model.config.visibility)[1]["ce_K"]
+
+
+def test_a_token_changes_only_finer_scales(prior):
+    batch = _batch(prior)
+    slots = prior.config.quantiser.slots
+    before_K = _levels(prior, batch)
+    for level in range(len(slots)):
+        changed = batch["codes"].copy()
+        at = sum(slots[:level])
+        # another target at this very place would change this scale's own loss: compare the coarser ones, then the finer
+        changed[:, at] = (changed[:, at] + 5) % 16
+        after_K = _levels(prior, {**batch, "codes": changed})
+        np.testing.assert_array_equal(after_K[:level], before_K[:level])
+        assert (after_K[level + 1 :] != before_K[level + 1 :]).all()
+
+
+def test_the_window_before_and_the_reference_are_heard(prior):
+    batch = _batch(prior)
+    before_K = _levels(prior, batch)
+    for name in ("before", "reference"):
+        assert (_levels(prior, {**batch, name: (batch[name] + 3) % 16}) != before_K).all()
+    alone = {**batch, "before": np.full_like(batch["before"], -1)}
+    assert (_levels(prior, alone) != before_K).all()
+
+
+def test_the_condition_reaches_every_block_and_teaches_the_listener(prior):
+    batch = _batch(prior)
+
+    @nnx.jit
+    def gradients(model, batch):
+        return nnx.grad(lambda model: model.loss(batch, visibility=model.config.visibility)[0])(model)
+
+    found = gradients(prior, batch)
+    adapt = found["lm"]["trunk"]["layers"]["adapt"]["kernel"][...]
+    assert (jnp.abs(adapt).reshape(len(adapt), -1).max(-1) > 0).all()
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found["listener"]) if leaf.ndim > 1)
+
+
+# MARK: music
+
+
+def _clip(path: Path, seconds: float = 2.0, rate: int = 8000) -> Path:
+    time = np.arange(round(seconds * rate)) / rate
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 220 * time), rate)
+    return path
+
+
+@pytest.mark.parametrize("which", ["lm", "ar"])
+def test_music_is_as_long_as_asked_and_the_same_again(aar, run, tmp_path, which):
+    clip = _clip(tmp_path / "clip.wav")
+    sounds = []
+    for name in ("a", "b"):
+        run(
+            "generate",
+            "--system=aar",
+            f"--lm={getattr(aar, which)}",
+            f"--like={clip}",
+            "--seconds=1.3",
+            f"--out={tmp_path / name}",
+        )
+        sounds.append(files.read(tmp_path / name / "song.wav")[0])
+    assert len(sounds[0]) == round(1.3 * 4000)
+    np.testing.assert_array_equal(*sounds)
+    facts = json.loads((tmp_path / "a" / "song.json").read_text())
+    assert facts["like"]["path"] == str(clip) and facts["sampling"]["lm"]["temperature"] == 1.0
+
+
+def test_a_batch_is_its_members(aar, run, tmp_path):
+    """Requests of one file: the same music as alone, whatever stands beside it, and another for another clip."""
+    low, high = _clip(tmp_path / "low.wav"), _clip(tmp_path / "high.wav", 1.0, 22_050)
+    prompts = [
+        {"name": "one", "seconds": 1.0, "seed": 5, "like": str(low)},
+        {"name": "two", "seconds": 0.5, "seed": 6, "like": str(high)},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    run("generate", f"--lm={aar.lm}", f"--prompts={tmp_path / 'prompts.jsonl'}", f"--out={tmp_path / 'both'}")
+    run("generate", f"--lm={aar.lm}", f"--like={low}", "--seconds=1", "--seed=5", f"--out={tmp_path / 'alone'}")
+    both, alone = (files.read(path)[0] for path in (tmp_path / "both" / "one.wav", tmp_path / "alone" / "song.wav"))
+    np.testing.assert_array_equal(both, alone)
+
+
+@pytest.mark.parametrize("which", ["lm", "ar"])
+def test_music_goes_on_from_a_clip(aar, run, tmp_path, which):
+    clip = _clip(tmp_path / "clip.wav", 1.0)
+    model = getattr(aar, which)
+    run("continue", f"--lm={model}", f"--like={clip}", "--seconds=1.75", f"--out={tmp_path / 'out'}", clip)
+    made = files.read(tmp_path / "out" / "song.wav")[0]
+    assert len(made) == 7000 and np.isfinite(made).all()
+
+
+def test_evaluation_and_inspection(aar, run, tmp_path):
+    for name in ("sat", "lm", "ar"):
+        run("evaluate", f"--workdir={getattr(aar, name)}", f"--out={tmp_path / name}")
+        result = json.loads((tmp_path / name / "results.json").read_text())
+        assert result["system"] == "aar" and (tmp_path / name / "report.html").is_file()
+    levels = result["predictability"]
+    assert len(levels) == 3 + 1 and all(np.isfinite(level["model"]) for level in levels)
+
+
+# MARK: bad input
+
+
+def test_a_clip_shorter_than_a_window(capsys, aar, tmp_path):
+    clip = _clip(tmp_path / "short.wav", 0.1)
+    line = fails(capsys, "generate", f"--lm={aar.lm}", f"--like={clip}", "--seconds=1", f"--out={tmp_path / 'out'}")
+    assert "lasts 0.10 s" in line and "window of 0.25 s" in line and not (tmp_path / "out").exists()
+
+
+def test_no_clip_and_a_vector_where_a_clip_belongs(capsys, aar, tmp_path):
+    common = ("generate", f"--lm={aar.lm}", "--seconds=1", f"--out={tmp_path / 'out'}")
+    assert "give --like=CLIP.wav" in fails(capsys, *common)
+    np.save(tmp_path / "clap.npy", np.zeros(12))
+    assert "listens to a clip itself" in fails(capsys, *common, f"--like={tmp_path / 'clap.npy'}")
+
+
+def test_another_systems_workdir(capsys, aar, tmp_path):
+    clip = _clip(tmp_path / "clip.wav")
+    common = ("generate", f"--lm={aar.lm}", f"--like={clip}", "--seconds=1", f"--out={tmp_path / 'out'}")
+    assert "is of the system aar" in fails(capsys, *common, "--system=khala")
+    stranger = tmp_path / "stranger"
+    shutil.copytree(aar.sat, stranger)
+    config = json.loads((stranger / "config.json").read_text())
+    (stranger / "config.json").write_text(json.dumps(config | {"system": "khala"}))
+    assert "is a codec of the system khala" in fails(capsys, *common, f"--codec={stranger}")
+    assert "was made for a multiscale one" in fails(capsys, *common, f"--codec={aar.rvq}")
+
+
+def test_tokens_of_another_codec(capsys, aar, miniature, tmp_path):
+    line = fails(
+        capsys, "train", f"--config={CONFIGS}/lm.py:tiny", f"--workdir={tmp_path / 'out'}",
+        f"--config.data.path={aar.rvq_tokens}",
+    )  # fmt: skip
+    assert "3 levels of 16 codes" in line and "take tokens of a codec with the same quantiser" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("--config.model.levels=76", "do not fit a window of 75 frames"),
+        ("--config.model.schedule=cubic", "schedule 'cubic' is unknown"),
+        ("--config.model.scales=(1, 2, 3)", "model.scales end at 3"),
+        ("--config.model.phi=some", "phi is 'some'"),
+        ("--config.model.quantiser=lattice", "model.quantiser is 'lattice'"),
+        ("--config.train.crop_frames=74", "no multiple of the quantiser's window"),
+    ],
+)
+def test_a_codec_that_cannot_be(capsys, aar, tmp_path, change, words):
+    line = fails(capsys, "train", f"--config={CONFIGS}/codec.py:tiny", f"--workdir={tmp_path / 'out'}", change)
+    assert words in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_vectors_instead_of_a_listener(capsys, aar, run, tmp_path):
+    """CLAP's vectors: trained on and asked for; of the wrong size, or missing for a track, they are named."""
+    config = workdir.read(aar.lm)
+    source = TokenSource(config.data.path)
+    draw = np.random.default_rng(0)
+    vectors = {track["id"]: draw.normal(size=(2, 12)).astype(np.float32) for track in source.tracks}
+    np.savez(tmp_path / "clap.npz", **vectors)
+    settings = [f"--config.{part}.{name}={value}" for part in ("model", "train") for name, value in config[part].items()
+                if not isinstance(value, str) and name not in ("listener", "betas")]  # fmt: skip
+    common = ("train", f"--config={CONFIGS}/lm.py:tiny", f"--config.data.path={aar.sat_tokens}", "--noprogress")
+    common += (*settings, "--config.model.listener=0", "--config.train.batch_size=8")
+    assert "every track needs a vector" in fails(capsys, *common, f"--workdir={tmp_path / 'none'}")
+    run(
+        *common, f"--workdir={tmp_path / 'lm'}", f"--config.data.clap={tmp_path / 'clap.npz'}", "--config.train.steps=2"
+    )
+    np.save(tmp_path / "one.npy", vectors[source.tracks[0]["id"]][0])
+    ask = ("generate", f"--lm={tmp_path / 'lm'}", "--seconds=0.25", f"--out={tmp_path / 'out'}")
+    run(*ask, f"--like={tmp_path / 'one.npy'}")
+    assert (tmp_path / "out" / "song.wav").is_file()
+    np.save(tmp_path / "wide.npy", np.zeros(13))
+    assert "the model takes 12 numbers" in fails(capsys, *ask, f"--like={tmp_path / 'wide.npy'}")
+    vectors.pop(source.tracks[0]["id"])
+    np.savez(tmp_path / "fewer.npz", **vectors)
+    windows = aar_config.windows(configuration("lm:tiny", listener=0, cond=12), data=False)
+    assert windows.vectors is None
+    with pytest.raises(UserError, match="has no vector of track"):
+        system.aar_rows.Vectors(str(tmp_path / "fewer.npz"), 12).of(source.tracks[0]["id"])
