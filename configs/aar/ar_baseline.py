@@ -28,6 +28,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""
+    config.data.codec = ""
     config.data.clap = ""
 
     config.model = ConfigDict()
@@ -90,7 +91,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.depth = 8
             config.train.batch_size = 64
         case "tiny":
-            config.model.depth = 3
+            config.model.depth = 2
             config.model.codes = 256
             config.model.code_latent = 48
             config.sampling.top_k = 0

@@ -29,6 +29,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""
+    config.data.codec = ""
     config.data.clap = ""
 
     config.model = ConfigDict()
@@ -101,10 +102,10 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.context = 75
             config.train.batch_size = 64
         case "tiny":
-            config.model.depth = 3
+            config.model.depth = 2
             config.model.codes = 256
             config.model.code_latent = 32
-            config.model.context = 20
+            config.model.context = 25
             config.sampling.top_k = 0
             config.sampling.guidance = 2.0
             config.model.cond = 64

@@ -21,31 +21,9 @@ from jaxtyping import Array, Float, Int, Int32, Key
 
 from hiermusic.errors import UserError
 from hiermusic.generate.batching import check_batch, spread
+from hiermusic.tokens import pattern
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
-
-START = 0  # the text id that level 0 reads
-
-
-class Row(NamedTuple):
-    """What the slots of a window are, in training as in decoding.
-
-    Args:
-      text_S: `START` at level 0, else -1.
-      levels_S: the level of each slot, K for the context.
-      visibility: a slot sees its own level, all coarser ones, and the context.
-    """
-
-    text_S: Int32[np.ndarray, "S"]
-    levels_S: Int32[np.ndarray, "S"]
-    visibility: Visibility
-
-
-def row(slots: Sequence[int], context: int) -> Row:
-    """The slots of a window with so many tokens of each level behind so many frames of context."""
-    sizes = (context, *slots)
-    levels_S = np.repeat(np.array([len(slots), *range(len(slots))], np.int32), sizes)
-    return Row(np.where(levels_S == 0, START, -1).astype(np.int32), levels_S, Visibility.block_causal(sizes))
 
 
 class _Request(NamedTuple):
@@ -156,7 +134,7 @@ def _window(
     model, quantiser = nnx.merge(graphdef, weights)
     (B, C, E), R = context_BCE.shape, request.cond_RU.shape[0]
     slots, K = quantiser.config.slots, len(quantiser.config.slots)
-    text_S, levels_S, _ = row(slots, C)
+    text_S, levels_S, _ = pattern.next_scale(slots, C)
     cond_RD = model.condition(request.cond_RU)
     adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, C + sum(slots)))
     keys_B = fold_keys(request.keys_B, window)

@@ -14,7 +14,12 @@ _NORMAL = initializers.normal(0.02)
 
 
 def weight(
-    rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, init: Callable = _NORMAL, rate: float = 1.0
+    rngs: nnx.Rngs,
+    shape: Sequence[int],
+    axes: Axes,
+    init: Callable = _NORMAL,
+    rate: float = 1.0,
+    decay: bool = True,
 ) -> nnx.Param:
     """A float32 parameter drawn from `init(key, shape, dtype)`.
 
@@ -24,22 +29,23 @@ def weight(
       axes: one logical axis name (see `parallel.mesh.Rules`) or None for every dimension.
       init: a `jax.nn.initializers` function.
       rate: Adam's learning rate for it, relative to the others'; kept in the metadata beside `axes`.
+      decay: whether weight decay applies to it, if it is a matrix; likewise kept.
     Raises:
       ValueError: when `axes` and `shape` differ in length.
     """
     if len(shape) != len(axes):
         raise ValueError(f"a weight of shape {tuple(shape)} needs {len(shape)} logical axes, not {tuple(axes)}")
-    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), rate=rate)
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), rate=rate, decay=decay)
 
 
 def zeros(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
     """A float32 parameter that starts at 0; arguments as in `weight`."""
-    return weight(rngs, shape, axes, initializers.zeros)
+    return weight(rngs, shape, axes, initializers.zeros, decay=False)
 
 
 def ones(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
     """A float32 parameter that starts at 1; arguments as in `weight`."""
-    return weight(rngs, shape, axes, initializers.ones)
+    return weight(rngs, shape, axes, initializers.ones, decay=False)
 
 
 def parameter_counts(module: nnx.Module) -> dict[str, int]:

@@ -95,11 +95,11 @@ class TokenLM(nnx.Module):
         D, K, V, R = c.transformer.width, c.levels, c.codes, c.text_size
         std, share = c.transformer.init_std, c.transformer.width_share
         init, head_init = initializers.normal(std), initializers.normal(std * c.head_init)
-        self.text_embed = weight(rngs, (R, D), ("vocab", "embed"), init) if R else None
+        self.text_embed = weight(rngs, (R, D), ("vocab", "embed"), init, decay=R > 1) if R else None
         self.code_embed = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init) if c.reads else None
         self.input_proj = weight(rngs, (c.inputs, D), (None, "embed"), init) if c.inputs else None
         self.input_bias = zeros(rngs, (D,), ("embed",)) if c.inputs else None
-        self.level_embed = weight(rngs, (K + 1, D), ("levels", "embed"), init) if c.level_embed else None
+        self.level_embed = weight(rngs, (K + 1, D), ("levels", "embed"), init, decay=False) if c.level_embed else None
         if c.cond:
             hidden = initializers.normal(std * math.sqrt(share))
             self.cond_in = weight(rngs, (c.cond, D), (None, "embed"), init)

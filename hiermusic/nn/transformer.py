@@ -343,7 +343,7 @@ class Transformer(nnx.Module):
         std = initializers.normal(c.init_std)
         self.distance = weight(rngs, (c.t5_buckets, c.heads), (None, "heads"), std) if c.positions == "t5" else None
         learned = c.positions == "learned"
-        self.absolute = weight(rngs, (c.max_positions, c.width), (None, "embed"), std) if learned else None
+        self.absolute = weight(rngs, (c.max_positions, c.width), (None, "embed"), std, decay=False) if learned else None
 
     def __call__(
         self,

@@ -17,6 +17,9 @@ _USE = {
     "backbone": "hiermusic generate --backbone=FOLDER --codec=CODEC --tags='pop, piano' --seconds=8 --out=songs",
     "superres": "hiermusic generate --superres=FOLDER --backbone=BACKBONE --codec=CODEC --tags='pop, piano' "
     "--seconds=8 --out=songs",
+    **dict.fromkeys(
+        ("lm", "ar_baseline"), "hiermusic generate --lm=FOLDER --codec=CODEC --like=clip.wav --seconds=6 --out=songs"
+    ),
 }
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from hiermusic.codec.codec import Codec
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
-from hiermusic.data.records import TokenSource, read_info
+from hiermusic.data.records import TokenSource
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.systems import aar_rows, parts
 from hiermusic.systems import workdir as workdirs
@@ -26,6 +26,7 @@ from hiermusic.systems.aar_config import (
     check_codec,
     check_tokens,
     codec_config,
+    codec_of,
     hierarchy,
     length,
     prior_config,
@@ -36,6 +37,7 @@ from hiermusic.systems.aar_model import Prior
 from hiermusic.systems.aar_songs import generate
 from hiermusic.tokens import sequence
 from hiermusic.tokens.visibility import Visibility
+from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
@@ -79,16 +81,16 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         bands = (config.loss.mel_bands,) * len(spectra)
         objective = ObjectiveConfig(**{**config.loss, "mel_windows": spectra, "mel_bands": bands})
         return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
-    make, coder = windows(config, workdir is not None), None
+    make = windows(config, workdir is not None)
     if workdir is not None:
         check_tokens(config, config.data.path)
-        coder, _, step = read_info(config.data.path, "tokens")["codec"].rpartition("@")
-        check_codec(config, coder)
+        if not checkpoint.steps(workdir):  # a run that goes on has the quantiser in its checkpoint
+            check_codec(config, codec_of(config)[0])
     visibility = make.prior.visibility
 
     def prepare(module: nnx.Module) -> None:
-        module.model.take_quantiser(workdirs.load_codec(coder, int(step)).quantiser)
         parts.start_from(config.init_from, module.model)
+        module.model.take_quantiser(workdirs.load_codec(*codec_of(config)).quantiser)
 
     return LMStage(
         config,
@@ -98,6 +100,7 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         examples=[(visibility, aar_rows.shapes(make, config.train.batch_size))],
         work=partial(_work, config),
         length=length(config.model),
+        trunk=make.prior.lm.transformer,
         prepare=prepare,
     )
 

@@ -1,6 +1,7 @@
 """AAR's configurations as the things they describe, and whether they fit the data and the codec they are used with."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -9,6 +10,7 @@ from hiermusic.codec.codec import CodecConfig
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.data.records import read_info
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
@@ -166,16 +168,25 @@ def check_tokens(config: ConfigDict, path: str) -> None:
         )
 
 
+def codec_of(config: ConfigDict) -> tuple[str, int | None]:
+    """Workdir and step of the codec that made a token model's tokens; `data.codec`, if given, is where it lies now."""
+    made_by, _, step = read_info(config.data.path, "tokens")["codec"].rpartition("@")
+    return config.data.codec or made_by, int(step)
+
+
 def check_codec(config: ConfigDict, codec: str) -> None:
-    """UserError when the codec of a workdir has another quantiser than the one a token model was made for."""
+    """UserError when the codec of a workdir makes other codes than those a token model was made for."""
+    if not Path(codec).is_dir():
+        raise UserError(f"no codec at {codec}, which made the tokens: give its workdir with --config.data.codec=DIR")
     theirs = workdirs.read(codec, "codec")
     if theirs.get("system") != "aar":
         raise UserError(f"{codec} is a codec of the system {theirs.get('system')}: give one of configs/aar/codec.py")
     wanted, model = quantiser_config(config.model), config.model
     found = quantiser_config(theirs.model)
     width = theirs.model.code_latent if theirs.model.quantiser == "multiscale" else theirs.model.latent
-    names = ("slots", "codes", "phi", "phi_count", "kernel", "gamma")
+    names = ("slots", "codes", "phis", "kernel", "gamma")
     same = type(found) is type(wanted) and width == model.code_latent
+    same = same and hierarchy(theirs.model).rates == hierarchy(model).rates
     if not same or any(getattr(found, n, None) != getattr(wanted, n, None) for n in names):
         raise UserError(
             f"{codec} has a {theirs.model.quantiser} quantiser of {_described(theirs.model, width)}, the model was "
@@ -184,9 +195,10 @@ def check_codec(config: ConfigDict, codec: str) -> None:
 
 
 def _described(model: ConfigDict, width: int) -> str:
-    told = f"{model.levels} levels, {model.codes} codes of {width} channels"
+    rate = float(hierarchy(model).tokens_per_second)
+    told = f"{model.levels} levels, {model.codes} codes of {width} channels, {rate:g} tokens a second"
     if model.quantiser == "multiscale":
-        told += f", {sum(quantiser_config(model).slots)} tokens a window of {model.window} frames, phi {model.phi}"
+        told += f", windows of {model.window} frames, phi {model.phi}"
     return told
 
 

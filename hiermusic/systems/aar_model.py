@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from hiermusic.codec.codebook import Codebooks
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
-from hiermusic.generate import nextscale
 from hiermusic.nn.conv import Conv
 from hiermusic.nn.norms import unit
 from hiermusic.nn.param import weight
 from hiermusic.nn.token_lm import Metrics, TokenLM, TokenLMConfig
+from hiermusic.tokens import pattern
 from hiermusic.tokens.visibility import Visibility
 
 
@@ -72,7 +72,7 @@ class PriorConfig:
         """Context, if any, before the scales; causal without scales."""
         if not self.next_scale:
             return Visibility.causal()
-        return nextscale.row(self.quantiser.slots, self.context).visibility
+        return pattern.next_scale(self.quantiser.slots, self.context).visibility
 
 
 class Listener(nnx.Module):
@@ -151,7 +151,7 @@ class Prior(nnx.Module):
     def _scales(self, codes_BS: Array, before_BS: Array, told_B: Bool[Array, "B"]) -> dict[str, Array]:
         """A next-scale row: the context, then for every scale what the coarser ones add up to."""
         slots, context = self.config.quantiser.slots, self.config.context
-        row = nextscale.row(slots, context)
+        row = pattern.next_scale(slots, context)
         context_BCE = jnp.where(told_B[:, None, None], self.context(before_BS), 0)
         inputs_BSE = jnp.concatenate([context_BCE, self.quantiser.inputs(codes_BS)], axis=1)
         codes_BS = jnp.pad(codes_BS, ((0, 0), (context, 0)), constant_values=-1)

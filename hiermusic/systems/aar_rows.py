@@ -1,5 +1,6 @@
 """AAR's training rows: one window of a track, and what says how it should sound."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from hiermusic.errors import UserError
 from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import pattern, rows, sequence
 
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile)  # by np.load
 PATTERNS = {"flatten": pattern.flatten, "delay": pattern.delay}
 
 
@@ -31,10 +33,13 @@ class Vectors:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 self.by_track = {name: np.atleast_2d(stored[name]).astype(np.float32) for name in stored.files}
-        except (OSError, ValueError, AttributeError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} holds no vectors ({error}): give an .npz file, one array for each track") from None
         for name, vectors_NU in self.by_track.items():
-            check_vector(f"{path}, track {name}", vectors_NU[0], width)
+            if not len(vectors_NU):
+                raise UserError(f"{path}, track {name}: no vector")
+            for vector_U in vectors_NU:
+                check_vector(f"{path}, track {name}", vector_U, width)
 
     def of(self, track: str) -> Float[np.ndarray, "N U"]:
         """The vectors of a track; UserError where it has none."""
@@ -60,7 +65,7 @@ class Windows:
       frames: latent frames of a window.
       pattern: "next_scale", "flatten" or "delay".
       references: how many windows of the track say how it should sound.
-      vectors: precomputed conditions instead of those.
+      vectors: precomputed conditions, where the model does not listen; None for rows that are only looked at.
     """
 
     prior: PriorConfig
@@ -90,7 +95,7 @@ class Windows:
         """
         size = 1 if self.prior.next_scale else self.frames
         reference = np.concatenate([codes_RS[at : at + size] for at in references]).astype(np.int32)
-        heard = {} if self.vectors else {"reference": reference}
+        heard = {"reference": reference} if self.prior.listener else {}
         if self.prior.next_scale:
             before_S = codes_RS[start - 1] if start else np.full(codes_RS.shape[1], -1)
             return {"codes": codes_RS[start].astype(np.int32), "before": before_S.astype(np.int32), **heard}
@@ -104,7 +109,7 @@ class Windows:
         codes_RS = self.rows_of(example)
         start, *references = rng.integers(self.starts(codes_RS), size=1 + self.references)
         row = self.row(codes_RS, start, references)
-        if self.vectors:
+        if not self.prior.listener:
             row["cond"] = rng.choice(self.vectors.of(example["meta"]["id"]))
         return row
 
@@ -113,7 +118,7 @@ class Windows:
         codes_RS = self.rows_of(example)
         last = self.starts(codes_RS) - 1
         references = np.linspace(0, last, self.references).round().astype(int)
-        cond = {"cond": self.vectors.of(example["meta"]["id"])[0]} if self.vectors else {}
+        cond = {} if self.prior.listener else {"cond": self.vectors.of(example["meta"]["id"])[0]}
         return [self.row(codes_RS, at, references) | cond for at in np.linspace(0, last, count).round().astype(int)]
 
 
@@ -137,6 +142,6 @@ def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
     slots = windows.prior.quantiser.slots
     codes_RS = np.zeros((1 if windows.prior.next_scale else windows.frames, sum(slots)), np.int32)
     row = windows.row(codes_RS, 0, [0] * windows.references)
-    if windows.vectors:
+    if not windows.prior.listener:
         row["cond"] = np.zeros(windows.prior.lm.cond, np.float32)
     return {name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype) for name, value in row.items()}

@@ -14,16 +14,16 @@ from ml_collections import ConfigDict
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
 from hiermusic.codec.codec import Codec
-from hiermusic.data.records import read_info
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import aar_rows, songs
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_config import check_codec, window_seconds, windows
+from hiermusic.systems.aar_config import check_codec, codec_of, window_seconds, windows
 from hiermusic.systems.aar_model import Prior
 from hiermusic.systems.requests import Request
 from hiermusic.tokens import rows
+from hiermusic.tokens.prompt import Prompt
 
 Condition = tuple[np.ndarray, int] | np.ndarray  # a waveform and its rate, or a vector
 
@@ -56,19 +56,25 @@ def generate(
     config, step = workdirs.read(lm, "lm", "ar_baseline"), None
     spread = make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
-        codec, _, step = read_info(config.data.path, "tokens")["codec"].rpartition("@")
+        codec, step = codec_of(config)
     check_codec(config, codec)
     sampling = config.sampling.to_dict() | dict(options)
     conditions = [_condition(request, config) for request in requests]
 
     def make(chosen: Sequence[Request]) -> list[songs.Song]:
-        coder = workdirs.load_codec(codec, step and int(step))
-        model = workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
+        coder, model = workdirs.load_codec(codec, step), workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
+        if not np.array_equal(coder.quantiser.codebooks[...], model.quantiser.codebooks[...]):
+            raise UserError(f"{codec} has other codebooks than {lm} was trained with: give the codec of its tokens")
         if not chosen:
             return []
         where = {request.name: condition for request, condition in zip(requests, conditions, strict=True)}
         cond_BU = np.stack([_heard(model, coder, config, where[request.name]) for request in chosen])
-        known_RS = _codes(coder, *files.read(audio)).astype(np.int32) if audio else None
+        known_RS = None
+        if audio:
+            known_LC, rate = files.read(audio)
+            if len(known_LC) < coder.row / coder.sample_rate * rate:
+                raise UserError(f"{audio} is shorter than a window of {coder.row / coder.sample_rate:g} s")
+            known_RS = _codes(coder, known_LC, rate).astype(np.int32)
         lengths = [round(request.prompt.seconds * coder.sample_rate) for request in chosen]
         needed = [-(-length // coder.row) for length in lengths]
         if known_RS is not None and len(known_RS) >= min(needed):
@@ -80,16 +86,19 @@ def generate(
                 model, cond_BU, max(needed), known_RS, config, sampling, [request.seed for request in chosen], show
             )
         return [
-            songs.Song(codes_RS[:rows], False, coder, length=length)
-            for codes_RS, rows, length in zip(codes_BRS, needed, lengths, strict=True)
+            songs.Song(codes_RS[:count], False, coder, length=length)
+            for codes_RS, count, length in zip(codes_BRS, needed, lengths, strict=True)
         ]
 
-    return songs.produce(requests, out, make, {"codec": codec, "lm": lm}, {"lm": sampling}, audio)
+    runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
+    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps)
 
 
 def _condition(request: Request, config: ConfigDict) -> Condition:
     """What a request should sound like: a waveform with its rate, or a vector, as the model takes it."""
-    path, listens = request.like, bool(config.model.listener)
+    path, listens, words = request.like, bool(config.model.listener), request.prompt
+    if words != Prompt(seconds=words.seconds):
+        raise UserError(f"{request.name}: AAR takes no words, but what to sound like: leave all but --like out")
     if not path:
         wanted = "--like=CLIP.wav, the music" if listens else "--like=VECTOR.npy, the CLAP vector of what"
         raise UserError(f"{request.name}: give {wanted} that it should sound like")
@@ -98,7 +107,7 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
             raise UserError(f"{path}: this model listens to a clip itself: give a sound file with --like")
         try:
             vector_U = np.asarray(np.load(path, allow_pickle=False), np.float32)
-        except (OSError, ValueError) as error:
+        except aar_rows.UNREADABLE as error:
             raise UserError(f"{path} holds no vector ({error})") from None
         aar_rows.check_vector(path, vector_U, config.model.cond)
         return vector_U

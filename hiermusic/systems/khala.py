@@ -151,6 +151,7 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         examples=shapes(config),
         work=partial(_work, config),
         length=config.model.length,
+        trunk=token_lm_config(config.model).transformer,
         prepare=lambda module: parts.start_from(config.init_from, module.model),
     )
 
@@ -231,7 +232,9 @@ def generate(
             codes = _refine(requests, coarse, superres, sampling["superres"], known_TK, spread)
         return [songs.Song(c, sample.ended, coder, q) for c, q, sample in zip(codes, coarse, samples, strict=True)]
 
-    return songs.produce(requests, out, make, runs, sampling, audio, backbone_too)
+    if said := next((request for request in requests if request.like), None):
+        raise UserError(f"{said.name}: Khala takes words, not a clip: leave --like={said.like} out")
+    return songs.produce(requests, out, make, runs, sampling, audio, backbone_too, {"codec": step and int(step)})
 
 
 def _check_fits(run: str | None, coder: Codec) -> None:

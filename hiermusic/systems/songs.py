@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tqdm import tqdm
@@ -41,6 +42,7 @@ def produce(
     sampling: Mapping[str, dict],
     audio: str | None = None,
     coarse_too: bool = False,
+    steps: Mapping[str, int | None] = MappingProxyType({}),
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
 
@@ -51,16 +53,17 @@ def produce(
       out: the folder.
       make: requests -> songs, called once in every process with its share of what is missing, which may be nothing:
         checkpoints are read by all processes together.
-      runs: the workdirs used, by role; their newest steps are written down.
+      runs: the workdirs used, by role.
       sampling: settings, by role.
       audio: the file that is continued, if any.
       coarse_too: also write NAME.backbone.wav from the first model's layers.
+      steps: the checkpoints used, by role; of those left out the newest.
     Returns:
       What each JSON holds.
     """
     if audio:
         files.probe(audio)  # a bad file is told before any model is loaded
-    steps = {name: checkpoint.latest_step(run) for name, run in runs.items()}
+    steps = {name: steps.get(name) or checkpoint.latest_step(run) for name, run in runs.items()}
     common = {"sampling": sampling, "workdirs": runs, "steps": steps, "continues": audio and _identity(audio)}
     facts = []
     for request in requests:

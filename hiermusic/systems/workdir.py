@@ -43,8 +43,8 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
 
 def _absolute(config: ConfigDict) -> None:
     """Paths that later commands follow from the workdir, wherever those are given."""
-    for fields, name in ((config.data, "path"), (config, "init_from")):
-        if fields[name] and Path(fields[name]).exists():
+    for fields, name in ((config.data, "path"), (config.data, "codec"), (config.data, "clap"), (config, "init_from")):
+        if fields.get(name) and Path(fields[name]).exists():
             fields[name] = os.path.abspath(fields[name])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -156,7 +157,7 @@ def parallel(lengths: Sequence[int]) -> Layout:
     return delay(_checked(lengths, same="parallel"), (0,) * len(lengths))
 
 
-def _scales(lengths: tuple[int, ...], levels: range, isolated: bool, given: int) -> Layout:
+def _scales(lengths: tuple[int, ...], levels: range, given: int) -> Layout:
     # A position of level k stands at the middle of its token and reads the coarser tokens that sound there.
     level_S = np.repeat(np.asarray(levels), [lengths[k] for k in levels])
     t_S = np.concatenate([np.arange(lengths[k]) for k in levels])
@@ -166,13 +167,7 @@ def _scales(lengths: tuple[int, ...], levels: range, isolated: bool, given: int)
     predicts_SK = np.full_like(reads_SK, -1)
     predicts_SK[np.arange(len(t_S)), level_S] = t_S
     pass_S = (level_S - levels[0]).astype(np.int32)
-    return Layout(lengths, reads_SK, predicts_SK, group_S=pass_S, pass_S=pass_S, isolated=isolated, given=given)
-
-
-def next_scale(lengths: Sequence[int]) -> Layout:
-    """One pass a level, each seeing all coarser ones (AAR): position (k, i) reads the coarser tokens at its time."""
-    lengths = _checked(lengths)
-    return _scales(lengths, range(len(lengths)), isolated=False, given=0)
+    return Layout(lengths, reads_SK, predicts_SK, group_S=pass_S, pass_S=pass_S, isolated=True, given=given)
 
 
 def layer_wise(lengths: Sequence[int], given: int = 0) -> Layout:
@@ -185,7 +180,7 @@ def layer_wise(lengths: Sequence[int], given: int = 0) -> Layout:
     lengths = _checked(lengths)
     if not 0 <= given < len(lengths):
         raise UserError(f"{given} given levels leave nothing to predict of {len(lengths)}")
-    return _scales(lengths, range(given, len(lengths)), isolated=True, given=given)
+    return _scales(lengths, range(given, len(lengths)), given=given)
 
 
 def layer_pass(lengths: Sequence[int], level: int) -> Layout:
@@ -193,4 +188,31 @@ def layer_pass(lengths: Sequence[int], level: int) -> Layout:
     lengths = _checked(lengths)
     if not 0 <= level < len(lengths):
         raise UserError(f"there is no level {level} among {len(lengths)}")
-    return _scales(lengths, range(level, level + 1), isolated=True, given=level)
+    return _scales(lengths, range(level, level + 1), given=level)
+
+
+START = 0  # the text id that level 0 of a next-scale row reads
+
+
+class ScaleRow(NamedTuple):
+    """The slots of a window that is predicted scale by scale (AAR), in training as in decoding.
+
+    Not a `Layout`: a slot of level k > 0 reads no codes, but the latents that all coarser ones add up to.
+
+    Args:
+      text_S: `START` at level 0, else -1.
+      levels_S: the level of each slot, K for the context.
+      visibility: a slot sees its own level, all coarser ones, and the context.
+    """
+
+    text_S: Int[np.ndarray, "S"]
+    levels_S: Int[np.ndarray, "S"]
+    visibility: Visibility
+
+
+def next_scale(slots: Sequence[int], context: int = 0) -> ScaleRow:
+    """A window with so many tokens of each level behind so many frames of context, one pass a level."""
+    sizes = (context, *_checked(slots))
+    levels_S = np.repeat(np.array([len(slots), *range(len(slots))], np.int32), sizes)
+    text_S = np.where(levels_S == 0, START, -1).astype(np.int32)
+    return ScaleRow(text_S, levels_S, Visibility.block_causal([n for n in sizes if n]))

@@ -33,6 +33,8 @@ FREE_FIELDS = (
     "model.remat",
     "mesh",
     "data.path",
+    "data.codec",
+    "data.clap",
 )
 
 

@@ -94,6 +94,7 @@ class CodecStage:
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
         self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
+        self.trunk, self.length = None, 0
         self._train, self._valid, self._prepare = train, valid, prepare
         self.shape = (config.train.batch_size, *crop)
         if (parts := config.train.get("accumulate", 1)) > 1:

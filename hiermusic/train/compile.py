@@ -59,9 +59,10 @@ def _placed(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _words(task: Hashable) -> str:
-    """A task in words: the fields that are set, or their text."""
+    """A task in words: the fields that are true, or their text."""
     fields = dataclasses.asdict(task) if dataclasses.is_dataclass(task) else {} if task is None else {str(task): True}
-    return " ".join(value if isinstance(value, str) else name for name, value in fields.items() if value)
+    words = [value if isinstance(value, str) else name if value is True else "" for name, value in fields.items()]
+    return " ".join(filter(None, words))
 
 
 def parameters(build: Build, config: ConfigDict) -> int:
@@ -104,15 +105,15 @@ def _load(build: Build, config: ConfigDict, mesh: Mesh, task: Hashable, work: Wo
     passes = 3 if _remat(config) == "full" else 2
     transfers = weight_transfers(specs, mesh, itemsize, passes) * LoopConfig.of(config.train).accumulate
     attended = 0.0
-    if "heads" in config.model:
-        model = config.model
-        positions = config.train.batch_size * model.length / (rows * mesh.shape["context"])
-        sizes = {name: model[name] for name in ("layers", "width", "heads", "kv_heads", "head_dim")}
+    if trunk := build(config).trunk:
+        length = build(config).length
+        positions = config.train.batch_size * length / (rows * mesh.shape["context"])
+        sizes = {name: getattr(trunk, name) for name in ("layers", "width", "heads", "kv_heads", "head_dim")}
         transfers += activation_transfers(mesh, tokens=positions, **sizes, itemsize=itemsize, passes=passes)
-        row = jax.ShapeDtypeStruct((1, 1, model.length, 1), jnp.float32)
+        row = jax.ShapeDtypeStruct((1, 1, length, 1), jnp.float32)
         if _remat(config) != "none" and attention_splash.fits(row, task):  # `again` does not see into kernels
-            pairs = task.pairs(model.length) * config.train.batch_size
-            attended = 4.0 * model.layers * model.heads * model.head_dim * pairs
+            pairs = task.pairs(length) * config.train.batch_size
+            attended = 4.0 * trunk.layers * trunk.heads * trunk.head_dim * pairs
     return Load(
         flops=work.flops,
         recomputed=again * rows + attended,

@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.errors import UserError
+from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
@@ -43,6 +44,7 @@ class LMStage:
       examples: every visibility with the shapes of its global batch.
       work: visibility -> what one update amounts to.
       length: positions of a row.
+      trunk: of the model.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
     """
 
@@ -56,10 +58,11 @@ class LMStage:
         examples: list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]],
         work: Callable[[Visibility], Work],
         length: int,
+        trunk: TransformerConfig,
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
         self.make_model, self.train_batches, self.valid_batches, self._prepare = make_model, train, valid, prepare
-        self._examples, self.work, self.length = examples, work, length
+        self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
         self.accumulate = config.train.get("accumulate", 1)
@@ -77,7 +80,7 @@ class LMStage:
     def check(self, mesh: jax.sharding.Mesh) -> None:
         if self.length % (parts := mesh.shape["context"]):
             raise UserError(
-                f"model.length={self.length} does not divide over the {parts} devices of mesh axis context: "
+                f"a row of {self.length} positions does not divide over the {parts} devices of mesh axis context: "
                 f"make it a multiple of {parts}"
             )
 

@@ -127,8 +127,13 @@ class OptimiserConfig:
 
 
 def decay_mask(model: nnx.Module) -> nnx.State:
-    """True for the parameters weight decay applies to: matrices and beyond, the stacking axis `layers` not counted."""
-    return _of_params(model, lambda param, axes: sum(axis != "layers" for axis in axes) >= 2)
+    """True for the parameters weight decay applies to: matrices and beyond, the stacking axis `layers` not counted, but
+    no biases and scales of whatever shape, and no tables of positions and levels."""
+
+    def decays(param: nnx.Param, axes: Sequence[str | None]) -> bool:
+        return param.get_metadata().get("decay", True) and sum(axis != "layers" for axis in axes) >= 2
+
+    return _of_params(model, decays)
 
 
 def muon_dimensions(model: nnx.Module) -> nnx.State:

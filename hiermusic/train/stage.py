@@ -11,6 +11,7 @@ from flax import nnx
 if TYPE_CHECKING:
     import grain
 
+    from hiermusic.nn.transformer import TransformerConfig
     from hiermusic.train.log import Log
 
 Batch = Mapping[str, np.ndarray]
@@ -40,7 +41,13 @@ class Stage(Protocol):
     otherwise). Every array's first dimension is the asked rows of the global batch; scalars are allowed. Element i of
     `train_batches(rows)` belongs to step i and every row of it must be a pure function of (seed, i, its index): that
     makes a restart exact, on any number of processes.
+
+    Attributes:
+      trunk: sizes of the transformer that rows of `length` positions go through, None where there is no such thing.
     """
+
+    trunk: "TransformerConfig | None"
+    length: int
 
     def create(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the whole training state, under jit.

@@ -173,7 +173,7 @@ def test_no_text_at_all(model):
 def test_what_cannot_work_is_refused(model):
     with pytest.raises(UserError, match="guidance"):
         generate(model, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0], guidance=3.0, **SAME)
-    for layout in (pattern.layer_wise((2, 2, 2)), pattern.next_scale((1, 2, 4)), pattern.flatten((2, 2))):
+    for layout in (pattern.layer_wise((2, 2, 2)), pattern.flatten((2, 2))):
         with pytest.raises(ValueError, match="causal"):
             generate(model, [[1]], [layout], seeds=[0], **SAME)
     with pytest.raises(ValueError, match="EOS"):

@@ -9,8 +9,9 @@ from flax import nnx
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.errors import UserError
 from hiermusic.generate import nextscale
-from hiermusic.generate.nextscale import generate, row
+from hiermusic.generate.nextscale import generate
 from hiermusic.parallel.mesh import make_mesh, shardings
+from hiermusic.tokens import pattern
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 
 SLOTS, CODES, LATENT = (1, 3, 6), 12, 5
@@ -44,7 +45,7 @@ _hidden = jax.jit(lambda model, batch, visibility: model.hidden(batch, visibilit
 
 def plain(model, quantiser, cond_U, seed, window, context_CE, *, guidance=0.0, uncond_U=None, **options):
     """One sample of one window, and the context of the next."""
-    text_S, levels_S, visibility = row(SLOTS, len(context_CE))
+    text_S, levels_S, visibility = pattern.next_scale(SLOTS, len(context_CE))
     keys = fold_keys(sample_keys(jnp.array([seed])), window)
     codes_S = np.full(sum(SLOTS), -1)
     for level in range(len(SLOTS)):

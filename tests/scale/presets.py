@@ -14,11 +14,23 @@ from hiermusic.systems import workdir
 from hiermusic.train import loop
 from hiermusic.train.codec import CodecStage
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = {"sat": "aar/codec", "lm": "aar/lm", "ar_baseline": "aar/ar_baseline"}  # the others are Khala's
+WINDOW = {"window": 16, "levels": 4, "codes": 16}
+PRIOR = WINDOW | {"depth": 4, "code_latent": 8, "cond": 8, "listener": 8, "references": 2}
 TOKEN_LM = {"codes": 16, "layers": 2, "width": 32, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn_width": 64}
 SIZES = {
     "backbone": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}},
     "superres": {"model": TOKEN_LM | {"length": 64, "levels": 4, "dropout": 0.0}},
+    "sat": {
+        "model": WINDOW
+        | {"width": 4, "latent": 8, "code_latent": 6, "phi_count": 2, "kmeans_iterations": 4, "strides": (4, 5)},
+        "discriminator": {"fft_sizes": (64,), "filters": 8},
+        "loss": {"mel_windows": (64,), "mel": 0.01, "waveform": 1.0},
+        "train": {"crop_frames": 16, "quantise_start": 0, "adversarial_start": 1},
+    },
+    "lm": {"model": PRIOR | {"phi_count": 2, "context": 2}},
+    "ar_baseline": {"model": PRIOR},
     "codec": {
         "model": {
             "strides": (8,),
@@ -40,8 +52,8 @@ SIZES = {
 
 
 def load(stage: str, preset: str) -> ConfigDict:
-    """A configuration of `configs/khala`."""
-    spec = importlib.util.spec_from_file_location(f"khala_{stage}", CONFIGS / f"{stage}.py")
+    """The configuration of a stage of Khala, or of one of `FILES`."""
+    spec = importlib.util.spec_from_file_location(stage, CONFIGS / f"{FILES.get(stage, f'khala/{stage}')}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(preset)
@@ -64,7 +76,8 @@ def batches(stage, count: int) -> list:
 
     def draw(name, shape):
         if name == "wav":
-            tone = np.sin(np.arange(shape.shape[1])[:, None] * rng.uniform(0.05, 0.6, (shape.shape[0], 1, 2)))
+            rates = rng.uniform(0.05, 0.6, (shape.shape[0], 1, shape.shape[2]))
+            tone = np.sin(np.arange(shape.shape[1])[:, None] * rates)
             return (0.4 * tone + 0.1 * rng.normal(size=shape.shape)).astype(np.float32)
         if name == "valid":
             return np.arange(shape.shape[1]) < rng.integers(40, shape.shape[1] + 1, (shape.shape[0], 1))

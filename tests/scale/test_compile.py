@@ -16,8 +16,9 @@ from hiermusic.train import compile, loop
 from hiermusic.train.loop import abstract_state
 from tests.scale.presets import CONFIGS, load, small
 
-STAGES = [pytest.param("codec", marks=pytest.mark.slow), "backbone", "superres"]
-BACKBONE = f"--config={CONFIGS}/backbone.py:tiny"
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("codec", "sat", "ar_baseline")]
+STAGES = [*SLOW, "backbone", "superres", "lm"]
+BACKBONE = f"--config={CONFIGS}/khala/backbone.py:tiny"
 
 
 @pytest.fixture
@@ -69,8 +70,22 @@ def test_every_stage_lowers_for_a_slice(stage):
         "codec": ["train quantise adversarial discriminate"],
         "backbone": ["train causal"],
         "superres": ["train causal", "train full"],
+        "sat": ["train quantise adversarial", "train quantise adversarial discriminate"],
+        "lm": ["train groups"],
+        "ar_baseline": ["train causal"],
     }[stage]
     assert all("mhlo.num_partitions = 4" in module for module in modules)
+
+
+def test_a_model_of_vectors_lowers_without_them():
+    pytest.importorskip("libtpu")
+    config = small("lm", {"data": -1, "tensor": 2})
+    config.model.listener = 0
+    _, mesh = loop.check(workdir.blueprint(config), config, topology("v5e:2x2"))
+    (job,) = compile.jobs(workdir.blueprint, config, mesh)
+    with jax.set_mesh(mesh):
+        assert "mhlo.num_partitions = 4" in job.lower().as_text()
+    assert any(transfer.axis == "tensor" for transfer in job.load().transfers)  # what activations cost is told too
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -78,7 +93,8 @@ def test_generation_lowers_for_a_slice(stage):
     pytest.importorskip("libtpu")
     devices = topology("v5e:2x2")
     config = small(stage, {"data": -1, "tensor": 2})
-    config.model.text_limit = 16
+    if "text_limit" in config.model:
+        config.model.text_limit = 16
     _, mesh = loop.check(workdir.blueprint(config), config, devices)
     (job,) = programs.generation(config, mesh)
     with jax.set_mesh(mesh):

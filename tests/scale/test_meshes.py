@@ -19,12 +19,16 @@ MESHES = {
     "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
     "all": {"fsdp": 2, "context": 2, "tensor": 2},
 }
-QUICK = {("backbone", "all"), ("superres", "mixed")}
+QUICK = {("backbone", "all"), ("superres", "mixed"), ("lm", "all")}
 CASES = [
     pytest.param(stage, mesh, id=f"{stage}-{mesh}", marks=() if (stage, mesh) in QUICK else pytest.mark.slow)
     for stage in ("backbone", "superres", "codec")
     for mesh in MESHES
     if (stage, mesh) != ("codec", "all")  # refused, see below
+]
+AAR = (("lm", "all"), ("lm", "fsdp"), ("ar_baseline", "mixed"), ("sat", "mixed"))
+CASES += [
+    pytest.param(*case, id="-".join(case), marks=() if case in QUICK else pytest.mark.slow) for case in AAR
 ]
 
 one_device = cache(lambda stage: train(small(stage, {})))
@@ -47,7 +51,7 @@ def test_codebooks_of_eight_devices_are_those_of_one():
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["codec", "backbone", "superres"])
+@pytest.mark.parametrize("stage", ["codec", "backbone", "superres", "sat", "lm"])
 @pytest.mark.parametrize("axis", ["data", "fsdp", "context"])
 def test_tiny_presets_take_eight_devices_by_one_flag(stage, axis):
     config = load(stage, "tiny")
@@ -61,7 +65,7 @@ def test_tiny_presets_take_eight_devices_by_one_flag(stage, axis):
     [
         ("backbone", {"tensor": 8}, {}, "4 kv_heads do not divide over 8 devices of mesh axis 'tensor'"),
         ("backbone", {"fsdp": 8}, {"train": {"batch_size": 4}}, "batch_size=4 does not divide over the 8 devices"),
-        ("superres", {"context": 8}, {"model": {"length": 60}}, "model.length=60 does not divide over the 8 devices"),
+        ("superres", {"context": 8}, {"model": {"length": 60}}, "a row of 60 positions does not divide over the 8"),
         ("codec", {"context": 2, "tensor": 4}, {}, "split over time and over channels at once"),
         ("codec", {"tensor": 8}, {"model": {"decoder_width": 8}}, "4 hidden do not divide over 8 devices"),
         ("codec", {"data": 8}, {"train": {"accumulate": 2}}, "train.accumulate is 2"),

@@ -44,7 +44,6 @@ layouts = {  # pattern -> (layout, number of passes it must take)
     "default delay": one_length.map(lambda ls: (pattern.delay(ls), ls[0] + len(ls) - 1)),
     "parallel": one_length.map(lambda ls: (pattern.parallel(ls), ls[0])),
     "level major": any_lengths.map(lambda ls: (pattern.level_major(ls), sum(ls))),
-    "next scale": any_lengths.map(lambda ls: (pattern.next_scale(ls), len(ls))),
     "layer wise": layer_wise(),
 }
 
@@ -114,10 +113,12 @@ def test_delay_reads_the_position_before():
     np.testing.assert_array_equal(layout.reads_SK, [[-1, -1], [0, -1], [1, 0], [2, 1]])
 
 
-def test_next_scale_reads_coarser_tokens_at_its_time():
-    layout = pattern.next_scale((1, 2, 4))
-    np.testing.assert_array_equal(layout.reads_SK[3:], [[0, 0, -1], [0, 0, -1], [0, 1, -1], [0, 1, -1]])
-    assert layout.visibility == Visibility.block_causal((1, 2, 4))
+def test_next_scale_starts_at_level_0_and_sees_coarser_levels_and_the_context():
+    row = pattern.next_scale((1, 2, 4), context=2)
+    np.testing.assert_array_equal(row.levels_S, [3, 3, 0, 1, 1, 2, 2, 2, 2])
+    np.testing.assert_array_equal(row.text_S, [-1, -1, pattern.START, -1, -1, -1, -1, -1, -1])
+    assert row.visibility == Visibility.block_causal((2, 1, 2, 4))
+    assert pattern.next_scale((2, 3)).visibility == Visibility.block_causal((2, 3))
 
 
 def test_a_layer_pass_is_that_pass_of_layer_wise():

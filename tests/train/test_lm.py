@@ -50,6 +50,7 @@ def make_stage(steps, make_model=make_model, accumulate=1, **options):
         examples=[],
         work=lambda task: Work(1.0, 1, 1.0),
         length=LENGTH,
+        trunk=TRUNK,
         **options,
     )
     return stage, config

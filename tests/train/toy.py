@@ -33,6 +33,8 @@ class State(nnx.Module):
 
 
 class ToyStage:
+    trunk, length = None, 0
+
     """Linear regression with noise from the step's key; two tasks take turns.
 
     Batches in `poisoned` are all NaN, those in `spiked` a hundred times too large.
