@@ -108,7 +108,7 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
         try:
             vector_U = np.asarray(np.load(path, allow_pickle=False), np.float32)
         except aar_rows.UNREADABLE as error:
-            raise UserError(f"{path} holds no vector ({error})") from None
+            raise UserError(f"{path} holds no vector ({type(error).__name__}): save one with numpy.save") from None
         aar_rows.check_vector(path, vector_U, config.model.cond)
         return vector_U
     if not listens:
