@@ -34,7 +34,9 @@ class Vectors:
             with np.load(path, allow_pickle=False) as stored:
                 self.by_track = {name: np.atleast_2d(stored[name]).astype(np.float32) for name in stored.files}
         except UNREADABLE as error:
-            raise UserError(f"{path} holds no vectors ({type(error).__name__}): give an .npz file, one array for each track") from None
+            raise UserError(
+                f"{path} holds no vectors ({type(error).__name__}): give an .npz file, one array for each track"
+            ) from None
         for name, vectors_NU in self.by_track.items():
             if not len(vectors_NU):
                 raise UserError(f"{path}, track {name}: no vector")
