@@ -128,6 +128,21 @@ def test_the_model_knows_the_codecs_codes(aar):
     assert "quantiser" not in {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
+def test_weights_to_start_from_leave_the_codecs_codebooks(aar, monkeypatch, tmp_path):
+    """A model that goes on from another run still speaks the codes of the codec that made its tokens."""
+    codec = workdir.load_codec(aar.sat)
+    codec.quantiser.codebooks[...] = codec.quantiser.codebooks[...] + 1
+    monkeypatch.setattr(workdir, "load_codec", lambda *_: codec)
+    config = workdir.read(aar.lm)
+    config.init_from = str(aar.lm)
+    stage = system.stage(config, tmp_path)
+    module = stage.create(nnx.Rngs(1))
+    stage.prepare(module)
+    np.testing.assert_array_equal(module.model.quantiser.codebooks[...], codec.quantiser.codebooks[...])
+    found = workdir.load(aar.lm)[1].lm.code_head[...]
+    np.testing.assert_array_equal(module.model.lm.code_head[...], found)
+
+
 # MARK: what predictions depend on
 
 
