@@ -39,9 +39,7 @@ def test_losses_and_weights_are_those_of_one_device(stage, mesh):
     losses, state = train(small(stage, MESHES[mesh]))
     alone, state_alone = one_device(stage)
     np.testing.assert_allclose(losses, alone, rtol=1e-4)
-    # A rounding that moves one vector of the codec to another code moves Adam's steps: up to 6e-3 in three of them.
-    atol = 5e-3 if stage in ("codec", "sat") else 2e-3
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.01, atol=atol), state["model"], state_alone["model"])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.01, atol=2e-3), state["model"], state_alone["model"])
 
 
 @pytest.mark.slow
@@ -50,8 +48,7 @@ def test_codebooks_of_eight_devices_are_those_of_one():
         state["model"]["quantiser"] for _, state in (train(small("codec", {"data": 4, "fsdp": 2})), one_device("codec"))
     )
     for name in ("codebooks", "ema_sums", "ema_counts"):
-        far = ~np.isclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
-        assert far.mean() < 0.02  # a rounding may move one vector to another code
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["codec", "backbone", "superres", "sat", "lm"])
