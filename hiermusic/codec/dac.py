@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hiermusic.errors import UserError
+from hiermusic.codec.trunk import check_choices, through
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 from hiermusic.parallel.mesh import constrain
 
@@ -77,21 +77,6 @@ class DacConfig:
     def _options(self) -> dict:
         fields = ("dilations", "latent", "dtype", "init")
         return {field: getattr(self, field) for field in fields} | {"remat": self.remat == "full"}
-
-
-def check_choices(config) -> None:
-    """Refuses a trunk whose `dtype`, `init` or `remat` is none of the words there are for it.
-
-    Raises:
-      UserError: naming the field and the words.
-    """
-    for field, words in (
-        ("dtype", ("float32", "bfloat16")),
-        ("init", ("dac", "fan_in")),
-        ("remat", ("none", "full")),
-    ):
-        if getattr(config, field) not in words:
-            raise UserError(f"codec {field} is '{getattr(config, field)}': choose from {', '.join(words)}")
 
 
 class ResidualUnit(nnx.Module):
@@ -234,10 +219,3 @@ class Decoder(nnx.Module):
         x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
         x = through(self.blocks, x, self.remat)
         return self.conv_out(self.snake(x))
-
-
-def through(blocks: nnx.List, x: Array, remat: bool) -> Array:
-    """Runs blocks one after the other, each recomputed in the backward pass where `remat` says so."""
-    for block in blocks:
-        x = nnx.remat(lambda block, x: block(x))(block, x) if remat else block(x)
-    return x

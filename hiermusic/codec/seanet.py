@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hiermusic.codec.dac import check_choices, through
+from hiermusic.codec.trunk import check_choices, through
 from hiermusic.nn.conv import Conv, ConvTranspose
 from hiermusic.nn.lstm import LSTM
 from hiermusic.parallel.mesh import constrain

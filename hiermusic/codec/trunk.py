@@ -1,0 +1,28 @@
+"""What the trunks have in common: the choices they offer, and blocks that may be computed twice."""
+
+from flax import nnx
+from jaxtyping import Array
+
+from hiermusic.errors import UserError
+
+
+def check_choices(config) -> None:
+    """Refuses a trunk whose `dtype`, `init` or `remat` is none of the words there are for it.
+
+    Raises:
+      UserError: naming the field and the words.
+    """
+    for field, words in (
+        ("dtype", ("float32", "bfloat16")),
+        ("init", ("dac", "fan_in")),
+        ("remat", ("none", "full")),
+    ):
+        if getattr(config, field) not in words:
+            raise UserError(f"codec {field} is '{getattr(config, field)}': choose from {', '.join(words)}")
+
+
+def through(blocks: nnx.List, x: Array, remat: bool) -> Array:
+    """Runs blocks one after the other, each recomputed in the backward pass where `remat` says so."""
+    for block in blocks:
+        x = nnx.remat(lambda block, x: block(x))(block, x) if remat else block(x)
+    return x
