@@ -11,7 +11,7 @@ import functools
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from hiermusic.codec.codec import Codec
 from hiermusic.errors import UserError
@@ -70,7 +70,7 @@ def decode_long(
     graph, state = nnx.split(codec)
 
     def piece(start):
-        return _decode(graph, state, codes_RS[None, start : start + rows])[0]
+        return decode(graph, state, codes_RS[None, start : start + rows])[0]
 
     return _assemble(piece, total, rows, margin, codec.row)[:length]
 
@@ -81,7 +81,8 @@ def _encode(graph, layers, state, wav_BLC):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(graph, state, codes_BRS):
+def decode(graph: nnx.GraphDef, state: nnx.State, codes_BRS: Int[Array, "B R S"]) -> Float[Array, "B L C"]:
+    """One piece: the program that decoding spends its time in."""
     return nnx.merge(graph, state).decode(codes_BRS)
 
 

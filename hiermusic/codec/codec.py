@@ -13,7 +13,7 @@ from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
-from hiermusic.tokens.hierarchy import Hierarchy, Level
+from hiermusic.tokens.hierarchy import Hierarchy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,7 @@ class CodecConfig:
     @property
     def hierarchy(self) -> Hierarchy:
         """The tokens this codec makes."""
-        rate = Fraction(self.sample_rate, self.row)
-        codes = self.quantiser.codes
-        return Hierarchy(tuple(Level(f"q{k}", rate * n, codes) for k, n in enumerate(self.quantiser.slots)))
+        return Hierarchy.of_rows(self.quantiser.slots, Fraction(self.sample_rate, self.row), self.quantiser.codes)
 
     @property
     def encoder_margin(self) -> int:
@@ -136,7 +134,7 @@ class Codec(nnx.Module):
         Args:
           wav_BLC: waveforms of any length.
           key: of dropout and dead-code replacement, in training.
-          train: move the codebooks too (see `ResidualQuantiser`).
+          train: move the codebooks too (see the quantiser).
           quantise: False sends the latent frames on as they are, to warm the trunk up before the codebooks start.
         """
         latents_BTD = self._latents(wav_BLC)

@@ -82,11 +82,11 @@ def generate(
     drawn = []
     for window in range(windows):
         codes_BS, context_BCE = _window(graphdef, weights, request, context_BCE, np.int32(window), **static)
-        drawn.append(codes_BS)
+        drawn.append(np.asarray(codes_BS))
+        context_BCE = np.asarray(context_BCE)  # from the host like the first, or a mesh would compile once more
         if progress is not None:
-            codes_BS.block_until_ready()
             progress(window + 1, windows)
-    return np.stack([np.asarray(codes_BS) for codes_BS in drawn], axis=1)
+    return np.stack(drawn, axis=1)
 
 
 def program(

@@ -183,13 +183,18 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     seconds, trunk = window_seconds(model) * rows, prior.lm.transformer
     cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
     if prior.next_scale:
-        lm, quantiser = nnx.eval_shape(lambda: (lambda whole: (whole.lm.unstack(), whole.quantiser))(make(nnx.Rngs(0))))
+
+        def served() -> tuple[nnx.Module, nnx.Module]:
+            whole = make(nnx.Rngs(0))
+            return whole.lm.unstack(), whole.quantiser
+
+        lm, quantiser = nnx.eval_shape(served)
         options = {"seeds": range(rows), "context": prior.context, "uncond_U": uncond_U, **sampling}
         run, arguments = nextscale.program(lm, quantiser, cond_BU, **options)
         name, positions, share = "generate: a window", length(model), 1.0
     else:
         lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
-        layouts = [aar_rows.PATTERNS[model.pattern]((model.window,) * model.levels)] * rows
+        layouts = [aar_rows.layout(model.pattern, model.window, model.levels)] * rows
         sizes = [model.codes] * model.levels
         options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}
         run, arguments = autoregressive.chunk(lm, [[0]] * rows, layouts, cache_dtype=model.dtype, **options)

@@ -18,7 +18,7 @@ from hiermusic.systems import aar_rows, parts
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import scales
-from hiermusic.tokens.hierarchy import Hierarchy, Level
+from hiermusic.tokens.hierarchy import Hierarchy
 
 
 def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
@@ -75,8 +75,6 @@ def prior_config(model: ConfigDict) -> PriorConfig:
             f"model.pattern={model.pattern} does not go with model.quantiser={model.quantiser}: next_scale predicts "
             "the codes of a multiscale one, flatten and delay those of a residual one"
         )
-    if model.pattern not in ("next_scale", *aar_rows.PATTERNS):
-        raise UserError(f"model.pattern is '{model.pattern}': choose next_scale, {', '.join(aar_rows.PATTERNS)}")
     if next_scale and not 0 <= model.context <= model.window:
         raise UserError(f"model.context={model.context} must lie in 0..{model.window}, the frames of a window")
     trunk = TransformerConfig(
@@ -126,17 +124,14 @@ def length(model: ConfigDict) -> int:
     """Positions of a token model's row."""
     if model.pattern == "next_scale":
         return model.context + sum(quantiser_config(model).slots)
-    if model.pattern not in aar_rows.PATTERNS:
-        raise UserError(f"model.pattern is '{model.pattern}': choose next_scale, {', '.join(aar_rows.PATTERNS)}")
-    return aar_rows.PATTERNS[model.pattern]((model.window,) * model.levels).positions
+    return aar_rows.layout(model.pattern, model.window, model.levels).positions
 
 
 def hierarchy(model: ConfigDict) -> Hierarchy:
     """The tokens of a codec, or those that a token model predicts."""
     quantiser = quantiser_config(model)
     rate = Fraction(model.sample_rate, int(np.prod(model.strides)) * quantiser.frames)
-    found = [Level(f"q{k}", rate * n, model.codes) for k, n in enumerate(quantiser.slots)]
-    return Hierarchy(tuple(found))
+    return Hierarchy.of_rows(quantiser.slots, rate, model.codes)
 
 
 def window_seconds(model: ConfigDict) -> float:

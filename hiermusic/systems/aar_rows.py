@@ -1,5 +1,6 @@
 """AAR's training rows: one window of a track, and what says how it should sound."""
 
+import functools
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import pattern, rows, sequence
 
 UNREADABLE = (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile)  # by np.load
-PATTERNS = {"flatten": pattern.flatten, "delay": pattern.delay}
+
+
+@functools.cache
+def layout(name: str, frames: int, levels: int) -> pattern.Layout:
+    """A window of the baseline in a pattern's order; UserError for a pattern that is not one of its own."""
+    patterns = {"flatten": pattern.flatten, "delay": pattern.delay}
+    if name not in patterns:
+        raise UserError(f"model.pattern is '{name}': choose next_scale, {', '.join(patterns)}")
+    return patterns[name]((frames,) * levels)
 
 
 class Vectors:
@@ -101,9 +110,10 @@ class Windows:
         if self.prior.next_scale:
             before_S = codes_RS[start - 1] if start else np.full(codes_RS.shape[1], -1)
             return {"codes": codes_RS[start].astype(np.int32), "before": before_S.astype(np.int32), **heard}
-        layout = PATTERNS[self.pattern]((self.frames,) * codes_RS.shape[1])
-        reads_SK, targets_SK = layout.build(codes_RS[start : start + self.frames].T)
-        row = sequence.pack([0], reads_SK, targets_SK, layout.positions, shared=True)
+        order = layout(self.pattern, self.frames, codes_RS.shape[1])
+        row = sequence.pack(
+            [0], *order.build(codes_RS[start : start + self.frames].T), order.positions, shared=True
+        )
         return {name: row[name] for name in ("text", "reads", "targets")} | heard
 
     def draw(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -131,7 +131,7 @@ def _heard(model: Prior, coder: Codec, config: ConfigDict, condition: Condition)
     """The condition vector of what a request should sound like."""
     if isinstance(condition, np.ndarray):
         return condition
-    make = windows(config)
+    make = windows(config, data=False)
     codes_RS = make.rows_of({"codes": rows.to_streams(_codes(coder, *condition), coder.slots)})
     places = np.linspace(0, make.starts(codes_RS) - 1, make.references).round().astype(int)
     return np.asarray(_listen(*nnx.split(model), make.row(codes_RS, 0, places)["reference"][None])[0])
@@ -165,7 +165,7 @@ def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
 def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = config.model.window, config.model.levels, len(seeds)
-    layout, lm = aar_rows.PATTERNS[config.model.pattern]((size,) * levels), model.lm.unstack()
+    layout, lm = aar_rows.layout(config.model.pattern, size, levels), model.lm.unstack()
     codes_BTK = np.zeros((B, 0, levels), np.int32) if known_RS is None else np.repeat(known_RS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:

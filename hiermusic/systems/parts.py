@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from hiermusic.codec.chunked import DECODED_SECONDS
+from hiermusic.codec import chunked
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import ObjectiveConfig
@@ -49,18 +49,14 @@ class Generation(NamedTuple):
 
 def decoding(codec: CodecConfig, rows: int) -> Generation:
     """The decoding of one piece of a song on every device of the batch, in shapes."""
-    pieces = int(DECODED_SECONDS * codec.sample_rate / codec.row)
+    pieces = int(chunked.DECODED_SECONDS * codec.sample_rate / codec.row)
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
     codes = jax.ShapeDtypeStruct((rows, pieces, sum(codec.quantiser.slots)), jnp.int32)
     seconds = rows * pieces * codec.row / codec.sample_rate
     tokens = rows * pieces * sum(codec.quantiser.slots)
     positions = pieces * codec.quantiser.frames
-    return Generation("generate: decode a piece", _decode, (graphdef, weights, codes), {}, positions, tokens, seconds)
-
-
-@jax.jit(static_argnums=0)
-def _decode(graphdef, weights, codes_BRS):
-    return nnx.merge(graphdef, weights).decode(codes_BRS)
+    arguments = (graphdef, weights, codes)
+    return Generation("generate: decode a piece", chunked.decode, arguments, {}, positions, tokens, seconds)
 
 
 def codec_stage(

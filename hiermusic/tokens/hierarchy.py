@@ -1,6 +1,6 @@
 """What a codec's tokens are: levels, coarse first, each with its own rate and number of codes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -37,7 +37,12 @@ class Hierarchy:
     @classmethod
     def uniform(cls, layers: int, rate: Fraction, size: int) -> "Hierarchy":
         """A residual quantiser's hierarchy: `layers` levels q0, q1, ... of one rate and one size."""
-        return cls(tuple(Level(f"q{k}", rate, size) for k in range(layers)))
+        return cls.of_rows((1,) * layers, rate, size)
+
+    @classmethod
+    def of_rows(cls, slots: Sequence[int], rate: Fraction, size: int) -> "Hierarchy":
+        """Levels q0, q1, ... of one size, of which each of `rate` rows a second holds slots[k] tokens."""
+        return cls(tuple(Level(f"q{k}", rate * count, size) for k, count in enumerate(slots)))
 
     def __len__(self) -> int:
         return len(self.levels)

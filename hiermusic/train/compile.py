@@ -93,7 +93,8 @@ def _load(build: Build, config: ConfigDict, mesh: Mesh, task: Hashable, work: Wo
             kept = local.copy_and_resolve_references()
             kept.model.remat = "none"
             again = forward_flops(*_update(build(local), task)) - forward_flops(*_update(build(kept), task))
-    _, state = abstract_state(build(config), 0)
+    stage = build(config)
+    _, state = abstract_state(stage, 0)
     placement = shardings(state, mesh)
     placed = dict(nnx.to_flat_state(placement))
     specs = [(shape, jax.tree.leaves(placed[path])[0].spec) for shape, path in _weights(state)]
@@ -105,8 +106,8 @@ def _load(build: Build, config: ConfigDict, mesh: Mesh, task: Hashable, work: Wo
     passes = 3 if _remat(config) == "full" else 2
     transfers = weight_transfers(specs, mesh, itemsize, passes) * LoopConfig.of(config.train).accumulate
     attended = 0.0
-    if trunk := build(config).trunk:
-        length = build(config).length
+    if trunk := stage.trunk:
+        length = stage.length
         positions = config.train.batch_size * length / (rows * mesh.shape["context"])
         sizes = {name: getattr(trunk, name) for name in ("layers", "width", "heads", "kv_heads", "head_dim")}
         transfers += activation_transfers(mesh, tokens=positions, **sizes, itemsize=itemsize, passes=passes)
