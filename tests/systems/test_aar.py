@@ -90,7 +90,7 @@ def test_every_preset_is_built(stage):
 # MARK: rows and training
 
 
-def test_every_stage_learns_something(aar):
+def test_every_stage_trains_to_finite_losses(aar):
     for run in (aar.sat, aar.rvq, aar.lm, aar.ar):
         losses = [line["loss"] for line in read_metrics(run) if "loss" in line]
         assert np.isfinite(losses).all()
