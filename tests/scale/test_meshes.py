@@ -19,7 +19,7 @@ MESHES = {
     "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
     "all": {"fsdp": 2, "context": 2, "tensor": 2},
 }
-QUICK = {("backbone", "all"), ("superres", "mixed"), ("lm", "all")}
+QUICK = {("backbone", "all"), ("superres", "mixed")}
 CASES = [
     pytest.param(stage, mesh, id=f"{stage}-{mesh}", marks=() if (stage, mesh) in QUICK else pytest.mark.slow)
     for stage in ("backbone", "superres", "codec")
@@ -28,7 +28,7 @@ CASES = [
 ]
 AAR = (("lm", "all"), ("lm", "fsdp"), ("ar_baseline", "mixed"), ("sat", "mixed"))
 CASES += [
-    pytest.param(*case, id="-".join(case), marks=() if case in QUICK else pytest.mark.slow) for case in AAR
+    pytest.param(*case, id="-".join(case), marks=pytest.mark.slow) for case in AAR
 ]
 
 one_device = cache(lambda stage: train(small(stage, {})))

@@ -118,9 +118,16 @@ def khala(tmp_path_factory, run) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def aar(tmp_path_factory, run) -> SimpleNamespace:
-    """Workdirs and records of a miniature of AAR and its baseline; no test may change them."""
-    names = ("corpus", "sat", "sat_tokens", "lm", "rvq", "rvq_tokens", "ar")
-    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, run))
+    """Workdirs and records of a miniature of SAT and AAR; no test may change them."""
+    names = ("corpus", "codec", "tokens", "lm")
+    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, run, "lm", (), SCALES))
+
+
+@pytest.fixture(scope="session")
+def baseline(tmp_path_factory, run) -> SimpleNamespace:
+    """The same of AAR's baseline: residual codes and a model of one token after another."""
+    names = ("corpus", "codec", "tokens", "lm")
+    return shared(tmp_path_factory, "baseline", names, lambda at: make_aar(at, run, "ar_baseline", RESIDUAL, ()))
 
 
 def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> SimpleNamespace:
@@ -181,19 +188,11 @@ def make(at: SimpleNamespace, run) -> None:
     at.prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
 
 
-def make_aar(at: SimpleNamespace, run) -> None:
-    """Trains SAT, AAR, the residual codec and the baseline for a few steps."""
-    source = "builtin:5?seconds=3-4"
-    run(
-        "data", f"--source={source}", f"--out={at.corpus}", "--valid_fraction=0.4", "--sample_rate=4000", "--channels=1"
-    )
-    for codec, tokens, extra in ((at.sat, at.sat_tokens, ()), (at.rvq, at.rvq_tokens, RESIDUAL)):
-        config = f"--config={AAR}/codec.py:tiny"
-        train(config, f"--workdir={codec}", f"--config.data.path={at.corpus}", "--noprogress", *SAT, *extra)
-        run("tokenize", f"--codec={codec}", f"--data={at.corpus}", f"--out={tokens}")
-    for stage, workdir, tokens, extra in (
-        ("lm", at.lm, at.sat_tokens, SCALES),
-        ("ar_baseline", at.ar, at.rvq_tokens, ()),
-    ):
-        config = f"--config={AAR}/{stage}.py:tiny"
-        train(config, f"--workdir={workdir}", f"--config.data.path={tokens}", "--noprogress", *PRIOR, *extra)
+def make_aar(at: SimpleNamespace, run, stage: str, quantiser: tuple[str, ...], model: tuple[str, ...]) -> None:
+    """Trains a codec of configs/aar and the model of its tokens for a few steps."""
+    records = ("--valid_fraction=0.4", "--sample_rate=4000", "--channels=1")
+    run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", *records)
+    corpus, tokens = (f"--config.data.path={place}" for place in (at.corpus, at.tokens))
+    train(f"--config={AAR}/codec.py:tiny", f"--workdir={at.codec}", corpus, "--noprogress", *SAT, *quantiser)
+    run("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}")
+    train(f"--config={AAR}/{stage}.py:tiny", f"--workdir={at.lm}", tokens, "--noprogress", *PRIOR, *model)

@@ -21,6 +21,7 @@ from hiermusic.tokens import rows
 from hiermusic.train.log import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "aar"
+MODELS = ["aar", pytest.param("baseline", marks=pytest.mark.slow)]  # fixtures
 
 
 def configuration(name: str, **changes):
@@ -90,8 +91,10 @@ def test_every_preset_is_built(stage):
 # MARK: rows and training
 
 
-def test_every_stage_trains_to_finite_losses(aar):
-    for run in (aar.sat, aar.rvq, aar.lm, aar.ar):
+@pytest.mark.parametrize("which", MODELS)
+def test_every_stage_trains_to_finite_losses(request, which):
+    at = request.getfixturevalue(which)
+    for run in (at.codec, at.lm):
         losses = [line["loss"] for line in read_metrics(run) if "loss" in line]
         assert np.isfinite(losses).all()
 
@@ -122,7 +125,7 @@ def test_batches_are_a_function_of_seed_and_step(aar):
 def test_the_model_knows_the_codecs_codes(aar):
     """The frozen quantiser is the codec's, and training does not move it."""
     _, model = workdir.load(aar.lm)
-    codec = workdir.load_codec(aar.sat)
+    codec = workdir.load_codec(aar.codec)
     for name in ("codebooks", "phi", "phi_bias"):
         np.testing.assert_array_equal(getattr(model.quantiser, name)[...], getattr(codec.quantiser, name)[...])
     assert "quantiser" not in {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
@@ -130,7 +133,7 @@ def test_the_model_knows_the_codecs_codes(aar):
 
 def test_weights_to_start_from_leave_the_codecs_codebooks(aar, monkeypatch, tmp_path):
     """A model that goes on from another run still speaks the codes of the codec that made its tokens."""
-    codec = workdir.load_codec(aar.sat)
+    codec = workdir.load_codec(aar.codec)
     codec.quantiser.codebooks[...] = codec.quantiser.codebooks[...] + 1
     monkeypatch.setattr(workdir, "load_codec", lambda *_: codec)
     config = workdir.read(aar.lm)
@@ -217,15 +220,16 @@ def _clip(path: Path, seconds: float = 2.0, rate: int = 8000) -> Path:
     return path
 
 
-@pytest.mark.parametrize("which", ["lm", "ar"])
-def test_music_is_as_long_as_asked_and_the_same_again(aar, run, tmp_path, which):
+@pytest.mark.parametrize("which", MODELS)
+def test_music_is_as_long_as_asked_and_the_same_again(request, run, tmp_path, which):
+    model = request.getfixturevalue(which).lm
     clip = _clip(tmp_path / "clip.wav")
     sounds = []
     for name in ("a", "b"):
         run(
             "generate",
             "--system=aar",
-            f"--lm={getattr(aar, which)}",
+            f"--lm={model}",
             f"--like={clip}",
             "--seconds=1.3",
             f"--out={tmp_path / name}",
@@ -251,22 +255,24 @@ def test_a_batch_is_its_members(aar, run, tmp_path):
     np.testing.assert_array_equal(both, alone)
 
 
-@pytest.mark.parametrize("which", ["lm", "ar"])
-def test_music_goes_on_from_a_clip(aar, run, tmp_path, which):
+@pytest.mark.parametrize("which", MODELS)
+def test_music_goes_on_from_a_clip(request, run, tmp_path, which):
     clip = _clip(tmp_path / "clip.wav", 1.0)
-    model = getattr(aar, which)
+    model = request.getfixturevalue(which).lm
     run("continue", f"--lm={model}", f"--like={clip}", "--seconds=1.75", f"--out={tmp_path / 'out'}", clip)
     made = files.read(tmp_path / "out" / "song.wav")[0]
     assert len(made) == 7000 and np.isfinite(made).all()
 
 
-def test_evaluation_and_inspection(aar, run, tmp_path):
-    for name in ("sat", "lm", "ar"):
-        run("evaluate", f"--workdir={getattr(aar, name)}", f"--out={tmp_path / name}")
+@pytest.mark.parametrize("which", MODELS)
+def test_evaluation(request, run, tmp_path, which):
+    at = request.getfixturevalue(which)
+    for name in ("codec", "lm"):
+        run("evaluate", f"--workdir={getattr(at, name)}", f"--out={tmp_path / name}")
         result = json.loads((tmp_path / name / "results.json").read_text())
         assert result["system"] == "aar" and (tmp_path / name / "report.html").is_file()
     levels = result["predictability"]
-    assert len(levels) == 3 + 1 and all(np.isfinite(level["model"]) for level in levels)
+    assert len(levels) == {"aar": 4, "baseline": 3}[which] + 1 and all(np.isfinite(level["model"]) for level in levels)
 
 
 # MARK: bad input
@@ -290,19 +296,25 @@ def test_another_systems_workdir(capsys, aar, tmp_path):
     common = ("generate", f"--lm={aar.lm}", f"--like={clip}", "--seconds=1", f"--out={tmp_path / 'out'}")
     assert "is of the system aar" in fails(capsys, *common, "--system=khala")
     stranger = tmp_path / "stranger"
-    shutil.copytree(aar.sat, stranger)
+    shutil.copytree(aar.codec, stranger)
     config = json.loads((stranger / "config.json").read_text())
     (stranger / "config.json").write_text(json.dumps(config | {"system": "khala"}))
     assert "is a codec of the system khala" in fails(capsys, *common, f"--codec={stranger}")
-    assert "was made for a multiscale one" in fails(capsys, *common, f"--codec={aar.rvq}")
 
 
-def test_tokens_of_another_codec(capsys, aar, miniature, tmp_path):
+@pytest.mark.slow
+def test_a_codec_of_another_quantiser(capsys, aar, baseline, tmp_path):
+    clip = _clip(tmp_path / "clip.wav")
+    common = ("generate", f"--lm={aar.lm}", f"--like={clip}", "--seconds=1", f"--out={tmp_path / 'out'}")
+    assert "was made for a multiscale one" in fails(capsys, *common, f"--codec={baseline.codec}")
+
+
+def test_tokens_of_another_codec(capsys, khala, tmp_path):
     line = fails(
         capsys, "train", f"--config={CONFIGS}/lm.py:tiny", f"--workdir={tmp_path / 'out'}",
-        f"--config.data.path={aar.rvq_tokens}",
+        f"--config.data.path={khala.tokens}",
     )  # fmt: skip
-    assert "3 levels of 16 codes" in line and "take tokens of a codec with the same quantiser" in line
+    assert "6 levels of 16 codes" in line and "take tokens of a codec with the same quantiser" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -317,7 +329,7 @@ def test_tokens_of_another_codec(capsys, aar, miniature, tmp_path):
         ("--config.train.crop_frames=74", "no multiple of the quantiser's window"),
     ],
 )
-def test_a_codec_that_cannot_be(capsys, aar, tmp_path, change, words):
+def test_a_codec_that_cannot_be(capsys, tmp_path, change, words):
     line = fails(capsys, "train", f"--config={CONFIGS}/codec.py:tiny", f"--workdir={tmp_path / 'out'}", change)
     assert words in line and not (tmp_path / "out").exists()
 
@@ -332,7 +344,7 @@ def test_vectors_instead_of_a_listener(capsys, aar, run, tmp_path):
     np.savez(tmp_path / "clap.npz", **vectors)
     settings = [f"--config.{part}.{name}={value}" for part in ("model", "train") for name, value in config[part].items()
                 if not isinstance(value, str) and name not in ("listener", "betas")]  # fmt: skip
-    common = ("train", f"--config={CONFIGS}/lm.py:tiny", f"--config.data.path={aar.sat_tokens}", "--noprogress")
+    common = ("train", f"--config={CONFIGS}/lm.py:tiny", f"--config.data.path={aar.tokens}", "--noprogress")
     common += (*settings, "--config.model.listener=0", "--config.train.batch_size=8")
     assert "every track needs a vector" in fails(capsys, *common, f"--workdir={tmp_path / 'none'}")
     run(
