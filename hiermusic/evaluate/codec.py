@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
-from hiermusic.evaluate.scores import audible, protocol_hash, score, summarise
+from hiermusic.evaluate.scores import audible, clips_hash, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.rows import levels_of, like
 
@@ -97,13 +97,14 @@ def evaluate_codec(
         progress: called with one line of words per clip.
         each: how the clips are gone through (see `parts`).
     Returns: JSON-able
-        {protocol, protocol_hash, clips, silent_clips, seconds,
+        {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
          reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
                            si_sdr, sdr, mel, stft, silence}],
          anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`]}
-        Scores are {mean, low, high, count} over clips with a 95 % bootstrap interval. `bits_per_second` counts
-        log2(codes) a token; `effective_` counts the empirical entropy of each level. Random codes are the floor;
-        shuffled clips (another clip's best reconstruction) show what a score gives to unrelated music.
+        Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
+        `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
+        codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
+        music.
     Raises: UserError for clips of the wrong number of channels, or when none is audible.
     """
     for number, clip in enumerate(clips):
@@ -149,6 +150,7 @@ def evaluate_codec(
         "protocol": settings,
         "protocol_hash": protocol_hash(settings),
         "clips": len(clips),
+        "clips_hash": clips_hash(clips),
         "silent_clips": given - len(clips),
         "seconds": sum(len(clip) for clip in clips) / coder.sample_rate,
         "reconstruction": table,

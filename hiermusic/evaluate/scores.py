@@ -36,24 +36,44 @@ def score(ref_LC: Wave, est_LC: Wave, sample_rate: int) -> dict[str, float]:
     }
 
 
-def interval(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> dict[str, float]:
-    """Mean over clips with its 95 % bootstrap percentile interval: {mean, low, high, count}.
+def interval(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+    """Mean over clips with its 95 % bootstrap percentile interval: {mean, low, high, count, values}.
 
     Args:
-        values: one a clip; NaN (undefined for that clip) is left out, and `count` says how many remained.
+        values: one a clip, returned as given; NaN (undefined for that clip) is left out of the rest, and `count` says
+            how many remained.
         seed: of the resampling, so that a table can be made again to the last digit.
         resamples: bootstrap draws.
     """
-    kept = np.asarray(values, np.float64)
-    kept = kept[~np.isnan(kept)]
+    given = np.asarray(values, np.float64)
+    kept = given[~np.isnan(given)]
     if not kept.size:
-        return {"mean": math.nan, "low": math.nan, "high": math.nan, "count": 0}
+        return {"mean": math.nan, "low": math.nan, "high": math.nan, "count": 0, "values": given.tolist()}
     draws = np.random.default_rng(seed).integers(kept.size, size=(resamples, kept.size))
     low, high = np.percentile(kept[draws].mean(axis=1), [2.5, 97.5])
-    return {"mean": float(kept.mean()), "low": float(low), "high": float(high), "count": int(kept.size)}
+    return {
+        "mean": float(kept.mean()),
+        "low": float(low),
+        "high": float(high),
+        "count": int(kept.size),
+        "values": given.tolist(),
+    }
 
 
-def summarise(per_clip: Sequence[Mapping[str, float]], seed: int = 0) -> dict[str, dict[str, float]]:
+def difference(scores: Mapping[str, Any], others: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+    """What a score gains over another on the same clips, clip by clip: the `interval` of the differences.
+
+    Clips differ far more than codecs do, so two intervals may overlap where their difference is beyond doubt.
+
+    Args:
+        scores, others: from `interval`, of the same clips in the same order.
+        seed: of the resampling.
+    """
+    pairs = zip(scores["values"], others["values"], strict=True)
+    return interval([value - other for value, other in pairs], seed)
+
+
+def summarise(per_clip: Sequence[Mapping[str, float]], seed: int = 0) -> dict[str, dict[str, Any]]:
     """Dictionaries of one value a clip -> one dictionary of `interval`s."""
     return {name: interval([clip[name] for clip in per_clip], seed) for name in per_clip[0]}
 
@@ -80,6 +100,14 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: _each(item, change) for key, item in value.items()}
     return [_each(item, change) for item in value] if isinstance(value, list | tuple) else change(value)
+
+
+def clips_hash(clips: Sequence[Wave]) -> str:
+    """Twelve hex digits that differ as soon as any sample of the clips does: figures compare only where they agree."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        digest.update(str(clip.shape).encode() + np.ascontiguousarray(clip, "<f4").tobytes())
+    return digest.hexdigest()[:12]
 
 
 def protocol_hash(protocol: Mapping) -> str:

@@ -1,6 +1,9 @@
 import json
 import math
+import subprocess
+import sys
 from fractions import Fraction
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec
-from hiermusic.evaluate.scores import from_json, interval, protocol_hash, to_json
+from hiermusic.evaluate.scores import difference, from_json, interval, protocol_hash, to_json
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 from hiermusic.tokens.rows import levels_of
 
@@ -116,6 +119,37 @@ def test_interval_leaves_nan_out_and_covers_the_mean():
     # percentile bootstrap of a mean: about mean -+ 1.96 s / sqrt(n)
     assert cell["high"] - cell["low"] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
     assert interval([2.0, 2.0])["low"] == 2.0 and interval([math.nan])["count"] == 0
+
+
+def test_clips_that_differ_more_than_codecs_do_are_compared_one_by_one():
+    clips = np.random.default_rng(0).normal(0, 10, size=8)
+    first, second = interval(clips), interval([*(clips[:7] + np.linspace(0.5, 1.5, 7)), math.nan])
+    assert second["low"] < first["mean"] < second["high"]
+    gain = difference(second, first)
+    assert 0.5 < gain["low"] < gain["mean"] < gain["high"] < 1.5 and gain["count"] == 7
+    with pytest.raises(ValueError):
+        difference(first, interval(clips[:5]))
+
+
+def test_codecs_are_told_apart_in_a_table(coder, clips, tmp_path):
+    """benchmarks/codec_table.py: a whole codec, one that drops half of its layers, one measured on other clips."""
+    coarse = Coder(encode, lambda codes, layers: decode(codes, min(layers, 2)), RATE, 1, HIERARCHY)
+    for name, codec, sounds in (("fine", coder, clips), ("coarse", coarse, clips), ("other", coder, clips[:2])):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        result = to_json(evaluate_codec(codec, sounds, Protocol(layers=())))
+        (tmp_path / name / "evaluation" / "results.json").write_text(json.dumps(result))
+    script = Path(__file__).parents[2] / "benchmarks" / "codec_table.py"
+
+    def table(*names):
+        command = [sys.executable, script, *(tmp_path / name for name in names)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    lines = table("fine", "coarse").stdout.splitlines()
+    assert lines[2].startswith(f"| fine | {4 * RATE} | {8 * RATE} | ")
+    assert lines[-1].startswith("| coarse | -") and lines[-1].count(") no |") == 3
+    assert table("coarse", "fine").stdout.splitlines()[-1].count(") yes |") == 3
+    refused = table("fine", "other")
+    assert refused.returncode == 1 and "other was not measured on the clips of fine" in refused.stderr
 
 
 def test_protocol_hash_tells_settings_apart():
