@@ -135,12 +135,12 @@ class Codec(nnx.Module):
           wav_BLC: waveforms of any length.
           key: of dropout and dead-code replacement, in training.
           train: move the codebooks too (see the quantiser).
-          quantise: False sends the latent frames on as they are, to warm the trunk up before the codebooks start.
+          quantise: False sends the latent frames past the codebooks, to warm the trunk up before they start.
         """
         latents_BTD = self._latents(wav_BLC)
         quantised = self.quantiser(latents_BTD, key=key, train=train and quantise)
         if not quantise:
-            quantised = quantised._replace(x_BTD=latents_BTD, commitment=jnp.zeros(()))
+            quantised = quantised._replace(x_BTD=self.quantiser.bypass(latents_BTD), commitment=jnp.zeros(()))
         wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
         return CodecOutput(wav, quantised.codes_BRS, quantised.commitment, quantised.stats)
 

@@ -138,6 +138,10 @@ class MultiscaleQuantiser(Codebooks):
             total = self.add(total, codes_BRn, level)
         return self._outward(total)
 
+    def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Frames as they would come back from codes without an error: through both linear maps."""
+        return self._outward(self._inward(x_BTD))
+
     def __call__(
         self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False
     ) -> Quantised:
@@ -201,7 +205,9 @@ class MultiscaleQuantiser(Codebooks):
                 now = self.started(now, level_key, points_MD, held_M)
             codes_NT = nearest(pooled, now.book)
             perplexity, usage = health(config, now.counts)
-            step = self._stretch(now.book[codes_NT], up_TT, kernel, bias)
+            # Nine copies of the window are made again for the gradient, rather than kept at every level.
+            stretch = jax.checkpoint(self._stretch, prevent_cse=False)
+            step = stretch(now.book[codes_NT], up_TT, kernel, bias)
             if train:
                 now = move(config, now, level_key, points_MD, jnp.where(held_M, codes_NT.reshape(-1), -1), held_M)
             fixed, total = lax.stop_gradient(step), total + step

@@ -206,6 +206,14 @@ def test_the_gradient_is_the_identitys_and_per_level_gives_k_of_them():
     np.testing.assert_allclose(gradient(dataclasses.replace(CONFIG, straight_through="per_level")), 5 * g, rtol=1e-6)
 
 
+def test_past_the_codebooks_frames_go_through_both_maps():
+    quantiser, x = _fresh(), _frames(7)
+    weights = _weights(quantiser)
+    expected = _outward(weights, x @ weights["inward"] + weights["inward_bias"])
+    np.testing.assert_allclose(quantiser.bypass(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(_fresh(width=CONFIG.latent).bypass(x[..., :6]), x[..., :6])
+
+
 def test_every_level_commits():
     quantiser, x = _quantiser(), _frames(7)
     commitment = jax.jit(jax.jacrev(lambda x: quantiser(x).stats["commitment_K"]))(x)
