@@ -104,7 +104,7 @@ def contender_of(pattern: str, depth: int, dtype: str) -> Contender:
             return codes_BWS[0]
 
         return Contender(len(slots), len(slots), draw, codec)
-    layout = aar_rows.PATTERNS[pattern]((model.window,) * model.levels)
+    layout = aar_rows.layout(pattern, model.window, model.levels)
     chunk = autoregressive.CHUNK
 
     def draw(pieces, progress):
@@ -162,6 +162,10 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
+def show(cells: list[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def row(name: str, contender: Contender, times: Times) -> list[str]:
     """The cells of a contender."""
     wall, cpu = times.medians
@@ -177,7 +181,9 @@ def main() -> None:
     default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default, help="of the token models")
     given = parser.parse_args()
-    lines, medians = [list(COLUMNS), ["---"] * len(COLUMNS)], {}
+    show(list(COLUMNS))
+    show(["---"] * len(COLUMNS))
+    medians = {}
     for name, pattern, repeats in (
         ("next-scale", "next_scale", given.repeats),
         ("next-token, delay", "delay", given.tokens_repeats),
@@ -186,8 +192,8 @@ def main() -> None:
         contender = contender_of(pattern, given.depth, given.dtype)  # one at a time: d16 takes more than a gigabyte
         times = measure(name, contender, repeats)
         medians[name] = times.medians
-        lines.append(row(name, contender, times))
-    print("\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n")
+        show(row(name, contender, times))
+    print()
     wall, cpu = medians["next-scale"]
     for name in list(medians)[1:]:
         print(f"{name} / next-scale: {medians[name][0] / wall:.1f} x wall, {medians[name][1] / cpu:.1f} x CPU")

@@ -1,0 +1,38 @@
+"""The benchmarks of SAT and AAR run to their ends, at the smallest size they take."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.slow
+
+
+def _table(monkeypatch, capsys, name, *arguments):
+    """The cells that a benchmark prints, row by row, and what follows its table."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return rows, [line for line in lines if line and not line.startswith("|")]
+
+
+def test_next_scale_against_next_token(monkeypatch, capsys):
+    (heading, _, *rows), after = _table(monkeypatch, capsys, "next_scale", "--depth=1", "--repeats=1")
+    assert [row[:2] for row in rows] == [
+        ["next-scale", "16"],
+        ["next-token, delay", "84 (128)"],
+        ["next-token, flatten", "750 (768)"],
+    ]
+    assert all(len(row) == len(heading) and float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
+    assert [line.partition(":")[0] for line in after[:2]] == [f"{row[0]} / next-scale" for row in rows[1:]]
+
+
+def test_the_seam_of_a_rebuilt_and_of_a_continued_clip(aar, monkeypatch, capsys):
+    arguments = (f"--sat={aar.codec}", f"--lm={aar.lm}", "--tracks=1", "--seconds=3")
+    (heading, _, *rows), _ = _table(monkeypatch, capsys, "seam", *arguments)
+    assert [row[0] for row in rows] == ["original", "rebuilt", "rebuilt", *["generated"] * (len(rows) - 3)]
+    assert len(rows) > 3 and all(len(row) == len(heading) and row[3] and row[6] for row in rows)
