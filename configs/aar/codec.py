@@ -9,7 +9,10 @@
 | paper    | GPUs, 100 epochs         | 21.63 M parameters, 455 tokens a second: the release with the best sound    |
 | paper128 | as paper                 | 15.74 M parameters: the release whose tokens AAR models                     |
 
-For the codec that the baseline reads: `--config.model.quantiser=residual --config.model.levels=10`, 750 tokens/s.
+For the codec that the baseline reads: `--config.model.quantiser=residual --config.model.levels=10`, 750 tokens/s. Its
+rows are frames, its codes as wide as `model.latent`, and each level learns from what was left for it: `window`,
+`schedule`, `scales`, `code_latent`, `phi*`, `gamma`, `straight_through`, `quantiser_objective` and `windowed` say
+nothing.
 
 Where the paper and the released code (qiuk2/AAR) differ, the code's number stands and the paper's is told here:
   * `loss.mel` is 1 in the code, 3 in the paper.

@@ -3,7 +3,7 @@
 Neighbouring pieces share what the trunk can reach, and only the samples that saw all of their context are kept:
 nothing is cross-faded, because where two pieces meet nothing differs (next to nothing under an LSTM, whose memory has
 no end). A song shorter than a piece is filled up, with silence or with its last row, so its end may differ from that of
-the whole, where each convolution pads with zeros.
+the whole, where each convolution pads by itself.
 """
 
 import functools

@@ -131,7 +131,7 @@ def start_from(source: str, model: nnx.Module) -> None:
         if isinstance(found, dict):
             raise UserError(f"{source} has no weight {'.'.join(map(str, path))}: it is of another model")
         value = variable[...]
-        rows = len(found) if path[0] in ("code_embed", "code_head") else len(value) if value.ndim else None
+        rows = len(found) if path[-1] in ("code_embed", "code_head") else len(value) if value.ndim else None
         if found.shape[1:] != value.shape[1:] or (value.ndim and (len(found) != rows or rows > len(value))):
             name = ".".join(map(str, path))
             raise UserError(f"{source}: {name} is {found.shape}, this model's is {value.shape}")
