@@ -36,7 +36,7 @@ from hiermusic.evaluate.run import held_out
 from hiermusic.evaluate.scores import audible, interval
 from hiermusic.generate import nextscale
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_config import check_codec
+from hiermusic.systems.aar_config import check_codebooks, check_codec, windows
 from hiermusic.systems.aar_model import Prior
 
 COLUMNS = ("sound", "context", "trunk", "jump", "mel error", "mel error at seams", "mel flux")
@@ -104,23 +104,24 @@ def continuation(
       carried: whether a window knows the one before.
     """
     codes_RS = codes_RS.astype(np.int32)
-    places = np.linspace(0, len(codes_RS) - 1, config.model.references).round().astype(int)
-    cond_BU, windows = np.asarray(model.listen(codes_RS[places][None])), len(codes_RS) - 1
+    cond_BU = np.asarray(model.listen(windows(config, data=False).clip(codes_RS)[None]))
+    missing = len(codes_RS) - 1
     how = {"context": model.config.context, "uncond_U": np.asarray(model.unconditional[...])} | dict(config.sampling)
     arguments = (model.lm, model.quantiser, cond_BU)
     if carried:
         before_BCE = model.context(codes_RS[None, 0])
-        drawn_WS = nextscale.generate(*arguments, seeds=[seed], windows=windows, before_BCE=before_BCE, **how)[0]
+        drawn_WS = nextscale.generate(*arguments, seeds=[seed], windows=missing, before_BCE=before_BCE, **how)[0]
     else:
-        seeds = np.random.default_rng(seed).integers(2**32, size=windows).tolist()
+        seeds = np.random.default_rng(seed).integers(2**32, size=missing).tolist()
         drawn_WS = np.concatenate([nextscale.generate(*arguments, seeds=[own], **how)[0] for own in seeds])
     return np.concatenate([codes_RS[:1], drawn_WS])
 
 
-def load_model(workdir: str, sat: str) -> tuple[ConfigDict, Prior]:
+def load_model(workdir: str, codec: Codec, sat: str) -> tuple[ConfigDict, Prior]:
     """A model of next-scale prediction, ready to draw; UserError where it does not belong to the codec."""
     config, model = workdirs.load(workdir, "lm")
     check_codec(config, sat)
+    check_codebooks(codec, sat, model, workdir)
     if not config.model.listener:
         raise UserError(f"{workdir} takes CLAP vectors, which clips do not have: give a model with a listener")
     model.lm = model.lm.unstack()
@@ -150,7 +151,7 @@ def rows(given: argparse.Namespace) -> list[list[str]]:
     config, codec = workdirs.load(given.sat, "codec")
     if codec.config.quantiser.frames == 1:
         raise UserError(f"{given.sat} codes single frames: give a codec with model.quantiser=multiscale")
-    model = load_model(given.lm, given.sat) if given.lm else None
+    model = load_model(given.lm, codec, given.sat) if given.lm else None
     clips, lines = load_clips(codec, config, given.sat, given), []
 
     def add(names: Sequence[str], sounds: Sequence[Wave], originals: Sequence[Wave | None]) -> None:

@@ -9,8 +9,8 @@
 | paper  | GPUs, 100 epochs        | d16 over 10 codebooks at 75 Hz: 750 tokens a second                           |
 
 `model.pattern` is "flatten" (one token a position) or "delay" (MusicGen's). Tokens come from a codec trained with
-`--config.model.quantiser=residual`. The paper does not say how its own baseline was guided: a scale of 3 here is the
-mean of AAR's ramp, which ends at 1 + 4.
+`--config.model.quantiser=residual`. The paper does not say how its own baseline was guided: a `sampling.guidance` of 3
+is the mean of AAR's, which grows from 1 to 5.
 """
 
 from ml_collections import ConfigDict

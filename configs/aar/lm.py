@@ -11,7 +11,8 @@
 `model.listener` is the width of the encoder of reference windows that learns along; 0 takes CLAP vectors of 512 numbers
 from `data.clap`, as the paper does. `model.context` is how many latent frames of the window before a window reads: the
 paper has none and stops at one second; with it longer music hangs together. Decay of the weights is constant here, the
-release lowers it to 0 along a cosine. The batch is the one the checkpoint's name tells.
+release lowers it to 0 along a cosine. The batch is the one the checkpoint's name tells. `sampling.guidance` is that of
+the finest scale, to which it grows from 1 (none) at the coarsest: 1 + t for the release's t.
 """
 
 from ml_collections import ConfigDict
@@ -89,7 +90,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.profile_steps = 3
     config.train.hang_seconds = 600.0
 
-    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 200, "top_p": 0.95, "guidance": 4.0})
+    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 200, "top_p": 0.95, "guidance": 5.0})
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
 
@@ -107,7 +108,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.code_latent = 32
             config.model.context = 25
             config.sampling.top_k = 0
-            config.sampling.guidance = 2.0
+            config.sampling.guidance = 3.0
             config.model.cond = 64
             config.model.listener = 32
             config.model.references = 4

@@ -21,7 +21,7 @@ from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.codec import Coder, evaluate_codec
 from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
-from hiermusic.evaluate.tokens import Unigram, compare
+from hiermusic.evaluate.tokens import compare, per_token, unigram
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens import rows
@@ -154,19 +154,16 @@ def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -
 def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, model = workdirs.load(workdir)
     path = data or config.data.path
-    levels = slice(0, config.model.levels)
-    train, valid = (TokenSource(path, levels, split) for split in ("train", "valid"))
+    valid = TokenSource(path, slice(0, config.model.levels), "valid")
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
-    codes = {
-        name: [source[i]["codes"] for i in range(len(source))] for name, source in (("train", train), ("valid", valid))
-    }
-    unigram_K = Unigram(codes["train"], valid.hierarchy).cross_entropy(codes["valid"][:tracks])
     progress = tqdm(desc="layers", unit="batch", file=sys.stderr)
     each = _each(workdir, out, valid)
-    model_K = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
+    sums_K, counts_KV, trained_KV = workdirs.system(config).cross_entropy(
+        config, model, path, tracks, each, progress.update
+    )
     progress.close()
-    table = compare(model_K, unigram_K, valid.hierarchy)
+    table = compare(per_token(sums_K, counts_KV), unigram(trained_KV, counts_KV), valid.hierarchy)
     results = {"tracks": min(len(valid), tracks), "predictability": table}
     return results, lambda: [
         sections.predictability(table),

@@ -1,35 +1,36 @@
 """How predictable the tokens are: a model's cross-entropy per level beside what mere counting achieves."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.rows import levels_of
 
 
-class Unigram:
-    """The frequency of each code of each level, add-one smoothed: the least a model must beat."""
+def per_token(sums_K: Float[np.ndarray, "K"], counts_KV: Int[np.ndarray, "K V"]) -> Float[np.ndarray, "K"]:
+    """Mean cross-entropy of each level, in nats a token; NaN for levels that were not predicted.
 
-    def __init__(self, codes: Sequence[Any], hierarchy: Hierarchy):
-        """
-        Args:
-            codes: training codes, one entry a track, in a form that `tokens.rows.levels_of` takes.
-            hierarchy: of the codes.
-        """
-        self.log_probabilities: list[np.ndarray] = []  # nats, [V_k] a level
-        for spec, *streams in zip(hierarchy.levels, *map(levels_of, codes), strict=True):
-            counts = np.bincount(np.concatenate(streams).astype(np.int64), minlength=spec.size) + 1.0
-            self.log_probabilities.append(np.log(counts / counts.sum()))
+    Args:
+        sums_K: nats of all predicted tokens.
+        counts_KV: how often each code was one of them.
+    """
+    tokens_K = np.sum(counts_KV, axis=1)
+    return np.where(tokens_K > 0, sums_K / np.maximum(tokens_K, 1), np.nan)
 
-    def cross_entropy(self, codes: Sequence[Any]) -> Float[np.ndarray, "K"]:
-        """Mean cross-entropy of each level of held-out codes, in nats a token."""
-        streams = zip(self.log_probabilities, *map(levels_of, codes), strict=True)
-        return np.array([-log_p_V[np.concatenate(level).astype(np.int64)].mean() for log_p_V, *level in streams])
+
+def unigram(trained_KV: Int[np.ndarray, "K V"], counts_KV: Int[np.ndarray, "K V"]) -> Float[np.ndarray, "K"]:
+    """What mere counting achieves, the least a model must beat: the frequency of each code, add-one smoothed.
+
+    Args:
+        trained_KV: how often each code stands in the training tracks.
+        counts_KV: how often each is to be predicted, which is all that the cross-entropy depends on.
+    Returns: nats a token of each level, as `per_token`.
+    """
+    smoothed_KV = np.asarray(trained_KV) + 1.0
+    log_p_KV = np.log(smoothed_KV / smoothed_KV.sum(axis=1, keepdims=True))
+    return per_token(-np.sum(counts_KV * log_p_KV, axis=1), counts_KV)
 
 
 def bits_per_second(cross_entropy_K: Float[np.ndarray, "K"], hierarchy: Hierarchy) -> float:
@@ -46,7 +47,7 @@ def compare(model_K: Float[np.ndarray, "K"], unigram_K: Float[np.ndarray, "K"], 
 
     Args:
         model_K: nats a token of each level, teacher forced; NaN for levels this model does not predict.
-        unigram_K: from `Unigram.cross_entropy` on the same held-out codes.
+        unigram_K: from `unigram`, of the same tokens.
         hierarchy: of both.
     Returns: [{level, rate, model, unigram, uniform, saved}], cross-entropies in bits a token, `saved` the share of the
         unigram's bits the model does without; last a row of level "all" in bits per second of audio over the levels

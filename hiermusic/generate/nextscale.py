@@ -47,7 +47,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    guidance: float = 0.0,
+    guidance: float = 1.0,
     uncond_U: Float[np.ndarray, "U"] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Int32[np.ndarray, "B W S"]:
@@ -65,8 +65,8 @@ def generate(
       context: C, frames of the window before that a window sees, as in training.
       before_BCE: those latents for the first window; zeros when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
-      guidance: t of the last level, growing linearly from 0 at the first: logits are 1 + t times the conditional ones
-        less t times the unconditional ones, which is a scale of 1 + t in `tokens.sampling.guide`; 0 = none.
+      guidance: scale of classifier-free guidance of the last level, to which it grows linearly from 1 at the first;
+        1 = none.
       uncond_U: the condition of the unconditional predictions.
       progress: called with (windows drawn, W) after every window.
     Returns:
@@ -103,7 +103,7 @@ def program(
 
 
 def _lay_out(
-    quantiser, cond_BU, *, seeds, context=0, before_BCE=None, temperature=1.0, top_k=0, top_p=1.0, guidance=0.0,
+    quantiser, cond_BU, *, seeds, context=0, before_BCE=None, temperature=1.0, top_k=0, top_p=1.0, guidance=1.0,
     uncond_U=None
 ) -> tuple[_Request, Float[np.ndarray, "B C E"], dict]:
     """Checks what `generate` was given and lays it out: the request, the first context, what is static."""
@@ -113,9 +113,9 @@ def _lay_out(
     check_batch(cond_BU, seeds=seeds)
     if context > sizes.frames or context_BCE.shape != shape:
         raise ValueError(f"latents {context_BCE.shape} are no context of {context} frames of {sizes.frames}: {shape}")
-    if guidance:
+    if guidance != 1.0:
         if uncond_U is None:
-            raise UserError(f"guidance {guidance} needs a condition to move away from: give one or set guidance to 0")
+            raise UserError(f"guidance {guidance} needs a condition to move away from: give one or set guidance to 1")
         cond_RU = np.concatenate([cond_RU, np.broadcast_to(np.asarray(uncond_U, np.float32), cond_RU.shape)])
     request = _Request(
         cond_RU=cond_RU,
@@ -157,7 +157,7 @@ def _window(
             logits_BnV = model.level_logits(x_RnD[:B], level)
         else:
             logits_RnV = model.level_logits(x_RnD, level)
-            logits_BnV = guide(logits_RnV[:B], logits_RnV[B:], 1 + request.guidance * level / (K - 1))
+            logits_BnV = guide(logits_RnV[:B], logits_RnV[B:], 1 + (request.guidance - 1) * level / (K - 1))
         codes_Bn = _draw(
             logits_BnV[..., : quantiser.config.codes], fold_keys(keys_B, level), temperature=request.temperature,
             top_k=top_k, top_p=top_p)

@@ -25,6 +25,7 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar_config import (
     check_codec,
     check_tokens,
+    check_vectors,
     codec_config,
     codec_of,
     hierarchy,
@@ -84,6 +85,8 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
     make = windows(config, workdir is not None)
     if workdir is not None:
         check_tokens(config, config.data.path)
+        if make.vectors:
+            check_vectors(make.vectors, config.data.path)
         if not checkpoint.steps(workdir):  # a run that goes on has the quantiser in its checkpoint
             check_codec(config, codec_of(config)[0])
     visibility = make.prior.visibility
@@ -116,7 +119,7 @@ def _work(config: ConfigDict, visibility: Visibility) -> Work:
 
 # MARK: facts
 
-WINDOWS_MEASURED = 8  # of each held-out track
+WINDOWS_MEASURED = 8  # of each held-out track, or as many as it has
 
 
 def inspect(config: ConfigDict) -> dict:
@@ -139,8 +142,8 @@ def inspect(config: ConfigDict) -> dict:
 
 def cross_entropy(
     config: ConfigDict, model: Prior, path: str, tracks: int, each: Callable, step: Callable[[], None]
-) -> np.ndarray:
-    """Teacher-forced cross-entropy of every level on held-out tracks, nats a token.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Teacher-forced cross-entropy of every level on held-out tracks, and what to set beside it.
 
     Args:
       config: of a token model.
@@ -149,9 +152,13 @@ def cross_entropy(
       tracks: at most so many of them.
       each: (name, tracks, measurement of a track) -> what was measured of every track.
       step: called after every track.
+    Returns:
+      nats of all predicted tokens of each level [K], how often each code was one of them [K, V], and how often it
+      stands in the training tracks [K, V].
     """
     check_tokens(config, path)
-    make, source = windows(config), TokenSource(path, slice(0, config.model.levels), "valid")
+    make, levels = windows(config), slice(0, config.model.levels)
+    train, valid = (TokenSource(path, levels, split) for split in ("train", "valid"))
     graphdef, weights = nnx.split(model)
 
     @jax.jit
@@ -159,14 +166,15 @@ def cross_entropy(
         return nnx.merge(graphdef, weights).loss(batch, visibility=make.prior.visibility)[1]
 
     def measure(index: int) -> dict[str, np.ndarray]:
-        metrics = loss(weights, sequence.stack(make.spread(source[index], WINDOWS_MEASURED)))
+        rows, counts_KV = make.spread(valid[index], WINDOWS_MEASURED)
+        # one by one: tracks have different numbers of windows, and a program serves one size of batch
+        found = [loss(weights, sequence.stack([row])) for row in rows]
         step()
-        counts_K = np.asarray(metrics["count_K"], np.float64)
-        return {"sums": np.asarray(metrics["ce_K"]) * counts_K, "counts": counts_K}
+        return {"sums": sum(np.asarray(one["ce_K"] * one["count_K"], np.float64) for one in found), "counts": counts_KV}
 
-    measured = each("levels", min(len(source), tracks), measure)
-    sums_K, counts_K = (sum(track[name] for track in measured) for name in ("sums", "counts"))
-    return np.where(counts_K > 0, sums_K / np.maximum(counts_K, 1), np.nan)
+    measured = each("tokens", min(len(valid), tracks), measure)
+    trained_KV = sum(make.counts(make.rows_of(train[index])) for index in range(len(train)))
+    return sum(track["sums"] for track in measured), sum(track["counts"] for track in measured), trained_KV
 
 
 def program(config: ConfigDict, rows: int) -> parts.Generation:

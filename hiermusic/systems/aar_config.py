@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from hiermusic.codec.codec import CodecConfig
+from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
-from hiermusic.data.records import read_info
+from hiermusic.data.records import TokenSource, read_info
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems import aar_rows, parts
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_model import PriorConfig
+from hiermusic.systems.aar_model import Prior, PriorConfig
 from hiermusic.tokens import scales
 from hiermusic.tokens.hierarchy import Hierarchy
 
@@ -77,6 +77,11 @@ def prior_config(model: ConfigDict) -> PriorConfig:
         )
     if next_scale and not 0 <= model.context <= model.window:
         raise UserError(f"model.context={model.context} must lie in 0..{model.window}, the frames of a window")
+    if model.listener and model.references < 1:
+        raise UserError(
+            f"model.references={model.references}: a model that listens hears 1 window or more (one that takes vectors "
+            "has model.listener=0)"
+        )
     trunk = TransformerConfig(
         layers=depth,
         width=64 * depth,
@@ -150,7 +155,15 @@ def windows(config: ConfigDict, data: bool = True) -> aar_rows.Windows:
         vectors = aar_rows.Vectors(config.data.clap, model.cond)
     if data and model.listener and config.data.clap:
         raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
-    return aar_rows.Windows(prior_config(model), model.window, model.pattern, model.references, vectors)
+    seconds = window_seconds(model)
+    return aar_rows.Windows(prior_config(model), model.window, seconds, model.pattern, model.references, vectors)
+
+
+def check_vectors(vectors: aar_rows.Vectors, path: str) -> None:
+    """UserError when a track of the token records at `path` that is trained or measured on has no vector."""
+    for split in ("train", "valid"):
+        for track in TokenSource(path, split=split).tracks:
+            vectors.of(track["id"])
 
 
 def check_tokens(config: ConfigDict, path: str) -> None:
@@ -187,6 +200,12 @@ def check_codec(config: ConfigDict, codec: str) -> None:
             f"{codec} has a {theirs.model.quantiser} quantiser of {_described(theirs.model, width)}, the model was "
             f"made for a {model.quantiser} one of {_described(model, model.code_latent)}: make them equal"
         )
+
+
+def check_codebooks(coder: Codec, codec: str, model: Prior, lm: str) -> None:
+    """UserError when a trained codec, of the workdir `codec`, is not the one whose codes the model of `lm` predicts."""
+    if not np.array_equal(coder.quantiser.codebooks[...], model.quantiser.codebooks[...]):
+        raise UserError(f"{codec} has other codebooks than {lm} was trained with: give the codec of its tokens")
 
 
 def _described(model: ConfigDict, width: int) -> str:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.data import pipeline
 from hiermusic.errors import UserError
+from hiermusic.nn.norms import unit
 from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import pattern, rows, sequence
 
@@ -34,23 +35,24 @@ class Vectors:
       path: the file.
       width: U, numbers in a vector.
     Raises:
-      UserError: no such file, or vectors of another size.
+      UserError: no such file, or vectors that `as_condition` refuses.
     """
 
     def __init__(self, path: str, width: int):
         self.path = path
         try:
             with np.load(path, allow_pickle=False) as stored:
-                self.by_track = {name: np.atleast_2d(stored[name]).astype(np.float32) for name in stored.files}
+                found = {name: np.atleast_2d(stored[name]).astype(np.float32) for name in stored.files}
         except UNREADABLE as error:
             raise UserError(
                 f"{path} holds no vectors ({type(error).__name__}): give an .npz file, one array for each track"
             ) from None
-        for name, vectors_NU in self.by_track.items():
+        self.by_track: dict[str, Float[np.ndarray, "N U"]] = {}
+        for name, vectors_NU in found.items():
             if not len(vectors_NU):
                 raise UserError(f"{path}, track {name}: no vector")
-            for vector_U in vectors_NU:
-                check_vector(f"{path}, track {name}", vector_U, width)
+            own = [as_condition(f"{path}, track {name}", vector_U, width) for vector_U in vectors_NU]
+            self.by_track[name] = np.stack(own)
 
     def of(self, track: str) -> Float[np.ndarray, "N U"]:
         """The vectors of a track; UserError where it has none."""
@@ -59,12 +61,20 @@ class Vectors:
         return self.by_track[track]
 
 
-def check_vector(name: str, vector_U: np.ndarray, width: int) -> None:
-    """UserError where a condition vector is of the wrong size or not finite."""
+def as_condition(name: str, vector_U: np.ndarray, width: int) -> Float[np.ndarray, "U"]:
+    """A vector at unit length, as a listener's are; UserError where it is of the wrong size, not finite, or zero."""
     if vector_U.shape != (width,):
         raise UserError(f"{name}: a vector of shape {vector_U.shape}, the model takes {width} numbers")
     if not np.isfinite(vector_U).all():
         raise UserError(f"{name}: a vector with numbers that are not finite")
+    if not vector_U.any():
+        raise UserError(f"{name}: a vector of zeros, which points nowhere")
+    return np.asarray(unit(vector_U))
+
+
+def evenly(last: int, count: int) -> Int[np.ndarray, "count"]:
+    """`count` places in 0..last at even distances, the ends among them; all different where that many fit."""
+    return np.arange(count) * last // max(count - 1, 1)
 
 
 @dataclass(frozen=True)
@@ -74,64 +84,104 @@ class Windows:
     Args:
       prior: the model.
       frames: latent frames of a window.
+      seconds: length of a window.
       pattern: "next_scale", "flatten" or "delay".
-      references: how many windows of the track say how it should sound.
+      references: how many windows of the track say how it should sound, where the model listens.
       vectors: precomputed conditions, where the model does not listen; None for rows that are only looked at.
     """
 
     prior: PriorConfig
     frames: int
+    seconds: float
     pattern: str
     references: int
     vectors: Vectors | None
 
+    @property
+    def size(self) -> int:
+        """Rows of codes in a window."""
+        return 1 if self.prior.next_scale else self.frames
+
     def rows_of(self, example: dict) -> Int[np.ndarray, "R S"]:
         """A track as rows of codes: windows of scales, or frames of levels."""
-        codes_RS = rows.to_rows(example["codes"], self.prior.quantiser.slots)
-        if self.prior.next_scale or len(codes_RS) >= self.frames:
-            return codes_RS
-        return np.pad(codes_RS, ((0, self.frames - len(codes_RS)), (0, 0)), mode="edge")
+        return self.filled(rows.to_rows(example["codes"], self.prior.quantiser.slots), example["meta"]["seconds"])
+
+    def filled(self, codes_RS: Int[np.ndarray, "R S"], seconds: float) -> Int[np.ndarray, "R S"]:
+        """The rows of a track of this length that music fills, one window at least.
+
+        A codec fills the last window up with silence, up to a second of it, which is not music to learn from. The last
+        of the baseline's frames is too short to matter.
+        """
+        if self.prior.next_scale:
+            return codes_RS[: max(int(seconds / self.seconds + 1e-4), 1)]  # records round seconds to a millionth
+        return np.pad(codes_RS, ((0, max(self.frames - len(codes_RS), 0)), (0, 0)), mode="edge")
 
     def starts(self, codes_RS: np.ndarray) -> int:
         """At how many places a window can begin."""
-        return len(codes_RS) if self.prior.next_scale else len(codes_RS) - self.frames + 1
+        return len(codes_RS) - self.size + 1
 
-    def row(self, codes_RS: np.ndarray, start: int, references: Sequence[int]) -> dict[str, np.ndarray]:
-        """The window that begins at row `start`, without vectors.
+    def others(self, codes_RS: np.ndarray, start: int) -> Int[np.ndarray, "N"]:
+        """Where windows begin that share nothing with the one at `start`, or, where there are none, the farthest."""
+        distance = abs(np.arange(self.starts(codes_RS)) - start)
+        return np.flatnonzero(distance >= min(self.size, distance.max()))
+
+    def row(self, codes_RS: np.ndarray, start: int) -> dict[str, np.ndarray]:
+        """The window that begins at row `start`, without what says how it should sound.
 
         Args:
           codes_RS: from `rows_of`.
           start: below `starts`.
-          references: where the windows begin that say how it should sound.
         """
-        size = 1 if self.prior.next_scale else self.frames
-        reference = np.concatenate([codes_RS[at : at + size] for at in references]).astype(np.int32)
-        heard = {"reference": reference} if self.prior.listener else {}
         if self.prior.next_scale:
             before_S = codes_RS[start - 1] if start else np.full(codes_RS.shape[1], -1)
-            return {"codes": codes_RS[start].astype(np.int32), "before": before_S.astype(np.int32), **heard}
+            return {"codes": codes_RS[start].astype(np.int32), "before": before_S.astype(np.int32)}
         order = layout(self.pattern, self.frames, codes_RS.shape[1])
         row = sequence.pack(
             [0], *order.build(codes_RS[start : start + self.frames].T), order.positions, shared=True
         )
-        return {name: row[name] for name in ("text", "reads", "targets")} | heard
+        return {name: row[name] for name in ("text", "reads", "targets")}
+
+    def at(self, codes_RS: np.ndarray, places: Sequence[int]) -> Int[np.ndarray, "N S"]:
+        """The windows that begin at these places, one behind the other, as a model listens to them."""
+        return np.concatenate([codes_RS[at : at + self.size] for at in places]).astype(np.int32)
+
+    def clip(self, codes_RS: np.ndarray) -> Int[np.ndarray, "N S"]:
+        """What a model listens to of a whole clip."""
+        return self.at(codes_RS, evenly(self.starts(codes_RS) - 1, self.references))
 
     def draw(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """A window from anywhere in a track."""
+        """A window from anywhere in a track, and what says how it should sound: other windows, or a vector."""
         codes_RS = self.rows_of(example)
-        start, *references = rng.integers(self.starts(codes_RS), size=1 + self.references)
-        row = self.row(codes_RS, start, references)
+        start = int(rng.integers(self.starts(codes_RS)))
+        row = self.row(codes_RS, start)
         if not self.prior.listener:
-            row["cond"] = rng.choice(self.vectors.of(example["meta"]["id"]))
-        return row
+            return row | {"cond": rng.choice(self.vectors.of(example["meta"]["id"]))}
+        places = rng.choice(self.others(codes_RS, start), self.references)
+        return row | {"reference": self.at(codes_RS, places)}
 
-    def spread(self, example: dict, count: int) -> list[dict[str, np.ndarray]]:
-        """`count` windows at even distances over a track; the same ones every time."""
-        codes_RS = self.rows_of(example)
-        last = self.starts(codes_RS) - 1
-        references = np.linspace(0, last, self.references).round().astype(int)
-        cond = {} if self.prior.listener else {"cond": self.vectors.of(example["meta"]["id"])[0]}
-        return [self.row(codes_RS, at, references) | cond for at in np.linspace(0, last, count).round().astype(int)]
+    def spread(self, example: dict, count: int) -> tuple[list[dict[str, np.ndarray]], Int[np.ndarray, "K V"]]:
+        """Windows at even distances over a track, the same ones every time; and how often each code stands in them.
+
+        Args:
+          example: the track.
+          count: at most so many windows; no two share anything.
+        """
+        codes_RS, found = self.rows_of(example), []
+        places = evenly(self.starts(codes_RS) - 1, min(count, len(codes_RS) // self.size))
+        for start in places:
+            row = self.row(codes_RS, start)
+            if self.prior.listener:
+                others = self.others(codes_RS, start)
+                row["reference"] = self.at(codes_RS, others[evenly(len(others) - 1, self.references)])
+            else:
+                row["cond"] = self.vectors.of(example["meta"]["id"])[0]
+            found.append(row)
+        return found, self.counts(self.at(codes_RS, places))
+
+    def counts(self, codes_RS: np.ndarray) -> Int[np.ndarray, "K V"]:
+        """How often each code of each level stands in rows of codes."""
+        levels = rows.levels_of(rows.to_streams(codes_RS, self.prior.quantiser.slots))
+        return np.stack([np.bincount(codes_T, minlength=self.prior.lm.codes) for codes_T in levels])
 
 
 def batches(config: ConfigDict, windows: Windows, split: str, which: Sequence[int]):
@@ -151,9 +201,10 @@ def batches(config: ConfigDict, windows: Windows, split: str, which: Sequence[in
 
 def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch."""
-    slots = windows.prior.quantiser.slots
-    codes_RS = np.zeros((1 if windows.prior.next_scale else windows.frames, sum(slots)), np.int32)
-    row = windows.row(codes_RS, 0, [0] * windows.references)
-    if not windows.prior.listener:
+    codes_RS = np.zeros((windows.size, sum(windows.prior.quantiser.slots)), np.int32)
+    row = windows.row(codes_RS, 0)
+    if windows.prior.listener:
+        row["reference"] = windows.clip(codes_RS)
+    else:
         row["cond"] = np.zeros(windows.prior.lm.cond, np.float32)
     return {name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype) for name, value in row.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from types import MappingProxyType
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from hiermusic.audio import files
@@ -19,10 +21,9 @@ from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import aar_rows, songs
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_config import check_codec, codec_of, window_seconds, windows
+from hiermusic.systems.aar_config import check_codebooks, check_codec, codec_of, window_seconds, windows
 from hiermusic.systems.aar_model import Prior
 from hiermusic.systems.requests import Request
-from hiermusic.tokens import rows
 from hiermusic.tokens.prompt import Prompt
 
 Condition = tuple[np.ndarray, int] | np.ndarray  # a waveform and its rate, or a vector
@@ -43,7 +44,8 @@ def generate(
     """Music that sounds like a clip: the token model window by window, then the codec; one wav and one JSON each.
 
     Args:
-      requests: what to make, each with the clip (or the .npy vector) it should sound like, all in one batch.
+      requests: what to make, each with the clip (or the .npy vector) it should sound like, all in one batch; what goes
+        on from `audio` sounds like that where the model listens and nothing else is named.
       out: folder for NAME.wav and NAME.json.
       lm: workdir of AAR or of the baseline.
       codec: workdir of the codec; None for the one that made the model's tokens.
@@ -59,26 +61,22 @@ def generate(
         codec, step = codec_of(config)
     check_codec(config, codec)
     sampling = config.sampling.to_dict() | dict(options)
+    if audio and config.model.listener:
+        requests = [replace(request, like=request.like or audio) for request in requests]
     conditions = [_condition(request, config) for request in requests]
 
     def make(chosen: Sequence[Request]) -> list[songs.Song]:
         coder, model = workdirs.load_codec(codec, step), workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
-        if not np.array_equal(coder.quantiser.codebooks[...], model.quantiser.codebooks[...]):
-            raise UserError(f"{codec} has other codebooks than {lm} was trained with: give the codec of its tokens")
+        check_codebooks(coder, codec, model, lm)
         if not chosen:
             return []
         where = {request.name: condition for request, condition in zip(requests, conditions, strict=True)}
         cond_BU = np.stack([_heard(model, coder, config, where[request.name]) for request in chosen])
-        known_RS = None
-        if audio:
-            known_LC, rate = files.read(audio)
-            if len(known_LC) < coder.row / coder.sample_rate * rate:
-                raise UserError(f"{audio} is shorter than a window of {coder.row / coder.sample_rate:g} s")
-            known_RS = _codes(coder, known_LC, rate).astype(np.int32)
-        lengths = [round(request.prompt.seconds * coder.sample_rate) for request in chosen]
+        known_RS, skip = _known(coder, audio) if audio else (None, 0)
+        lengths = [skip + round(request.prompt.seconds * coder.sample_rate) for request in chosen]
         needed = [-(-length // coder.row) for length in lengths]
-        if known_RS is not None and len(known_RS) >= min(needed):
-            lasts = len(known_RS) * coder.row / coder.sample_rate
+        if audio and len(known_RS) * coder.row >= min(lengths):
+            lasts = (len(known_RS) * coder.row - skip) / coder.sample_rate
             raise UserError(f"the audio lasts {lasts:.1f} s: ask for more --seconds than that")
         draw = _by_scale if model.config.next_scale else _by_token
         with songs.progress("windows") as show, jax.set_mesh(spread) if spread else nullcontext():
@@ -86,7 +84,7 @@ def generate(
                 model, cond_BU, max(needed), known_RS, config, sampling, [request.seed for request in chosen], show
             )
         return [
-            songs.Song(codes_RS[:count], False, coder, length=length)
+            songs.Song(codes_RS[:count], False, coder, length=length, skip=skip)
             for codes_RS, count, length in zip(codes_BRS, needed, lengths, strict=True)
         ]
 
@@ -109,8 +107,7 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
             vector_U = np.asarray(np.load(path, allow_pickle=False), np.float32)
         except aar_rows.UNREADABLE as error:
             raise UserError(f"{path} holds no vector ({type(error).__name__}): save one with numpy.save") from None
-        aar_rows.check_vector(path, vector_U, config.model.cond)
-        return vector_U
+        return aar_rows.as_condition(path, vector_U, config.model.cond)
     if not listens:
         raise UserError(f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy")
     wav_LC, rate = files.read(path)
@@ -121,20 +118,23 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
     return wav_LC[start : start + round(HEARD_SECONDS * rate)], rate
 
 
-def _codes(coder: Codec, wav_LC: np.ndarray, rate: int) -> np.ndarray:
-    """Rows of codes of a waveform of any rate; what fills no row at the end is left out."""
-    wav_LC = files.resample(files.to_channels(wav_LC, coder.channels), rate, coder.sample_rate)
-    return encode_long(coder, wav_LC[: max(len(wav_LC) // coder.row, 1) * coder.row])
+def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "R S"], int]:
+    """Rows of codes, the last ending where a recording does, and the samples of silence that fill the first one up."""
+    wav_LC = files.read(path, coder.sample_rate, coder.channels)[0]
+    if len(wav_LC) < coder.row:
+        raise UserError(f"{path} is shorter than a window of {coder.row / coder.sample_rate:g} s")
+    skip = -len(wav_LC) % coder.row
+    return encode_long(coder, np.pad(wav_LC, ((skip, 0), (0, 0)))).astype(np.int32), skip
 
 
 def _heard(model: Prior, coder: Codec, config: ConfigDict, condition: Condition) -> np.ndarray:
     """The condition vector of what a request should sound like."""
     if isinstance(condition, np.ndarray):
         return condition
-    make = windows(config, data=False)
-    codes_RS = make.rows_of({"codes": rows.to_streams(_codes(coder, *condition), coder.slots)})
-    places = np.linspace(0, make.starts(codes_RS) - 1, make.references).round().astype(int)
-    return np.asarray(_listen(*nnx.split(model), make.row(codes_RS, 0, places)["reference"][None])[0])
+    make, (wav_LC, rate) = windows(config, data=False), condition
+    ours_LC = files.resample(files.to_channels(wav_LC, coder.channels), rate, coder.sample_rate)
+    codes_RS = make.filled(encode_long(coder, ours_LC), len(wav_LC) / rate)
+    return np.asarray(_listen(*nnx.split(model), make.clip(codes_RS)[None])[0])
 
 
 @partial(jax.jit, static_argnums=0)

@@ -375,8 +375,8 @@ def inspect(config: ConfigDict) -> dict:
 
 def cross_entropy(
     config: ConfigDict, model: TokenLM, path: str, tracks: int, each: Each, step: Callable[[], None]
-) -> np.ndarray:
-    """Teacher-forced cross-entropy of every layer on held-out tracks, nats a token; NaN where nothing is predicted.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Teacher-forced cross-entropy of every layer on held-out tracks, and what to set beside it.
 
     Args:
       config: of a backbone or a super-resolution model.
@@ -385,9 +385,13 @@ def cross_entropy(
       tracks: at most so many of them.
       each: (name, tracks, measurement of a track) -> what was measured of every track.
       step: called after every batch.
+    Returns:
+      nats of all predicted tokens of each layer [K], how often each code was one of them [K, V], and how often it
+      stands in the training tracks [K, V].
     """
     _check_tokens(config, path)
-    rows, source = make_rows(config), TokenSource(path, slice(0, config.model.levels), "valid")
+    rows, levels = make_rows(config), slice(0, config.model.levels)
+    train, valid = (TokenSource(path, levels, split) for split in ("train", "valid"))
     graphdef, weights = nnx.split(model)
     crops = CROPS_MEASURED if config.data.crop == "random" else 1
 
@@ -395,14 +399,20 @@ def cross_entropy(
     def loss(weights, batch, visibility):
         return nnx.merge(graphdef, weights).loss(batch, visibility=visibility)[1]
 
+    def counts(codes_TK: np.ndarray) -> np.ndarray:
+        return np.stack([np.bincount(codes_T[codes_T >= 0], minlength=config.model.codes) for codes_T in codes_TK.T])
+
     def measure(index: int) -> dict[str, np.ndarray]:
-        example, rng = source[index], np.random.default_rng((config.train.seed, index))
-        sums_K, counts_K = np.zeros(config.model.levels), np.zeros(config.model.levels)
+        example, rng = valid[index], np.random.default_rng((config.train.seed, index))
+        sums_K, counts_KV = np.zeros(config.model.levels), 0
 
         def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
-            metrics = loss(weights, sequence.stack([row]) | extra, visibility)
+            nonlocal counts_KV
+            batch = sequence.stack([row]) | extra
+            batch.pop("text_targets")  # the end is no code, and layer 0 would answer for it
+            metrics = loss(weights, batch, visibility)
             sums_K[:] += np.asarray(metrics["ce_K"] * metrics["count_K"])
-            counts_K[:] += np.asarray(metrics["count_K"])
+            counts_KV = counts_KV + counts(row["targets"])
             step()
 
         for _ in range(crops):
@@ -412,8 +422,8 @@ def cross_entropy(
             add(rows.alignment(example, rng), Visibility.causal(), level=np.int32(0))
             for level in range(1, config.model.levels):
                 add(rows.refinement(example, rng, level), Visibility.full(), level=np.int32(level))
-        return {"sums": sums_K, "counts": counts_K}
+        return {"sums": sums_K, "counts": counts_KV}
 
-    measured = each("layers", min(len(source), tracks), measure)
-    sums_K, counts_K = (sum(track[name] for track in measured) for name in ("sums", "counts"))
-    return np.where(counts_K > 0, sums_K / np.maximum(counts_K, 1), np.nan)
+    measured = each("tokens", min(len(valid), tracks), measure)
+    trained_KV = sum(counts(train[index]["codes"]) for index in range(len(train)))
+    return sum(track["sums"] for track in measured), sum(track["counts"] for track in measured), trained_KV

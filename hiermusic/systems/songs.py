@@ -25,13 +25,14 @@ from hiermusic.train import checkpoint
 @dataclass(frozen=True)
 class Song:
     """A song as rows of codes, whether it ended itself, what decodes it, and, where they are told, the first model's
-    layers alone and how many samples it has."""
+    layers alone, at which sample it ends, and at which it begins."""
 
     codes_RS: np.ndarray
     ended: bool
     codec: Codec
     coarse_RS: np.ndarray | None = None
     length: int | None = None
+    skip: int = 0
 
 
 def produce(
@@ -106,7 +107,7 @@ def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
     if coarse_too:
         coarse_LC = decode_long(song.codec, song.coarse_RS)
         files.write(path.with_suffix(".backbone.wav"), coarse_LC, rate)
-    wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)
+    wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)[song.skip :]
     files.write(path, wav_LC, rate)
     whole = fact | {"wav": str(path), "seconds": round(len(wav_LC) / rate, 3), "ended": song.ended}
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")

@@ -22,7 +22,8 @@ def _define_generate(values: Values) -> None:
     string(values, "backbone", "Khala: workdir of a backbone; default: the one --superres was started from")
     string(values, "lm", "AAR: workdir of a trained lm or ar_baseline")
     string(values, "codec", "workdir of a trained codec; default: the one that made the model's tokens")
-    string(values, "like", "AAR: the clip to sound like, or a CLAP vector in a .npy file; in --prompts, a field")
+    like = "AAR: clip to sound like (continue: default IN.wav), or .npy file of a CLAP vector; in --prompts, a field"
+    string(values, "like", like)
     string(values, "prompts", "JSONL file, one prompt a line: name, tags, description, lyrics, seconds, seed, ...")
     string(values, "tags", "tags of a single prompt, separated by commas")
     string(values, "lyrics", "lyrics of a single prompt; \\n parts lines")
@@ -33,7 +34,8 @@ def _define_generate(values: Values) -> None:
     number(values, "temperature", "temperature of the model that begins; default: its workdir's", lower=0.0)
     integer(values, "top_k", "its top-k; default: its workdir's", lower=0)
     number(values, "top_p", "its top-p; default: its workdir's", lower=0.01, upper=1.0)
-    number(values, "guidance", "classifier-free guidance scale; default: the workdir's", lower=0.0)
+    guidance = "guidance scale, 1 = none; AAR grows to it from coarse to fine; default: the workdir's"
+    number(values, "guidance", guidance, lower=0.0)
     boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
     string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
     boolean(values, "json", "print one JSON object")

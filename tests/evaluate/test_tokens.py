@@ -5,24 +5,23 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.tokens import Unigram, bits_per_second, compare
+from hiermusic.evaluate.tokens import bits_per_second, compare, per_token, unigram
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 
 HIERARCHY = Hierarchy((Level("a", Fraction(50), 4), Level("b", Fraction(25), 2)))
 
 
-def test_unigram_cross_entropy_in_closed_form():
-    """Counts 3, 1, 0, 0 smooth to 4, 2, 1, 1 of 8; counts 2, 2 to 3, 3 of 6."""
-    train = [(np.array([0, 0, 1]), np.array([0, 1])), (np.array([0]), np.array([1, 0]))]
-    held_out = [(np.array([0, 1]), np.array([1])), (np.array([2, 3]), np.array([0]))]
-    expected = [(math.log(2) + math.log(4) + 2 * math.log(8)) / 4, math.log(2)]
-    np.testing.assert_allclose(Unigram(train, HIERARCHY).cross_entropy(held_out), expected)
+def test_unigram_in_closed_form():
+    """Counts 3, 1, 0, 0 smooth to 4, 2, 1, 1 of 8; counts 2, 2, 0, 0 to 3, 3, 1, 1 of 8."""
+    trained_KV = np.array([[3, 1, 0, 0], [2, 2, 0, 0], [1, 1, 1, 1]])
+    counts_KV = np.array([[1, 1, 1, 1], [2, 0, 0, 0], [0, 0, 0, 0]])
+    expected = [(math.log(2) + math.log(4) + 2 * math.log(8)) / 4, math.log(8 / 3), math.nan]
+    np.testing.assert_allclose(unigram(trained_KV, counts_KV), expected)
 
 
-def test_unigram_takes_arrays_of_one_rate():
-    hierarchy = Hierarchy.uniform(2, Fraction(50), 4)
-    codes = np.random.default_rng(0).integers(4, size=(5000, 2)).astype(np.uint16)
-    np.testing.assert_allclose(Unigram([codes], hierarchy).cross_entropy([codes]), math.log(4), rtol=1e-2)
+def test_a_mean_is_of_the_tokens_that_were_predicted():
+    found = per_token(np.array([6.0, 0.0]), np.array([[1, 2, 0], [0, 0, 0]]))
+    np.testing.assert_array_equal(found, [2.0, math.nan])
 
 
 def test_bits_per_second_weighs_levels_by_rate():

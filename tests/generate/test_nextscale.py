@@ -21,7 +21,7 @@ COND, UNCOND = _DRAW.normal(size=(2, 6)).astype(np.float32), _DRAW.normal(size=6
 CONTEXT = _DRAW.normal(size=(2, 3, LATENT)).astype(np.float32)
 DRAWN = {"temperature": 4.0, "top_k": 8, "top_p": 0.9}
 SAME = {"seeds": SEEDS, **DRAWN}
-GUIDED = {"guidance": 3.0, "uncond_U": UNCOND}
+GUIDED = {"guidance": 4.0, "uncond_U": UNCOND}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ _inputs = jax.jit(lambda quantiser, codes: quantiser.inputs(codes))
 _hidden = jax.jit(lambda model, batch, visibility: model.hidden(batch, visibility=visibility), static_argnums=2)
 
 
-def plain(model, quantiser, cond_U, seed, window, context_CE, *, guidance=0.0, uncond_U=None, **options):
+def plain(model, quantiser, cond_U, seed, window, context_CE, *, guidance=1.0, uncond_U=None, **options):
     """One sample of one window, and the context of the next."""
     text_S, levels_S, visibility = pattern.next_scale(SLOTS, len(context_CE))
     keys = fold_keys(sample_keys(jnp.array([seed])), window)
@@ -53,7 +53,7 @@ def plain(model, quantiser, cond_U, seed, window, context_CE, *, guidance=0.0, u
         row_1S = {"text": text_S[None], "levels": levels_S[None], "inputs": inputs_SE[None]}
         logits = [model.level_logits(_hidden(model, row_1S | {"cond": cond[None]}, visibility)[0], level)
                   for cond in (cond_U, cond_U if uncond_U is None else uncond_U)]
-        logits_nV = guide(*logits, 1 + guidance * level / (len(SLOTS) - 1))[levels_S == level]
+        logits_nV = guide(*logits, 1 + (guidance - 1) * level / (len(SLOTS) - 1))[levels_S == level]
         level_key = fold_keys(keys, level)
         codes_S[levels_S[len(context_CE) :] == level] = [
             sample(logits_V[None], fold_keys(level_key, i), **options)[0] for i, logits_V in enumerate(logits_nV)]
@@ -97,9 +97,10 @@ def test_condition_guidance_and_context_are_heard(lm, quantiser):
     for other in variants:
         assert (other != plainly).any()
     # moving away from the condition itself is no move, and the first level is never moved
-    nowhere = generate(lm, quantiser, COND[[0, 0]], **greedy, guidance=3.0, uncond_U=COND[0])
+    nowhere = generate(lm, quantiser, COND[[0, 0]], **greedy, guidance=4.0, uncond_U=COND[0])
     np.testing.assert_array_equal(plainly[[0, 0]], nowhere)
     np.testing.assert_array_equal(variants[1][..., 0], plainly[..., 0])
+    np.testing.assert_array_equal(generate(lm, quantiser, COND, **greedy, guidance=1.0, uncond_U=UNCOND), plainly)
 
 
 def test_windows_share_a_program_and_are_told_of(lm, quantiser):

@@ -11,7 +11,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.audio import files
+from hiermusic.data.records import TokenSource
 from hiermusic.errors import UserError
+from hiermusic.evaluate.parts import in_memory
+from hiermusic.evaluate.tokens import per_token
 from hiermusic.systems import khala as system
 from hiermusic.systems import khala_rows as rows
 from hiermusic.systems import workdir as workdirs
@@ -153,6 +156,21 @@ def test_backbone_files_are_all_it_reads(khala, tmp_path):
         others = trained(khala, "superres")
         others.data.path = settings.data.path
         rows.superres_batches(others, "train", range(others.train.batch_size))
+
+
+@pytest.mark.parametrize("crop", ["start", "random"])
+@pytest.mark.parametrize("stage", ["backbone", "superres"])
+def test_what_is_measured_is_what_is_counted(khala, stage, crop):
+    """A model that knows nothing spends as much on every code that is counted, and on no end of a track."""
+    config, model = workdirs.load(getattr(khala, stage))
+    config.data.crop = crop
+    for head in filter(None, (model.code_head, model.text_head)):
+        head[...] = 0 * head[...]
+    sums_K, counts_KV, trained_KV = system.cross_entropy(config, model, khala.tokens, 1, in_memory, lambda: None)
+    choices_K = counts_KV.shape[1] + (np.arange(len(sums_K)) == 0) * (model.config.end is not None)
+    np.testing.assert_allclose(per_token(sums_K, counts_KV), np.log(choices_K), rtol=1e-5)
+    train = TokenSource(khala.tokens, slice(0, len(sums_K)), "train")
+    assert (trained_KV.sum(1) == sum(len(train[i]["codes"]) for i in range(len(train)))).all()
 
 
 # MARK: codes and songs
