@@ -3,8 +3,8 @@
     hiermusic sweep --sweep=configs/sweeps/sat.py --workdir=out/sat --config.data.path=RECORDS
 
 Tokens a second: 455 (quadratic), 601 (linear), 303 (logarithmic), 750 and 450 (10 and 6 residual codebooks). The first
-is trained a second time from another seed: what lies closer together than those two is chance. Once the runs are
-evaluated, `benchmarks/codec_table.py` makes one table of them.
+is trained a second time from another seed, which shows how far chance alone drives two runs apart. Once all are
+evaluated, `benchmarks/codec_table.py` sets them side by side.
 """
 
 CONFIG = "configs/aar/codec.py:tiny"

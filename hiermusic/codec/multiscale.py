@@ -205,7 +205,7 @@ class MultiscaleQuantiser(Codebooks):
                 now = self.started(now, level_key, points_MD, held_M)
             codes_NT = nearest(pooled, now.book)
             perplexity, usage = health(config, now.counts)
-            # Nine copies of the window are made again for the gradient, rather than kept at every level.
+            # The copies of a window, one a tap, are made again for the gradient, rather than kept at every level.
             stretch = jax.checkpoint(self._stretch, prevent_cse=False)
             step = stretch(now.book[codes_NT], up_TT, kernel, bias)
             if train:
