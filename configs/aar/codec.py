@@ -88,6 +88,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.loss.feature = 3.0
     config.loss.rectify = True
     config.loss.commitment = 1.0
+    config.loss.floor_db = -60.0
     config.loss.balance = False
 
     config.train = ConfigDict()

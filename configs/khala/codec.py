@@ -36,6 +36,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model = ConfigDict()
     config.model.sample_rate = 44100
     config.model.channels = 2
+    config.model.fold = 1
     config.model.strides = (4, 8, 8, 8)
     config.model.dilations = (1, 3, 9)
     config.model.encoder_width = 128
@@ -62,6 +63,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.loss.adversarial = 4.0
     config.loss.feature = 4.0
     config.loss.commitment = 1.0
+    config.loss.floor_db = -60.0
     config.loss.balance = True
 
     config.train = ConfigDict()

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+_TINY = 1e-14  # of a power: its root has a finite gradient at silence
+
 
 def stft(
     wav_XL: Float[Array, "*X L"],
@@ -46,6 +48,7 @@ def mel(
     fmax: float | None = None,
     center: bool = True,
     squared: bool = False,
+    floor: Float[Array, "*X 1 1"] | float = 0.0,
 ) -> Float[Array, "*X T M"]:
     """Mel spectrogram (Slaney scale and norm); arguments as for `stft` and `mel_filters`.
 
@@ -53,16 +56,13 @@ def mel(
       center: as for `stft`; without, (n_fft - hop) // 2 samples are reflected on both sides, so that L samples give
         L // hop frames (HiFi-GAN, EnCodec).
       squared: of the power spectrum instead of the magnitudes.
+      floor: power added to every bin, as by a faint noise.
     """
     spectrum = stft(wav_XL if center else _reflected(wav_XL, (n_fft - hop) // 2), n_fft, hop, center=center)
     filters_MF = mel_filters(sample_rate, n_fft, n_mels, fmin, fmax)
-    energy_XTF = power(spectrum) if squared else magnitude(spectrum)
+    power_XTF = power(spectrum) + floor
+    energy_XTF = power_XTF if squared else jnp.sqrt(jnp.maximum(power_XTF, _TINY))
     return jnp.matmul(energy_XTF, filters_MF.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def magnitude(spectrum: Complex[Array, "..."], floor: float = 1e-7) -> Float[Array, "..."]:
-    """|spectrum|, at least `floor`, with a finite gradient at silence."""
-    return jnp.sqrt(jnp.maximum(power(spectrum), floor**2))
 
 
 def power(spectrum: Complex[Array, "..."]) -> Float[Array, "..."]:

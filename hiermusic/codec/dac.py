@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hiermusic.codec.trunk import check_choices, through
+from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 from hiermusic.parallel.mesh import constrain
 
@@ -17,7 +18,7 @@ class DacConfig:
     """Sizes of the trunk; the defaults are Khala's (arXiv 2605.01790 and its release).
 
     Attributes:
-      strides: of the encoder; the decoder runs them backwards. Their product is the hop.
+      strides: of the encoder; the decoder runs them backwards. Their product, times `fold`, is the hop.
       dilations: of the residual units in each block.
       encoder_width: channels at the waveform end of the encoder; every stride doubles them.
       decoder_width: channels at the latent end of the decoder; every stride halves them.
@@ -25,8 +26,10 @@ class DacConfig:
       dtype: compute type of the convolutions.
       init: of their weights, see `nn.conv.Conv`; "fan_in" for narrow trunks.
       remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
+      fold: samples laid side by side as channels at the waveform's end. At full rate a convolution costs the most and
+        has the fewest channels to work with; small trunks do better without.
     Raises:
-      UserError: for another dtype, init or remat.
+      UserError: for another dtype, init or remat, or a fold below 1.
     """
 
     strides: tuple[int, ...] = (4, 8, 8, 8)
@@ -37,14 +40,17 @@ class DacConfig:
     dtype: str = "float32"
     init: str = "dac"
     remat: str = "none"
+    fold: int = 1
 
     def __post_init__(self):
         check_choices(self)
+        if self.fold < 1:
+            raise UserError(f"a trunk's fold is {self.fold}: give the samples that become channels, at least 1")
 
     @property
     def hop(self) -> int:
         """Samples a frame."""
-        return math.prod(self.strides)
+        return self.fold * math.prod(self.strides)
 
     @property
     def encoder_margin(self) -> int:
@@ -66,7 +72,7 @@ class DacConfig:
         return math.ceil(reach + 3 * step)
 
     def encoder(self, channels: int, *, rngs: nnx.Rngs) -> "Encoder":
-        """Waveform [B, L, channels] to frames [B, L / hop, latent]."""
+        """Waveform [B, L, channels] to frames [B, L / hop, latent]; L is a multiple of the hop."""
         return Encoder(channels, self.encoder_width, self.strides, **self._options, rngs=rngs)
 
     def decoder(self, channels: int, *, rngs: nnx.Rngs) -> "Decoder":
@@ -75,7 +81,7 @@ class DacConfig:
 
     @property
     def _options(self) -> dict:
-        fields = ("dilations", "latent", "dtype", "init")
+        fields = ("dilations", "latent", "dtype", "init", "fold")
         return {field: getattr(self, field) for field in fields} | {"remat": self.remat == "full"}
 
 
@@ -147,6 +153,7 @@ class Encoder(nnx.Module):
       latent: channels of the frames.
       dtype: compute type of the convolutions; init: of their weights, see `nn.conv.Conv`.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      fold: samples laid side by side as channels.
     """
 
     def __init__(
@@ -160,11 +167,12 @@ class Encoder(nnx.Module):
         dtype: str = "float32",
         init: str = "dac",
         remat: bool = False,
+        fold: int = 1,
         rngs: nnx.Rngs,
     ):
-        self.remat = remat
+        self.remat, self.fold = remat, fold
         widths = [width * 2**i for i in range(len(strides) + 1)]
-        self.conv_in = Conv(channels, width, (7,), dtype=dtype, init=init, rngs=rngs)
+        self.conv_in = Conv(fold * channels, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
             [
                 EncoderBlock(w, s, dilations, dtype=dtype, init=init, rngs=rngs)
@@ -175,7 +183,8 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, init=init, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
-        x = constrain(self.conv_in(wav_BLC), "batch", "positions", None)
+        folded = wav_BLC.reshape(len(wav_BLC), -1, self.fold * wav_BLC.shape[-1])
+        x = constrain(self.conv_in(folded), "batch", "positions", None)
         x = through(self.blocks, x, self.remat)
         return self.conv_out(self.snake(x))
 
@@ -187,7 +196,7 @@ class Decoder(nnx.Module):
       channels: audio channels.
       width: channels after the first convolution; every stride halves them, so it divides by 2^len(strides).
       strides: upsampling factors, first to last (the encoder's, reversed).
-      dilations, latent, dtype, init, remat: as for `Encoder`.
+      dilations, latent, dtype, init, remat, fold: as for `Encoder`.
     """
 
     def __init__(
@@ -201,9 +210,10 @@ class Decoder(nnx.Module):
         dtype: str = "float32",
         init: str = "dac",
         remat: bool = False,
+        fold: int = 1,
         rngs: nnx.Rngs,
     ):
-        self.remat = remat
+        self.remat, self.fold = remat, fold
         widths = [width // 2**i for i in range(len(strides) + 1)]
         self.conv_in = Conv(latent, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
@@ -213,9 +223,10 @@ class Decoder(nnx.Module):
             ]
         )
         self.snake = Snake(widths[-1], rngs=rngs)
-        self.conv_out = Conv(widths[-1], channels, (7,), dtype=dtype, rngs=rngs)
+        self.conv_out = Conv(widths[-1], fold * channels, (7,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
         x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
         x = through(self.blocks, x, self.remat)
-        return self.conv_out(self.snake(x))
+        wav = self.conv_out(self.snake(x))
+        return wav.reshape(len(wav), wav.shape[1] * self.fold, -1)

@@ -1,14 +1,17 @@
 """What a codec is trained to do: sound like the input to the ear (STFT), sample by sample, and to a discriminator."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hiermusic.audio.spectral import magnitude, mel, stft
+from hiermusic.audio.spectral import mel, power, stft
 from hiermusic.codec.discriminator import GOLDEN_SIZES, Discriminator, Judgement
+
+
+_QUIET = 1e-2  # mean square of -20 dBFS: for quieter originals the floor of the logarithms falls no further
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,9 @@ class ObjectiveConfig:
       mel_center: frames centred on multiples of the hop; without, L / hop frames (see `audio.spectral.mel`).
       rectify: the adversarial loss is max(0, 1 - D), as in EnCodec's paper and SAT, which pulls no logit beyond 1;
         without, it is -D, as in audiocraft.
+      floor_db: of every logarithm: spectra are compared as if both signals were heard over a white noise this far below
+        the original. A floor near nought (1e-5 of an unnormalised magnitude in Parallel WaveGAN and DAC, some 150 dB
+        under full scale) lets the bins that hold nothing rule the gradient, which goes like 1 / |X|.
       balance: give each loss a share of the gradient at the output equal to its weight's, whatever its scale.
       balance_decay: of the averaged gradient norms.
     """
@@ -46,6 +52,7 @@ class ObjectiveConfig:
     mel_square: float = 0.0
     mel_center: bool = True
     rectify: bool = False
+    floor_db: float = -60.0
     balance: bool = True
     balance_decay: float = 0.999
 
@@ -134,19 +141,41 @@ def reconstruction_losses(
     """The losses that need no discriminator, by name, those without a weight left out."""
     losses = {
         "waveform": lambda: jnp.mean(jnp.abs(wav_BLC - estimate_BLC)),
-        "stft": lambda: stft_loss(wav_BLC, estimate_BLC, config.stft_sizes),
+        "stft": lambda: stft_loss(wav_BLC, estimate_BLC, config.stft_sizes, config.floor_db),
         "mel": lambda: mel_loss(config, wav_BLC, estimate_BLC, sample_rate),
     }
     return {name: losses[name]() for name in config.balanced if name in losses}
 
 
-def stft_loss(wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sizes) -> Float[Array, ""]:
-    """Mean over FFT sizes of log-magnitude L1 plus spectral convergence (Parallel WaveGAN, arXiv 1910.11480)."""
+def noise_floor(wav_BLC: Float[Array, "B L C"], size: int, floor_db: float) -> Float[Array, "B 1 1 1"]:
+    """The power that a white noise `floor_db` beside each original has in a bin of its spectrum, [batch, C, T, F].
+
+    Args:
+      wav_BLC: the originals.
+      size: of the FFT and its Hann window.
+      floor_db: relative to the root mean square of an original, which counts as -20 dBFS where it is quieter.
+    """
+    mean_B = jnp.mean(jnp.square(wav_BLC), axis=(1, 2))
+    window_energy = 0.375 * size
+    return (10 ** (floor_db / 10) * window_energy * jnp.maximum(mean_B, _QUIET))[:, None, None, None]
+
+
+def stft_loss(
+    wav_BLC: Float[Array, "B L C"], estimate_BLC: Float[Array, "B L C"], sizes: Sequence[int], floor_db: float
+) -> Float[Array, ""]:
+    """Mean over FFT sizes of log-magnitude L1 plus spectral convergence (Parallel WaveGAN, arXiv 1910.11480).
+
+    Args:
+      sizes: of the FFTs; the hop is a half.
+      floor_db: see `ObjectiveConfig`.
+    """
 
     def scale(size):
-        real, fake = (magnitude(stft(w.swapaxes(1, 2), size, size // 2), 1e-5) for w in (wav_BLC, estimate_BLC))
-        distance = jnp.mean(jnp.abs(jnp.log(real) - jnp.log(fake)))
-        return distance + jnp.sqrt(jnp.sum(jnp.square(real - fake)) + 1e-12) / jnp.sqrt(jnp.sum(jnp.square(real)))
+        floor = noise_floor(wav_BLC, size, floor_db)
+        real, fake = (power(stft(w.swapaxes(1, 2), size, size // 2)) + floor for w in (wav_BLC, estimate_BLC))
+        distance = 0.5 * jnp.mean(jnp.abs(jnp.log(real) - jnp.log(fake)))
+        apart = jnp.sum(jnp.square(jnp.sqrt(real) - jnp.sqrt(fake)))
+        return distance + jnp.sqrt(apart + 1e-12) / jnp.sqrt(jnp.sum(real))
 
     return _mean(scale(size) for size in sizes)
 
@@ -158,11 +187,11 @@ def mel_loss(
 
     def scale(window, bands):
         shape = (sample_rate, window, window // 4, bands)
-        real, fake = (
-            mel(w.swapaxes(1, 2), *shape, center=config.mel_center, squared=config.mel_power)
-            for w in (wav_BLC, estimate_BLC)
-        )
-        difference = jnp.log10(jnp.maximum(real, 1e-5)) - jnp.log10(jnp.maximum(fake, 1e-5))
+        how = {"center": config.mel_center, "squared": config.mel_power}
+        floor = noise_floor(wav_BLC, window, config.floor_db)
+        real, fake = (mel(w.swapaxes(1, 2), *shape, floor=floor, **how) for w in (wav_BLC, estimate_BLC))
+        # a band between two bins of a short FFT is nought in both
+        difference = jnp.log10(jnp.maximum(real, 1e-20)) - jnp.log10(jnp.maximum(fake, 1e-20))
         distance = jnp.mean(jnp.abs(difference))
         if config.mel_square:
             distance += config.mel_square * jnp.mean(jnp.square(difference))

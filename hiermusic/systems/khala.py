@@ -74,6 +74,7 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         init=model.init,
         dtype=model.dtype,
         remat=model.remat,
+        fold=model.fold,
     )
     return CodecConfig(model.sample_rate, model.channels, trunk, quantiser)
 

@@ -38,7 +38,7 @@ def tokenizer(model: ConfigDict) -> TextTokenizer:
 def hierarchy(model: ConfigDict) -> Hierarchy:
     """The token hierarchy of a codec's or a token model's configuration."""
     if "strides" in model:
-        rate = Fraction(model.sample_rate, int(np.prod(model.strides)))
+        rate = Fraction(model.sample_rate, model.fold * int(np.prod(model.strides)))
         return Hierarchy.uniform(model.codebooks, rate, model.codes)
     return Hierarchy.uniform(model.levels, Fraction(model.frame_rate), model.codes)
 

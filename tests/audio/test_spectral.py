@@ -4,7 +4,7 @@ import librosa
 import numpy as np
 import pytest
 
-from hiermusic.audio.spectral import magnitude, mel, mel_filters, stft
+from hiermusic.audio.spectral import mel, mel_filters, power, stft
 
 
 def _wave(length=5000, seed=0):
@@ -32,15 +32,15 @@ def test_leading_dimensions_are_a_batch():
 def test_normalised_spectra_keep_the_scale_of_the_signal():
     wav = jnp.asarray(_wave(100_000))
     for n_fft in (128, 1024):
-        power = jnp.mean(jnp.abs(stft(wav, n_fft, n_fft // 2, normalized=True)) ** 2)
-        assert float(power) == pytest.approx(float(jnp.mean(wav**2)), rel=0.05)
+        mean = jnp.mean(power(stft(wav, n_fft, n_fft // 2, normalized=True)))
+        assert float(mean) == pytest.approx(float(jnp.mean(wav**2)), rel=0.05)
 
 
 def test_gradient_by_hops_is_the_gradient_by_gather():
     wav, n_fft = jnp.asarray(_wave(700)), 64
 
     def loss(wav, padded_fft):
-        return jnp.sum(magnitude(stft(wav, padded_fft, 16, n_fft, center=False)) ** 2)
+        return jnp.sum(power(stft(wav, padded_fft, 16, n_fft, center=False)))
 
     def direct(wav):
         frames = jnp.stack([wav[t * 16 : t * 16 + n_fft] for t in range((700 - n_fft) // 16 + 1)])
@@ -80,6 +80,17 @@ def test_short_signals_give_at_least_one_frame(length, center):
     assert np.isfinite(spectrum).all()
 
 
-def test_silence_has_a_finite_gradient():
-    gradient = jax.grad(lambda w: jnp.sum(jnp.log(magnitude(stft(w, 64, 32)))))(jnp.zeros(500))
-    assert np.isfinite(gradient).all()
+@pytest.mark.parametrize("squared", [True, False])
+def test_silence_has_a_finite_gradient(squared):
+    def total(wav, floor):
+        return jnp.sum(mel(wav, 24_000, 64, 32, 8, squared=squared, floor=floor))
+
+    for floor in (0.0, 1e-3):
+        assert np.isfinite(jax.grad(total)(jnp.zeros(500), floor)).all()
+
+
+def test_a_floor_is_the_power_of_a_faint_noise():
+    wav = jnp.asarray(_wave(4000))
+    plain, raised = (mel(wav, 24_000, 512, 128, 20, squared=True, floor=floor) for floor in (0.0, 0.5))
+    added = np.broadcast_to(0.5 * mel_filters(24_000, 512, 20).sum(1), plain.shape)
+    np.testing.assert_allclose(raised - plain, added, rtol=1e-2)

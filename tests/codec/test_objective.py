@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
+import scipy.signal
 from flax import nnx
 
 from hiermusic.codec import objective
@@ -44,11 +45,11 @@ def test_feature_matching_is_relative_and_zero_for_equals():
 
 def test_stft_loss_by_hand():
     wav, _ = _waves()
-    stft_loss = jax.jit(lambda estimate: objective.stft_loss(wav, estimate, (78, 126)))
+    stft_loss = jax.jit(lambda estimate: objective.stft_loss(wav, estimate, (78, 126), -60.0))
     mel_loss = jax.jit(lambda estimate: objective.mel_loss(SMALL, wav, estimate, 44_100))
     assert float(stft_loss(wav)) == pytest.approx(0, abs=1e-4)
     # Half the amplitude: the logarithms differ by log 2 and the spectral convergence is one half.
-    assert float(stft_loss(wav / 2)) == pytest.approx(np.log(2) + 0.5, rel=1e-4)
+    assert float(stft_loss(wav / 2)) == pytest.approx(np.log(2) + 0.5, rel=1e-3)
     assert float(mel_loss(wav / 10)) == pytest.approx(1, rel=1e-3)
 
 
@@ -63,12 +64,14 @@ def test_mel_loss_is_sats(length):
     wav = 0.1 * rng.normal(size=(2, length, 1)).astype(np.float32)
     estimate = (0.7 * wav + 0.02 * rng.normal(size=wav.shape)).astype(np.float32)
     wav[0, 900:] = estimate[1, 1200:] = 0  # below the floor
+    original = wav
 
     def spectrum(wav, size):
         padded = np.pad(wav[..., 0].astype(np.float64), ((0, 0), (3 * size // 8,) * 2), mode="reflect")
         power = np.abs(librosa.stft(padded, n_fft=size, hop_length=size // 4, center=False)) ** 2
         filters = librosa.filters.mel(sr=rate, n_fft=size, n_mels=64, fmin=0, fmax=rate / 2)
-        return np.log10(np.maximum(filters @ power, 1e-5))
+        noise = 1e-6 * np.maximum(np.mean(original**2, axis=(1, 2)), 1e-2) * np.sum(scipy.signal.get_window("hann", size) ** 2)
+        return np.log10(np.maximum(filters @ (power + noise[:, None, None]), 1e-20))
 
     expected = 0.0
     with warnings.catch_warnings(action="ignore"):
@@ -78,6 +81,32 @@ def test_mel_loss_is_sats(length):
     with warnings.catch_warnings(action="error"):
         got = jax.jit(lambda *pair: objective.mel_loss(config, *pair, rate))(wav, estimate)
     assert float(got) == pytest.approx(expected, rel=1e-4)
+
+
+def test_bins_that_hold_nothing_do_not_rule_the_gradient():
+    """A rounding of the estimate, where the music has no overtones, must not turn the gradient over."""
+    time = np.arange(2048) / 22_050
+    wav = np.sum([np.sin(2 * np.pi * f * time) / f for f in (110, 220, 330)], axis=0)[None, :, None]
+    wav = (0.5 * wav / np.abs(wav).max()).astype(np.float32)
+    rounded = 0.9 * wav + 1e-7 * np.random.default_rng(0).normal(size=wav.shape).astype(np.float32)
+    config = dataclasses.replace(SMALL, stft_sizes=(126, 542), mel_windows=(512,), mel_bands=(40,))
+    losses = (
+        lambda e: objective.stft_loss(wav, e, config.stft_sizes, config.floor_db),
+        lambda e: objective.mel_loss(config, wav, e, 22_050),
+    )
+    for loss in losses:
+        gradient = jax.jit(jax.grad(loss))
+        one, other = gradient(0.9 * wav), gradient(rounded)
+        assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(one)
+
+
+def test_silence_is_not_magnified():
+    """A pause is no place where a whisper of -100 dBFS counts like a wrong note."""
+    silence = np.zeros((1, 2048, 1), np.float32)
+    noise = np.random.default_rng(0).normal(size=silence.shape).astype(np.float32)
+    whisper, note = 1e-5 * noise, 0.1 * noise
+    for loss in (lambda *w: objective.stft_loss(*w, (126,), -60.0), lambda *w: objective.mel_loss(SMALL, *w, 22_050)):
+        assert 0 < float(loss(silence, whisper)) < 0.01 * float(loss(silence, note))
 
 
 def test_balance_gives_each_loss_its_share_whatever_its_scale():
@@ -118,7 +147,7 @@ def test_unbalanced_objective_has_the_gradient_of_the_weighted_sum():
         real, fake = discriminator(wav), discriminator(estimate)
         return (
             0.1 * jnp.mean(jnp.abs(wav - estimate))
-            + 2 * objective.stft_loss(wav, estimate, (78, 126))
+            + 2 * objective.stft_loss(wav, estimate, (78, 126), -60.0)
             + 1.5 * objective.mel_loss(config, wav, estimate, 44_100)
             + 4 * objective.hinge_generator(fake.logits)
             + 4 * objective.feature_matching(real.features, fake.features)
