@@ -44,6 +44,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.length = 16_384
     config.model.head = "window"
     config.model.z_loss = 0.0
+    config.model.codec_tables = False
     config.model.prompt_dropout = 0.0
     config.model.layers = 24
     config.model.width = 2048

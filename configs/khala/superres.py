@@ -46,6 +46,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.length = 8192
     config.model.head = "window"
     config.model.z_loss = 0.0
+    config.model.codec_tables = False
     config.model.layers = 24
     config.model.width = 2048
     config.model.heads = 32

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 from hiermusic.audio.spectral import mel, power, stft
 from hiermusic.codec.discriminator import GOLDEN_SIZES, Discriminator, Judgement
 
-
 _QUIET = 1e-2  # mean square of -20 dBFS: for quieter originals the floor of the logarithms falls no further
 
 

@@ -43,11 +43,12 @@ class TokenLMConfig:
       reads: positions read codes.
       inputs: E, width of a vector that positions without text id read (AAR: of the latents decoded so far); 0 = none.
       level_embed: positions are told the level that they belong to.
+      code_bias: a bias for each code of each level in the window form, where how often a code is used can stand.
       cond: U, width of a vector that conditions a whole row: it is added wherever a text id is read, and drives the
         norms of an adaptive transformer; 0 = none.
     Raises:
-      UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, an adaptive
-        transformer without a condition.
+      UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, a `code_bias` of another
+        head than the window form, an adaptive transformer without a condition.
     """
 
     transformer: TransformerConfig
@@ -61,6 +62,7 @@ class TokenLMConfig:
     reads: bool = True
     inputs: int = 0
     level_embed: bool = False
+    code_bias: bool = False
     cond: int = 0
 
     def __post_init__(self):
@@ -70,6 +72,8 @@ class TokenLMConfig:
             raise UserError(f"end id {self.end} is not one of the {self.text_size} text ids")
         if self.end is not None and self.head == "shared":
             raise UserError("a shared head predicts no end: choose head window or full, or end None")
+        if self.code_bias and self.head != "window":
+            raise UserError(f"code_bias belongs to the window form: the head is '{self.head}'")
         if self.transformer.adaptive and not self.cond:
             raise UserError("an adaptive transformer needs a condition: set cond to its width")
 
@@ -111,6 +115,7 @@ class TokenLM(nnx.Module):
             self.code_bias = zeros(rngs, (V,), ("codes",))
         else:
             self.code_head = weight(rngs, (K, V, D), ("levels", "codes", "embed"), head_init)
+            self.code_bias = zeros(rngs, (K, V), ("levels", "codes")) if c.code_bias else None
 
     def condition(self, cond_BU: Float[Array, "B U"]) -> Float[Array, "B D"]:
         """Condition vectors as `embed` and the transformer take them, float32.
@@ -192,7 +197,18 @@ class TokenLM(nnx.Module):
         if self.config.head == "shared":
             return self._logits(x, _whole(self.code_head)) + self.code_bias[...]
         head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level, keepdims=False)
-        return self._logits(x, gathered(head_VD, self.code_head.get_metadata()["axes"][1:]))
+        logits = self._logits(x, gathered(head_VD, self.code_head.get_metadata()["axes"][1:]))
+        return logits if self.code_bias is None else logits + self.code_bias[level]
+
+    def row_logits(self, x_BSD: Float[Array, "B S D"], level_B: Int[Array, "B"]) -> Float[Array, "B S V"]:
+        """Logits of the codes of each row's own level, float32."""
+        if self.config.head == "shared":
+            return self.level_logits(x_BSD, 0)
+        # whole along `fsdp`, as the table that is read: rows of one batch want most of the levels
+        head_BVD = _whole(self.code_head).astype(x_BSD.dtype)[level_B]
+        logits_BSV = jnp.einsum("bsd,bvd->bsv", x_BSD, head_BVD, preferred_element_type=jnp.float32)
+        logits_BSV = logits_BSV * self.config.transformer.width_share
+        return logits_BSV if self.code_bias is None else logits_BSV + self.code_bias[...][level_B][:, None]
 
     def text_logits(self, x: Float[Array, "*p D"], ids: Int[Array, "n"]) -> Float[Array, "*p n"]:
         """Logits of some text ids, float32."""
@@ -213,8 +229,8 @@ class TokenLM(nnx.Module):
           batch: `text` [B, S] ids read and `targets` [B, S, K] codes predicted, int with -1 for none; what the model
             reads besides: `reads` [B, S, K] codes with -1 for none, `inputs` [B, S, E], `levels` [B, S] and `cond`
             [B, U] as in `embed` and `condition`; and optionally `text_targets` [B, S] text ids predicted, -1 none (in
-            the window form only the end), `valid` [B, S] bool, `positions` [B, S], and `level` [], which says that all
-            targets are of that level, so that no other head is computed.
+            the window form only the end), `valid` [B, S] bool, `positions` [B, S], and `level` [B], which says that
+            all targets of a row are of that level, so that no other head is computed for it.
           visibility: who sees whom.
           key: of dropout; None for none.
         Returns:
@@ -231,15 +247,14 @@ class TokenLM(nnx.Module):
         elif self.config.head == "shared":
             sums = self._shared(x_BSD, targets_BSK, ends_BS)
         elif "level" in batch:
-            level = batch["level"]
-            one = jax.checkpoint(self._window)(
-                x_BSD, level, jax.lax.dynamic_index_in_dim(targets_BSK, level, 2, keepdims=False), ends_BS
-            )
-            sums = jax.tree.map(lambda value: jnp.zeros(self.config.levels).at[level].set(value), one)
+            level_B = batch["level"]
+            targets_BS = jnp.take_along_axis(targets_BSK, level_B[:, None, None], axis=2)[..., 0]
+            per_B = jax.checkpoint(self._window)(x_BSD, level_B, targets_BS, ends_BS)
+            sums = jax.tree.map(lambda value_B: jnp.zeros(self.config.levels).at[level_B].add(value_B), per_B)
         else:
 
             def each(_, inputs):
-                return None, self._window(x_BSD, *inputs, ends_BS)
+                return None, jax.tree.map(jnp.sum, self._window(x_BSD, *inputs, ends_BS))
 
             levels_K = jnp.arange(self.config.levels)
             _, sums = jax.lax.scan(jax.checkpoint(each), None, (levels_K, jnp.moveaxis(targets_BSK, -1, 0)))
@@ -259,20 +274,24 @@ class TokenLM(nnx.Module):
         return logits * self.config.transformer.width_share
 
     def _window(self, x_BSD, level, targets_BS, ends_BS):
-        """Sums over one level's targets: cross-entropy, squared log-normaliser, hits, count."""
-        logits_BSV = self.level_logits(x_BSD, level)
+        """Of each row, sums over its targets of one level: cross-entropy, squared log-normaliser, hits, count.
+
+        `level` is [] or [B].
+        """
+        of = self.row_logits if jnp.ndim(level) else self.level_logits
+        logits_BSV, first_B1 = of(x_BSD, level), jnp.reshape(level == 0, (-1, 1))
         normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
         picked_BS, best_BS = _pick(logits_BSV, targets_BS), jnp.argmax(logits_BSV, axis=-1)
         hit_BS, counted_BS = best_BS == targets_BS, targets_BS >= 0
         if self.config.end is not None:
             end_BS = self.text_logits(x_BSD, jnp.array([self.config.end]))[..., 0]
-            is_end_BS, beats_BS = (level == 0) & (ends_BS >= 0), end_BS > logits_BSV.max(axis=-1)
-            normaliser_BS = jnp.where(level == 0, jnp.logaddexp(normaliser_BS, end_BS), normaliser_BS)
+            is_end_BS, beats_BS = first_B1 & (ends_BS >= 0), end_BS > logits_BSV.max(axis=-1)
+            normaliser_BS = jnp.where(first_B1, jnp.logaddexp(normaliser_BS, end_BS), normaliser_BS)
             picked_BS = jnp.where(is_end_BS, end_BS, picked_BS)
-            hit_BS = jnp.where(is_end_BS, beats_BS, hit_BS & ~((level == 0) & beats_BS))
+            hit_BS = jnp.where(is_end_BS, beats_BS, hit_BS & ~(first_B1 & beats_BS))
             counted_BS = counted_BS | is_end_BS
         per_BS = (normaliser_BS - picked_BS, jnp.square(normaliser_BS), hit_BS)
-        return *(jnp.where(counted_BS, value, 0).sum() for value in per_BS), counted_BS.sum().astype(jnp.float32)
+        return *(jnp.where(counted_BS, v, 0).sum(1) for v in per_BS), counted_BS.sum(1).astype(jnp.float32)
 
     def _shared(self, x_BSD, targets_BSK, ends_BS):
         """Sums for each level, in one pass: a position has one target at most."""

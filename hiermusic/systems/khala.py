@@ -104,6 +104,7 @@ def token_lm_config(model: ConfigDict) -> TokenLMConfig:
         end=None if "given" in model else ids.eos,
         transformer=trunk,
         head=model.head,
+        code_bias=model.codec_tables,
         z_loss=model.z_loss,
     )
 
@@ -153,8 +154,21 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         work=partial(_work, config),
         length=config.model.length,
         trunk=token_lm_config(config.model).transformer,
-        prepare=lambda module: parts.start_from(config.init_from, module.model),
+        prepare=lambda module: _start(config, module.model),
     )
+
+
+def _start(config: ConfigDict, model: TokenLM) -> None:
+    """What a fresh token model begins with, in place: the codec's codes, then the weights of another run."""
+    if config.model.codec_tables:
+        parts.start_from_codec(workdirs.load_codec(*_codec_of(config.data.path)), model, config.train.seed)
+    parts.start_from(config.init_from, model)
+
+
+def _codec_of(tokens: str) -> tuple[str, int]:
+    """Workdir and checkpoint of the codec that made these token records."""
+    codec, _, step = read_info(tokens, "tokens")["codec"].rpartition("@")
+    return codec, int(step)
 
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
@@ -214,14 +228,14 @@ def generate(
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
     step, spread = None, make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
-        codec, _, step = read_info(workdirs.read(backbone, "backbone").data.path, "tokens")["codec"].rpartition("@")
+        codec, step = _codec_of(workdirs.read(backbone, "backbone").data.path)
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
     sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | dict(options)}
     if superres:
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        coder, known_TK = workdirs.load_codec(codec, step and int(step)), None
+        coder, known_TK = workdirs.load_codec(codec, step), None
         for run in (backbone, superres):
             _check_fits(run, coder)
         if audio:
@@ -235,7 +249,7 @@ def generate(
 
     if said := next((request for request in requests if request.like), None):
         raise UserError(f"{said.name}: Khala takes words, not a clip: leave --like={said.like} out")
-    return songs.produce(requests, out, make, runs, sampling, audio, backbone_too, {"codec": step and int(step)})
+    return songs.produce(requests, out, make, runs, sampling, audio, backbone_too, {"codec": step})
 
 
 def _check_fits(run: str | None, coder: Codec) -> None:
@@ -420,9 +434,9 @@ def cross_entropy(
             if config.stage == "backbone":
                 add(rows.backbone(example, rng), Visibility.causal())
                 continue
-            add(rows.alignment(example, rng), Visibility.causal(), level=np.int32(0))
+            add(rows.alignment(example, rng), Visibility.causal(), level=np.zeros(1, np.int32))
             for level in range(1, config.model.levels):
-                add(rows.refinement(example, rng, level), Visibility.full(), level=np.int32(level))
+                add(rows.refinement(example, rng, level), Visibility.full(), level=np.full(1, level, np.int32))
         return {"sums": sums_K, "counts": counts_KV}
 
     measured = each("tokens", min(len(valid), tracks), measure)

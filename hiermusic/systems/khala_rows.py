@@ -138,7 +138,7 @@ def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeD
     batch = {name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype) for name, value in row.items()}
     if config.stage == "backbone":
         return [(Visibility.causal(), batch)]
-    batch["level"] = jax.ShapeDtypeStruct((), np.int32)
+    batch["level"] = jax.ShapeDtypeStruct((size,), np.int32)
     share = config.train.task0_share
     return [(Visibility.causal(), batch)] * (share > 0) + [(Visibility.full(), batch)] * (share < 1)
 
@@ -155,30 +155,35 @@ def backbone_batches(config: ConfigDict, split: str, rows: Sequence[int]):
 
 
 def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
-    """These rows of batch i of the super-resolution mixture, one task and one layer a batch.
+    """These rows of batch i of the super-resolution mixture: one task a batch, and within Task 1 one layer a row.
 
-    In training both are drawn from (seed, i); held-out batches take turns from coarse layers to fine ones.
+    In training the task is drawn from (seed, i), and so is an offset from which the batch's rows take layers at even
+    steps of their distribution: each row's layer is drawn from it, and no batch leaves a part of the hierarchy out.
+    Held-out batches take turns from coarse layers to fine ones, all rows alike.
     """
-    make = make_rows(config)
-    weight_K = layer_weights(config.model.levels, config.train.layer_distribution)
+    make, size = make_rows(config), config.train.batch_size
+    reach_K = np.cumsum(layer_weights(config.model.levels, config.train.layer_distribution))
     probes = [level for level in PROBED_LAYERS if level < config.model.levels]
     batches = _batches(config, split, rows)
     if split != "train":
         batches = batches.repeat(len(probes))
 
-    def draw(index: int) -> int:
+    def draw(index: int) -> list[int]:
         if split != "train":
-            return probes[index % len(probes)]
+            return [probes[index % len(probes)]] * len(rows)
         rng = np.random.default_rng((config.train.seed, index))
-        return 0 if rng.random() < config.train.task0_share else int(rng.choice(len(weight_K), p=weight_K))
+        if rng.random() < config.train.task0_share:
+            return [0] * len(rows)
+        places = (rng.random() + np.asarray(rows) / size) % 1.0
+        return np.searchsorted(reach_K, places * reach_K[-1], side="right").tolist()
 
     def build(index: int, examples: Sequence[dict]):
-        level = draw(index)
-        pairs = list(zip(examples, pipeline.row_generators(config.train.seed, index, rows), strict=True))
-        if level == 0:
-            visibility, rows_B = Visibility.causal(), [make.alignment(*pair) for pair in pairs]
+        levels = draw(index)
+        drawn = zip(examples, pipeline.row_generators(config.train.seed, index, rows), levels, strict=True)
+        if levels[0] == 0:
+            visibility, rows_B = Visibility.causal(), [make.alignment(example, rng) for example, rng, _ in drawn]
         else:
-            visibility, rows_B = Visibility.full(), [make.refinement(*pair, level) for pair in pairs]
-        return visibility, sequence.stack(rows_B) | {"level": np.int32(level)}
+            visibility, rows_B = Visibility.full(), [make.refinement(*one) for one in drawn]
+        return visibility, sequence.stack(rows_B) | {"level": np.array(levels, np.int32)}
 
     return batches.map_with_index(build)

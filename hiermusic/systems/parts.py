@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -114,8 +115,8 @@ def codec_stage(
 def start_from(source: str, model: nnx.Module) -> None:
     """Copies the weights of a run into a model, in place; nothing where `source` is empty.
 
-    The run may know fewer levels than the model: rows of `code_embed` and `code_head` for the levels it does not know
-    stay as they were drawn.
+    The run may know fewer levels than the model: rows of `code_embed`, `code_head` and `code_bias` for the levels it does
+    not know stay as they were.
 
     Raises:
       UserError: a run of another model.
@@ -131,12 +132,45 @@ def start_from(source: str, model: nnx.Module) -> None:
         if isinstance(found, dict):
             raise UserError(f"{source} has no weight {'.'.join(map(str, path))}: it is of another model")
         value = variable[...]
-        rows = len(found) if path[-1] in ("code_embed", "code_head") else len(value) if value.ndim else None
+        rows = len(found) if path[-1] in ("code_embed", "code_head", "code_bias") else len(value) if value.ndim else None
         if found.shape[1:] != value.shape[1:] or (value.ndim and (len(found) != rows or rows > len(value))):
             name = ".".join(map(str, path))
             raise UserError(f"{source}: {name} is {found.shape}, this model's is {value.shape}")
         variable[...] = value.at[:rows].set(found) if value.ndim else jnp.asarray(found)
     nnx.update(model, target)
+
+
+def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
+    """Lets a token model begin with what its codec knows, in place: what each code stands for, and how often it is used.
+
+    Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is learned
+    of one level serves the others, since all lie in the codec's one space of latent frames; heads begin at the codes'
+    frequencies. Deep layers, each of which a short run sees a few times, would otherwise not get as far.
+
+    Args:
+      codec: with a residual quantiser of at least as many levels as the model's.
+      model: a `TokenLM` with `code_bias`.
+      seed: of the rotation from latent frames to the model's width.
+    """
+    levels, codes, width = model.code_embed.shape
+    books_KVD = np.asarray(codec.quantiser.codebooks[...][:levels], np.float64)
+    counts_KV = np.asarray(codec.quantiser.ema_counts[...][:levels], np.float64)
+    share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)
+    books_KVD = books_KVD - (share_KV[..., None] * books_KVD).sum(1, keepdims=True)
+    size = max(width, books_KVD.shape[-1])
+    turn_DD = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+    tables_KVD = books_KVD @ turn_DD[: books_KVD.shape[-1], :width]
+    spread_K11 = np.sqrt(np.mean(np.square(tables_KVD), axis=(1, 2), keepdims=True)) + 1e-9
+    drawn = float(jnp.std(model.code_head[...]))
+    tables = {
+        "code_head": drawn * tables_KVD / spread_K11,
+        # finer levels say less, but not as much less as their size
+        "code_embed": drawn * tables_KVD / np.sqrt(spread_K11 * spread_K11[0]),
+        "code_bias": np.log(share_KV) - np.log(share_KV).mean(1, keepdims=True),
+    }
+    for name, table in tables.items():
+        variable = getattr(model, name)
+        variable[...] = variable[...].at[:].set(table.astype(np.float32))
 
 
 def counts(module: nnx.Module) -> Counter[str]:

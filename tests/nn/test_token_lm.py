@@ -109,9 +109,27 @@ def test_a_traced_level_equals_the_scan_over_levels():
     for level in range(3):
         one = batch | {"targets": np.where(np.arange(3) == level, batch["targets"], -1)}
         whole, metrics = loss(CONFIG, one)
-        window, traced = loss(CONFIG, one | {"level": jnp.int32(level)})
+        window, traced = loss(CONFIG, one | {"level": np.full(B, level, np.int32)})
         np.testing.assert_allclose(whole, window, rtol=1e-6)
         np.testing.assert_allclose(metrics["ce_K"], traced["ce_K"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("code_bias", [False, True])
+def test_each_row_has_a_level_of_its_own(code_bias):
+    """Rows of two levels in one batch cost what the scan over all levels says that they cost."""
+    config = dataclasses.replace(CONFIG, code_bias=code_bias)
+    model = build(config)
+    if code_bias:
+        model.code_bias[...] = jnp.asarray(np.random.default_rng(1).normal(size=model.code_bias.shape), jnp.float32)
+    level_B = np.arange(B, dtype=np.int32) % 2 + 1
+    batch = draw() | {"text_targets": np.full((B, S), -1)}
+    batch["targets"] = np.where(np.arange(3) == level_B[:, None, None], batch["targets"], -1)
+    run = jax.jit(functools.partial(TokenLM.loss, visibility=Visibility.full()))
+    (whole, metrics), (window, by_row) = run(model, batch), run(model, batch | {"level": level_B})
+    np.testing.assert_allclose(whole, window, rtol=1e-6)
+    for name in ("ce_K", "count_K"):
+        np.testing.assert_allclose(metrics[name], by_row[name], rtol=1e-5)
+    assert (np.asarray(metrics["count_K"])[1:] > 0).all()
 
 
 def test_blocks_of_the_full_softmax_change_nothing(monkeypatch):
@@ -130,7 +148,7 @@ def test_nothing_to_predict_is_no_loss():
 
 
 def test_unpredicted_levels_get_no_head_gradient():
-    batch = draw() | {"level": jnp.int32(1)}
+    batch = draw() | {"level": np.full(B, 1, np.int32)}
     grads = jax.jit(jax.grad(lambda model: model.loss(batch, visibility=Visibility.full())[0]))(build(CONFIG))
     moved = np.abs(np.asarray(grads.code_head[...])).max((1, 2)) > 0
     assert moved.tolist() == [False, True, False]

@@ -105,15 +105,29 @@ def test_the_mixture_has_the_share_asked_for(khala):
     drawn = [batches[step] for step in range(200)]
     causal = [visibility == Visibility.causal() for visibility, _ in drawn]
     assert 0.15 < np.mean(causal) < 0.35
-    levels = {int(batch["level"]) for (_, batch), is_causal in zip(drawn, causal, strict=True) if not is_causal}
-    assert levels == set(range(1, 6))
+    refined = [batch["level"] for (_, batch), is_causal in zip(drawn, causal, strict=True) if not is_causal]
+    size = settings.train.batch_size
+    assert all(len(set(level_B)) == min(size, 5) for level_B in refined), "a batch leaves out no part of the hierarchy"
+    counts = np.bincount(np.concatenate(refined), minlength=6)
+    assert counts[0] == 0 and np.allclose(counts[1:] / counts.sum(), 1 / 5, atol=0.02)
     ids = rows.tokenizer(settings.model).vocabulary
     for (_, batch), is_causal in zip(drawn[:20], causal, strict=False):
-        level = int(batch["level"])
-        assert is_causal == (level == 0)
-        assert (batch["text"] == ids.task_marker(level)).sum() == len(batch["text"])
-        assert (np.delete(batch["targets"], level, axis=2) == -1).all()
-        assert (batch["reads"][..., max(level, 1) :] == -1).all()
+        for row, level in enumerate(batch["level"].tolist()):
+            assert is_causal == (level == 0)
+            assert (batch["text"][row] == ids.task_marker(level)).sum() == 1
+            assert (np.delete(batch["targets"][row], level, axis=1) == -1).all()
+            assert (batch["targets"][row, :, level] >= 0).any()
+            assert (batch["reads"][row, :, max(level, 1) :] == -1).all()
+
+
+def test_rows_do_not_depend_on_who_makes_the_others(khala):
+    settings = trained(khala, "superres")
+    whole = rows.superres_batches(settings, "train", range(settings.train.batch_size))
+    alone = rows.superres_batches(settings, "train", [1])
+    for step in range(8):
+        (task, batch), (same, one) = whole[step], alone[step]
+        assert task == same
+        assert all(np.array_equal(batch[name][1:2], one[name]) for name in one)
 
 
 def test_layer_distributions():
