@@ -8,6 +8,7 @@ one file a finished shard: what an interrupted run continues from).
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from jaxtyping import Float32, Int16
 from tqdm import tqdm
 
 from hiermusic.audio import files
+from hiermusic.data import splits
 from hiermusic.data.sources import Track
 from hiermusic.errors import UserError, disk_errors, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
@@ -38,17 +40,19 @@ Codes = np.ndarray | tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a record directory holds, and which inputs did not make it, each with its reason."""
+    """What a record directory holds, how audio was divided (`splits.divide`), and which inputs were skipped and why."""
 
     path: Path
     tracks: int
     seconds: float
     splits: Mapping[str, int]
     skipped: tuple[tuple[str, str], ...]
+    division: Mapping | None = None
 
     def __str__(self) -> str:
-        splits = ", ".join(f"{count} {name}" for name, count in self.splits.items())
-        lines = [f"{self.path}: {self.tracks} tracks ({splits}), {self.seconds / 60:.1f} minutes"]
+        counts = ", ".join(f"{count} {name}" for name, count in self.splits.items())
+        lines = [f"{self.path}: {self.tracks} tracks ({counts}), {self.seconds / 60:.1f} minutes"]
+        lines += splits.describe(self.division) if self.division else []
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)}:")
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped])
@@ -101,7 +105,7 @@ def write_audio(
       out: the directory.
       sample_rate: Hz of the records; channels: 1 or 2.
       segment_seconds: length of a record; a track's last one is shorter.
-      valid_fraction: share of the tracks without a split of their own that become `valid` (at least one of two).
+      valid_fraction: share that becomes `valid` where the tracks name none (see `splits.divide`).
       shards: files; None for one every 16 tracks.
       fingerprint: names what is written (None: the tracks' ids); a directory begun with another one is refused.
       worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
@@ -131,10 +135,13 @@ def write_audio(
         except UserError as problem:
             return {"id": track.id, "skipped": str(problem)}
         pcm_LC = to_pcm(wav_LC)
+        digest = hashlib.sha256()
         for start in range(0, len(pcm_LC), segment):
-            writers[0].write(pcm_LC[start : start + segment].tobytes())
-        seconds = round(len(pcm_LC) / sample_rate, 6)
-        return {"id": track.id, "split": track.split, "samples": len(pcm_LC), "seconds": seconds, "meta": meta}
+            record = pcm_LC[start : start + segment].tobytes()
+            digest.update(record)
+            writers[0].write(record)
+        entry = {"id": track.id, "split": track.split, "samples": len(pcm_LC), "sha256": digest.hexdigest()}
+        return {**entry, "seconds": round(len(pcm_LC) / sample_rate, 6), "meta": meta}
 
     entries = _write_shards(out, plan, ("audio",), AUDIO_OPTIONS, write, worker, progress and "reading audio")
     if entries is not None:
@@ -145,8 +152,8 @@ def write_audio(
                 part.unlink(missing_ok=True)  # the worker that ends with this one does the same
             reason = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise UserError(f"no readable audio among {len(tracks)} inputs{reason}")
-        _assign_splits(kept, valid_fraction)
-        _finish(out, plan, kept, skipped)
+        division = splits.divide(kept, valid_fraction)
+        _finish(out, {**plan, "division": division}, kept, skipped)
     return read_summary(out)
 
 
@@ -157,7 +164,7 @@ def read_summary(out: str | os.PathLike) -> Summary | None:
         return None
     info = read_json(out / "info.json")
     skipped = tuple((name, reason) for name, reason in info["skipped"])
-    return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped)
+    return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped, info.get("division"))
 
 
 def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray, dict]:
@@ -173,22 +180,11 @@ def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray
     return wav_LC, meta
 
 
-def _assign_splits(entries: list[dict], valid_fraction: float) -> None:
-    """Gives the tracks without a split one: ranked by a hash of the id, the first `valid_fraction` are `valid`."""
-    free = [entry for entry in entries if entry["split"] is None]
-    free.sort(key=lambda entry: hashlib.sha256(entry["id"].encode()).digest())
-    wanted = round(valid_fraction * len(free))
-    if valid_fraction > 0 and len(free) >= 2 and all(entry["split"] != "valid" for entry in entries):
-        wanted = max(1, wanted)
-    for rank, entry in enumerate(free):
-        entry["split"] = "valid" if rank < wanted else "train"
-
-
 class AudioSource:
     """Random access to the audio records of a directory; picklable.
 
     Attributes: `info`, `sample_rate`, `channels`, `segment_samples`, `tracks` (one dict a track: id, split, samples,
-    seconds, meta), `train` and `valid` (indices into `tracks`).
+    sha256, seconds, meta; not those that were left out), `train` and `valid` (indices into `tracks`).
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -197,10 +193,13 @@ class AudioSource:
         self.sample_rate: int = self.info["sample_rate"]
         self.channels: int = self.info["channels"]
         self.segment_samples = round(self.info["segment_seconds"] * self.sample_rate)
-        self.tracks = _read_lines(self.path / "tracks.jsonl")
         self._records = _open_stream(self.path, "audio", self.info["shards"])
-        counts = [-(-track["samples"] // self.segment_samples) for track in self.tracks]
-        self._first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        written = _read_lines(self.path / "tracks.jsonl")
+        counts = [-(-track["samples"] // self.segment_samples) for track in written]
+        ends = np.cumsum(counts).tolist()
+        kept = [index for index, track in enumerate(written) if track["split"]]
+        self.tracks = [written[index] for index in kept]
+        self._places = [range(ends[index] - counts[index], ends[index]) for index in kept]
 
     def __len__(self) -> int:
         return len(self.tracks)
@@ -219,7 +218,7 @@ class AudioSource:
 
     def segments(self, split: str) -> np.ndarray:
         """The segments of a split as rows (record, first record of its track)."""
-        rows = [(j, self._first[i]) for i in self.indices(split) for j in range(self._first[i], self._first[i + 1])]
+        rows = [(record, self._places[i].start) for i in self.indices(split) for record in self._places[i]]
         return np.asarray(rows, np.int64).reshape(-1, 2)
 
     def segment(self, index: int) -> Int16[np.ndarray, "L C"]:
@@ -228,7 +227,7 @@ class AudioSource:
 
     def track(self, index: int) -> Float32[np.ndarray, "L C"]:
         """A whole track as a waveform."""
-        return from_pcm(np.concatenate([self.segment(j) for j in range(self._first[index], self._first[index + 1])]))
+        return from_pcm(np.concatenate([self.segment(record) for record in self._places[index]]))
 
 
 @dataclass(frozen=True)
@@ -486,12 +485,12 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
 def _finish(out: Path, plan: Mapping, entries: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> None:
     """Writes tracks.jsonl, then info.json, whose presence says that the directory is complete."""
     write_atomically(out / "tracks.jsonl", _lines(entries))
-    splits = [entry["split"] for entry in entries]
+    used = [entry for entry in entries if entry["split"]]
     info = {
         **plan,
-        "tracks": len(entries),
-        "seconds": round(sum(entry["seconds"] for entry in entries), 3),
-        "splits": {name: splits.count(name) for name in sorted(set(splits))},
+        "tracks": len(used),
+        "seconds": round(sum(entry["seconds"] for entry in used), 3),
+        "splits": dict(sorted(Counter(entry["split"] for entry in used).items())),
         "skipped": skipped,
     }
     if plan["kind"] == "tokens":

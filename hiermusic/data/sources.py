@@ -18,12 +18,12 @@ import numpy as np
 import soundfile
 
 from hiermusic.audio import files
+from hiermusic.data import splits
 from hiermusic.errors import UserError
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
 SUFFIXES = {*files.EXTENSIONS, ".aifc", ".oga", ".opus", ".m4a", ".aac", ".wma"}
 TEXT_FIELDS = ("lyrics", "tags", "description", "genre", "language")
-SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 
 Meta = dict[str, Any]
 
@@ -85,7 +85,9 @@ def open_source(path: str, kind: str = "auto") -> Source:
 def folder(path: str | os.PathLike) -> Source:
     """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json).
 
-    Stems are no tracks of their own: stems/song.vocals.wav is passed over where song.wav lies beside stems/.
+    What lies in a subfolder named after a split (train/, Validation/, test/: `splits.NAMES`) is of that split, whatever
+    its sidecar says. Stems are no tracks of their own: stems/song.vocals.wav is passed over where song.wav lies beside
+    stems/.
     """
     root = Path(path)
     found = [
@@ -96,7 +98,11 @@ def folder(path: str | os.PathLike) -> Source:
     ]
     mixes = {file.with_suffix("") for file in found}
     found = [file for file in found if file.parent.name != "stems" or _mix(file) not in mixes]
-    rows = [(file.relative_to(root).as_posix(), file, {}) for file in found]
+    rows = []
+    for file in found:
+        *above, _ = file.relative_to(root).parts
+        split = splits.named(above[0]) if above else None
+        rows.append((file.relative_to(root).as_posix(), file, {"split": split} if split else {}))
     if not rows:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
     return _file_source(root.resolve().name, sorted(rows, key=lambda row: row[0]))
@@ -151,9 +157,9 @@ def fields(row: Mapping[str, Any]) -> Meta:
     if "instrumental" in row:
         meta["instrumental"] = _truth(row["instrumental"])
     if "split" in row:
-        split = SPLITS.get(str(row["split"]).strip().lower())
+        split = splits.named(row["split"])
         if split is None:
-            raise UserError(f"split {row['split']!r} is none of {', '.join(SPLITS)}")
+            raise UserError(f"split {row['split']!r} is none of {', '.join(splits.NAMES)}: give one, or leave it empty")
         meta["split"] = split
     return meta
 
@@ -351,11 +357,12 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
     rate = rate or rates.get(key) or (builder.info.metadata or {}).get("sample_rate")
     if not rate:
         raise UserError(f"{path} does not say its sample rate: add sample_rate=HZ after ?")
-    ours = {part: None if split else SPLITS.get(part) for part in parts}
-    if "valid" not in ours.values():  # nothing held out: let the records choose
-        ours = {part: "test" if name == "test" else None for part, name in ours.items()}
     tracks = [
-        Track(f"{part}/{index:07d}", partial(_TfdsLoader(rows, key, int(rate)), index), ours[part])
+        Track(
+            f"{part}/{index:07d}",
+            partial(_TfdsLoader(rows, key, int(rate)), index),
+            None if split else splits.named(part),  # a part that was asked for alone is the whole: it is divided
+        )
         for part, rows in parts.items()
         for index in range(len(rows))
     ]

@@ -23,7 +23,7 @@ def _define_data(values: Values) -> None:
     string(values, "out", "folder for the records")
     integer(values, "sample_rate", "samples a second of the records", 44100, lower=1)
     integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
-    number(values, "valid_fraction", "share of tracks held out", 0.1, lower=0.0, upper=1.0)
+    number(values, "valid_fraction", "share of tracks held out where no split is given", 0.1, lower=0.0, upper=1.0)
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     number(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1)
     boolean(values, "json", "print one JSON object")
@@ -68,6 +68,8 @@ def _tell(values: Values) -> None:
 
 def _facts(summary) -> dict:
     facts = {"out": str(summary.path), "tracks": summary.tracks, "seconds": summary.seconds, **summary.splits}
+    if summary.division:
+        facts["division"] = dict(summary.division)
     return facts | {"skipped": [list(entry) for entry in summary.skipped]}
 
 

@@ -78,6 +78,28 @@ def test_exported_songs_come_back_as_they_were_and_without_their_stems(tmp_path)
     assert [line[2] for line in meta.get("lines", [])] == [line.text for line in song.lines]
 
 
+def test_subfolders_named_after_splits(tmp_path):
+    wanted = {
+        "Train/album/a.wav": "train",
+        "training/a.wav": "train",
+        "VAL/a.wav": "valid",
+        "validation/a.wav": "valid",
+        "dev/a.wav": "valid",
+        "Test/a.wav": "test",
+        "album/test/a.wav": None,  # a song's or an album's name
+        "train.wav": None,
+        "eval/a.wav": None,
+        "testimony/a.wav": None,
+    }
+    for name in wanted:
+        write(tmp_path / name)
+    (tmp_path / "Test/a.json").write_text('{"split": "train", "tags": "slow"}')
+    source = open_source(str(tmp_path))
+    assert {track.id: track.split for track in source.tracks} == wanted
+    assert by_id(source)["Test/a.wav"].load()[2] == {"tags": "slow"}
+    assert {track.split for track in open_source(str(tmp_path / "Train")).tracks} == {None}
+
+
 def test_broken_sidecar_is_told_by_the_track(tmp_path):
     write(tmp_path / "a.wav")
     (tmp_path / "a.json").write_text("{tags: ")
@@ -124,7 +146,11 @@ def test_manifest(tmp_path, kind):
     [
         ("a.csv", "file,style\nx.wav,folk\n", "no column named path"),
         ("a.csv", "path\n", "lists no files"),
-        ("a.csv", "path,split\nx.wav,holiday\n", "line 2.*holiday"),
+        (
+            "a.csv",
+            "path,split\nx.wav,holiday\n",
+            "line 2: split 'holiday' is none of train, .*: give one, or leave it empty",
+        ),
         ("a.csv", "path\nx.wav\nx.wav\n", "twice, in lines 2 and 3"),
         ("a.jsonl", '{"path": "x.wav"}\n{"path" "y"}\n', "line 2 is not JSON"),
         ("a.jsonl", '["x.wav"]\n', "line 1 is not a JSON object"),

@@ -118,7 +118,7 @@ def test_audio_features_are_read_without_tensorflow(tmp_path):
     }
     place.write_text(json.dumps(written))
     source = open_source(f"tfds:{tmp_path / 'spoken'}")
-    assert [track.split for track in source.tracks] == [None] * 4 + ["test"] * 2
+    assert [track.split for track in source.tracks] == ["train"] * 4 + ["test"] * 2
     wavs = {track.load()[0].tobytes() for track in source.tracks[:4]}
     assert wavs == {sound(index)[:, :1].tobytes() for index in range(4)}
     assert source.tracks[0].load()[1] == 16000

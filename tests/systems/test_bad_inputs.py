@@ -136,6 +136,14 @@ def test_a_corpus_without_music(capsys, tmp_path):
     assert not (out / "info.json").exists()
 
 
+def test_a_split_of_an_unknown_name(capsys, tmp_path):
+    sound(tmp_path / "a.wav", "good")
+    (tmp_path / "list.csv").write_text("path,split\na.wav,holiday\n")
+    line = fails(capsys, "data", f"--source={tmp_path / 'list.csv'}", f"--out={tmp_path / 'records'}")
+    assert f"{tmp_path / 'list.csv'} line 2: split 'holiday' is none of train, training, valid, " in line
+    assert not (tmp_path / "records").exists()
+
+
 # MARK: prompts
 
 

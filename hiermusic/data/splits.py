@@ -1,0 +1,97 @@
+"""Which tracks are trained on and which are held out: as the source says, else by a hash; copies on one side.
+
+Everything here is a function of the tracks alone, so that whichever process of a run ends last divides them alike.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+# What data sets call their parts; not "eval", which some of them validate with and some test.
+NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+TOLD = 3  # copies named in a summary
+
+
+def named(name: object) -> str | None:
+    """The split (train, valid or test) that a folder, column or data set means by a name; None for other names."""
+    return NAMES.get(str(name).strip().lower())
+
+
+def divide(entries: Sequence[dict], valid_fraction: float) -> dict:
+    """Gives every track its split, in place, and returns what was done, as JSON values.
+
+    Splits that the source gives stand. Without a valid one, recordings are drawn for it, ranked by a hash of the id:
+    of the tracks without a split, where there are not two of them also of `train`. The rest is trained on. Exact copies
+    lie on one side: of a recording that is held out by the source, the copies outside that split are left out (split
+    None), so that the held-out set stays as it was given and training never hears it; other copies go together.
+
+    Args:
+      entries: dicts with `id`, `split` (None where the source says nothing) and `sha256` of the samples.
+      valid_fraction: share of the recordings that is drawn, copies counted once (at least one of two).
+    Returns:
+      `given` (tracks a split that the source names), `unsplit` (tracks without), `drawn` (tracks made valid), `copies`
+      ([copy, the track it equals], both kept) and `left_out` ([copy, the held-out track it equals]).
+    """
+    told: dict = {"given": dict(sorted(Counter(entry["split"] for entry in entries if entry["split"]).items()))}
+    told |= {"unsplit": sum(entry["split"] is None for entry in entries), "drawn": 0, "copies": [], "left_out": []}
+    recordings = defaultdict(list)
+    for entry in entries:
+        recordings[entry["sha256"]].append(entry)
+    valid_given, unsplit, train = False, [], []
+    for copies in recordings.values():
+        splits = {entry["split"] for entry in copies}
+        split = next((name for name in ("test", "valid", "train") if name in splits), None)
+        kept = [entry for entry in copies if entry["split"] == split]
+        if split in ("test", "valid"):
+            valid_given |= split == "valid"
+            for entry in copies:
+                if entry["split"] != split:
+                    entry["split"] = None
+                    told["left_out"].append([entry["id"], kept[0]["id"]])
+        else:
+            (train if split else unsplit).append(copies)
+            kept = copies
+            for entry in copies:
+                entry["split"] = "train"
+        told["copies"] += [[entry["id"], kept[0]["id"]] for entry in kept[1:]]
+    if not valid_given:
+        for copies in _drawn(unsplit if len(unsplit) > 1 else unsplit + train, valid_fraction):
+            told["drawn"] += len(copies)
+            for entry in copies:
+                entry["split"] = "valid"
+    return told
+
+
+def _drawn(recordings: list[list[dict]], fraction: float) -> list[list[dict]]:
+    """Those held out: first such as are there once, so that a held-out measure does not count one song many times."""
+    wanted = round(fraction * len(recordings))
+    if fraction > 0 and len(recordings) > 1:
+        wanted = max(1, wanted)
+
+    def rank(copies: list[dict]) -> tuple[int, bytes]:
+        return len(copies), hashlib.sha256(min(entry["id"] for entry in copies).encode()).digest()
+
+    return sorted(recordings, key=rank)[:wanted]
+
+
+def describe(told: Mapping) -> list[str]:
+    """What `divide` did, in lines for people; none where there were neither given splits nor copies."""
+    lines = []
+    if told["given"]:
+        line = "splits given: " + ", ".join(f"{count} {name}" for name, count in told["given"].items())
+        if told["unsplit"]:
+            line += f"; tracks without one: {told['unsplit']}"
+        lines.append(line + (f"; drawn for valid, which is not given: {told['drawn']}" if told["drawn"] else ""))
+    for key, words in (
+        ("copies", "exact copies of another track, kept on its side"),
+        ("left_out", "exact copies of a held-out track, left out"),
+    ):
+        if told[key]:
+            pairs = [f"{copy} = {original}" for copy, original in told[key][:TOLD]]
+            more = f" and {len(told[key]) - TOLD} more" if len(told[key]) > TOLD else ""
+            lines.append(f"{words}: {len(told[key])} ({', '.join(pairs)}{more})")
+    return lines
