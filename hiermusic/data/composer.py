@@ -1,10 +1,12 @@
 """Composes short songs: style, key, chords, parts, melody and words, as notes in time. No sound is made here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hiermusic.data.lyrics import Word, syllable_count, write_line
+from hiermusic.errors import UserError
 
 BEATS = 4  # per bar
 _STEPS = 16  # per bar, and per line of verse
@@ -124,23 +126,29 @@ class Score:
     lines: list[Line] = field(default_factory=list)
 
 
-def compose(rng: np.random.Generator, seconds: float) -> Score:
+def compose(rng: np.random.Generator, seconds: float, genres: Sequence[str] = ()) -> Score:
     """Composes a song of a given length.
 
     Args:
       rng: the source of every choice.
       seconds: length, at least 1.
+      genres: to choose from; all when empty.
 
     Returns:
-      The score. More often than not the tempo is such that the song closes on the tonic after its last bar.
+      The score. More often than not the tempo, a whole number of beats a minute, is such that the song closes on the
+      tonic after its last bar.
+    Raises:
+      UserError: an unknown genre.
     """
-    style = STYLES[rng.integers(len(STYLES))]
+    check_genres(genres)
+    choice = [style for style in STYLES if not genres or style.genre in genres]
+    style = choice[rng.integers(len(choice))]
     low, high = style.tempo
     wanted = rng.uniform(low, high)
     bars = max(1, round((wanted * seconds / 60 - 1) / BEATS))
     if rng.random() < 0.6:  # ends on a bar; otherwise the song is cut, and a length does not give the tempo away
         wanted = np.clip((bars * BEATS + 1) * 60 / seconds, low, high)
-    tempo = float(wanted)
+    tempo = float(np.floor(wanted))  # down, or the last bar would not end in time
     bars = max(1, int(np.ceil((seconds * tempo / 60 - 1.001) / BEATS)))
     mode = "minor" if rng.random() < (0.3 if style.genre in ("pop", "folk", "dance") else 0.55) else "major"
     voice = ("none", "female", "male")[rng.choice(3, p=(0.2, 0.4, 0.4))]
@@ -154,6 +162,14 @@ def compose(rng: np.random.Generator, seconds: float) -> Score:
     score.parts = {role: [] for role in instruments}
     _Composer(rng, score, bars).run()
     return score
+
+
+def check_genres(genres: Sequence[str]) -> None:
+    """UserError where one of these is no style."""
+    known = [style.genre for style in STYLES]
+    for genre in genres:
+        if genre not in known:
+            raise UserError(f"there is no style {genre!r}: choose from {', '.join(known)}")
 
 
 class _Composer:

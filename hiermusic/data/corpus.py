@@ -1,7 +1,7 @@
 """The built-in corpus: endless seeded songs with stems, lyrics in time, and every truth about them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hiermusic.data.composer import NAMES, Line, Score, Span, compose
 from hiermusic.errors import UserError, write_atomically
 
 _FORMANT_SCALES = {"female": 1.17, "male": 1.0}
-_PEAK = 0.89
+_PEAK, _LEVEL = 0.89, 0.16  # songs are as loud as each other: this root mean square, or as near as the peak allows
 _SHORTEST = 1.0
 
 
@@ -86,23 +86,24 @@ class Song:
         return "\n".join(rows)
 
 
-def song(seed: int, seconds: float, sample_rate: int = 44100) -> Song:
+def song(seed: int, seconds: float, sample_rate: int = 44100, genres: Sequence[str] = ()) -> Song:
     """Composes and renders one song, a pure function of its arguments.
 
     Args:
       seed: any int >= 0; another seed is another song.
       seconds: length, at least 1; the sound has round(seconds * sample_rate) samples.
       sample_rate: Hz.
+      genres: styles to choose from (`composer.STYLES`); all when empty.
 
     Raises:
-      UserError: seconds too short or seed negative.
+      UserError: seconds too short, seed negative or an unknown genre.
     """
     if not seconds >= _SHORTEST:
         raise UserError(f"built-in song of {seconds} s: too short, ask for {_SHORTEST:g} s or more.")
     if seed < 0:
         raise UserError(f"built-in song {seed}: the seed must not be negative.")
     write, sound = (np.random.default_rng((seed, part)) for part in range(2))
-    score = compose(write, seconds)
+    score = compose(write, seconds, genres)
     lines = _lyric_lines(score)
     vocals_LC, instrumental_LC = _render(sound, score, lines, seconds)
     length = round(seconds * sample_rate)
@@ -110,7 +111,8 @@ def song(seed: int, seconds: float, sample_rate: int = 44100) -> Song:
         _fit(files.resample(wav_LC, synth.RATE, sample_rate), length) for wav_LC in (vocals_LC, instrumental_LC)
     )
     peak = max(np.abs(vocals_LC + instrumental_LC).max(), np.abs(vocals_LC).max(), np.abs(instrumental_LC).max())
-    vocals_LC, instrumental_LC = (wav_LC * np.float32(_PEAK / peak) for wav_LC in (vocals_LC, instrumental_LC))
+    gain = min(_PEAK / peak, _LEVEL / _rms(vocals_LC + instrumental_LC))
+    vocals_LC, instrumental_LC = (wav_LC * np.float32(gain) for wav_LC in (vocals_LC, instrumental_LC))
     return Song(
         seed=seed,
         sample_rate=sample_rate,
@@ -131,17 +133,28 @@ def song(seed: int, seconds: float, sample_rate: int = 44100) -> Song:
     )
 
 
-def corpus(n: int, seed: int = 0, seconds_range: tuple[float, float] = (10.0, 30.0)) -> Iterator[Song]:
-    """Iterates over n songs; song i is the same whatever n is.
+def corpus(
+    n: int, seed: int = 0, seconds_range: tuple[float, float] = (10.0, 30.0), genres: Sequence[str] = ()
+) -> Iterator[Song]:
+    """Iterates over n songs; song i is the same whatever n is (`nth_song`)."""
+    for index in range(n):
+        yield nth_song(index, seed, seconds_range, genres)
+
+
+def nth_song(
+    index: int, seed: int = 0, seconds_range: tuple[float, float] = (10.0, 30.0), genres: Sequence[str] = ()
+) -> Song:
+    """One song of a corpus.
 
     Args:
-      n: number of songs.
+      index: which.
       seed: of the whole corpus.
-      seconds_range: least and greatest length.
+      seconds_range: least and greatest length; lengths are whole seconds, as prompts ask for them.
+      genres: styles to choose from; all when empty.
     """
-    for i in range(n):
-        rng = np.random.default_rng((seed, i))
-        yield song(int(rng.integers(2**31)), round(float(rng.uniform(*seconds_range)), 2))
+    rng = np.random.default_rng((seed, index))
+    number, seconds = int(rng.integers(2**31)), rng.uniform(*seconds_range)
+    return song(number, float(np.clip(round(seconds), *seconds_range)), genres=genres)
 
 
 def export(song: Song, folder: str | Path, name: str, stems: str | Path | None = None) -> Path:
@@ -279,11 +292,12 @@ def _tags(score: Score) -> tuple[str, ...]:
     played = [name for role, name in score.instruments.items() if role != "bass"]
     singer = "instrumental" if score.voice == "none" else f"{score.voice} voice"
     mood = "happy" if score.mode == "major" else "sad"
-    return (score.style.genre, pace, mood, *played, "drums" if score.style.drums else "no drums", singer)
+    kit = "drums" if score.style.drums else "no drums"
+    return (score.style.genre, pace, f"{score.tempo:.0f} bpm", mood, *played, kit, singer)
 
 
 def _describe(score: Score) -> str:
-    pace, mood = _tags(score)[1:3]
+    _, pace, _, mood, *_ = _tags(score)
     played = " and ".join(name for role, name in score.instruments.items() if role in ("chords", "lead"))
     singer = "no singing" if score.voice == "none" else f"a {score.voice} singer"
     kit = "drums" if score.style.drums else "no drums"

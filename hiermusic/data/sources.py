@@ -310,23 +310,25 @@ def _builtin(name: str, options: dict[str, str], path: str) -> Source:
     count = _option({"count": name or "32"}, "count", 0, int, path)
     span = _option(options, "seconds", (8.0, 16.0), _range, path)
     seed = _option(options, "seed", 0, int, path)
-    _no_more(options, "seconds and seed", path)
+    genres = _option(options, "styles", (), lambda text: tuple(text.split(",")), path)
+    _no_more(options, "seconds, seed and styles", path)
     if count < 1 or seed < 0 or not 1 <= span[0] <= span[1]:
         raise UserError(f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (a second or more)")
-    from hiermusic.data import corpus
+    from hiermusic.data import composer, corpus
 
-    tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, seed, index, span)) for index in range(count)]
-    digest = hashlib.sha256(json.dumps([count, span, seed]).encode())
+    composer.check_genres(genres)
+    how = {"seed": seed, "seconds_range": span, "genres": genres}
+    tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, index, how)) for index in range(count)]
+    digest = hashlib.sha256(json.dumps([count, how]).encode())
     for part in ("composer", "corpus", "lyrics", "synth", "voice"):  # other code makes other songs of the same seed
         digest.update(Path(corpus.__file__).with_name(f"{part}.py").read_bytes())
     return Source(f"builtin-{count}", tracks, digest.hexdigest())
 
 
-def _load_song(seed: int, index: int, span: tuple[float, float]) -> tuple[np.ndarray, int, Meta]:
+def _load_song(index: int, how: dict) -> tuple[np.ndarray, int, Meta]:
     from hiermusic.data import corpus
 
-    rng = np.random.default_rng((seed, index))
-    song = corpus.song(int(rng.integers(2**31)), round(float(rng.uniform(*span)), 2))
+    song = corpus.nth_song(index, **how)
     truth = corpus.truth(song)
     meta = {"lyrics": song.lyrics, "lines": _timed_lines(truth["lines"])} if song.lyrics else {}
     rest = {name: value for name, value in truth.items() if name not in (*TEXT_FIELDS, "instrumental")}

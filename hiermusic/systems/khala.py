@@ -275,7 +275,8 @@ def _coarse(
         return []
     words, levels = tokenizer(config.model), config.model.levels
     rate = hierarchy(config.model).rates[0]
-    prompts = [compose(r.prompt, words, limit=config.model.text_limit) for r in requests]
+    how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
+    prompts = [compose(r.prompt, words, **how) for r in requests]
     frames = [max(round(r.prompt.seconds * rate), 1) for r in requests]
     for request, prompt, frame in zip(requests, prompts, frames, strict=True):
         limit = sequence.room(prompt, config.model.length, shared=True, end=True) // levels

@@ -81,8 +81,9 @@ class Rows:
         prompt = Prompt.from_json({name: meta[name] for name in Prompt.__dataclass_fields__ if name in meta})
         if rng.random() < self.model.get("prompt_dropout", 0.0):
             prompt = Prompt(seconds=prompt.seconds)
-        keep = self.model.get("keep_description", True)
-        return compose(prompt, self.tokenizer, keep_description=keep, limit=self.model.text_limit)
+        return compose(
+            prompt, self.tokenizer, keep_description=self.model.keep_description, limit=self.model.text_limit
+        )
 
     def _marked(self, meta: dict, rng: np.random.Generator, level: int) -> list[int]:
         return [*self._prompt(meta, rng)[:-1], self.tokenizer.vocabulary.task_marker(level)]

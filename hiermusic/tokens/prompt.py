@@ -50,7 +50,7 @@ def compose(prompt: Prompt, tokenizer: TextTokenizer, *, keep_description: bool 
       prompt: the request; `seconds` must be set.
       tokenizer: text to ids.
       keep_description: False leaves the free description out (Khala's super-resolution).
-      limit: at most so many ids; of a longer prompt the end is cut but BOA kept.
+      limit: at most so many ids; of a longer prompt the words are cut and the length kept (the release keeps BOA only).
     Raises:
       UserError: when the prompt names no positive length.
     """
@@ -65,5 +65,5 @@ def compose(prompt: Prompt, tokenizer: TextTokenizer, *, keep_description: bool 
         for line in prompt.lyrics.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
             out += [ids.eol, *encode(line)]
         out += [ids.eom]
-    out += [ids.duration_id(prompt.seconds), ids.eot]
-    return [*out[: limit - 1], ids.boa]
+    end = [ids.duration_id(prompt.seconds), ids.eot, ids.boa]
+    return [*out[: max(limit - len(end), 0)], *end][-limit:]

@@ -54,10 +54,11 @@ def test_a_lone_surrogate_does_not_break_a_prompt():
     assert compose(Prompt(lyrics="\ud83d", seconds=9), BYTES)[-1] == IDS.boa
 
 
-def test_truncation_keeps_boa():
+def test_truncation_keeps_the_length():
     long = Prompt(lyrics="la " * 500, seconds=60)
     whole, cut = compose(long, BYTES), compose(long, BYTES, limit=100)
-    assert len(cut) == 100 and cut[-1] == IDS.boa and cut[:-1] == whole[:99]
+    assert len(cut) == 100 and cut[:-3] == whole[:97] and cut[-3:] == whole[-3:]
+    assert cut[-3] == IDS.duration_id(60) and cut[-1] == IDS.boa
 
 
 @pytest.mark.parametrize("seconds", [None, 0, -3.0, float("nan"), float("inf")])
