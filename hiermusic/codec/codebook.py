@@ -148,10 +148,10 @@ def move(
 ) -> Averages:
     """One step of the averages, then a fresh start for codes that have fallen out of use.
 
-    A dead code (see `CodebookConfig.dead_share`) becomes a vector of the batch. Where a batch has fewer
-    vectors than there are codes, three things keep that from tearing the codebook up: the averages look back over at
-    least one vector a code; no vector replaces two codes, those longest out of use going first; and a replaced code is
-    let live for as long as uniform use takes to choose it once.
+    A dead code (see `CodebookConfig.dead_share`) draws a vector of the batch and takes over a part of that vector's
+    code (see `reborn`). Where a batch has fewer vectors than there are codes, three things keep that from tearing the
+    codebook up: the averages look back over at least one vector a code; no vector replaces two codes, those longest out
+    of use going first; and a replaced code is let live for as long as uniform use takes to choose it once.
 
     Args:
       now: the averages so far.
@@ -170,12 +170,38 @@ def move(
     smooth = (counts + epsilon) / (total + config.codes * epsilon) * total
     floor, start = _thresholds(config, counts)
     dead, rank = counts < floor, jnp.argsort(jnp.argsort(counts))
-    replaced = dead & (rank < held)
-    fresh = points_ND[order_N[rank % len(points_ND)]]
+    drawn_V = order_N[rank % len(points_ND)]
+    moved = Averages(jnp.where(dead[:, None], now.book, sums / smooth[:, None]), sums, counts)
+    return reborn(moved, dead & (rank < held), points_ND[drawn_V], codes_N[drawn_V], start)
+
+
+def reborn(
+    now: Averages,
+    replaced_V: Bool[Array, "V"],
+    vectors_VD: Float[Array, "V D"],
+    owners_V: Int[Array, "V"],
+    start: Float[Array, ""],
+) -> Averages:
+    """New codes where dead ones were: each a short way from a live code towards one of the vectors that chose it.
+
+    There it takes over a good part of what its owner stands for. The vector itself would be no place for it: in many
+    dimensions all other vectors are nearer to the codes they have. Those of a round cell reach about 1 / sqrt(D) of
+    their distance from its code to either side of a plane through it, so that share of the way is how far a new code
+    goes: no further in many dimensions than others can follow, far enough in few.
+
+    Args:
+      now: the averages.
+      replaced_V: which codes are to be replaced.
+      vectors_VD: a vector of the batch for each of them, none for two; the others' are not read.
+      owners_V: the code that this vector has chosen.
+      start: count of a new code.
+    """
+    owners_VD = now.book[owners_V]
+    fresh_VD = owners_VD + (vectors_VD - owners_VD) / vectors_VD.shape[-1] ** 0.5
     return Averages(
-        jnp.where(replaced[:, None], fresh, jnp.where(dead[:, None], now.book, sums / smooth[:, None])),
-        jnp.where(replaced[:, None], fresh * start, sums),
-        jnp.where(replaced, start, counts),
+        jnp.where(replaced_V[:, None], fresh_VD, now.book),
+        jnp.where(replaced_V[:, None], fresh_VD * start, now.sums),
+        jnp.where(replaced_V, start, now.counts),
     )
 
 

@@ -136,8 +136,13 @@ def test_dead_codes_come_back_to_life():
     out = _train(quantiser, x, jax.random.key(1))
     assert float(out.stats["usage_K"][0]) == pytest.approx(2 / 8)
     book, points = np.asarray(quantiser.codebooks[0]), np.asarray(x).reshape(-1, 5)
-    for code in book[:6]:
-        assert np.abs(points - code).max(-1).min() < 1e-6, "a replaced code is a vector of the batch"
+    # Where each vector's code has moved to; the two that are alive own every vector.
+    between = points[:, None] + (1 - 5**-0.5) * (book[6:] - points[:, None])
+    nearest_code, distinct = np.abs(between[None] - book[:6, None, None]).max(-1).min(-1).argmin(1), set()
+    for code, vector in enumerate(nearest_code):
+        assert np.abs(between[vector] - book[code]).max(-1).min() < 1e-6, "a replaced code is near a live one"
+        distinct.add(vector)
+    assert len(distinct) == 6, "and no vector replaces two"
     np.testing.assert_allclose(quantiser.ema_sums[0, :6], book[:6] * np.asarray(quantiser.ema_counts[0, :6])[:, None])
     assert len(np.unique(_encode(quantiser, x, None))) == 8
     for step in range(3):
