@@ -58,7 +58,7 @@ def tonality(wav_LC: Wave, sample_rate: int) -> float:
 
 
 def chroma_entropy(wav_LC: Wave, sample_rate: int) -> float:
-    """Bits, in [0, log2 12 = 3.58], that tell the pitch class within a frame: few where chords are heard, most in noise.
+    """Bits, in [0, log2 12 = 3.58], that tell a frame's pitch class: few where chords are heard, most in noise.
 
     The mean over audible frames of the entropy of librosa's chroma, each frame's twelve made to sum to one.
     """
