@@ -65,7 +65,7 @@ class _Fixed(NamedTuple):
     size_K: Int[Array, "K"]
     temperature: Array
     guidance: Array
-    min_frames: Array
+    min_frames_B: Int[Array, "B"]
 
 
 class _Condition(NamedTuple):
@@ -105,7 +105,7 @@ def generate(
     seeds: Sequence[int],
     sizes: Sequence[int],
     eos: int | None = None,
-    min_frames: int = 1,
+    min_frames: int | Sequence[int] = 1,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -128,7 +128,7 @@ def generate(
       seeds: B integers.
       sizes: number of codes of each level.
       eos: text id that ends the music, legal in place of a level-0 token; None = every layout is filled.
-      min_frames: level-0 tokens before which EOS is not legal.
+      min_frames: level-0 tokens before which EOS is not legal: one number, or B of them.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` is given.
@@ -205,7 +205,7 @@ def _lay_out(
         size_K=np.asarray(sizes, np.int32),
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
-        min_frames=np.int32(min_frames),
+        min_frames_B=np.broadcast_to(np.asarray(min_frames, np.int32), len(layouts)),
     )
     return _Work(
         plan,
@@ -360,7 +360,7 @@ def _draw(model, x_RD, state: _State, fixed: _Fixed, keys_B, t_B, level, static:
     if static.eos is not None:
         eos_R1 = model.text_logits(x_RD, jnp.array([static.eos]))
         logits_RV = jnp.concatenate([logits_RV, eos_R1], axis=-1)
-        may_end_B = (level == 0) & (t_B >= fixed.min_frames)
+        may_end_B = (level == 0) & (t_B >= fixed.min_frames_B)
         allowed_BV = jnp.concatenate([allowed_BV, may_end_B[:, None]], axis=-1)
     if static.guided:
         logits_RV = guide(logits_RV[:B], logits_RV[B:], fixed.guidance)

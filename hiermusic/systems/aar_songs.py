@@ -60,6 +60,8 @@ def generate(
     if codec is None:
         codec, step = codec_of(config)
     check_codec(config, codec)
+    if foreign := [name for name in options if name not in config.sampling]:
+        raise UserError(f"--{foreign[0]} means nothing to the system aar, which {lm} is of")
     sampling = config.sampling.to_dict() | dict(options)
     if audio and config.model.listener:
         requests = [replace(request, like=request.like or audio) for request in requests]

@@ -215,7 +215,7 @@ def generate(
       superres: workdir of the super-resolution model; None leaves it out.
       backbone: workdir of the backbone; None for the one `superres` was started from.
       codec: workdir of the codec; None for the one that made the backbone's tokens.
-      options: temperature, top_k, top_p, guidance where they differ from the backbone's own.
+      options: temperature, top_k, top_p, guidance, min_share where they differ from the backbone's own.
       audio: file to go on from; its length counts in the prompt's seconds.
       backbone_too: also write NAME.backbone.wav from the backbone's layers alone.
       mesh: axes and sizes to spread the token models over all devices of this process; None for one device.
@@ -240,7 +240,7 @@ def generate(
             _check_fits(run, coder)
         if audio:
             known_TK = encode_long(coder, files.read(audio, coder.sample_rate, coder.channels)[0]).astype(np.int32)
-        samples = _coarse(requests, backbone, sampling["backbone"], known_TK, spread)
+        samples = _coarse(requests, backbone, dict(sampling["backbone"]), known_TK, spread)
         coarse = [sample.codes for sample in samples]
         codes = coarse
         if superres:
@@ -285,6 +285,7 @@ def _coarse(
                 f"{request.name}: {request.prompt.seconds:g} s do not fit this backbone, whose context of "
                 f"{config.model.length} positions holds {float(limit / rate):.1f} s behind this prompt"
             )
+    min_share = sampling.pop("min_share", 0.0)  # of the length asked for, before which no song may end
     known = 0 if known_TK is None else len(known_TK)
     if known >= min(frames):
         raise UserError(f"the audio lasts {float(known / rate):.1f} s: ask for more --seconds than that")
@@ -296,7 +297,7 @@ def _coarse(
             seeds=[r.seed for r in requests],
             sizes=[config.model.codes] * levels,
             eos=words.vocabulary.eos,
-            min_frames=known + 1,
+            min_frames=[max(known + 1, math.ceil(min_share * frame)) for frame in frames],
             unprompted=[compose(Prompt(seconds=r.prompt.seconds), words) for r in requests],
             given=[list(known_TK[:, :levels].T)] * len(requests) if known else None,
             cache_dtype=jnp.dtype(config.model.dtype),
@@ -352,7 +353,8 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
     sizes = [model.codes] * model.levels
-    options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **dict(config.sampling)}
+    sampling = {name: value for name, value in config.sampling.items() if name != "min_share"}
+    options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **sampling}
     if config.stage == "superres":
         token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         codes = [np.zeros((frames, model.given), np.int32)] * rows

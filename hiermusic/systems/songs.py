@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from tqdm import tqdm
 
-from hiermusic.audio import files
+from hiermusic.audio import files, measure
+from hiermusic.audio.limiter import limit
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.data.records import read_json, remove_leftovers
@@ -20,6 +22,8 @@ from hiermusic.errors import write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint
+
+SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ def produce(
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
 
-    The processes of a run share what is missing: each n-th song is of one of them.
+    The processes of a run share what is missing: each n-th song is of one of them. What exceeds full scale is limited;
+    that, and a song far shorter than asked for, is told on standard error. A JSON also holds the sound's peak, share of
+    samples beyond full scale and loudness in LUFS before the limiter.
 
     Args:
       requests: names, prompts and seeds.
@@ -104,13 +110,31 @@ def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
 def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path, rate = out / f"{fact['name']}.wav", song.codec.sample_rate
+    wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)[song.skip :]
+    made, asked = len(wav_LC) / rate, fact["prompt"]["seconds"]
+    whole = fact | {"wav": str(path), "seconds": round(made, 3), "ended": song.ended}
     if coarse_too:
         coarse_LC = decode_long(song.codec, song.coarse_RS)
-        files.write(path.with_suffix(".backbone.wav"), coarse_LC, rate)
-    wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)[song.skip :]
-    files.write(path, wav_LC, rate)
-    whole = fact | {"wav": str(path), "seconds": round(len(wav_LC) / rate, 3), "ended": song.ended}
+        whole["backbone"] = _sound(path.with_suffix(".backbone.wav"), coarse_LC, rate)
+    whole |= _sound(path, wav_LC, rate)
+    if made < SHORT * asked:
+        _tell(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+
+
+def _sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]:
+    """Writes a sound within full scale; its peak, clipped share and loudness in LUFS as it was made."""
+    facts = {"peak": measure.peak(wav_LC), "clipped": measure.clipped_share(wav_LC)}
+    loudness = measure.loudness(wav_LC, rate)
+    if facts["clipped"]:
+        beyond = f"{facts['clipped']:.2%} of its samples exceed full scale, the greatest {facts['peak']:.2f} times"
+        _tell(f"{path.name}: {beyond}: limited")
+    files.write(path, limit(wav_LC, rate), rate)
+    return facts | {"loudness": loudness if math.isfinite(loudness) else None}
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -36,6 +36,8 @@ def _define_generate(values: Values) -> None:
     number(values, "top_p", "its top-p; default: its workdir's", lower=0.01, upper=1.0)
     guidance = "guidance scale, 1 = none; AAR grows to it from coarse to fine; default: the workdir's"
     number(values, "guidance", guidance, lower=0.0)
+    least = "Khala: share of the asked length before which no song may end; default: the workdir's, commonly 0"
+    number(values, "min_share", least, lower=0.0, upper=1.0)
     boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
     string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
     boolean(values, "json", "print one JSON object")
@@ -47,7 +49,7 @@ def _define_continue(values: Values) -> None:
 
 
 def _options(values: Values) -> dict:
-    names = ("temperature", "top_k", "top_p", "guidance")
+    names = ("temperature", "top_k", "top_p", "guidance", "min_share")
     return {name: getattr(values, name) for name in names if getattr(values, name) is not None}
 
 

@@ -129,3 +129,15 @@ def test_pairs_that_do_not_match_are_refused(ref_LC, function):
     for other in (ref_LC[:-1], ref_LC[:, :1], ref_LC[:, 0], np.full_like(ref_LC, np.nan)):
         with pytest.raises(UserError):
             function(ref_LC, other)
+
+
+def test_loudness_of_a_sound_shorter_than_a_block():
+    sine_LC = np.sin(2 * np.pi * 997 * np.arange(4800) / 48_000)[:, None]
+    assert measure.loudness(sine_LC, 48_000) == pytest.approx(-3.01, abs=0.5)
+    assert measure.loudness(np.zeros((1, 1)), 48_000) == -math.inf
+
+
+def test_peak_and_clipped_share():
+    wav_LC = np.array([[0.5, -1.5], [1.0, 0.0], [-1.0, 1.01], [0.0, 0.0]])
+    assert measure.peak(wav_LC) == 1.5
+    assert measure.clipped_share(wav_LC) == 2 / 8

@@ -130,6 +130,12 @@ def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(
     assert heard == [(64, layouts[1].positions)]  # all had ended, so nothing more was decoded
 
 
+def test_every_sample_has_its_own_least_length(model):
+    ending, layouts = Ending(model.config, rngs=nnx.Rngs(0)), [pattern.flatten((9, 9, 9))] * 3
+    made = generate(ending, PROMPTS, layouts, seeds=SEEDS, sizes=(5, 3, 4), eos=EOS, min_frames=[2, 9, 5], top_k=8)
+    assert [len(one.codes) for one in made] == [2, 9, 5]
+
+
 def test_without_an_end_every_layout_is_filled_with_legal_tokens(model):
     sizes = (5, 3, 4)
     for name in ("delay", "level major"):

@@ -392,6 +392,7 @@ def test_another_systems_workdir(capsys, aar, tmp_path):
     clip = _clip(tmp_path / "clip.wav")
     common = ("generate", f"--lm={aar.lm}", f"--like={clip}", "--seconds=1", f"--out={tmp_path / 'out'}")
     assert "is of the system aar" in fails(capsys, *common, "--system=khala")
+    assert "--min_share means nothing to the system aar" in fails(capsys, *common, "--min_share=0.5")
     stranger = tmp_path / "stranger"
     shutil.copytree(aar.codec, stranger)
     config = json.loads((stranger / "config.json").read_text())

@@ -226,6 +226,19 @@ def test_generate_writes_what_was_asked(khala, run, tmp_path):
     assert songs(tmp_path / "a") == songs(tmp_path / "c")
 
 
+def test_a_least_length_is_kept(khala, run, tmp_path):
+    asked = {"one": 1.5, "two": 1.0}
+    for share in (0.5, 1.0):
+        out = tmp_path / str(share)
+        model, least = f"--backbone={khala.backbone}", f"--min_share={share}"
+        run("generate", model, f"--prompts={khala.prompts}", f"--out={out}", least)
+        for name, seconds in asked.items():
+            facts = json.loads((out / f"{name}.json").read_text())
+            assert share * seconds - 2048 / 44_100 < facts["seconds"] < seconds + 2048 / 44_100
+            assert facts["ended"] == (facts["seconds"] < seconds - 2048 / 44_100)
+            assert facts["sampling"]["backbone"]["min_share"] == share
+
+
 def test_continue_keeps_the_codes_it_was_given(khala, run, tmp_path):
     wav = 0.1 * np.random.default_rng(1).standard_normal((44_100, 2)).astype(np.float32)
     files.write(tmp_path / "in.wav", wav, 44_100)

@@ -1,5 +1,6 @@
-"""Songs are made once, and again when what decided them changes."""
+"""Songs are made once, and again when what decided them changes; what was wrong with a sound is told."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,3 +40,47 @@ def test_a_continuation_is_made_again_when_its_audio_changes(produce, tmp_path):
     audio.write_text("la")
     with pytest.raises(UserError, match="not readable as audio"):
         produce(str(audio))
+
+
+@pytest.fixture
+def make_one(tmp_path, monkeypatch):
+    """(sound at 8 kHz, seconds asked) -> the folder with the song, and the bare sound of its first layers."""
+
+    def run(wav_LC: np.ndarray, seconds: float, coarse_LC: np.ndarray | None = None):
+        def decode(codec, codes_RS, length=None):
+            return coarse_LC if codes_RS is None else wav_LC
+
+        monkeypatch.setattr(songs, "decode_long", decode)
+        song = songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000))
+        asked = requests.single("slow", None, False, seconds, 0)
+        songs.produce(asked, tmp_path, lambda wanted: [song], {}, {}, coarse_too=coarse_LC is not None)
+        return tmp_path
+
+    return run
+
+
+def sine(peak: float, seconds: float) -> np.ndarray:
+    return (peak * np.sin(np.arange(round(8000 * seconds)) * 0.7))[:, None].astype(np.float32)
+
+
+def test_what_exceeds_full_scale_is_limited_and_told(make_one, capsys):
+    out = make_one(sine(2.0, 1.0), 1.0, coarse_LC=sine(0.5, 1.0))
+    made = json.loads((out / "song.json").read_text())
+    assert made["peak"] == pytest.approx(2.0, abs=1e-3) and made["clipped"] == pytest.approx(2 / 3, abs=0.01)
+    assert made["loudness"] == pytest.approx(made["backbone"]["loudness"] + 20 * np.log10(4), abs=0.1)
+    assert made["backbone"]["peak"] == pytest.approx(0.5, abs=1e-3) and made["backbone"]["clipped"] == 0
+    wav_L = soundfile.read(out / "song.wav")[0]
+    assert np.abs(wav_L).max() < 1 and np.abs(wav_L - sine(1.0, 1.0)[:, 0])[100:-100].max() < 0.01  # no flat tops
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("song.wav: 66") and "2.00 times" in line
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.79, True), (0.81, False)])
+def test_a_song_far_shorter_than_asked_is_told(make_one, capsys, seconds, told):
+    out = make_one(sine(0.5, seconds), 1.0)
+    assert capsys.readouterr().err == "song: ended itself after 0.8 s of the 1 s asked for\n" * told
+    assert json.loads((out / "song.json").read_text())["seconds"] == seconds
+
+
+def test_silence_has_no_loudness(make_one):
+    assert json.loads((make_one(np.zeros((100, 1), np.float32), 0.01) / "song.json").read_text())["loudness"] is None
