@@ -47,8 +47,8 @@ class TokenLMConfig:
       cond: U, width of a vector that conditions a whole row: it is added wherever a text id is read, and drives the
         norms of an adaptive transformer; 0 = none.
     Raises:
-      UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, a `code_bias` of another
-        head than the window form, an adaptive transformer without a condition.
+      UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, a `code_bias` of
+        another head than the window form, an adaptive transformer without a condition.
     """
 
     transformer: TransformerConfig

@@ -24,6 +24,8 @@ from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 
+_BY_LEVEL = ("code_embed", "code_head", "code_bias")  # tables of a token model, a row for each level
+
 
 class Generation(NamedTuple):
     """The program that generating with a stage's model spends its time in; see `programs.generation`.
@@ -115,8 +117,8 @@ def codec_stage(
 def start_from(source: str, model: nnx.Module) -> None:
     """Copies the weights of a run into a model, in place; nothing where `source` is empty.
 
-    The run may know fewer levels than the model: rows of `code_embed`, `code_head` and `code_bias` for the levels it does
-    not know stay as they were.
+    The run may know fewer levels than the model: rows of its tables (`_BY_LEVEL`) for the levels it does not know stay
+    as they were.
 
     Raises:
       UserError: a run of another model.
@@ -132,7 +134,7 @@ def start_from(source: str, model: nnx.Module) -> None:
         if isinstance(found, dict):
             raise UserError(f"{source} has no weight {'.'.join(map(str, path))}: it is of another model")
         value = variable[...]
-        rows = len(found) if path[-1] in ("code_embed", "code_head", "code_bias") else len(value) if value.ndim else None
+        rows = len(found) if path[-1] in _BY_LEVEL else len(value) if value.ndim else None
         if found.shape[1:] != value.shape[1:] or (value.ndim and (len(found) != rows or rows > len(value))):
             name = ".".join(map(str, path))
             raise UserError(f"{source}: {name} is {found.shape}, this model's is {value.shape}")
@@ -141,18 +143,18 @@ def start_from(source: str, model: nnx.Module) -> None:
 
 
 def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
-    """Lets a token model begin with what its codec knows, in place: what each code stands for, and how often it is used.
+    """Lets a token model begin with what its codec knows, in place: what codes stand for and how often they are used.
 
-    Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is learned
-    of one level serves the others, since all lie in the codec's one space of latent frames; heads begin at the codes'
-    frequencies. Deep layers, each of which a short run sees a few times, would otherwise not get as far.
+    Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is
+    learned of one level serves the others, since all lie in the codec's one space of latent frames; heads begin at the
+    codes' frequencies. Deep layers, each of which a short run sees a few times, would otherwise not get as far.
 
     Args:
       codec: with a residual quantiser of at least as many levels as the model's.
       model: a `TokenLM` with `code_bias`.
       seed: of the rotation from latent frames to the model's width.
     """
-    levels, codes, width = model.code_embed.shape
+    levels, _, width = model.code_embed.shape
     books_KVD = np.asarray(codec.quantiser.codebooks[...][:levels], np.float64)
     counts_KV = np.asarray(codec.quantiser.ema_counts[...][:levels], np.float64)
     share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)

@@ -70,7 +70,8 @@ def test_mel_loss_is_sats(length):
         padded = np.pad(wav[..., 0].astype(np.float64), ((0, 0), (3 * size // 8,) * 2), mode="reflect")
         power = np.abs(librosa.stft(padded, n_fft=size, hop_length=size // 4, center=False)) ** 2
         filters = librosa.filters.mel(sr=rate, n_fft=size, n_mels=64, fmin=0, fmax=rate / 2)
-        noise = 1e-6 * np.maximum(np.mean(original**2, axis=(1, 2)), 1e-2) * np.sum(scipy.signal.get_window("hann", size) ** 2)
+        energy = np.sum(scipy.signal.get_window("hann", size) ** 2)
+        noise = 1e-6 * np.maximum(np.mean(original**2, axis=(1, 2)), 1e-2) * energy
         return np.log10(np.maximum(filters @ (power + noise[:, None, None]), 1e-20))
 
     expected = 0.0
