@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
@@ -28,7 +28,7 @@ class _Request(NamedTuple):
     frames_B: Int[Array, "B"]
     keys_B: Key[Array, "B"]
     size_K: Int[Array, "K"]
-    temperature: Array
+    temperature_K: Float[Array, "K"]
     guidance: Array
 
 
@@ -41,6 +41,7 @@ def refine(
     seeds: Sequence[int],
     sizes: Sequence[int],
     temperature: float = 1.0,
+    final_temperature: float | None = None,
     top_k: int = 10,
     top_p: float = 1.0,
     guidance: float = 1.0,
@@ -58,6 +59,8 @@ def refine(
       seeds: B integers.
       sizes: number of codes of each of the K levels.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
+      final_temperature: of the last level; those between have what lies between, evenly. The finer a level, the less of
+        it can be predicted, and what cannot be is noise when it is drawn; the same for all when left out.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions, each with its marker place.
       known: all levels of the first T0 frames of every sample (continuation); they are kept.
@@ -69,8 +72,8 @@ def refine(
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
     codes_BTK, request = _lay_out(
-        prompts, codes, markers=markers, seeds=seeds, sizes=sizes, temperature=temperature, guidance=guidance,
-        unprompted=unprompted, known=known)
+        prompts, codes, markers=markers, seeds=seeds, sizes=sizes, temperature=temperature,
+        final_temperature=final_temperature, guidance=guidance, unprompted=unprompted, known=known)
     graphdef, weights = nnx.split(model)
     given, K = codes[0].shape[1], len(sizes)
     codes_BTK = jnp.asarray(codes_BTK)
@@ -100,7 +103,8 @@ def level_pass(
 
 
 def _lay_out(
-    prompts, codes, *, markers, seeds, sizes, temperature=1.0, guidance=1.0, unprompted=None, known=None
+    prompts, codes, *, markers, seeds, sizes, temperature=1.0, final_temperature=None, guidance=1.0, unprompted=None,
+    known=None
 ) -> tuple[Int32[np.ndarray, "B T K"], _Request]:
     """Checks what `refine` was given and lays it out in arrays."""
     check_batch(prompts, codes=codes, seeds=seeds)
@@ -109,6 +113,7 @@ def _lay_out(
     given, K = codes[0].shape[1], len(sizes)
     if any(codes_TK.shape[1] != given for codes_TK in codes) or not given < K or not all(rows):
         raise ValueError(f"refinement needs prompts that are not empty and codes of one number of levels below {K}")
+    last = temperature if final_temperature is None else final_temperature
     frames_B = np.array([len(codes_TK) for codes_TK in codes], np.int32)
     text_length_R = np.array([len(row) for row in rows], np.int32)
     T = bucket(int(frames_B.max()))
@@ -124,7 +129,7 @@ def _lay_out(
         frames_B=frames_B,
         keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
         size_K=np.asarray(sizes, np.int32),
-        temperature=np.float32(temperature),
+        temperature_K=np.r_[np.zeros(given), np.linspace(temperature, last, K - given)].astype(np.float32),
         guidance=np.float32(guidance),
     )
     return codes_BTK, request
@@ -154,7 +159,7 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
     logits_BTV = guide(logits_RTV[:B], logits_RTV[B:], request.guidance) if guided else logits_RTV
     V = logits_BTV.shape[-1]
     keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(request.keys_B, level), jnp.arange(T))
-    drawn_N = sample(logits_BTV.reshape(B * T, V), keys_BT.reshape(B * T), temperature=request.temperature,
+    drawn_N = sample(logits_BTV.reshape(B * T, V), keys_BT.reshape(B * T), temperature=request.temperature_K[level],
                      top_k=top_k, top_p=top_p, allowed=(jnp.arange(V) < request.size_K[level])[None])
     known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)
     drawn_BT = jnp.where(known_BT >= 0, known_BT, drawn_N.reshape(B, T))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +19,12 @@ CONFIG = CodecConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def codec():
+@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "folded"])
+def codec(request):
+    strides = (4, 2)[request.param - 1 :] + (2,) * (request.param - 1)
+    trunk = dataclasses.replace(CONFIG.trunk, strides=strides, fold=request.param)
     # Weights far from zero, so that a sample out of reach would show.
-    codec = nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
+    codec = nnx.jit(lambda: Codec(dataclasses.replace(CONFIG, trunk=trunk), rngs=nnx.Rngs(0)))()
     params = nnx.state(codec, nnx.Param)
     nnx.update(codec, jax.tree.map(lambda w: jnp.asarray(np.asarray(w) * 4) if w.ndim == 1 else w, params))
     return codec

@@ -108,6 +108,21 @@ def test_odd_strides_lose_no_sample(strides):
     assert wav.shape[1] == 3 * config.hop
 
 
+def test_folded_samples_lie_side_by_side():
+    """A trunk that folds is the one that does not, on samples laid out as channels by hand."""
+    plain = DacConfig(strides=(4,), dilations=(1,), encoder_width=4, decoder_width=8, latent=6)
+    folding = dataclasses.replace(plain, fold=8)
+    wav = _noise(4 * 32)
+    run = nnx.jit(lambda trunk, x: trunk(x))
+    wide, folded = plain.encoder(16, rngs=nnx.Rngs(0)), folding.encoder(2, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(run(wide, wav.reshape(2, -1, 16)), frames := run(folded, wav))
+    wide, folded = plain.decoder(16, rngs=nnx.Rngs(0)), folding.decoder(2, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(run(wide, frames).reshape(2, -1, 2), again := run(folded, frames))
+    assert frames.shape == (2, 4, 6) and again.shape == wav.shape
+    with pytest.raises(UserError, match="fold is 0"):
+        DacConfig(fold=0)
+
+
 def test_gradients_reach_both_trunks_and_no_codebook(codec):
     flat = dict(nnx.to_flat_state(_gradients(codec, _noise(LENGTH))))
     assert all(float(jnp.abs(g[...]).max()) > 0 for path, g in flat.items())

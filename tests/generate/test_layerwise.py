@@ -65,6 +65,17 @@ def test_greedy_and_guided(model):
         refine(model, PROMPTS, GIVEN, seeds=SEEDS, guidance=3.0, **BATCH)
 
 
+def test_fine_levels_can_be_drawn_cooler(model):
+    """From the first level's temperature to the last one's, which here takes the likeliest code."""
+    warm = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH)
+    cooling = refine(model, PROMPTS, GIVEN, seeds=SEEDS, final_temperature=0.0, **BATCH)
+    best = refine(model, PROMPTS, [one[:, :2] for one in warm], seeds=SEEDS, temperature=0.0, **BATCH)
+    for one, other, greedy in zip(warm, cooling, best, strict=True):
+        np.testing.assert_array_equal(other[:, :2], one[:, :2])
+        np.testing.assert_array_equal(other, greedy)
+    assert any((one != other).any() for one, other in zip(warm, cooling, strict=True))
+
+
 def test_batch_members_and_longer_padding_change_nothing(model):
     together = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH)
     long = np.zeros((150, 1), int)

@@ -116,12 +116,12 @@ class Placed:
         return jax.jit(lambda: nnx.state(self.stage.create(nnx.Rngs(0))), out_shardings=self.placement)()
 
 
-def train(config: ConfigDict, steps: int = 3) -> tuple[list[float], dict]:
-    """Losses of the first steps, and the state after them on the host."""
-    placed, losses = Placed(config), []
+def train(config: ConfigDict, steps: int = 3) -> tuple[list[tuple[float, float]], dict]:
+    """Loss and gradient norm of the first steps, and the state after them on the host."""
+    placed, measured = Placed(config), []
     with jax.set_mesh(placed.mesh):
         state = placed.fresh()
         for index, (task, batch) in enumerate(batches(placed.stage, steps)):
             state, metrics = placed.update(*placed.arguments(state, index, task, batch))
-            losses.append(float(metrics["loss"]))
-    return losses, jax.device_get(nnx.to_pure_dict(state))
+            measured.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return measured, jax.device_get(nnx.to_pure_dict(state))

@@ -36,10 +36,20 @@ one_device = cache(lambda stage: train(small(stage, {})))
 
 @pytest.mark.parametrize(("stage", "mesh"), CASES)
 def test_losses_and_weights_are_those_of_one_device(stage, mesh):
-    losses, state = train(small(stage, MESHES[mesh]))
+    measured, state = train(small(stage, MESHES[mesh]))
     alone, state_alone = one_device(stage)
-    np.testing.assert_allclose(losses, alone, rtol=1e-4)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.01, atol=2e-3), state["model"], state_alone["model"])
+    np.testing.assert_allclose(measured, alone, rtol=1e-4)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.01, atol=5e-4), state["model"], state_alone["model"])
+
+
+@pytest.mark.slow
+def test_six_steps_of_the_codec_agree_in_loss_and_gradient():
+    """A loss that rounding rules gives equal losses and other gradients, and lets the losses part a few steps later."""
+    config = small("codec", {})
+    config.train.learning_rate, config.loss.stft = 2e-3, 1.0
+    alone, _ = train(config, 6)
+    config.mesh.fsdp = 8
+    np.testing.assert_allclose(train(config, 6)[0], alone, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ CODEC = (
     "--config.model.codes=16",
     "--config.discriminator.fft_sizes=(78, 206)",
     "--config.discriminator.filters=2",
+    "--config.model.quantiser_dropout=low_biased",
+    "--config.loss.adversarial=0.1",
+    "--config.loss.feature=0.1",
     "--config.train.crop_frames=8",
     "--config.train.batch_size=2",
     "--config.train.steps=4",
@@ -30,6 +33,7 @@ CODEC = (
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
 )
+RECORDS = ("--sample_rate=22050", "--channels=1")
 AAR = CONFIGS.parent / "aar"
 WINDOW = ("--config.model.sample_rate=4000", "--config.model.strides=(4, 5)", "--config.model.window=50")
 SAT = (
@@ -155,7 +159,7 @@ def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> Simple
 
 def make(at: SimpleNamespace, run) -> None:
     """Trains every stage of the miniature."""
-    run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4")
+    run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4", *RECORDS)
     train(
         f"--config={CONFIGS}/codec.py:tiny",
         f"--workdir={at.codec}",

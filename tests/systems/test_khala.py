@@ -141,8 +141,31 @@ def test_layer_distributions():
 # MARK: stages
 
 
+def test_token_models_begin_with_what_the_codec_knows(khala):
+    """Codes near each other in the codec are near each other in both tables, and heads predict their frequencies."""
+    settings = trained(khala, "backbone")
+    module = system.stage(settings, khala.backbone).create(nnx.Rngs(0))
+    system.stage(settings, khala.backbone).prepare(module)
+    quantiser = workdirs.load_codec(khala.codec).quantiser
+    counts_KV = np.asarray(quantiser.ema_counts[...][:2]) + 0.5
+    bias_KV = np.asarray(module.model.code_bias[...])
+    np.testing.assert_allclose(
+        np.exp(bias_KV) / np.exp(bias_KV).sum(1, keepdims=True), counts_KV / counts_KV.sum(1, keepdims=True), rtol=1e-4
+    )
+
+    def apart(table_VD):
+        return np.linalg.norm(table_VD[:, None] - table_VD[None], axis=-1)
+
+    for level in range(2):
+        book = apart(np.asarray(quantiser.codebooks[...][level]))
+        for table in (module.model.code_embed, module.model.code_head):
+            ours = apart(np.asarray(table[...][level]))
+            np.testing.assert_allclose(ours / ours.max(), book / book.max(), atol=1e-3)
+
+
 def test_superres_starts_from_the_backbone(khala):
     settings = trained(khala, "superres")
+    settings.model.codec_tables = False
     stage = system.stage(settings, khala.superres)
     module = stage.create(nnx.Rngs(0))
     fresh = np.asarray(module.model.code_embed[...])
