@@ -79,7 +79,7 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
             codes = rng.integers(model.codes, size=(model.levels, room))
             layout = pattern.layer_pass((room,) * model.levels, model.levels // 2)
             packed.append(sequence.pack(text, *layout.build(codes), model.length, shared=False))
-    level = {} if config.stage == "backbone" else {"level": np.int32(model.levels // 2)}
+    level = {} if config.stage == "backbone" else {"level": np.full(rows, model.levels // 2, np.int32)}
     return sequence.stack(packed) | level
 
 
@@ -102,9 +102,9 @@ def parity(bench: Bench) -> Iterator[Record]:
         batch = token_batch(config, 2, ragged=True)
         _, state = fresh(khala.make_model(config))
         state, counted = jax.device_get(state), batch["valid"]
-        results = {}
+        results, level = {}, 0 if stage == "backbone" else config.model.levels // 2
 
-        def lower(device, dtype, config=config, state=state, batch=batch, visibility=visibility):
+        def lower(device, dtype, config=config, state=state, batch=batch, visibility=visibility, level=level):
             config = config.copy_and_resolve_references()
             config.model.dtype = dtype
             graphdef = nnx.split(nnx.eval_shape(lambda: khala.make_model(config)(nnx.Rngs(0))))[0]
@@ -114,7 +114,7 @@ def parity(bench: Bench) -> Iterator[Record]:
                     return nnx.merge(graphdef, state).loss(batch, visibility=visibility)[0]
 
                 model = nnx.merge(graphdef, state)
-                logits = model.level_logits(model.hidden(batch, visibility=visibility), batch.get("level", 0))
+                logits = model.level_logits(model.hidden(batch, visibility=visibility), level)
                 value, gradients = jax.value_and_grad(loss)(state)
                 squares = sum(jnp.square(g.astype(jnp.float32)).sum() for g in jax.tree.leaves(gradients))
                 return {"logits": logits, "loss": value, "grad_norm": jnp.sqrt(squares)}
