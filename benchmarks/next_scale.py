@@ -34,6 +34,7 @@ from hiermusic.generate import autoregressive, nextscale
 from hiermusic.systems import aar, aar_rows
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "aar"
+Build = Callable[[Callable[[nnx.Rngs], nnx.Module]], nnx.Module]
 COLUMNS = ("contender", "passes", "wall, s", "CPU, s", "real-time factor", "compile, s")
 
 
@@ -76,21 +77,30 @@ def read_config(name: str, preset: str) -> ConfigDict:
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](preset)
 
 
-def codec_of(quantiser: str) -> Codec:
+def codec_of(quantiser: str, preset: str, build: Build) -> Codec:
     """The paper's codec of 128 channels, or the same trunk with the quantiser of the baseline's configuration."""
-    config = read_config("codec", "paper128")
+    config = read_config("codec", "paper128" if preset == "paper" else preset)
     if quantiser == "residual":
-        config.model.quantiser, config.model.levels = quantiser, read_config("ar_baseline", "paper").model.levels
-    return aar.make_model(config)(nnx.Rngs(0))
+        config.model.quantiser, config.model.levels = quantiser, read_config("ar_baseline", preset).model.levels
+    return build(aar.make_model(config))
 
 
-def contender_of(pattern: str, depth: int, dtype: str) -> Contender:
-    """A model of a depth with random weights, in the form that serves."""
+def contender_of(
+    pattern: str, depth: int, dtype: str, preset: str = "paper", build: Build = lambda make: make(nnx.Rngs(0))
+) -> Contender:
+    """A model of a depth with random weights, in the form that serves.
+
+    Args:
+      pattern: order of prediction: "next_scale", or the baseline's "flatten" or "delay".
+      depth, dtype: of the token model.
+      preset: sizes of all else, "paper" or "tiny".
+      build: makes a module from what constructs it.
+    """
     next_scale = pattern == "next_scale"
-    config = read_config("lm" if next_scale else "ar_baseline", "paper")
-    model, codec = config.model, codec_of(config.model.quantiser)
+    config = read_config("lm" if next_scale else "ar_baseline", preset)
+    model, codec = config.model, codec_of(config.model.quantiser, preset, build)
     model.depth, model.dtype, model.pattern = depth, dtype, pattern
-    prior = aar.make_model(config)(nnx.Rngs(0))
+    prior = build(aar.make_model(config))
     prior.take_quantiser(codec.quantiser)
     lm, quantiser, uncond_U = prior.lm.unstack(), prior.quantiser, np.asarray(prior.unconditional[...])
     cond_BU = np.asarray(jax.random.normal(jax.random.key(0), (1, model.cond)) / np.sqrt(model.cond))

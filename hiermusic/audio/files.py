@@ -4,13 +4,15 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
-import soxr
 from jaxtyping import Float
 
 from hiermusic.errors import UserError, replacing
+
+if TYPE_CHECKING:
+    import soundfile
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 _BLOCK = 1 << 20  # frames per read: headers may promise any length, so memory follows what really decodes
@@ -55,6 +57,8 @@ def read(
     Raises:
       UserError: missing, a directory, empty, not audio, truncated, or holding samples that are not finite.
     """
+    import soundfile
+
     with _open(path) as file:
         promised, rate = _promised(file), file.samplerate
         whole = promised == file.frames
@@ -90,6 +94,8 @@ def write(path: str | Path, wav_LC: Float[np.ndarray, "L C"], sample_rate: int) 
     Raises:
       UserError: samples that are not finite, a place that cannot be written, or a full disk.
     """
+    import soundfile
+
     path = Path(path)
     if not np.isfinite(wav_LC).all():
         raise UserError(f"{path}: not written, the sound holds NaN or infinite samples.")
@@ -109,6 +115,8 @@ def resample(wav_LC: Float[np.ndarray, "L C"], sr_from: int, sr_to: int) -> Floa
     """Changes the sample rate (soxr, high quality): L samples become ceil(L * sr_to / sr_from)."""
     if sr_from == sr_to:
         return wav_LC
+    import soxr
+
     length = -(-len(wav_LC) * sr_to // sr_from)
     out_MC = soxr.resample(np.asarray(wav_LC, np.float32), sr_from, sr_to, quality="HQ")[:length]
     # soxr rounds the length its own way; a missing last sample is held.
@@ -122,7 +130,7 @@ def to_channels(wav_LC: Float[np.ndarray, "L C"], channels: int) -> Float[np.nda
     return np.repeat(wav_LC.mean(axis=1, keepdims=True), channels, axis=1)
 
 
-def _promised(file: soundfile.SoundFile) -> int:
+def _promised(file: "soundfile.SoundFile") -> int:
     """Frames the header speaks of, be they there or not."""
     for said, held in (map(int, sizes) for sizes in _CUT.findall(file.extra_info)):
         if held + _HEADER < said < _UNKNOWN:
@@ -130,7 +138,9 @@ def _promised(file: soundfile.SoundFile) -> int:
     return file.frames
 
 
-def _open(path: str | Path) -> soundfile.SoundFile:
+def _open(path: str | Path) -> "soundfile.SoundFile":
+    import soundfile
+
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name an audio file.")

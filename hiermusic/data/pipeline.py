@@ -5,9 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 from jaxtyping import Float32, Int16
 
@@ -15,6 +16,9 @@ from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import wait_for_all, workers
+
+if TYPE_CHECKING:
+    import grain
 
 
 def resolve(
@@ -79,7 +83,7 @@ def waveform_batches(
     batch_size: int,
     seed: int = 0,
     rows: Sequence[int] | None = None,
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """Batches of crops from audio records, float32 [B, crop_samples, C].
 
     "train" is endless: segments shuffled anew each epoch, a random crop of each. Other splits are finite: a fixed
@@ -96,6 +100,8 @@ def waveform_batches(
     Raises:
       UserError: crop longer than a segment, or no track in the split.
     """
+    import grain
+
     source = AudioSource(path)
     if not 0 < crop_samples <= source.segment_samples:
         raise UserError(
@@ -105,19 +111,19 @@ def waveform_batches(
     _check_size(source, split, len(segments), batch_size, "segments")
     dataset = grain.MapDataset.source(segments)
     if split == "train":
-        dataset = dataset.seed(seed).shuffle().repeat().random_map(_RandomCrop(crop_samples))
+        dataset = dataset.seed(seed).shuffle().repeat().random_map(partial(_random_crop, samples=crop_samples))
     else:
         count = max(1, len(segments) // batch_size)
-        dataset = dataset.map(_CentreCrop(crop_samples)).repeat()[: count * batch_size]
+        dataset = dataset.map(partial(_centre_crop, samples=crop_samples)).repeat()[: count * batch_size]
     return batches(dataset, batch_size, rows)
 
 
 def batches(
-    dataset: grain.MapDataset,
+    dataset: "grain.MapDataset",
     batch_size: int,
     rows: Sequence[int] | None = None,
     batch_fn: Callable[[list], object] | None = None,
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """Element i holds examples i * batch_size + row for each of `rows`: the same, whoever reads the other rows.
 
     Args:
@@ -126,30 +132,29 @@ def batches(
       rows: which of its examples to read, all when left out.
       batch_fn: list of examples -> batch; stacks arrays when left out.
     """
+    import grain
+
     picked = _Rows(dataset, batch_size, tuple(range(batch_size) if rows is None else rows))
-    return picked.batch(len(picked.rows), batch_fn=batch_fn)
+    return grain.MapDataset.source(picked).batch(len(picked.rows), batch_fn=batch_fn)
 
 
-class _Rows(grain.MapDataset):
+class _Rows:
     """Of every `batch_size` examples, those that stand at `rows`."""
 
-    _MUTATES_ELEMENT_SPEC = False
-
-    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: tuple[int, ...]):
-        super().__init__(parent)
-        self.batch_size, self.rows = batch_size, rows
+    def __init__(self, dataset: "grain.MapDataset", batch_size: int, rows: tuple[int, ...]):
+        self.dataset, self.batch_size, self.rows = dataset, batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self.batch_size * len(self.rows)
+        return len(self.dataset) // self.batch_size * len(self.rows)
 
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
+    def __getitem__(self, index: int):
         batch, row = divmod(index, len(self.rows))
-        return self._parent[batch * self.batch_size + self.rows[row]]
+        return self.dataset[batch * self.batch_size + self.rows[row]]
 
 
-def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all") -> grain.MapDataset:
+def token_examples(
+    path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all"
+) -> "grain.MapDataset":
     """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `records.TokenSource`), shuffled.
 
     "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides.
@@ -162,6 +167,8 @@ def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: s
     Raises:
       UserError: no track in the split.
     """
+    import grain
+
     source = TokenSource(path, levels, split)
     _check_size(source, split, len(source), 1, "tracks")
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
@@ -170,7 +177,7 @@ def token_examples(path: str | os.PathLike, split: str, seed: int = 0, levels: s
 
 def example_batches(
     path: str | os.PathLike, split: str, seed: int, levels: str | slice, batch_size: int, rows: Sequence[int]
-) -> grain.MapDataset:
+) -> "grain.MapDataset":
     """These rows of batches of tracks, as lists of what `token_examples` gives; element i is that of step i.
 
     Held-out batches are filled up by repeating, so that they divide over the mesh as training's do.
@@ -220,20 +227,14 @@ class _Segments:
         return pcm_LC
 
 
-class _RandomCrop(grain.transforms.RandomMap):
-    def __init__(self, samples: int):
-        self._samples = samples
-
-    def random_map(self, element: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return _crop(element, self._samples, int(rng.integers(max(len(element) - self._samples, 0) + 1)))
+def _random_crop(
+    pcm_LC: Int16[np.ndarray, "L C"], rng: np.random.Generator, samples: int
+) -> Float32[np.ndarray, "M C"]:
+    return _crop(pcm_LC, samples, int(rng.integers(max(len(pcm_LC) - samples, 0) + 1)))
 
 
-class _CentreCrop(grain.transforms.Map):
-    def __init__(self, samples: int):
-        self._samples = samples
-
-    def map(self, element: np.ndarray) -> np.ndarray:
-        return _crop(element, self._samples, max(len(element) - self._samples, 0) // 2)
+def _centre_crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int) -> Float32[np.ndarray, "M C"]:
+    return _crop(pcm_LC, samples, max(len(pcm_LC) - samples, 0) // 2)
 
 
 def _crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int, start: int) -> Float32[np.ndarray, "M C"]:

@@ -14,13 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float32, Int16
-from tqdm import tqdm
 
 from hiermusic.audio import files
 from hiermusic.data import splits
@@ -28,6 +26,10 @@ from hiermusic.data.sources import Track
 from hiermusic.errors import UserError, disk_errors, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.tokens.hierarchy import Hierarchy
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from array_record.python.array_record_module import ArrayRecordWriter
 
 TRACKS_PER_SHARD = 16
 MAX_SHARDS = 1024
@@ -128,7 +130,7 @@ def write_audio(
     }
     segment = round(segment_seconds * sample_rate)
 
-    def write(index: int, writers: Sequence[ArrayRecordWriter]) -> dict:
+    def write(index: int, writers: "Sequence[ArrayRecordWriter]") -> dict:
         track = tracks[index]
         try:
             wav_LC, meta = _prepared(track, sample_rate, channels)
@@ -316,7 +318,7 @@ def write_tokens(
     plan |= {"inputs": count, **settings}
     stored = [pieces(hierarchy, *bounds) for bounds in _bounds(hierarchy, split_at).values()]
 
-    def write(index: int, writers: Sequence[ArrayRecordWriter]) -> dict:
+    def write(index: int, writers: "Sequence[ArrayRecordWriter]") -> dict:
         codes, entry = encode(index)
         groups = as_groups(codes, hierarchy)
         for writer, wanted in zip(writers, stored, strict=True):
@@ -406,7 +408,9 @@ def _shard_path(out: Path, stream: str, shard: int, shards: int) -> Path:
     return out / f"{stream}-{shard:05d}-of-{shards:05d}.arrayrecord"
 
 
-def _open_stream(path: Path, stream: str, shards: int) -> ArrayRecordDataSource:
+def _open_stream(path: Path, stream: str, shards: int) -> "ArrayRecordDataSource":
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     paths = [_shard_path(path, stream, shard, shards) for shard in range(shards)]
     for place in paths:
         if not place.is_file():
@@ -415,8 +419,10 @@ def _open_stream(path: Path, stream: str, shards: int) -> ArrayRecordDataSource:
 
 
 @contextmanager
-def _writers(places: Sequence[Path], options: str) -> Iterator[list[ArrayRecordWriter]]:
+def _writers(places: Sequence[Path], options: str) -> "Iterator[list[ArrayRecordWriter]]":
     """Writers of shards that take their names together when all are whole, and are removed when one fails."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
     # of a name of its own: a process that was given up for dead may still be writing the same
     temporaries = [f"{place}.{uuid4().hex[:8]}.tmp" for place in places]
     writers: list[ArrayRecordWriter] = []
@@ -440,11 +446,13 @@ def _write_shards(
     plan: Mapping,
     streams: Sequence[str],
     options: str,
-    write: Callable[[int, Sequence[ArrayRecordWriter]], dict],
+    write: "Callable[[int, Sequence[ArrayRecordWriter]], dict]",
     worker: tuple[int, int],
     label: str | bool,
 ) -> list[dict] | None:
     """Writes this worker's missing shards; every track's entry once all shards stand and info.json does not."""
+    from tqdm import tqdm
+
     parts, shards, count = out / "parts", plan["shards"], plan["inputs"]
     parts.mkdir(parents=True, exist_ok=True)
     if worker == workers():

@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
-import soundfile
 
 from hiermusic.audio import files
 from hiermusic.data import splits
@@ -455,6 +454,8 @@ class _TfdsLoader:
 
 
 def _decode(file: bytes) -> tuple[np.ndarray, int]:
+    import soundfile
+
     try:
         return soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as problem:

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float
 
 from hiermusic.nn import attention_blocks as blocks
 from hiermusic.nn import attention_cudnn as cudnn
-from hiermusic.nn import attention_splash as splash
 from hiermusic.nn.attention_blocks import Bias
 from hiermusic.parallel.mesh import AXES, Rules
 from hiermusic.tokens.visibility import Visibility
@@ -105,8 +104,11 @@ def _row(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, visibility, right_padded, part=(0,
         return cudnn.attend(q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility)
     if right_padded and visibility.kind == "causal":
         valid_BS = None  # padding lies behind all that is used: hidden without a mask
-    if platform == "tpu" and splash.fits(q_BNsH, visibility):
-        return splash.attend(q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility, part=part)
+    if platform == "tpu":
+        from hiermusic.nn import attention_splash as splash
+
+        if splash.fits(q_BNsH, visibility):
+            return splash.attend(q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility, part=part)
     start = part[0] * q_BNsH.shape[2]
     return blocks.attend(
         q_BNsH, k_BMSH, v_BMSH, valid_BS, visibility=visibility, start=start, written=k_BMSH.shape[2], bias=None

@@ -13,8 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from hiermusic.errors import UserError, disk_errors
 
@@ -114,6 +112,9 @@ def _groups(shapes: Shapes, limit: int) -> list[list[str]]:
 
 
 def _save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     try:
         save_file(dict(weights), path, metadata={"format": "flax"})
     except SafetensorError as error:  # its own words for what the system said
@@ -201,6 +202,8 @@ def _files(folder: str | Path) -> list[Path]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="np") as file:
             yield file

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from tqdm import tqdm
 
 from hiermusic.audio import files, measure
 from hiermusic.audio.limiter import limit
@@ -140,6 +139,8 @@ def _tell(words: str) -> None:
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error as a function of (done, total)."""
+    from tqdm import tqdm
+
     with tqdm(desc=name, file=sys.stderr) as bar:
 
         def show(done: int, total: int) -> None:

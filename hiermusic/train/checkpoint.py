@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 from hiermusic.errors import UserError, disk_errors, replacing
 from hiermusic.parallel.hosts import wait_for_all
@@ -54,6 +53,8 @@ class Checkpoints:
         Raises:
           UserError: `keep` below 1, or a full disk.
         """
+        from orbax.checkpoint import v1 as ocp
+
         if keep < 1:
             raise UserError(f"train.keep is {keep}; at least 1 checkpoint must be kept")
         policies = ocp.training.preservation_policies
@@ -309,6 +310,8 @@ def weights_part(path: Path, prefer_ema: bool = True) -> str:
 
 def saved(path: Path, name: str) -> Tree:
     """What Orbax's metadata tells of the arrays of a part; UserError when it cannot be read or is empty."""
+    from orbax.checkpoint import v1 as ocp
+
     with read_errors(path):
         part = ocp.checkpointables_metadata(path).metadata.get(name)
     if not part:
@@ -318,6 +321,8 @@ def saved(path: Path, name: str) -> Tree:
 
 def load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
     """Parts of a checkpoint as their targets say (None: as saved); UserError when they cannot be read or do not fit."""
+    from orbax.checkpoint import v1 as ocp
+
     for name, target in targets.items():
         found = saved(path, name)
         if target is not None:

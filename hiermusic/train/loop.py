@@ -14,12 +14,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import all_stop
@@ -169,6 +167,8 @@ class _Trainer:
     def __init__(
         self, stage: Stage, options: LoopConfig, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float
     ):
+        from tqdm import tqdm
+
         self.stage, self.options, self.mesh = stage, options, mesh
 
         def create():
@@ -266,7 +266,7 @@ class _Trainer:
         self.bar.set_postfix_str(f"loss {float(metrics['loss']):.4g}", refresh=False)
         if cause:
             metrics["skip_cause"] = cause
-            tqdm.write(f"step {self.step} skipped for {cause}; the weights are as before", file=sys.stderr)
+            self.bar.write(f"step {self.step} skipped for {cause}; the weights are as before", file=sys.stderr)
         valid = self._validate() if validating else {}
         if cause or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
             self.log.write(self.step, {**metrics, **self.meter.read(), "skipped": self.guard.skipped, **valid})
@@ -340,6 +340,8 @@ def _everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 
 
 def _batches(stage: Stage, rows: Sequence[int], start: int) -> Iterator[tuple[Hashable, Batch]]:
+    import grain
+
     data = stage.train_batches(rows)
     for element in data[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)):
         yield _pair(element)

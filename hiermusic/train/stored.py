@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from orbax.checkpoint import v1 as ocp
 
 from hiermusic.errors import UserError
 from hiermusic.pretrained import export
@@ -35,6 +34,8 @@ def describe(workdir: str | Path, step: int | None = None, weights: bool = False
     Raises:
       UserError: no such checkpoint, or unreadable metadata.
     """
+    from orbax.checkpoint import v1 as ocp
+
     kept = checkpoint.steps(workdir)
     if export.is_export(workdir):
         step, path = checkpoint.exported_step(workdir, step), Path(workdir)
@@ -99,6 +100,8 @@ class StoredWeights:
 
 def open_weights(workdir: str | Path, step: int | None = None, dtype: str | None = None) -> StoredWeights:
     """The weights of a training run, the newest or those of a step; floating-point ones as `dtype`, if it is given."""
+    from orbax.checkpoint import v1 as ocp
+
     path = checkpoint.find(workdir, step)
     part = checkpoint.weights_part(path)
     saved = export.dotted(checkpoint.saved(path, part))
@@ -138,6 +141,8 @@ def reshard(
     Raises:
       UserError: no such checkpoint, one of another model, or an `out` that is in use or cannot be written.
     """
+    from orbax.checkpoint import v1 as ocp
+
     if dtype and not weights_only:
         raise UserError("--dtype rounds the weights, from which training cannot go on exactly: add --weights_only")
     path = checkpoint.find(workdir, step)

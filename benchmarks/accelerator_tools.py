@@ -1,0 +1,185 @@
+"""What the sections of `accelerator.py` are told, and what they measure with."""
+
+import contextlib
+import runpy
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FUSED = "__cudnn$fmha"
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """What a section is told.
+
+    Args:
+      preset: "paper" or "tiny".
+      end: until when, by `time.monotonic`.
+      known: the records so far.
+    """
+
+    preset: str
+    end: float
+    known: list[Record] = field(default_factory=list)
+
+    @property
+    def tiny(self) -> bool:
+        return self.preset == "tiny"
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def find(self, section: str, **values: Any) -> Record:
+        """The last record of a section with these values, empty where there is none."""
+        fits = [r for r in self.known if r["section"] == section and all(r.get(k) == v for k, v in values.items())]
+        return fits[-1] if fits else {}
+
+    def limits(self) -> tuple[float | None, float | None, str]:
+        """Operations and bytes a second, and whose figures these are."""
+        import jax
+
+        from hiermusic.parallel.chips import chip_of
+
+        if chip := chip_of(jax.devices()[0]):
+            return chip.device_flops, chip.memory_bandwidth, "data sheet"
+        card = self.find("card", what="bandwidth")
+        return self.find("card", what="matrix").get("flops"), card.get("bytes_per_second"), "measured"
+
+    def floor(self, flops: float, moved: float, share: float = 1.0) -> Record:
+        """The least seconds, from operations at `share` of the bfloat16 peak and from bytes."""
+        peak, bandwidth, whose = self.limits()
+        if not peak or not bandwidth:
+            return {}
+        computing, moving = flops / (peak * share), moved / bandwidth
+        return {"floor": max(computing, moving), "bound": "flops" if computing > moving else "bytes", "limits": whose}
+
+
+# MARK: tools
+
+
+def configuration(name: str, preset: str):
+    return runpy.run_path(str(HERE.parent / "configs" / f"{name}.py"))["get_config"](preset)
+
+
+def fresh(make: Callable, placement: Any = None):
+    """The state of a module with random weights, made on the device by one program; and its graph."""
+    import jax
+    from flax import nnx
+
+    key = jax.random.key(0, impl="rbg")  # quick to compile and to draw
+    graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(key))))[0]
+    quickly = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    run = jax.jit(lambda key: nnx.state(make(nnx.Rngs(key))), out_shardings=placement, compiler_options=quickly)
+    return graphdef, run(key)
+
+
+def halved(make: Callable, dtype: str) -> Callable:
+    """The same module with floating-point weights of another type, as a song is made with."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    def cast(x):
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    def made(rngs):
+        module = make(rngs)
+        nnx.update(module, jax.tree.map(cast, nnx.state(module)))
+        return module
+
+    return made
+
+
+def timed(run: Callable[[], Any], seconds: float, least: int = 2, most: int = 1000) -> float:
+    """Seconds of one call, over so many that they take about `seconds`; the device is waited for at the end alone."""
+    import jax
+
+    begin = time.perf_counter()
+    jax.block_until_ready(run())
+    once = time.perf_counter() - begin
+    count = max(least, min(most, int(seconds / max(once, 1e-6))))
+    begin = time.perf_counter()
+    for _ in range(count):
+        result = run()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - begin) / count
+
+
+def compiled(lowered) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - begin
+
+
+def memory() -> Record:
+    """Bytes that the device has, and the most that this process has held of them; empty on a CPU."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"limit": stats.get("bytes_limit"), "peak": stats.get("peak_bytes_in_use")} if stats else {}
+
+
+def wanted(program) -> int:
+    """Bytes that a program needs while it runs."""
+    told = program.memory_analysis()
+    return (
+        told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes - told.alias_size_in_bytes
+    )
+
+
+@contextlib.contextmanager
+def as_for_gpu() -> Iterator[None]:
+    """Lets programs be lowered for a GPU where there is none: what JAX asks of the device is answered for it."""
+    import jax._src.cudnn.fused_attention_stablehlo as fused
+
+    from hiermusic.nn import attention
+
+    before = fused.check_cudnn_version, fused.check_compute_capability, attention._platform
+    fused.check_cudnn_version, fused.check_compute_capability = lambda: 91000, lambda capability: True
+    attention._platform = lambda: "gpu"
+    try:
+        yield
+    finally:
+        fused.check_cudnn_version, fused.check_compute_capability, attention._platform = before
+
+
+def fused_calls(text: str) -> Record:
+    """Calls of cuDNN's attention in a program's text."""
+    backward = text.count(f"{FUSED}SoftmaxBackward")
+    return {"forward": text.count(FUSED) - backward, "backward": backward}
+
+
+def attention_proof(name: str, program, trace: Callable[[], Any], trained: bool) -> Record:
+    """Fused attention in the compiled program on a GPU, elsewhere in what is lowered for one; else an error.
+
+    Args:
+      trace: traces the program anew, for a GPU.
+      trained: there must be a backward pass.
+    """
+    import jax
+
+    if jax.default_backend() == "gpu":
+        where, calls = "compiled", fused_calls(program.as_text())
+    else:
+        jax.clear_caches()  # a function that was traced for this platform would not be traced again ...
+        with as_for_gpu():
+            where, calls = "lowered for cuda", fused_calls(trace().lower(lowering_platforms=("cuda",)).as_text())
+        jax.clear_caches()  # ... nor one for a GPU
+    proof: Record = {"what": "attention", "program": name, "where": where, **calls}
+    if not calls["forward"] or (trained and not calls["backward"]):
+        proof["error"] = "attention fell back: cuDNN's call is not in the program"
+    return proof
+
+
+def line(error: BaseException) -> str:
+    """An error in one line, and where it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if "site-packages" not in f.filename]
+    words = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+    return f"{type(error).__name__}: {words} ({ours[-1] if ours else 'elsewhere'})"
