@@ -6,7 +6,6 @@ or silent has no figure: NaN. A figure means something beside those of `anchors`
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -176,21 +175,16 @@ def spans(wav_LC: Wave, sample_rate: int) -> Float[np.ndarray, "N D"]:
     return (spans_ND - spans_ND.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
-def distance(spans_ND: Float[np.ndarray, "N D"], others: Sequence[Float[np.ndarray, "M D"]]) -> float:
-    """How far a sound lies from the nearest of others, in dB: 0 for one that is made of another's spans.
+def distance(spans_ND: Float[np.ndarray, "N D"], other_MD: Float[np.ndarray, "M D"]) -> float:
+    """How far a sound lies from another, in dB: 0 when it is made of the other's spans, in whatever order.
 
-    Of each other sound: the mean, over the spans of this one, of the root mean square difference to the span nearest
-    to it.
+    The mean, over the spans of this one, of the root mean square difference to the other's span nearest to it.
 
     Args:
-      spans_ND: of the sound, from `spans`.
-      others: of the sounds it is compared with; NaN when there are none.
+      spans_ND, other_MD: from `spans`.
     """
-    norm_N, means = np.sum(spans_ND**2, axis=1), []
-    for other_MD in others:
-        square_NM = norm_N[:, None] + np.sum(other_MD**2, axis=1) - 2 * spans_ND @ other_MD.T
-        means.append(np.mean(np.sqrt(np.maximum(square_NM.min(axis=1), 0) / spans_ND.shape[1])))
-    return float(min(means)) if means else math.nan
+    square_NM = np.sum(spans_ND**2, axis=1)[:, None] + np.sum(other_MD**2, axis=1) - 2 * spans_ND @ other_MD.T
+    return float(np.mean(np.sqrt(np.maximum(square_NM.min(axis=1), 0) / spans_ND.shape[1])))
 
 
 # MARK: shared

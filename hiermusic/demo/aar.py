@@ -52,6 +52,10 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         rest = (clip, f"--seconds={SECONDS}", f"--out={at[out]}")
         return Step(out, f"make music with {lm}", ("generate", "--system=aar", f"--lm={at[lm]}", *rest))
 
+    def judge(songs: str) -> Step:
+        arguments = ("evaluate", f"--songs={at[songs]}", f"--data={at['corpus']}")
+        return Step(f"evaluate {songs}", f"measure {songs}", arguments)
+
     return [
         Step(
             "corpus",
@@ -63,18 +67,20 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         tokens("sat"),
         train("aar", "train AAR", at["sat-tokens"]),
         music("aar", "songs"),
+        judge("songs"),
         measure("aar"),
         train("rvq", "train the baseline's codec", at["corpus"], *residual),
         measure("rvq"),
         tokens("rvq"),
         train("ar", "train the baseline", at["rvq-tokens"]),
         music("ar", "ar-songs"),
+        judge("ar-songs"),
         measure("ar"),
     ]
 
 
 def _chapters(folder: Path) -> list[report.Section]:
-    found = results(folder, *RUNS)
+    found = results(folder, *RUNS, "songs", "ar-songs")
     curves = {name: folder / name / "metrics.jsonl" for name in RUNS}
     truth = folder / "sat" / "evaluation" / "sounds" / "clip-truth.wav"
     players = [
@@ -85,9 +91,12 @@ def _chapters(folder: Path) -> list[report.Section]:
     song = json.loads((folder / "songs" / "song.json").read_text())
     facts = {"length, s": song["seconds"], "sampling": song["sampling"]["lm"], "sounds like": "a held-out song"}
     return [
-        sections.song("Music that should sound like a clip", facts, players),
+        sections.song("Music that should sound like a clip", facts, players, found["songs"]["verdict"]),
+        sections.music(found["songs"], "How far from music: AAR"),
+        sections.music(found["ar-songs"], "How far from music: the baseline"),
         report.Section("SAT on a held-out song", items=reconstructions(folder / "sat")),
         sections.reconstruction(found["sat"], found["sat"]["baselines"], "SAT"),
+        sections.rebuilt_music(found["sat"], "Music in what SAT rebuilds"),
         sections.reconstruction(found["rvq"], None, "Residual codes of the same trunk"),
         sections.code_use(found["sat"], "Use of SAT's codes"),
         sections.training(curves),

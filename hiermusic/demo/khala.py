@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hiermusic.demo.runner import Demo, Step, reconstructions, results
 from hiermusic.evaluate import report, sections
+from hiermusic.evaluate.songs import VERSIONS
 
 CORPUS = "builtin:150?seconds=5-10"
 PROMPTS = (
@@ -84,6 +85,7 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
                 "--backbone_too",
             ],
         ),
+        Step("evaluate songs", "measure the songs", ["evaluate", f"--songs={at['songs']}", f"--data={at['corpus']}"]),
         *(
             Step(f"evaluate {name}", f"measure the {name}", ["evaluate", f"--workdir={at[name]}"])
             for name in ("codec", "backbone", "superres")
@@ -92,12 +94,14 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
 
 
 def _chapters(folder: Path) -> list[report.Section]:
-    found = results(folder, "codec", "backbone", "superres")
-    curves = {name: folder / name / "metrics.jsonl" for name in found}
+    found = results(folder, "songs", "codec", "backbone", "superres")
+    curves = {name: folder / name / "metrics.jsonl" for name in ("codec", "backbone", "superres")}
     return [
-        *(_song(folder / "songs" / f"{prompt['name']}.json") for prompt in PROMPTS),
+        sections.music(found["songs"]),
+        *(_song(folder / "songs" / f"{prompt['name']}.json", found["songs"]["best"]) for prompt in PROMPTS),
         report.Section("The codec on a held-out song", items=reconstructions(folder / "codec")),
         sections.reconstruction(found["codec"], found["codec"]["baselines"]),
+        sections.rebuilt_music(found["codec"]),
         sections.code_use(found["codec"]),
         sections.training(curves),
         sections.predictability(found["backbone"]["predictability"], "Predicting layers 0 and 1"),
@@ -105,7 +109,8 @@ def _chapters(folder: Path) -> list[report.Section]:
     ]
 
 
-def _song(path: Path) -> report.Section:
+def _song(path: Path, best: str) -> report.Section:
+    """A song, the version that sounds better first."""
     song = json.loads(path.read_text())
     prompt = {name: value for name, value in song["prompt"].items() if value}
     facts = prompt | {f"sampling, {name}": value for name, value in song["sampling"].items()}
@@ -114,8 +119,6 @@ def _song(path: Path) -> report.Section:
         "length made, s": song["seconds"],
         "ended itself": song["ended"],
     }
-    players = [
-        report.Player("after super-resolution", path.with_suffix(".wav")),
-        report.Player("backbone only", path.with_suffix(".backbone.wav")),
-    ]
+    players = [report.Player(version, path.with_suffix(suffix)) for version, suffix in VERSIONS.items()]
+    players.sort(key=lambda player: player.label != best)
     return sections.song(f"Song: {path.stem}", facts, players)

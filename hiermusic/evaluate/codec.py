@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hiermusic.errors import UserError
+from hiermusic.evaluate import music
 from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, clips_hash, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
@@ -100,7 +101,8 @@ def evaluate_codec(
         {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
          reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
                            si_sdr, sdr, mel, stft, silence}],
-         anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`]}
+         anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
+         music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`)}
         Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
         `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
         codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
@@ -121,7 +123,13 @@ def evaluate_codec(
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
-        return {**columns([_score(clip, est, coder) for est in versions]), **levels, "whole": versions[-2]}
+        heard = [*music.anchored(clip, coder.sample_rate, index).values(), *versions[:-1]]
+        return {
+            **columns([_score(clip, est, coder) for est in versions]),
+            **columns([music.describe(sound_LC, coder.sample_rate) for sound_LC in heard], "music"),
+            **levels,
+            "whole": versions[-2],
+        }
 
     measured = each("codec", len(clips), measure)
     statistics = code_statistics([[m[f"level {k}"] for k in range(depth)] for m in measured], coder.hierarchy)
@@ -145,6 +153,8 @@ def evaluate_codec(
         whole = [m["whole"] for m in measured]
         pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(clips, whole[1:] + whole[:1], strict=True)]
         anchors["shuffled_clips"] = [score(a, b, coder.sample_rate) for a, b in pairs]
+    sounds = ("the clips themselves", *music.ANCHORS, *map(layers_name, depths))
+    heard = {name: [row(m, version, "music") for m in measured] for version, name in enumerate(sounds)}
     settings = {**asdict(protocol), "sample_rate": coder.sample_rate, "channels": coder.channels}
     return {
         "protocol": settings,
@@ -156,4 +166,10 @@ def evaluate_codec(
         "reconstruction": table,
         "anchors": {name: summarise(rows, protocol.seed) for name, rows in anchors.items()},
         "codes": statistics,
+        "music": music.table(heard, protocol.seed),
     }
+
+
+def layers_name(layers: int) -> str:
+    """How tables call what so many layers rebuild."""
+    return f"{layers} layer{'s' * (layers > 1)}"

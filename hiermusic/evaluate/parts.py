@@ -15,8 +15,6 @@ Measured = Mapping[str, np.ndarray]
 # (name of the measurement, tracks, index of a track -> what is measured of it) -> the same of every track
 Each = Callable[[str, int, Callable[[int], Measured]], list[Measured]]
 
-_SCORE = "score "
-
 
 def in_memory(name: str, count: int, measure: Callable[[int], Measured]) -> list[Measured]:
     """Measures every track here and now."""
@@ -48,15 +46,15 @@ def on_disk(folder: Path, facts: Mapping) -> Each:
     return each
 
 
-def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    """Scores of several versions of a track as arrays, one a score."""
-    return {_SCORE + name: np.array([row[name] for row in rows]) for name in rows[0]}
+def columns(rows: Sequence[Mapping[str, float]], kind: str = "score") -> dict[str, np.ndarray]:
+    """Scores of one kind of several versions of a track as arrays, one a score."""
+    return {f"{kind} {name}": np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def row(measured: Measured, index: int) -> dict[str, float]:
-    """The scores of one version of a track, of those that `columns` took."""
-    names = (name for name in measured if name.startswith(_SCORE))
-    return {name.removeprefix(_SCORE): float(measured[name][index]) for name in names}
+def row(measured: Measured, index: int, kind: str = "score") -> dict[str, float]:
+    """The scores of one kind of one version of a track, of those that `columns` took."""
+    names = (name for name in measured if name.startswith(f"{kind} "))
+    return {name.removeprefix(f"{kind} "): float(measured[name][index]) for name in names}
 
 
 def _read(path: Path) -> Measured:

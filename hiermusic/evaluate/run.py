@@ -3,11 +3,12 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from hiermusic.audio import files
@@ -16,9 +17,10 @@ from hiermusic.codec.codec import Codec
 from hiermusic.data import pipeline
 from hiermusic.data.records import AudioSource, TokenSource
 from hiermusic.errors import UserError, write_atomically
-from hiermusic.evaluate import report, sections
+from hiermusic.evaluate import report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.codec import Coder, evaluate_codec
+from hiermusic.evaluate.music import MEASURES, anchored
 from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import compare, per_token, unigram
@@ -28,6 +30,10 @@ from hiermusic.tokens import rows
 from hiermusic.train.checkpoint import latest_step
 
 HEARD_LAYERS = (2, 8, 16, 32, 64)
+HEARD_SONGS = 12
+
+Chapters = Callable[[], list[report.Section]]
+Measured = tuple[dict[str, Any], Chapters]  # results, and the chapters that show them
 
 
 def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks: int) -> dict[str, Any]:
@@ -48,15 +54,43 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
     config = workdirs.read(workdir)
     measure = _codec if config.stage == "codec" else _tokens
     results, chapters = measure(workdir, Path(out), data, seconds, tracks)
-    results = to_json({"workdir": workdir, "system": config.system, "stage": config.stage, **results})
+    results = {"workdir": workdir, "system": config.system, "stage": config.stage, **results}
+    return _finish(Path(out), results, f"{config.system} {config.stage}, held-out tracks", workdir, chapters)
+
+
+def evaluate_songs(folder: str, out: str, *, data: str | None, tracks: int) -> dict[str, Any]:
+    """Measures a folder of generated songs beside held-out songs of their corpus and the anchors; shared likewise.
+
+    Args:
+      folder: what `hiermusic generate` wrote.
+      out: folder for results.json, report.html and the sounds it plays.
+      data: the corpus; what the songs' codec was trained on when left out.
+      tracks: at most so many held-out ones.
+    Raises:
+      UserError: no song, no corpus, or one without held-out tracks.
+    """
+    made = songs.read(folder)
+    rate, channels = (lambda info: (info.sample_rate, info.channels))(files.probe(next(iter(made[0].paths.values()))))
+    corpus = AudioSource(_corpus(made, data, Path(out), rate, channels))
+    facts = {"songs": [song.facts for song in made], "data": corpus.info, "tracks": tracks}
+    results = songs.evaluate_songs(made, corpus, tracks, _say, on_disk(Path(out) / "parts", facts))
+    results = {"folder": folder, "corpus": str(corpus.path), **results}
+    return _finish(Path(out), results, "Generated songs", folder, lambda: _heard(results, made, corpus, Path(out)))
+
+
+def _finish(out: Path, results: dict[str, Any], title: str, source: str, chapters: Chapters) -> dict[str, Any]:
+    results = to_json(results)
     wait_for_all("all have read what was measured")
     if workers()[0] == 0:
-        write_atomically(Path(out) / "results.json", json.dumps(results, indent=1) + "\n")
-        title = f"{config.system} {config.stage}, held-out tracks"
-        report.write(report.Page(title, f"Measured from {workdir}.", chapters()), Path(out) / "report.html")
-        shutil.rmtree(Path(out) / "parts")
+        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+        report.write(report.Page(title, f"Measured from {source}.", chapters()), out / "report.html")
+        shutil.rmtree(out / "parts")
     wait_for_all("evaluated")
     return results
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr)
 
 
 def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings: float) -> Each:
@@ -65,9 +99,37 @@ def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings
     return on_disk(out / "parts", facts)
 
 
+def _corpus(made: Sequence[songs.Made], data: str | None, out: Path, rate: int, channels: int) -> Path:
+    """The audio records that generated songs are compared with."""
+    if data and (Path(data) / "tracks.jsonl").is_file():
+        return Path(data)
+    if data:
+        return pipeline.resolve(data, out / "data", rate, channels)
+    codec = made[0].facts.get("workdirs", {}).get("codec")
+    if not codec:
+        raise UserError(f"{made[0].name}.json does not say which codec made it: give the corpus with --data")
+    return _codec_data(workdirs.read(codec, "codec"), codec, None, rate, channels)
+
+
+def _codec_data(config: ConfigDict, workdir: str, data: str | None, rate: int, channels: int) -> Path:
+    """The audio records that a codec was trained on, or others, split as these."""
+    return pipeline.resolve(
+        data or config.data.path,
+        Path(workdir) / "data",
+        rate,
+        channels,
+        kind="auto" if data else config.data.kind,
+        # as in training: with another share, tracks that were trained on would count as held out
+        segment_seconds=config.data.segment_seconds,
+        valid_fraction=config.data.valid_fraction,
+    )
+
+
 def lines(results: dict[str, Any]) -> list[str]:
     """The results as a table of plain lines."""
     results = from_json(results)
+    if "verdict" in results:
+        return _song_lines(results)
     if "reconstruction" in results:
         head = f"{'':<22} {'bit/s':>7} {'SI-SDR':>8} {'mel':>7} {'STFT':>7}"
         rows = [(f"{row['layers']} layers", row["bits_per_second"], row) for row in results["reconstruction"]]
@@ -83,6 +145,48 @@ def lines(results: dict[str, Any]) -> list[str]:
     return [head, *cells]
 
 
+def _song_lines(results: dict[str, Any]) -> list[str]:
+    head = f"{'':<24}" + "".join(f" {heading.split(',')[0][:17]:>17}" for heading, _ in MEASURES.values())
+    rows = [
+        f"{name:<24}" + "".join(f" {row[key]['mean']:>17.{d}f}" if key in row else " " * 18 for key, (_, d) in cells)
+        for name, row in results["rows"].items()
+        for cells in [MEASURES.items()]
+    ]
+    words = [results["verdict"], head, *rows]
+    for attribute, row in results["obedience"].items():
+        one, known = row["songs"], row["corpus"]
+        share, count, right = one["share"]["mean"], one["share"]["count"], known["share"]
+        worth = f"{right['mean']:.0%} of held-out songs told rightly" if right["count"] else "measured"
+        doubt = "" if row["trusted"] else ", no better than chance: this says nothing"
+        words.append(
+            f"{attribute}: {share:.0%} of {count} songs obey, {one['permuted']:.0%} under each other's prompts, "
+            f"p = {one['p']:.3f} ({worth}{doubt})"
+        )
+    return words
+
+
+def _heard(
+    results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSource, out: Path
+) -> list[report.Section]:
+    versions = sorted(made[0].paths, key=lambda version: version != results["best"])
+    players = [
+        report.Player(song.name if len(versions) == 1 else f"{song.name}, {version}", song.paths[version])
+        for song in made[:HEARD_SONGS]
+        for version in versions
+    ]
+    wav_LC, anchor_players = corpus.track(corpus.valid[0]), []
+    for name, sound_LC in anchored(wav_LC, corpus.sample_rate).items():
+        path = out / "sounds" / f"{(name or 'held-out song').replace(' ', '-')}.wav"
+        files.write(path, sound_LC, corpus.sample_rate)
+        anchor_players.append(report.Player(name or "a held-out song", path))
+    return [
+        sections.music(results),
+        *([sections.obedience(results["obedience"])] if results["obedience"] else []),
+        report.Section("Songs", items=players),
+        report.Section("What they are compared with", items=anchor_players),
+    ]
+
+
 def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
     """The middle `seconds` of the held-out tracks of audio records, float32 [L, C] each."""
     source = AudioSource(audio_dir)
@@ -96,21 +200,9 @@ def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
     return clips
 
 
-Measured = tuple[dict[str, Any], Callable[[], list[report.Section]]]  # results, and the chapters that show them
-
-
 def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, codec = workdirs.load(workdir, "codec")
-    audio_dir = pipeline.resolve(
-        data or config.data.path,
-        Path(workdir) / "data",
-        codec.sample_rate,
-        codec.channels,
-        kind="auto" if data else config.data.kind,
-        # as in training: with another share, tracks that were trained on would count as held out
-        segment_seconds=config.data.segment_seconds,
-        valid_fraction=config.data.valid_fraction,
-    )
+    audio_dir = _codec_data(config, workdir, data, codec.sample_rate, codec.channels)
     clips = held_out(audio_dir, seconds, tracks)
     coder = Coder(
         encode=lambda wav_LC: rows.to_streams(encode_long(codec, wav_LC), codec.slots),
@@ -119,17 +211,14 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         channels=codec.channels,
         hierarchy=codec.hierarchy,
     )
-
-    def say(words: str) -> None:
-        print(words, file=sys.stderr)
-
     each = _each(workdir, out, AudioSource(audio_dir), seconds=seconds)
-    results = evaluate_codec(coder, clips, progress=say, each=each)
+    results = evaluate_codec(coder, clips, progress=_say, each=each)
     rates = [row["bits_per_second"] for row in results["reconstruction"]]
-    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say, each=each)
+    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=_say, each=each)
     return results, lambda: [
         report.Section("One held-out clip", items=reconstructions(codec, clips[0], out / "sounds", "clip")),
         sections.reconstruction(results, results["baselines"]),
+        sections.rebuilt_music(results),
         sections.code_use(results),
         sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
     ]

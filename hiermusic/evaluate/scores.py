@@ -73,6 +73,24 @@ def difference(scores: Mapping[str, Any], others: Mapping[str, Any], seed: int =
     return interval([value - other for value, other in pairs], seed)
 
 
+def gap(values: Sequence[float], others: Sequence[float], seed: int = 0, resamples: int = 1000) -> dict[str, Any]:
+    """Difference of two means with its 95 % bootstrap percentile interval, of clips that are not the same ones.
+
+    Args:
+        values, others: one a clip; NaN is left out.
+        seed: of the resampling.
+        resamples: bootstrap draws, each of both groups anew.
+    Returns: {mean, low, high}; NaN where a group has no value.
+    """
+    kept = [given[~np.isnan(given)] for given in (np.asarray(values, float), np.asarray(others, float))]
+    if not all(group.size for group in kept):
+        return dict.fromkeys(("mean", "low", "high"), math.nan)
+    draw = np.random.default_rng(seed)
+    one, other = (group[draw.integers(group.size, size=(resamples, group.size))].mean(axis=1) for group in kept)
+    low, high = np.percentile(one - other, [2.5, 97.5])
+    return {"mean": float(kept[0].mean() - kept[1].mean()), "low": float(low), "high": float(high)}
+
+
 def summarise(per_clip: Sequence[Mapping[str, float]], seed: int = 0) -> dict[str, dict[str, Any]]:
     """Dictionaries of one value a clip -> one dictionary of `interval`s."""
     return {name: interval([clip[name] for clip in per_clip], seed) for name in per_clip[0]}

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hiermusic.evaluate import plots
+from hiermusic.evaluate.codec import layers_name
+from hiermusic.evaluate.music import MEASURES
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, Item, KeyValues, Player, Section, Table, number
 from hiermusic.evaluate.scores import SCORES, from_json
 
@@ -38,7 +40,7 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
     """
     result, baselines = from_json(result), baselines and from_json(baselines)
     bars = [
-        (f"{row['layers']} layer{'s' * (row['layers'] > 1)}", row["bits_per_second"], row)
+        (layers_name(row["layers"]), row["bits_per_second"], row)
         for row in result["reconstruction"]
     ]
     if baselines:
@@ -72,6 +74,78 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
         for key in ("si_sdr", "mel")
     ]
     return Section(title, items=[*figures, Table(columns, rows, caption)])
+
+
+_MEANINGS = (
+    "Tonality: share of the power between 80 and 2,000 Hz in bins 8 dB above their neighbours. Chroma entropy: at most "
+    "3.58. Onset regularity: highest autocorrelation of the onset strength at 0.25 to 1.5 s; noise of the same "
+    "envelope keeps it. "
+)
+
+
+def _measures(rows: Mapping[str, Mapping], caption: str) -> Table:
+    """A row a sound, a column a measure of music, of those that the rows have."""
+    shown = [key for key in MEASURES if any(key in row for row in rows.values())]
+    cells = [
+        [name, *(_mean(row[key], MEASURES[key][1]) if key in row else None for key in shown)]
+        for name, row in rows.items()
+    ]
+    return Table(["", *(MEASURES[key][0] for key in shown)], cells, caption)
+
+
+def music(result: Mapping, title: str = "How far from music") -> Section:
+    """Generated songs beside their corpus and the anchors; `result` is from `songs.evaluate_songs`."""
+    result = from_json(result)
+    text = result["verdict"]
+    if len(result["against_shuffled"]) > 1:
+        text += f" The version of the higher tonality, here “{result['best']}”, stands first."
+    beyond = ", ".join(
+        f"{MEASURES[name][0].split(',')[0]} by {_mean(cell | {'count': 1}, 2)}"
+        for name, cell in result["against_shuffled"][result["best"]].items()
+    )
+    caption = (
+        f"Mean over {result['songs']} songs and {result['held_out']} held-out ones cut to their greatest length (95 % "
+        f"bootstrap interval). {_MEANINGS}Loudness, peak and clipping of songs are those before the limiter. "
+        "Distances: mean difference in dB, two seconds by two seconds, to the most alike of "
+        f"{result['training_tracks']} training songs, and of songs of other prompts; far below that of held-out songs "
+        f"means copies. From shuffled frames of held-out songs “{result['best']}” differs in {beyond}."
+    )
+    return Section(title, text, [_measures(result["rows"], caption)])
+
+
+def rebuilt_music(result: Mapping, title: str = "Music in what is rebuilt") -> Section:
+    """What of pitch, harmony and rhythm so many layers carry; `result` is from `evaluate_codec`."""
+    caption = f"Mean over the clips (95 % bootstrap interval). {_MEANINGS}"
+    return Section(title, items=[_measures(from_json(result["music"]), caption.strip())])
+
+
+def obedience(rows: Mapping[str, Mapping], title: str = "Are they what was asked for?") -> Section:
+    """Attributes of prompts that songs have; `rows` are from `obedience.measure`."""
+    rows = from_json(rows)
+    columns = ["", "prompts", "obeyed, %", "other prompts, %", "gain, points", "p", "held-out songs told rightly, %"]
+
+    def share(cell: Mapping) -> str:
+        return _mean({key: 100 * cell[key] for key in ("mean", "low", "high")} | {"count": cell["count"]}, 0)
+
+    cells = [
+        [
+            name if row["trusted"] else f"{name} (cannot be told)",
+            row["songs"]["share"]["count"],
+            share(row["songs"]["share"]),
+            f"{100 * row['songs']['permuted']:.0f}",
+            share(row["songs"]["gain"]),
+            f"{row['songs']['p']:.3f}",
+            share(row["corpus"]["share"]) if name != "length" else None,
+        ]
+        for name, row in rows.items()
+    ]
+    caption = (
+        "Obeyed: the share of songs in which what their prompt asks for is heard (95 % bootstrap interval), beside the "
+        "mean share under each other's prompts; p: share of 1,000 random permutations of the prompts that do as well. "
+        "Tempo within 4 %, half and double counted as right; length within a fifth. Drums, voice, mode and pace are "
+        "told by detectors that the corpus's training songs taught; the last column says what they are worth."
+    )
+    return Section(title, items=[Table(columns, cells, caption)])
 
 
 def code_use(result: Mapping, title: str = "Use of the codes") -> Section:

@@ -91,9 +91,10 @@ def _checkpoint(facts: dict) -> list[str]:
 
 def _define_evaluate(values: Values) -> None:
     string(values, "workdir", "a trained codec or token model")
-    string(values, "data", "data to take the held-out tracks from; default: what it was trained on")
-    string(values, "out", "folder for results.json and report.html; default: WORKDIR/evaluation")
-    number(values, "seconds", "seconds of each held-out track that are measured", 10.0, lower=1.0)
+    string(values, "songs", "folder of generated songs, instead of --workdir: are they music, and what was asked for?")
+    string(values, "data", "data to take held-out tracks from; default: what it, or the songs' codec, was trained on")
+    string(values, "out", "folder for results.json and report.html; default: WORKDIR/evaluation or SONGS/evaluation")
+    number(values, "seconds", "seconds of each held-out track that a codec is measured on", 10.0, lower=1.0)
     integer(values, "tracks", "at most so many tracks", 32, lower=1)
     boolean(values, "json", "print one JSON object")
     hosts(values)
@@ -101,12 +102,16 @@ def _define_evaluate(values: Values) -> None:
 
 def _evaluate(values: Values, given: list[str]) -> None:
     positional(given)
-    need(values, "workdir")
+    if bool(values.workdir) == bool(values.songs):
+        raise UserError("give either --workdir or --songs")
     from hiermusic.evaluate import run
 
-    out = values.out or str(Path(values.workdir) / "evaluation")
+    out = values.out or str(Path(values.workdir or values.songs) / "evaluation")
     with together(values):
-        results = run.evaluate(values.workdir, out, data=values.data, seconds=values.seconds, tracks=values.tracks)
+        if values.songs:
+            results = run.evaluate_songs(values.songs, out, data=values.data, tracks=values.tracks)
+        else:
+            results = run.evaluate(values.workdir, out, data=values.data, seconds=values.seconds, tracks=values.tracks)
         answer(values, results, [*run.lines(results), f"{out}/report.html"])
 
 
@@ -118,7 +123,7 @@ VERBS = {
         _train,
     ),
     "evaluate": Verb(
-        "measure a trained codec or token model on held-out tracks",
+        "measure a trained codec or token model on held-out tracks, or generated songs beside them",
         "hiermusic evaluate --workdir=out/codec",
         _define_evaluate,
         _evaluate,

@@ -96,9 +96,8 @@ def test_agreement_of_two_tracks(wav_LC, song):
 def test_distance_to_the_nearest(wav_LC):
     other_LC = next(corpus.corpus(1, seed=8, seconds_range=(4, 4))).mix
     spans = [music.spans(x, rate) for x, rate in ((wav_LC, RATE), (other_LC, 44100), (0.2 * wav_LC[RATE:], RATE))]
-    assert music.distance(spans[0], spans[:1]) == pytest.approx(0, abs=0.01)
-    assert music.distance(spans[2], spans[:2]) < 1 < 3 < music.distance(spans[0], spans[1:2])
-    assert math.isnan(music.distance(spans[0], []))
+    assert music.distance(spans[0], spans[0]) == pytest.approx(0, abs=0.01)
+    assert music.distance(spans[2], spans[0]) < 1 < 3 < music.distance(spans[0], spans[1])
 
 
 @pytest.mark.parametrize("measure", [music.tonality, music.chroma_entropy, music.onset_regularity, music.tempo])

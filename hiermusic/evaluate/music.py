@@ -1,0 +1,59 @@
+"""Measures of music on sounds of any origin, as rows that stand beside those of real music and of the anchors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from hiermusic.audio import anchors, measure, music
+from hiermusic.evaluate.scores import interval
+
+MEASURES = {  # name: (heading, decimals)
+    "tonality": ("tonality", 2),
+    "chroma_entropy": ("chroma entropy, bits", 2),
+    "onset_regularity": ("onset regularity", 2),
+    "loudness": ("loudness, LUFS", 1),
+    "peak": ("peak", 2),
+    "clipped": ("clipped, %", 2),
+    "length": ("length made / asked", 2),
+    "nearest": ("to the nearest training song, dB", 2),
+    "apart": ("to the nearest of the others, dB", 2),
+}
+ANCHORS = {"noise shaped like it": anchors.noise_like, "its frames shuffled": anchors.shuffled_frames}
+
+Wave = Float[np.ndarray, "L C"]
+
+
+def describe(wav_LC: Wave, sample_rate: int) -> dict[str, float]:
+    """The measures that a sound has by itself: pitch, harmony, rhythm, loudness, peak, clipped share in per cent."""
+    wav_L1 = music.mono(wav_LC, sample_rate)[:, None]
+    loudness = measure.loudness(wav_LC, sample_rate)
+    return {
+        "tonality": music.tonality(wav_L1, music.RATE),
+        "chroma_entropy": music.chroma_entropy(wav_L1, music.RATE),
+        "onset_regularity": music.onset_regularity(wav_L1, music.RATE),
+        "loudness": loudness if np.isfinite(loudness) else np.nan,
+        "peak": measure.peak(wav_LC),
+        "clipped": 100 * measure.clipped_share(wav_LC),
+    }
+
+
+def anchored(wav_LC: Wave, sample_rate: int, seed: int = 0) -> dict[str, Wave]:
+    """A sound, and what each of `ANCHORS` makes of it, by name."""
+    return {"": wav_LC} | {name: make(wav_LC, sample_rate, seed) for name, make in ANCHORS.items()}
+
+
+def table(rows: Mapping[str, list[Mapping[str, float]]], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Measures of several sounds a row -> their `scores.interval`s, of each row those that it has."""
+    return {
+        name: {key: interval([one[key] for one in sounds], seed) for key in MEASURES if key in sounds[0]}
+        for name, sounds in rows.items()
+        if sounds
+    }
+
+
+def share_of_the_way(table: Mapping[str, Mapping[str, Any]], row: str, corpus: str, noise: str) -> float:
+    """How far a row's tonality has come from that of noise, 0, to that of the corpus, 1."""
+    made, real, floor = (table[name]["tonality"]["mean"] for name in (row, corpus, noise))
+    return (made - floor) / (real - floor)

@@ -1,0 +1,191 @@
+"""How near generated songs come to the music they were learnt from, and whether they are what was asked for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiermusic.audio import files, music
+from hiermusic.data.records import AudioSource, read_json
+from hiermusic.errors import UserError
+from hiermusic.evaluate import obedience
+from hiermusic.evaluate.detectors import hear
+from hiermusic.evaluate.music import ANCHORS, anchored, describe, share_of_the_way, table
+from hiermusic.evaluate.parts import Each, columns, in_memory, row
+from hiermusic.evaluate.scores import gap
+
+TRAINING_TRACKS = 256  # that songs are compared with and detectors learn from, at most
+VERSIONS = {"after super-resolution": ".wav", "backbone only": ".backbone.wav"}
+CORPUS = "held-out songs"
+_FEATURES = ("timbre", "harmony", "rhythm", "tempo", "length")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A generated song: its name, what its JSON holds, and the sound of each version."""
+
+    name: str
+    facts: Mapping[str, Any]
+    paths: Mapping[str, Path]
+
+
+def read(folder: str | Path) -> list[Made]:
+    """The songs that `hiermusic generate` left in a folder, by name; with --backbone_too of both versions.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            facts = read_json(path)
+        except ValueError:
+            continue
+        if isinstance(facts, dict) and "prompt" in facts and path.with_suffix(".wav").is_file():
+            found.append((path, facts))
+    if not found:
+        raise UserError(f"{folder} holds no songs: give the folder that `hiermusic generate --out` wrote")
+    both = all(path.with_suffix(suffix).is_file() for path, _ in found for suffix in VERSIONS.values())
+    versions = VERSIONS if both else {"songs": ".wav"}
+    return [
+        Made(path.stem, facts, {name: path.with_suffix(suffix) for name, suffix in versions.items()})
+        for path, facts in found
+    ]
+
+
+def evaluate_songs(
+    songs: Sequence[Made],
+    corpus: AudioSource,
+    tracks: int,
+    progress: Callable[[str], None] = lambda words: None,
+    each: Each = in_memory,
+) -> dict[str, Any]:
+    """Measures of generated songs beside those of held-out songs, of noise shaped like these and of their frames.
+
+    Held-out songs are cut to the longest generated one, from their middle.
+
+    Args:
+        songs: from `read`.
+        corpus: what they were learnt from.
+        tracks: held-out tracks, at most.
+        progress: called with one line of words a step.
+        each: how the sounds are gone through (see `parts`).
+    Returns: JSON-able
+        {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
+         verdict, against_shuffled: {version: {measure: gap}}, obedience}
+        `best` is the version of the higher mean tonality; `obedience`, of that version, is from `obedience.measure` and
+        empty for fewer than eight songs.
+    Raises: UserError when the corpus has no held-out or no training tracks.
+    """
+    held_out, training = corpus.valid[:tracks], corpus.train[:TRAINING_TRACKS]
+    if not held_out or not training:
+        raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
+    versions = list(songs[0].paths)
+    longest = max(song.facts["seconds"] for song in songs)
+
+    def cut(index: int) -> np.ndarray:
+        wav_LC, length = corpus.track(index), round(longest * corpus.sample_rate)
+        start = max(len(wav_LC) - length, 0) // 2
+        return wav_LC[start : start + length]
+
+    def song(index: int) -> dict[str, np.ndarray]:
+        progress(f"measuring song {index + 1} of {len(songs)}")
+        scores, features = [], {}
+        for number, (version, path) in enumerate(songs[index].paths.items()):
+            wav_LC, rate = files.read(path)
+            scores.append(describe(wav_LC, rate) | _told(songs[index], version, len(wav_LC) / rate))
+            features |= {f"{number} {name}": value for name, value in hear(wav_LC, rate).items()}
+        return {**columns(scores), **features}
+
+    def real(index: int) -> dict[str, np.ndarray]:
+        progress(f"measuring held-out track {index + 1} of {len(held_out)}")
+        wav_LC = cut(held_out[index])
+        sounds = anchored(wav_LC, corpus.sample_rate, index)
+        features = {f"0 {name}": value for name, value in hear(wav_LC, corpus.sample_rate).items()}
+        return {**columns([describe(sound_LC, corpus.sample_rate) for sound_LC in sounds.values()]), **features}
+
+    made, known = each("song", len(songs), song), each("held-out", len(held_out), real)
+    rows = {version: [row(one, number) for one in made] for number, version in enumerate(versions)}
+    rows |= {name: [row(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
+
+    spans = {version: [music.spans(*files.read(song.paths[version])) for song in songs] for version in versions}
+    spans[CORPUS] = [music.spans(cut(index), corpus.sample_rate) for index in held_out]
+    judged = len(songs) >= obedience.FEWEST_SONGS
+
+    def track(index: int) -> dict[str, np.ndarray]:
+        progress(f"comparing with training track {index + 1} of {len(training)}")
+        other_MD = music.spans(corpus.track(training[index]), corpus.sample_rate)
+        learnt = {f"0 {k}": v for k, v in hear(cut(training[index]), corpus.sample_rate).items()} if judged else {}
+        near = [music.distance(one_ND, other_MD) for group in spans.values() for one_ND in group]
+        return {"distance": np.array(near), **learnt}
+
+    trained = each("training", len(training), track)
+    nearest = iter(np.min([one["distance"] for one in trained], axis=0).tolist())
+    prompts = {version: [song.facts["prompt"] for song in songs] for version in versions} | {CORPUS: held_out}
+    for name, group in spans.items():
+        for one, apart in zip(rows[name], _apart(group, prompts[name]), strict=True):
+            one |= {"nearest": next(nearest), "apart": apart}
+
+    found = table(rows)
+    best = max(versions, key=lambda version: np.nan_to_num(found[version]["tonality"]["mean"]))
+
+    def judge() -> dict[str, Any]:
+        asked = [song.facts["prompt"] for song in songs]
+        learnt, true = ([corpus.tracks[index]["meta"] for index in group] for group in (training, held_out))
+        groups = ((made, versions.index(best), asked), (trained, 0, learnt), (known, 0, true))
+        return obedience.measure(*(_judged(*group) for group in groups))
+
+    return {
+        "songs": len(songs),
+        "names": [song.name for song in songs],
+        "held_out": len(held_out),
+        "training_tracks": len(training),
+        "rows": found,
+        "best": best,
+        "verdict": _verdict(found, best),
+        "against_shuffled": {version: _gaps(found[version], found[list(ANCHORS)[-1]]) for version in versions},
+        "obedience": judge() if judged else {},
+    }
+
+
+def _apart(group: Sequence[np.ndarray], prompts: Sequence[Any]) -> list[float]:
+    """From each sound to the nearest of another prompt."""
+    return [
+        min(
+            (music.distance(one, other) for other, said in zip(group, prompts, strict=True) if said != prompt),
+            default=np.nan,
+        )
+        for one, prompt in zip(group, prompts, strict=True)
+    ]
+
+
+def _judged(measured: Sequence[Mapping[str, np.ndarray]], number: int, words: Sequence[Mapping]) -> obedience.Heard:
+    """What was heard of the n-th sound of each measurement, and what words say of it."""
+    heard = [{name: one[f"{number} {name}"] for name in _FEATURES} for one in measured]
+    return list(zip(heard, map(obedience.asked, words), strict=True))
+
+
+def _told(song: Made, version: str, seconds: float) -> dict[str, float]:
+    """What only the song's JSON knows: the sound before the limiter, and the length asked for."""
+    facts = song.facts.get("backbone", {}) if version == "backbone only" else song.facts
+    told = {name: facts[name] for name in ("loudness", "peak") if facts.get(name) is not None}
+    if "clipped" in facts:
+        told["clipped"] = 100 * facts["clipped"]
+    return told | {"length": seconds / (song.facts["prompt"].get("seconds") or np.nan)}
+
+
+def _gaps(version: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("tonality", "chroma_entropy", "onset_regularity")
+    return {name: gap(version[name]["values"], other[name]["values"]) for name in names}
+
+
+def _verdict(found: Mapping[str, Any], best: str) -> str:
+    noise = next(iter(ANCHORS))
+    made, real, floor = (found[name]["tonality"]["mean"] for name in (best, CORPUS, noise))
+    way = share_of_the_way(found, best, CORPUS, noise)
+    return (
+        f"{best[0].upper()}{best[1:]}: tonality {made:.2f}, where held-out songs of the corpus have {real:.2f} and "
+        f"noise shaped like them {floor:.2f}; that is {way:.0%} of the way from noise to music."
+    )
