@@ -92,6 +92,10 @@ def test_overrides_reach_the_configuration(capsys):
         (["inspect"], "either --config or --workdir"),
         (["inspect", "--workdir=nowhere"], "not a training workdir"),
         (["evaluate", "--workdir=nowhere"], "not a training workdir"),
+        (["evaluate"], "either --workdir or --songs"),
+        (["evaluate", "--songs=nowhere", "--workdir=nowhere"], "either --workdir or --songs"),
+        (["evaluate", "--songs=nowhere"], "nowhere holds no songs"),
+        (["generate", "--out=w", "--backbone=b", "--seconds=1", "--min_share=2"], "--min_share=2"),
         (["demo", "--configs=nowhere"], "no configurations in nowhere"),
     ],
 )

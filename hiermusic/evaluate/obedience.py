@@ -70,18 +70,21 @@ def agreement(
       heard, wanted: of each song.
       match: whether what is heard is what is wanted.
       seed: of the permutations and the bootstrap.
-    Returns: {share, permuted, gain, p}: the share that agree and what it gains over the mean of all permutations, both
-      as `scores.interval`s over songs; the share of 1,000 random permutations that do as well.
+    Returns: {share, permuted, gain, p}: the share that agree; the mean share of all permutations; what one gains over
+      the other; the share of 1,000 random permutations that do as well. The first and third are `scores.interval`s
+      over songs. Of no songs NaN, and p 1.
     """
-    matches_NN = np.array([[match(here, there) for there in wanted] for here in heard], float).reshape(len(heard), -1)
+    if not heard:
+        return {"share": interval([]), "permuted": math.nan, "gain": interval([]), "p": 1.0}
+    matches_NN = np.array([[match(here, there) for there in wanted] for here in heard], float)
     own_N = np.diagonal(matches_NN)
     draw = np.random.default_rng(seed)
     shares = [np.mean(matches_NN[np.arange(len(own_N)), draw.permutation(len(own_N))]) for _ in range(DRAWS)]
     permuted_N = matches_NN.mean(axis=1)
-    as_well = int(np.sum(np.array(shares) >= own_N.mean() - 1e-9)) if len(own_N) else DRAWS
+    as_well = int(np.sum(np.array(shares) >= own_N.mean() - 1e-9))
     return {
         "share": interval(own_N, seed),
-        "permuted": float(permuted_N.mean()) if len(own_N) else math.nan,
+        "permuted": float(permuted_N.mean()),
         "gain": interval(own_N - permuted_N, seed),
         "p": (1 + as_well) / (1 + DRAWS),
     }

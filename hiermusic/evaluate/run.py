@@ -70,8 +70,9 @@ def evaluate_songs(folder: str, out: str, *, data: str | None, tracks: int) -> d
       UserError: no song, no corpus, or one without held-out tracks.
     """
     made = songs.read(folder)
-    rate, channels = (lambda info: (info.sample_rate, info.channels))(files.probe(next(iter(made[0].paths.values()))))
-    corpus = AudioSource(_corpus(made, data, Path(out), rate, channels))
+    corpus = AudioSource(_corpus(made, data, Path(out)))
+    if not corpus.train or not corpus.valid:
+        raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
     facts = {"songs": [song.facts for song in made], "data": corpus.info, "tracks": tracks}
     results = songs.evaluate_songs(made, corpus, tracks, _say, on_disk(Path(out) / "parts", facts))
     results = {"folder": folder, "corpus": str(corpus.path), **results}
@@ -99,10 +100,12 @@ def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings
     return on_disk(out / "parts", facts)
 
 
-def _corpus(made: Sequence[songs.Made], data: str | None, out: Path, rate: int, channels: int) -> Path:
-    """The audio records that generated songs are compared with."""
+def _corpus(made: Sequence[songs.Made], data: str | None, out: Path) -> Path:
+    """The audio records that generated songs are compared with, at whatever rate; new ones at that of the songs."""
     if data and (Path(data) / "tracks.jsonl").is_file():
         return Path(data)
+    sound = files.probe(next(iter(made[0].paths.values())))
+    rate, channels = sound.sample_rate, sound.channels
     if data:
         return pipeline.resolve(data, out / "data", rate, channels)
     codec = made[0].facts.get("workdirs", {}).get("codec")

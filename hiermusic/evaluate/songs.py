@@ -68,7 +68,7 @@ def evaluate_songs(
 
     Args:
         songs: from `read`.
-        corpus: what they were learnt from.
+        corpus: what they were learnt from, with training and held-out tracks.
         tracks: held-out tracks, at most.
         progress: called with one line of words a step.
         each: how the sounds are gone through (see `parts`).
@@ -77,11 +77,8 @@ def evaluate_songs(
          verdict, against_shuffled: {version: {measure: gap}}, obedience}
         `best` is the version of the higher mean tonality; `obedience`, of that version, is from `obedience.measure` and
         empty for fewer than eight songs.
-    Raises: UserError when the corpus has no held-out or no training tracks.
     """
     held_out, training = corpus.valid[:tracks], corpus.train[:TRAINING_TRACKS]
-    if not held_out or not training:
-        raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
     versions = list(songs[0].paths)
     longest = max(song.facts["seconds"] for song in songs)
 

@@ -74,6 +74,11 @@ def score_row(value, **facts):
     return facts | {name: cell for name in ("si_sdr", "sdr", "mel", "stft", "silence")}
 
 
+def music_row(value):
+    cell = {"mean": value, "low": value - 0.1, "high": value + 0.1, "count": int(not math.isnan(value))}
+    return dict.fromkeys(("tonality", "chroma_entropy", "onset_regularity"), cell)
+
+
 @pytest.fixture
 def result():
     return {
@@ -86,6 +91,7 @@ def result():
             for n in (1, 2, 4)
         ],
         "anchors": {"random_codes": score_row(-40.0), "shuffled_clips": score_row(math.nan)},
+        "music": {name: music_row(value) for name, value in (("the clips themselves", 0.9), ("2 layers", math.nan))},
         "codes": [
             {
                 "level": k,
@@ -124,6 +130,7 @@ def test_everything_together_opens_from_disk(tmp_path, sounds, metrics, result):
                 "Song", {"tags": "pop", "seconds": 30, "lyrics": "la\nla"}, [Player("Truth", p) for p in sounds]
             ),
             sections.reconstruction(to_json(result), baselines),
+            sections.rebuilt_music(to_json(result)),
             sections.code_use(result),
             sections.training({"Codec": metrics, "Backbone": metrics}),
             sections.predictability(losses),
@@ -240,3 +247,10 @@ def test_mel_png_shows_pitch_at_its_height():
     assert rows[0] > rows[1]  # the lower tone lies lower
     silence = np.asarray(Image.open(io.BytesIO(plots.mel_png(np.zeros((4000, 1)), 16000))))
     assert silence.max() == 0
+
+
+def test_what_is_rebuilt_is_measured_as_music(result):
+    (table,) = sections.rebuilt_music(to_json(result)).items
+    assert table.columns == ["", "tonality", "chroma entropy, bits", "onset regularity"]
+    assert [row[0] for row in table.rows] == ["the clips themselves", "2 layers"]
+    assert table.rows[0][1] == "0.90 (0.80 … 1.00)" and table.rows[1][1] == DASH

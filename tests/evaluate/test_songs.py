@@ -1,0 +1,145 @@
+"""Generated songs beside held-out ones: what stands in the table, which version is the better, what is told."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hiermusic import cli
+from hiermusic.audio import anchors, files
+from hiermusic.errors import UserError
+from hiermusic.evaluate import report, run, sections, songs
+from hiermusic.evaluate.scores import gap, to_json
+
+RATE = 22050
+
+
+def tune(seed: int, seconds: float = 3.0) -> np.ndarray:
+    """Notes of a scale on a beat of its own, over a little noise."""
+    draw = np.random.default_rng(seed)
+    length, beat = round(RATE * seconds), round(RATE * draw.uniform(0.35, 0.6))
+    wav_L = draw.normal(0, 1e-4, length)
+    for start in range(0, length, beat):
+        time_L = np.arange(min(beat, length - start)) / RATE
+        hertz = 220 * 2 ** (draw.choice([0, 2, 4, 7, 9, 12]) / 12)
+        tone_L = sum(np.sin(2 * np.pi * hertz * k * time_L) / k for k in (1, 2))
+        wav_L[start : start + beat] += 0.2 * np.exp(-3 * time_L) * tone_L
+    return wav_L[:, None].astype(np.float32)
+
+
+class Corpus(SimpleNamespace):
+    """What `evaluate_songs` needs of audio records."""
+
+    def track(self, index: int) -> np.ndarray:
+        return self.sounds[index]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    sounds = [tune(seed) for seed in range(5)]
+    tracks = [{"meta": {"tags": "drums"}}] * 5
+    return Corpus(path="corpus", sample_rate=RATE, sounds=sounds, tracks=tracks, train=[0, 1, 2], valid=[3, 4])
+
+
+def write(folder, name: str, wav_LC: np.ndarray, coarse_LC: np.ndarray | None, **prompt) -> None:
+    files.write(folder / f"{name}.wav", wav_LC, RATE)
+    told = {"peak": 1.5, "clipped": 0.25, "loudness": -9.0}
+    facts = {"name": name, "prompt": {"seconds": 6.0, **prompt}, "seconds": len(wav_LC) / RATE, **told}
+    if coarse_LC is not None:
+        files.write(folder / f"{name}.backbone.wav", coarse_LC, RATE)
+        facts["backbone"] = {"peak": 0.5, "clipped": 0.0, "loudness": -20.0}
+    (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def result(corpus, tmp_path_factory):
+    """Two songs whose first layers are music and whose rest is noise; one of them copies a training song."""
+    folder = tmp_path_factory.mktemp("songs")
+    for name, coarse_LC in (("a", tune(20)), ("copy", corpus.sounds[1])):
+        write(folder, name, anchors.noise_like(tune(21), RATE), coarse_LC, tags=name)
+    (folder / "stranger.json").write_text("[1]")
+    made = songs.read(folder)
+    return made, songs.evaluate_songs(made, corpus, 8)
+
+
+def test_the_better_version_stands_first(result):
+    _, found = result
+    rows = found["rows"]
+    assert list(rows) == [*songs.VERSIONS, songs.CORPUS, *songs.ANCHORS]
+    assert found["names"] == ["a", "copy"] and found["best"] == "backbone only"
+    order = ("backbone only", "its frames shuffled", "after super-resolution")
+    assert np.all(np.diff([rows[name]["tonality"]["mean"] for name in order]) < 0)
+    assert found["verdict"].startswith("Backbone only: tonality")
+    assert found["verdict"].endswith("% of the way from noise to music.")
+    assert found["against_shuffled"]["backbone only"]["tonality"]["low"] > 0
+    assert found["obedience"] == {}  # two songs say nothing
+
+
+def test_the_sound_before_the_limiter_and_the_length_asked_are_told(result):
+    rows = result[1]["rows"]
+    full, coarse = rows["after super-resolution"], rows["backbone only"]
+    assert full["clipped"]["values"] == [25, 25] and full["loudness"]["mean"] == -9 and full["peak"]["mean"] == 1.5
+    assert coarse["clipped"]["mean"] == 0 and coarse["loudness"]["mean"] == -20
+    assert full["length"]["mean"] == pytest.approx(0.5) and "length" not in rows[songs.CORPUS]
+
+
+def test_a_copy_is_told_by_its_distance(result):
+    rows = result[1]["rows"]
+    near = rows["backbone only"]["nearest"]["values"]
+    assert near[1] < 0.5 < 2 < min(near[0], *rows[songs.CORPUS]["nearest"]["values"])
+    assert rows["backbone only"]["apart"]["mean"] > 2 > rows["after super-resolution"]["apart"]["mean"]  # one noise
+
+
+def test_what_is_shown(result, tmp_path):
+    _, found = result
+    lines = run.lines(to_json(found))
+    assert lines[0] == found["verdict"] and [line.split("  ")[0] for line in lines[2:]] == list(found["rows"])
+    section = sections.music(to_json(found))
+    html = report.write(report.Page("Songs", sections=[section]), tmp_path / "page.html").read_text()
+    assert found["verdict"] in html and "backbone only" in html and "nan" not in html
+
+
+def test_prompts_are_judged_from_eight_songs_on(corpus, tmp_path):
+    for index in range(8):
+        write(tmp_path, f"s{index}", corpus.sounds[index % 5][: RATE * (1 + index % 2)], None, seconds=1 + index % 2)
+    made = songs.read(tmp_path)
+    found = songs.evaluate_songs(made, corpus, 1)
+    assert next(iter(found["rows"])) == "songs" and found["held_out"] == 1
+    length = found["obedience"]["length"]
+    assert length["songs"]["share"]["mean"] == 1 and length["songs"]["permuted"] == 0.5 and length["trusted"]
+    assert list(found["obedience"]) == ["length"]  # nothing else was asked for
+    assert any(line.startswith("length: 100% of 8 songs obey") for line in run.lines(to_json(found)))
+    assert sections.obedience(found["obedience"]).items[0].rows[0][1] == 8
+
+
+def test_a_folder_without_songs(tmp_path):
+    with pytest.raises(UserError, match="holds no songs"):
+        songs.read(tmp_path)
+
+
+def test_the_verb_leaves_results_and_a_page(tmp_path, capsys):
+    made, out = tmp_path / "made", tmp_path / "made" / "evaluation"
+    made.mkdir()
+    write(made, "one", tune(1, 2.0), None, tags="slow")
+    how = ("--source=builtin:3?seconds=2-2", f"--sample_rate={RATE}", "--channels=1")
+    for name, share in (("corpus", 0.4), ("all", 0.0)):
+        cli.main(["data", *how, f"--out={tmp_path / name}", f"--valid_fraction={share}"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", f"--songs={made}", f"--data={tmp_path / 'all'}"])
+    assert "all has no held-out tracks" in capsys.readouterr().err.splitlines()[-1] and not out.exists()
+
+    cli.main(["evaluate", f"--songs={made}", f"--data={tmp_path / 'corpus'}", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((out / "results.json").read_text())
+    assert (found["songs"], found["held_out"], found["training_tracks"]) == (1, 1, 2)
+    html = (out / "report.html").read_text()
+    assert found["verdict"] in html and html.count("<audio") == 1 + 3 and not (out / "parts").exists()
+
+
+def test_gap_of_two_groups():
+    draw = np.random.default_rng(0)
+    found = gap(draw.normal(1, 1, 200), [*draw.normal(0, 1, 100), np.nan])
+    assert found["low"] < 1 < found["high"] and found["high"] - found["low"] == pytest.approx(2 * 1.96 * 0.122, rel=0.2)
+    assert np.isnan(gap([], [1.0])["mean"])
