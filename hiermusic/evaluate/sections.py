@@ -102,6 +102,7 @@ def music(result: Mapping, title: str = "How far from music") -> Section:
     beyond = ", ".join(
         f"{MEASURES[name][0].split(',')[0]} by {_mean(cell | {'count': 1}, 2)}"
         for name, cell in result["against_shuffled"][result["best"]].items()
+        if not math.isnan(cell["mean"])
     )
     caption = (
         f"Mean over {result['songs']} songs and {result['held_out']} held-out ones cut to their greatest length (95 % "

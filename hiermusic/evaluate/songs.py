@@ -89,24 +89,17 @@ def evaluate_songs(
 
     def song(index: int) -> dict[str, np.ndarray]:
         progress(f"measuring song {index + 1} of {len(songs)}")
-        scores, features = [], {}
-        for number, (version, path) in enumerate(songs[index].paths.items()):
-            wav_LC, rate = files.read(path)
-            scores.append(describe(wav_LC, rate) | _told(songs[index], version, len(wav_LC) / rate))
-            features |= {f"{number} {name}": value for name, value in hear(wav_LC, rate).items()}
-        return {**columns(scores), **features}
+        return _measured(songs[index])
 
     def real(index: int) -> dict[str, np.ndarray]:
         progress(f"measuring held-out track {index + 1} of {len(held_out)}")
-        wav_LC = cut(held_out[index])
-        sounds = anchored(wav_LC, corpus.sample_rate, index)
-        features = {f"0 {name}": value for name, value in hear(wav_LC, corpus.sample_rate).items()}
-        return {**columns([describe(sound_LC, corpus.sample_rate) for sound_LC in sounds.values()]), **features}
+        wav_LC, rate = cut(held_out[index]), corpus.sample_rate
+        scores = [describe(sound_LC, rate) for sound_LC in anchored(wav_LC, rate, index).values()]
+        return columns(scores) | _numbered(0, hear(wav_LC, rate))
 
     made, known = each("song", len(songs), song), each("held-out", len(held_out), real)
     rows = {version: [row(one, number) for one in made] for number, version in enumerate(versions)}
     rows |= {name: [row(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
-
     spans = {version: [music.spans(*files.read(song.paths[version])) for song in songs] for version in versions}
     spans[CORPUS] = [music.spans(cut(index), corpus.sample_rate) for index in held_out]
     judged = len(songs) >= obedience.FEWEST_SONGS
@@ -114,9 +107,9 @@ def evaluate_songs(
     def track(index: int) -> dict[str, np.ndarray]:
         progress(f"comparing with training track {index + 1} of {len(training)}")
         other_MD = music.spans(corpus.track(training[index]), corpus.sample_rate)
-        learnt = {f"0 {k}": v for k, v in hear(cut(training[index]), corpus.sample_rate).items()} if judged else {}
-        near = [music.distance(one_ND, other_MD) for group in spans.values() for one_ND in group]
-        return {"distance": np.array(near), **learnt}
+        near = np.array([music.distance(one_ND, other_MD) for group in spans.values() for one_ND in group])
+        learnt = _numbered(0, hear(cut(training[index]), corpus.sample_rate)) if judged else {}
+        return {"distance": near} | learnt
 
     trained = each("training", len(training), track)
     nearest = iter(np.min([one["distance"] for one in trained], axis=0).tolist())
@@ -145,6 +138,21 @@ def evaluate_songs(
         "against_shuffled": {version: _gaps(found[version], found[list(ANCHORS)[-1]]) for version in versions},
         "obedience": judge() if judged else {},
     }
+
+
+def _measured(song: Made) -> dict[str, np.ndarray]:
+    """Scores and features of every version of a generated song."""
+    scores, features = [], {}
+    for number, (version, path) in enumerate(song.paths.items()):
+        wav_LC, rate = files.read(path)
+        scores.append(describe(wav_LC, rate) | _told(song, version, len(wav_LC) / rate))
+        features |= _numbered(number, hear(wav_LC, rate))
+    return columns(scores) | features
+
+
+def _numbered(number: int, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The features of the n-th sound of a measurement, as it keeps them."""
+    return {f"{number} {name}": value for name, value in features.items()}
 
 
 def _apart(group: Sequence[np.ndarray], prompts: Sequence[Any]) -> list[float]:
