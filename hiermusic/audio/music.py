@@ -6,6 +6,7 @@ or silent has no figure: NaN. A figure means something beside those of `anchors`
 """
 
 import math
+import warnings
 
 import numpy as np
 from jaxtyping import Float
@@ -75,7 +76,9 @@ def chroma(wav_LC: Wave, sample_rate: int, audible: bool = True) -> Float[np.nda
     wav_L = mono(wav_LC, sample_rate)
     if len(wav_L) < WINDOW or _silent(wav_L):
         return np.zeros((0, 12))
-    chroma_TC = librosa.feature.chroma_stft(y=wav_L, sr=RATE, n_fft=WINDOW, hop_length=HOP, norm=None).T
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Trying to estimate tuning")  # noise has none, and is then taken as in tune
+        chroma_TC = librosa.feature.chroma_stft(y=wav_L, sr=RATE, n_fft=WINDOW, hop_length=HOP, norm=None).T
     return chroma_TC[chroma_TC.sum(axis=1) > AUDIBLE * chroma_TC.sum(axis=1).mean()] if audible else chroma_TC
 
 

@@ -55,6 +55,11 @@ def test_more_layers_rebuild_better(coder, clips):
     assert result["anchors"]["random_codes"]["si_sdr"]["mean"] < rows[0]["si_sdr"]["mean"]
     assert result["anchors"]["shuffled_clips"]["si_sdr"]["mean"] < rows[0]["si_sdr"]["mean"]
     assert result["clips"] == 3 and result["seconds"] == pytest.approx(3)
+    music = result["music"]
+    assert next(iter(music)) == "the clips themselves"
+    assert list(music)[3:] == ["1 layer", "2 layers", "3 layers", "4 layers"]
+    heard = [music[name]["tonality"]["mean"] for name in ("the clips themselves", "4 layers", "noise shaped like it")]
+    assert heard[0] == pytest.approx(heard[1], abs=0.1) and heard[1] > heard[2]
     json.dumps(result)
 
 

@@ -1,5 +1,8 @@
 """Whether songs are what was asked for: permutations on made-up answers, detectors on sounds that are known."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -28,6 +31,16 @@ def test_tempo_and_length_match_within_their_tolerance():
     assert obedience.tempo_matches(61, 120) and obedience.tempo_matches(239, 120)
     assert not obedience.tempo_matches(90, 120) and not obedience.tempo_matches(float("nan"), 120)
     assert obedience.length_matches(8.1, 10) and not obedience.length_matches(7.9, 10)
+
+
+def test_prompts_of_known_tracks():
+    """More prompts than tracks: the same words again with another seed; what a prompt cannot say is left out."""
+    make = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "prompts.py"))["prompts"]
+    meta = {"tags": "slow, drums", "lyrics": "", "description": "A song.", "truth": {"tempo": 70.0}}
+    asked = make([(5.04, meta), (8.0, {"instrumental": True})], 3)
+    assert [one.pop("name") for one in asked] == ["prompt-000", "prompt-001", "prompt-002"]
+    assert asked[0] == {"tags": "slow, drums", "seconds": 5.0, "seed": 0} == asked[2] | {"seed": 0}
+    assert asked[1] == {"instrumental": True, "seconds": 8.0, "seed": 1} and asked[2]["seed"] == 2
 
 
 def equal(heard, wanted) -> bool:

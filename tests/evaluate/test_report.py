@@ -150,7 +150,7 @@ def test_everything_together_opens_from_disk(tmp_path, sounds, metrics, result):
             elif not link.startswith("data:"):
                 assert (path.parent / unquote(link)).is_file(), (tag, link)
     assert len(reader.all("audio")) == 2 and all(image["alt"] for image in reader.all("img"))
-    assert len(reader.all("svg")) == 5 and len(reader.all("section")) == 6
+    assert len(reader.all("svg")) == 5 and len(reader.all("section")) == 7
     assert [name for name in path.parent.rglob(".*")] == []
 
 
