@@ -87,7 +87,7 @@ def onset_regularity(wav_LC: Wave, sample_rate: int) -> float:
 
     Of librosa's onset strength less its mean, at 86 frames a second; a lag's products are divided by the energies of
     the two parts that overlap, so that short sounds are not punished. NaN for sounds under twice the longest lag. The
-    built-in songs score about 0.8, their shuffled frames about 0.3; noise shaped like them keeps their beat.
+    built-in songs score about 0.75, their shuffled frames about 0.3; noise shaped like them keeps their beat.
     """
     onset_T, frame = onsets(wav_LC, sample_rate)
     low, high = (round(seconds / frame) for seconds in PERIODS)
@@ -101,7 +101,7 @@ def onset_regularity(wav_LC: Wave, sample_rate: int) -> float:
 def tempo(wav_LC: Wave, sample_rate: int) -> float:
     """Beats a minute, by a line through the beats of librosa's tracker (Theil and Sen's); NaN for fewer than four.
 
-    Halves and doubles of the true tempo are the usual mistake: of 24 built-in songs 17 are told within 4 %, 23 when
+    Halves and doubles of the true tempo are the usual mistake: of 24 built-in songs 18 are told within 4 %, all when
     half and double count as right.
     """
     from scipy.stats import theilslopes
