@@ -165,7 +165,8 @@ def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
     spread_K11 = np.sqrt(np.mean(np.square(tables_KVD), axis=(1, 2), keepdims=True)) + 1e-9
     drawn = float(jnp.std(model.code_head[...]))
     tables = {
-        "code_head": drawn * tables_KVD / spread_K11,
+        # the finer a level, the nearer its head begins to nothing but frequencies
+        "code_head": drawn * tables_KVD / spread_K11[0],
         # finer levels say less, but not as much less as their size
         "code_embed": drawn * tables_KVD / np.sqrt(spread_K11 * spread_K11[0]),
         "code_bias": np.log(share_KV) - np.log(share_KV).mean(1, keepdims=True),
