@@ -8,23 +8,29 @@ from hiermusic.demo.runner import Demo, Step, reconstructions, results
 from hiermusic.evaluate import report, sections
 from hiermusic.evaluate.songs import VERSIONS
 
-CORPUS = "builtin:150?seconds=5-10"
+CORPUS = "builtin:220?seconds=6-9&styles=pop,dance,ballad,ambient"
 PROMPTS = (
     {
         "name": "slow-ballad",
-        "tags": "slow, ballad, piano, female",
-        "lyrics": "[Verse]\nla lu na mi so\nna mi lu la so\n[Chorus]\nso la mi na lu",
-        "seconds": 8,
+        "tags": "ballad, slow, 68 bpm, sad, piano, strings, drums, female voice",
+        "lyrics": "[Verse]\nthe river and my open sea\na morning over you and me",
+        "seconds": 9,
         "seed": 1,
     },
     {
         "name": "fast-dance",
-        "tags": "fast, dance, synth, drums, male",
-        "lyrics": "[Verse]\nma no ri sa tu\nri sa ma no tu\n[Chorus]\ntu ma ri no sa",
+        "tags": "dance, fast, 126 bpm, happy, synth, strings, drums, male voice",
+        "lyrics": "[Verse]\nthe golden light is never far\nand I remember where you are",
         "seconds": 6,
         "seed": 2,
     },
-    {"name": "instrumental", "tags": "medium, pop, keys, drums", "instrumental": True, "seconds": 10, "seed": 3},
+    {
+        "name": "instrumental",
+        "tags": "pop, medium tempo, 108 bpm, happy, piano, strings, synth lead, drums, instrumental",
+        "instrumental": True,
+        "seconds": 8,
+        "seed": 3,
+    },
 )
 
 
@@ -51,7 +57,11 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
     config = {name: f"--config={configs / name}.py:tiny" for name in ("codec", "backbone", "superres")}
     tokens = f"--config.data.path={at['tokens']}"
     return [
-        Step("corpus", "compose and render songs", ["data", f"--source={CORPUS}", f"--out={at['corpus']}"]),
+        Step(
+            "corpus",
+            "compose and render songs",
+            ["data", f"--source={CORPUS}", f"--out={at['corpus']}", "--sample_rate=22050", "--channels=1"],
+        ),
         Step(
             "codec",
             "train the codec",
