@@ -249,10 +249,10 @@ def _render(
     rng: np.random.Generator, score: Score, lines: tuple[LyricLine, ...], seconds: float
 ) -> tuple[np.ndarray, np.ndarray]:
     hall = synth.room(rng, rng.uniform(0.6, 1.1))
-    band_LC = sum(synth.play(score.instruments[role], notes, seconds) for role, notes in score.parts.items())
-    drums_LC = synth.drum(rng, score.hits, seconds)
-    instrumental_LC = synth.reverberate(band_LC, hall, 0.35) + synth.reverberate(drums_LC, hall, 0.08)
-    instrumental_LC = _finish(instrumental_LC)
+    band_CL = sum(synth.play(score.instruments[role], notes, seconds) for role, notes in score.parts.items())
+    drums_CL = synth.drum(rng, score.hits, seconds)
+    send_L = np.float32(0.35) * band_CL.mean(axis=0) + np.float32(0.08) * drums_CL.mean(axis=0)
+    instrumental_LC = _finish(synth.reverberate(band_CL + drums_CL, send_L, hall))
     if not lines:
         return np.zeros_like(instrumental_LC), instrumental_LC
 
@@ -262,25 +262,27 @@ def _render(
         for s in line.syllables
     ]
     voice_L = voice.sing(rng, sung, seconds, _FORMANT_SCALES[score.voice] * rng.uniform(0.97, 1.04))
-    vocals_LC = _finish(synth.reverberate(np.repeat(voice_L[:, None], 2, axis=1), hall, 0.25))
+    vocals_LC = _finish(synth.reverberate(voice_L[None], np.float32(0.25) * voice_L, hall))
     # The singer stands a little above or below the band, in decibels of the time that is sung.
-    time_L = np.arange(len(voice_L)) / synth.RATE
-    singing_L = sum((time_L >= line.start) & (time_L < line.end) for line in lines) > 0
+    singing_L = np.zeros(len(voice_L), bool)
+    for line in lines:
+        singing_L[round(line.start * synth.RATE) : round(line.end * synth.RATE)] = True
     level = 10 ** (rng.uniform(-1.0, 3.0) / 20) * _rms(instrumental_LC[singing_L]) / _rms(vocals_LC[singing_L])
     return vocals_LC * np.float32(level), instrumental_LC
 
 
-def _finish(wav_LC: np.ndarray) -> np.ndarray:
-    """Rounds the peaks, takes away what lies below hearing and fades the edges."""
-    wav_LC = np.tanh(wav_LC / (4.0 * _rms(wav_LC) + 1e-9))
-    wav_LC = sosfiltfilt(butter(1, 30, "high", fs=synth.RATE, output="sos"), wav_LC, axis=0)
-    time_L = np.arange(len(wav_LC)) / synth.RATE
-    fade_L = np.minimum(np.minimum(time_L / 0.005, time_L[::-1] / 0.15), 1.0)
-    return (wav_LC * fade_L[:, None]).astype(np.float32)
+def _finish(wav_CL: np.ndarray) -> np.ndarray:
+    """Rounds the peaks, takes away what lies below hearing and fades the edges; [2, L] to [L, 2]."""
+    wav_CL = np.tanh(wav_CL / np.float32(4.0 * _rms(wav_CL) + 1e-9))
+    wav_CL = sosfiltfilt(butter(1, 30, "high", fs=synth.RATE, output="sos"), wav_CL, axis=1).astype(np.float32)
+    for edge_CL, seconds in ((wav_CL, 0.005), (wav_CL[:, ::-1], 0.15)):
+        fade_L = np.arange(min(int(seconds * synth.RATE), len(wav_CL[0])), dtype=np.float32) / (seconds * synth.RATE)
+        edge_CL[:, : len(fade_L)] *= fade_L
+    return np.ascontiguousarray(wav_CL.T)
 
 
 def _rms(wav_LC: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(wav_LC**2, dtype=np.float64)))
+    return float(np.sqrt(np.mean(np.square(wav_LC), dtype=np.float64)))
 
 
 def _fit(wav_LC: np.ndarray, length: int) -> np.ndarray:

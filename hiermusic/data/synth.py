@@ -10,6 +10,7 @@ from hiermusic.data.composer import Hit, Note
 
 RATE = 44100
 _TABLE = 2048
+_BANDS = ((1, 2, 1.0), (3, 6, 1.8), (7, 40, 4.0))  # first and last harmonic, how much faster they die away
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ INSTRUMENTS = {
 _DRUM_PANS = {"kick": 0.0, "snare": 0.05, "hat": 0.35, "crash": -0.35}
 
 
-def play(name: str, notes: list[Note], seconds: float) -> Float[np.ndarray, "L 2"]:
+def play(name: str, notes: list[Note], seconds: float) -> Float[np.ndarray, "2 L"]:
     """Plays an instrument's part.
 
     Args:
@@ -60,23 +61,35 @@ def play(name: str, notes: list[Note], seconds: float) -> Float[np.ndarray, "L 2
       seconds: length of the sound.
 
     Returns:
-      wav_LC float32 at RATE Hz, not normalised.
+      wav_CL float32 at RATE Hz, not normalised.
     """
     instrument = INSTRUMENTS[name]
     out_CL = np.zeros((2, round(seconds * RATE)), np.float32)
-    tones: dict[tuple[int, int], np.ndarray] = {}
+    release_L = _release(instrument)
+    pitches: dict[int, list[tuple[Note, int, int]]] = {}
     for note in notes:
-        key = (note.pitch, max(1, round(note.seconds * 50)))  # lengths to 20 ms, so that a tone serves many notes
-        if key not in tones:
-            tones[key] = _tone(instrument, key[0] + 12 * instrument.octave, key[1] / 50)
-        _add(out_CL, tones[key], note.start, note.gain * instrument.gain)
+        at, held = round(note.start * RATE), round(50 * min(note.seconds, 4.0 * instrument.decay)) * RATE // 50
+        pitches.setdefault(note.pitch, []).append((note, at, held))
+    for pitch, places in pitches.items():  # a pitch sounds once, as long as its longest note needs it
+        longest = max(min(held + len(release_L), out_CL.shape[1] - at) for _, at, held in places)
+        if longest <= 0:
+            continue
+        tone_CL = _tone(instrument, pitch + 12 * instrument.octave, longest)
+        for note, at, held in places:
+            gain = note.gain * instrument.gain
+            _add(out_CL, tone_CL[:, :held], at, gain)
+            ringing_CL = tone_CL[:, held : held + len(release_L)]
+            _add(out_CL, ringing_CL * release_L[: ringing_CL.shape[1]], at + held, gain)
     if instrument.drive:
-        out_CL = np.tanh(instrument.drive * out_CL) * (0.8 / instrument.drive)
-    left, right = min(1.0, 1.0 - instrument.pan), min(1.0, 1.0 + instrument.pan)
-    return (out_CL * np.float32([[left], [right]])).T
+        np.tanh(np.float32(instrument.drive) * out_CL, out=out_CL)
+        out_CL *= np.float32(0.8 / instrument.drive)
+    for side, pan in zip(out_CL, (-instrument.pan, instrument.pan), strict=True):
+        if pan < 0:
+            side *= np.float32(1.0 + pan)
+    return out_CL
 
 
-def drum(rng: np.random.Generator, hits: list[Hit], seconds: float) -> Float[np.ndarray, "L 2"]:
+def drum(rng: np.random.Generator, hits: list[Hit], seconds: float) -> Float[np.ndarray, "2 L"]:
     """Plays a drum kit, made anew from `rng` for each song.
 
     Args:
@@ -85,7 +98,7 @@ def drum(rng: np.random.Generator, hits: list[Hit], seconds: float) -> Float[np.
       seconds: length of the sound.
 
     Returns:
-      wav_LC float32 at RATE Hz, not normalised.
+      wav_CL float32 at RATE Hz, not normalised.
     """
     kit = {"kick": _kick(rng), "snare": _snare(rng), "hat": _hiss(rng, 7000, 0.035), "crash": _hiss(rng, 4500, 0.5)}
     gains = {"kick": 0.9, "snare": 0.6, "hat": 0.22, "crash": 0.25}
@@ -93,8 +106,8 @@ def drum(rng: np.random.Generator, hits: list[Hit], seconds: float) -> Float[np.
     for hit in hits:
         pan = _DRUM_PANS[hit.drum]
         sides = np.float32([[min(1.0, 1.0 - pan)], [min(1.0, 1.0 + pan)]])
-        _add(out_CL, kit[hit.drum] * sides, hit.start, hit.gain * gains[hit.drum])
-    return out_CL.T
+        _add(out_CL, kit[hit.drum] * sides, round(hit.start * RATE), hit.gain * gains[hit.drum])
+    return out_CL
 
 
 def room(rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "2 R"]:
@@ -107,45 +120,70 @@ def room(rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "2 R"]:
     return (response_CR / np.sqrt((response_CR**2).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
-def reverberate(wav_LC: Float[np.ndarray, "L 2"], room_CR: Float[np.ndarray, "2 R"], wet: float) -> np.ndarray:
-    """Adds a share `wet` of the room's answer to the sound."""
-    send_L1 = wav_LC.mean(axis=1, keepdims=True)
-    return wav_LC + np.float32(wet) * oaconvolve(send_L1, room_CR.T, axes=0)[: len(wav_LC)]
+def reverberate(
+    wav_CL: Float[np.ndarray, "2 L"], send_L: Float[np.ndarray, "L"], room_CR: Float[np.ndarray, "2 R"]
+) -> Float[np.ndarray, "2 L"]:
+    """Adds the room's answer to `send_L` to the sound."""
+    return wav_CL + oaconvolve(send_L[None], room_CR, axes=1)[:, : len(send_L)]
 
 
-def _add(out_CL: np.ndarray, tone_CL: np.ndarray, start: float, gain: float) -> None:
-    at = round(start * RATE)
+def _add(out_CL: np.ndarray, tone_CL: np.ndarray, at: int, gain: float) -> None:
     count = min(tone_CL.shape[1], out_CL.shape[1] - at)
     if count > 0:
         out_CL[:, at : at + count] += np.float32(gain) * tone_CL[:, :count]
 
 
-def _tone(instrument: Instrument, pitch: int, seconds: float) -> np.ndarray:
+def _tone(instrument: Instrument, pitch: int, length: int) -> Float[np.ndarray, "2 L"]:
+    """A note that is held for `length` samples."""
     hertz = 440.0 * 2 ** ((pitch - 69) / 12)
-    ring = min(seconds, 4.0 * instrument.decay) + 5 * instrument.release
-    time_L = np.arange(int(ring * RATE), dtype=np.float32) / RATE
-    bend_L = instrument.vibrato / 12 * np.sin(2 * np.pi * 5.3 * time_L) * np.clip(2 * time_L - 0.2, 0, 1)
-    cycles_L = hertz * (time_L + np.cumsum(2.0**bend_L - 1.0) / RATE)
+    time_L = np.arange(length, dtype=np.float32) / RATE
+    cycles_L = hertz * (time_L + _bend(instrument, time_L) if instrument.vibrato else time_L)
+    tables = _tables(instrument, hertz)
+    if np.isinf(instrument.decay):
+        tables, fades = [tables.sum(axis=0)], [None]
+    else:
+        fades = [np.exp(-time_L * np.float32(speed / instrument.decay)) for _, _, speed in _BANDS[: len(tables)]]
+    tone_CL = np.empty((2 if instrument.detune else 1, length), np.float32)
+    for tone_L, cents in zip(tone_CL, (-instrument.detune / 2, instrument.detune / 2), strict=False):
+        index_L = (cycles_L * (_TABLE * 2 ** (cents / 1200))).astype(np.intp) & (_TABLE - 1)
+        for number, (table, fade_L) in enumerate(zip(tables, fades, strict=True)):
+            part_L = table.astype(np.float32)[index_L]
+            if fade_L is not None:
+                part_L *= fade_L
+            tone_L[:] = tone_L + part_L if number else part_L
+    attack = min(length, int(instrument.attack * RATE) + 1)
+    tone_CL[:, :attack] *= np.minimum(time_L[:attack] / np.float32(instrument.attack), 1.0)
+    return np.broadcast_to(tone_CL, (2, length))
+
+
+def _bend(instrument: Instrument, time_L: np.ndarray) -> np.ndarray:
+    """Seconds by which vibrato, that sets in after a tenth of a second, is ahead."""
+    octaves_L = instrument.vibrato / 12 * np.sin(2 * np.pi * 5.3 * time_L) * np.clip(2 * time_L - 0.2, 0, 1)
+    return np.cumsum(np.exp2(octaves_L) - 1.0) / RATE
+
+
+def _tables(instrument: Instrument, hertz: float) -> Float[np.ndarray, "bands N"]:
+    """A period of each of the bands that the pitch has harmonics in."""
     harmonics = np.arange(1, max(2, int(min(16000 / hertz, 40)) + 1))
     levels = harmonics**-instrument.slope
     if instrument.odd:
         levels = np.where(harmonics % 2, levels, 0.0)
     if instrument.comb:
         levels = levels * np.abs(np.sin(np.pi * harmonics * instrument.comb))
-    turns = np.outer(np.arange(_TABLE) / _TABLE, harmonics) + 0.37 * harmonics**2  # phases spread the peaks
-    waves = np.sin(2 * np.pi * turns) * levels / np.sqrt((levels**2).sum())
+    phases = np.exp(2j * np.pi * (0.37 * harmonics**2 - 0.25))  # they spread the peaks
+    waves = phases * levels / np.sqrt((levels**2).sum()) * (_TABLE / 2)
+    bands = [(first, last) for first, last, _ in _BANDS if first <= len(harmonics)]
+    spectra = np.zeros((len(bands), _TABLE // 2 + 1), np.complex128)
+    for spectrum, (first, last) in zip(spectra, bands, strict=True):
+        spectrum[first : min(last, len(harmonics)) + 1] = waves[first - 1 : last]
+    return np.fft.irfft(spectra, axis=1)
 
-    tone_CL = np.zeros((2, len(time_L)), np.float32)
-    for first, last, speed in ((1, 2, 1.0), (3, 6, 1.8), (7, 40, 4.0)):
-        table = waves[:, first - 1 : last].sum(axis=1).astype(np.float32)
-        fade_L = np.exp(-time_L * np.float32(speed / instrument.decay))
-        for side, cents in enumerate((-instrument.detune / 2, instrument.detune / 2)):
-            index_L = (cycles_L * (_TABLE * 2 ** (cents / 1200))).astype(np.int32) & (_TABLE - 1)
-            tone_CL[side] += table[index_L] * fade_L
-    released_L = np.exp(-np.maximum(time_L - np.float32(seconds), 0) / np.float32(instrument.release))
-    attack_L = np.minimum(time_L / np.float32(instrument.attack), 1.0)
-    ending_L = np.clip((time_L[-1] - time_L) / np.float32(0.005), 0.0, 1.0)
-    return tone_CL * (attack_L * released_L * ending_L)
+
+def _release(instrument: Instrument) -> Float[np.ndarray, "L"]:
+    """How a note dies away once it is let go."""
+    time_L = np.arange(int(5 * instrument.release * RATE), dtype=np.float32) / RATE
+    ending_L = np.minimum((time_L[-1] - time_L) / np.float32(0.005), 1.0)
+    return np.exp(-time_L / np.float32(instrument.release)) * ending_L
 
 
 def _kick(rng: np.random.Generator) -> np.ndarray:

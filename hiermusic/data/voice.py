@@ -126,9 +126,11 @@ def sing(rng: np.random.Generator, sung: list[Sung], seconds: float, scale: floa
     noise_AN = spectra(noise_L)
     breathy_A = (0.02 * voice_F + 0.12 * breath_F)[active].astype(np.float32)
     excitation_AN = spectra(source_L) * voice_F[active, None].astype(np.float32) + noise_AN * breathy_A[:, None]
-    octaves_AN = np.log2(bins_N / band_F[active, None].astype(np.float32))
-    hiss_AN = np.exp(-2.0 * octaves_AN**2) * (0.15 * hiss_F[active, None]).astype(np.float32)
-    sound_AN = excitation_AN * _tract(formants_FR[active], bins_N) + noise_AN * hiss_AN
+    sound_AN = excitation_AN / _damping(formants_FR[active], bins_N)
+    hissing = np.flatnonzero(hiss_F[active] > 1e-5)
+    octaves_HN = np.log2(bins_N) - np.log2(band_F[active][hissing, None]).astype(np.float32)
+    hiss_H = (0.15 * hiss_F[active][hissing]).astype(np.float32)
+    sound_AN[hissing] += noise_AN[hissing] * (np.exp(-2.0 * octaves_HN**2) * hiss_H[:, None])
     pieces_AW = scipy.fft.irfft(sound_AN, n=_WINDOW, axis=1) * window_W
 
     parts = _WINDOW // _HOP
@@ -213,17 +215,22 @@ def _glottis(hertz_F: np.ndarray, length: int) -> np.ndarray:
     """A band-limited pulse train: one period as a table, read at the running phase."""
     hertz_L = np.interp(np.arange(length), np.arange(len(hertz_F)) * _HOP, hertz_F)
     harmonics = np.arange(1, int(17000 / hertz_F.max()) + 1)
-    # A plain sum, not a matrix product, whose bits depend on the number of threads.
-    table = (np.sin(2 * np.pi * np.outer(np.arange(4096) / 4096, harmonics)) / harmonics**1.1).sum(axis=1)
+    table = scipy.fft.irfft(np.append(0, -0.5j * 4096 / harmonics**1.1), n=4096)  # a sum of sines
     phase_L = np.cumsum(hertz_L / RATE)
     return table.astype(np.float32)[(phase_L * 4096).astype(np.int64) & 4095]
 
 
-def _tract(formants_AR: np.ndarray, bins_N: np.ndarray) -> np.ndarray:
-    """Response of five resonances in cascade, [frames, bins] complex."""
-    widths = (90.0, 100.0, 150.0, 250.0, 350.0)
-    below_AN = np.ones((1, 1), np.complex64)
-    for centre_A, width in zip(formants_AR.T.astype(np.float32), widths, strict=True):
-        square_A1 = centre_A[:, None] ** 2
-        below_AN = below_AN * ((square_A1 - bins_N**2 + 1j * np.float32(width) * bins_N) / square_A1)
-    return 1.0 / below_AN
+def _damping(formants_AR: np.ndarray, bins_N: np.ndarray) -> np.ndarray:
+    """What five resonances in cascade divide a spectrum by, [frames, bins] complex; the last two stand still."""
+    widths_R = np.float32([90.0, 100.0, 150.0, 250.0, 350.0])
+    square_RA = np.square(formants_AR.T.astype(np.float32))
+    whole_AN = np.ones((1, 1), np.complex64)
+    for square_A, width in reversed(list(zip(square_RA, widths_R, strict=True))):
+        if (square_A == square_A[0]).all():
+            square_A = square_A[:1]
+        inverse_A1 = 1 / square_A[:, None]
+        factor_AN = np.empty((len(square_A), len(bins_N)), np.complex64)
+        factor_AN.real = 1 - inverse_A1 * bins_N**2
+        factor_AN.imag = inverse_A1 * (width * bins_N)
+        whole_AN = np.multiply(factor_AN, whole_AN, out=factor_AN)
+    return whole_AN
