@@ -9,12 +9,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -22,6 +23,7 @@ from jaxtyping import Float32, Int16
 
 from hiermusic.audio import files
 from hiermusic.data import splits
+from hiermusic.data.ahead import ahead
 from hiermusic.data.sources import Track
 from hiermusic.errors import UserError, disk_errors, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
@@ -38,6 +40,7 @@ AUDIO_OPTIONS = "group_size:1,uncompressed"
 TOKEN_OPTIONS = "group_size:1,zstd:3"
 
 Codes = np.ndarray | tuple[np.ndarray, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,22 +133,25 @@ def write_audio(
     }
     segment = round(segment_seconds * sample_rate)
 
-    def write(index: int, writers: "Sequence[ArrayRecordWriter]") -> dict:
+    def load(index: int) -> tuple[dict, np.ndarray]:
         track = tracks[index]
         try:
             wav_LC, meta = _prepared(track, sample_rate, channels)
         except UserError as problem:
-            return {"id": track.id, "skipped": str(problem)}
+            return {"id": track.id, "skipped": str(problem)}, np.zeros((0, channels), "<i2")
         pcm_LC = to_pcm(wav_LC)
-        digest = hashlib.sha256()
-        for start in range(0, len(pcm_LC), segment):
-            record = pcm_LC[start : start + segment].tobytes()
-            digest.update(record)
-            writers[0].write(record)
-        entry = {"id": track.id, "split": track.split, "samples": len(pcm_LC), "sha256": digest.hexdigest()}
-        return {**entry, "seconds": round(len(pcm_LC) / sample_rate, 6), "meta": meta}
+        digest = hashlib.sha256(pcm_LC.tobytes()).hexdigest()
+        entry = {"id": track.id, "split": track.split, "samples": len(pcm_LC), "sha256": digest}
+        return {**entry, "seconds": round(len(pcm_LC) / sample_rate, 6), "meta": meta}, pcm_LC
 
-    entries = _write_shards(out, plan, ("audio",), AUDIO_OPTIONS, write, worker, progress and "reading audio")
+    def write(loaded: tuple[dict, np.ndarray], writers: "Sequence[ArrayRecordWriter]") -> dict:
+        entry, pcm_LC = loaded
+        for start in range(0, len(pcm_LC), segment):
+            writers[0].write(pcm_LC[start : start + segment].tobytes())
+        return entry
+
+    label = progress and "reading audio"
+    entries = _write_shards(out, plan, ("audio",), AUDIO_OPTIONS, partial(ahead, load), write, worker, label)
     if entries is not None:
         skipped = [(entry["id"], entry["skipped"]) for entry in entries if "skipped" in entry]
         kept = [entry for entry in entries if "skipped" not in entry]
@@ -318,15 +324,19 @@ def write_tokens(
     plan |= {"inputs": count, **settings}
     stored = [pieces(hierarchy, *bounds) for bounds in _bounds(hierarchy, split_at).values()]
 
-    def write(index: int, writers: "Sequence[ArrayRecordWriter]") -> dict:
-        codes, entry = encode(index)
+    def write(encoded: tuple[Codes, Mapping], writers: "Sequence[ArrayRecordWriter]") -> dict:
+        codes, entry = encoded
         groups = as_groups(codes, hierarchy)
         for writer, wanted in zip(writers, stored, strict=True):
             writer.write(encode_tokens(groups, wanted))
         return {**entry, "frames": [len(part) for part in groups]}
 
+    def read(indices: Iterable[int]) -> Generator[tuple[Codes, Mapping], None, None]:
+        return (encode(index) for index in indices)
+
     streams = tuple(_bounds(hierarchy, split_at))
-    entries = _write_shards(out, plan, streams, TOKEN_OPTIONS, write, worker, progress and "tokenising")
+    label = progress and "tokenising"
+    entries = _write_shards(out, plan, streams, TOKEN_OPTIONS, read, write, worker, label)
     if entries is not None:
         _finish(out, plan, entries, [])
     return read_summary(out)
@@ -446,11 +456,15 @@ def _write_shards(
     plan: Mapping,
     streams: Sequence[str],
     options: str,
-    write: "Callable[[int, Sequence[ArrayRecordWriter]], dict]",
+    read: Callable[[Iterable[int]], Generator[T, None, None]],
+    write: "Callable[[T, Sequence[ArrayRecordWriter]], dict]",
     worker: tuple[int, int],
     label: str | bool,
 ) -> list[dict] | None:
-    """Writes this worker's missing shards; every track's entry once all shards stand and info.json does not."""
+    """Writes this worker's missing shards; every track's entry once all shards stand and info.json does not.
+
+    `read` takes the indices of the tracks to be written and gives, in their order, what `write` writes.
+    """
     from tqdm import tqdm
 
     parts, shards, count = out / "parts", plan["shards"], plan["inputs"]
@@ -463,16 +477,16 @@ def _write_shards(
     mine = range(worker[0], shards, worker[1])
     blocks = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in mine}
     total, hidden = sum(map(len, blocks.values())), not label or worker[0] > 0
-    with tqdm(total=total, desc=label or "", unit="track", disable=hidden) as bar:
-        for shard, block in blocks.items():
-            if (parts / f"{shard:05d}.jsonl").is_file():
-                bar.update(len(block))
-                continue
+    missing = {shard: block for shard, block in blocks.items() if not (parts / f"{shard:05d}.jsonl").is_file()}
+    bar = tqdm(total=total, desc=label or "", unit="track", disable=hidden)
+    with bar, closing(read(chain.from_iterable(missing.values()))) as tracks:
+        bar.update(total - sum(map(len, missing.values())))
+        for shard, block in missing.items():
             places = [_shard_path(out, stream, shard, shards) for stream in streams]
             entries = []
             with disk_errors(places[0]), _writers(places, options) as writers:
-                for index in block:
-                    entries.append(write(index, writers))
+                for _ in block:
+                    entries.append(write(next(tracks), writers))
                     bar.update()
             write_atomically(parts / f"{shard:05d}.jsonl", _lines(entries))
     done = [parts / f"{shard:05d}.jsonl" for shard in range(shards)]

@@ -44,7 +44,7 @@ INSTRUMENTS = {
     "synth": Instrument(1.0, 0.005, 0.6, 0.08, 0.4, detune=14),
     "bells": Instrument(1.9, 0.002, 1.5, 0.3, 0.4, comb=0.29, pan=0.3, octave=1),
     "strings": Instrument(1.5, 0.25, np.inf, 0.35, 0.22, detune=12, vibrato=0.1),
-    "bass": Instrument(1.7, 0.006, 1.4, 0.05, 0.9, detune=0),
+    "bass": Instrument(1.7, 0.006, 1.4, 0.05, 0.7, detune=0),
     "flute": Instrument(2.4, 0.05, np.inf, 0.08, 0.8, pan=0.1, vibrato=0.2),
     "synth lead": Instrument(1.1, 0.01, np.inf, 0.06, 0.5, odd=True, detune=8, vibrato=0.15),
     "electric lead": Instrument(0.9, 0.005, 4.0, 0.06, 0.5, comb=0.2, detune=6, vibrato=0.2, drive=3.0),
@@ -101,7 +101,7 @@ def drum(rng: np.random.Generator, hits: list[Hit], seconds: float) -> Float[np.
       wav_CL float32 at RATE Hz, not normalised.
     """
     kit = {"kick": _kick(rng), "snare": _snare(rng), "hat": _hiss(rng, 7000, 0.035), "crash": _hiss(rng, 4500, 0.5)}
-    gains = {"kick": 0.9, "snare": 0.6, "hat": 0.22, "crash": 0.25}
+    gains = {"kick": 1.8, "snare": 1.2, "hat": 0.44, "crash": 0.5}  # 5 dB under the band, all in all
     out_CL = np.zeros((2, round(seconds * RATE)), np.float32)
     for hit in hits:
         pan = _DRUM_PANS[hit.drum]

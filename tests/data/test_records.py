@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.data import records
+from hiermusic.data import ahead, records
 from hiermusic.data.records import AudioSource, TokenSource, write_audio
 from hiermusic.data.sources import Track, open_source
 from hiermusic.data.tokenise import tokenise
@@ -179,7 +181,7 @@ def test_interrupted_audio_goes_on_at_the_missing_shard(tmp_path):
 
     def counted(track: Track, stop: bool) -> Track:
         def load():
-            if stop and len(read) == 3:
+            if stop and track.id == "t003":
                 raise KeyboardInterrupt
             read.append(track.id)
             return track.load()
@@ -191,11 +193,35 @@ def test_interrupted_audio_goes_on_at_the_missing_shard(tmp_path):
     assert not (tmp_path / "cut/info.json").exists()
     read.clear()
     write(tmp_path / "cut", [counted(t, False) for t in tracks(6)], shards=3)
-    assert read == ["t002", "t003", "t004", "t005"]
+    assert sorted(read) == ["t002", "t003", "t004", "t005"]
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
     read.clear()
     write(tmp_path / "cut", [counted(t, False) for t in tracks(6)], shards=3)
     assert read == []
+
+
+def test_tracks_are_read_ahead_in_their_order_but_not_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(ahead, "THREADS", 1)
+    write(tmp_path / "one", tracks(9), shards=3)
+    monkeypatch.setattr(ahead, "THREADS", 3)
+    started, second = [], threading.Event()
+
+    def watched(track: Track) -> Track:
+        def load():
+            started.append(track.id)
+            if track.id == "t000":
+                assert second.wait(60)  # until a later one has been read
+                time.sleep(0.1)
+                assert len(started) <= 4
+            result = track.load()
+            if track.id == "t001":
+                second.set()
+            return result
+
+        return Track(track.id, load)
+
+    write(tmp_path / "three", [watched(t) for t in tracks(9)], shards=3)
+    assert digests(tmp_path / "one") == digests(tmp_path / "three")
 
 
 def test_workers_share_the_audio_shards(tmp_path):
