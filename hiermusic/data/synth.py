@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.signal import butter, oaconvolve, sosfilt
+from scipy.fft import irfft, rfft
+from scipy.signal import butter, sosfilt
 
 from hiermusic.data.composer import Hit, Note
 
 RATE = 44100
 _TABLE = 2048
+_BLOCK = 1 << 17  # more than the longest room
 _BANDS = ((1, 2, 1.0), (3, 6, 1.8), (7, 40, 4.0))  # first and last harmonic, how much faster they die away
 
 
@@ -129,7 +131,16 @@ def reverberate(
     wav_CL: Float[np.ndarray, "2 L"], send_L: Float[np.ndarray, "L"], room_CR: Float[np.ndarray, "2 R"]
 ) -> Float[np.ndarray, "2 L"]:
     """Adds the room's answer to `send_L` to the sound."""
-    return wav_CL + oaconvolve(send_L[None], room_CR, axes=1)[:, : len(send_L)]
+    # Overlap and add in blocks that stay in the cache; scipy's oaconvolve takes several times longer ones.
+    length, hop = len(send_L), _BLOCK - room_CR.shape[1] + 1
+    starts = range(0, length, hop)
+    send_BH = np.pad(send_L, (0, len(starts) * hop - length)).reshape(-1, hop)
+    spectra_CBN = rfft(send_BH, _BLOCK) * rfft(room_CR, _BLOCK)[:, None]
+    out_CL = np.zeros((2, len(starts) * hop + _BLOCK), np.float32)
+    out_CL[:, :length] = wav_CL
+    for number, start in enumerate(starts):
+        out_CL[:, start : start + _BLOCK] += irfft(spectra_CBN[:, number], _BLOCK)
+    return out_CL[:, :length]
 
 
 def _add(out_CL: np.ndarray, tone_CL: np.ndarray, at: int, gain: float) -> None:
