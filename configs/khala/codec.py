@@ -127,11 +127,11 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.discriminator.fft_sizes = (206, 1418)
             config.discriminator.filters = 4
             config.loss.waveform = 10.0
-            config.loss.stft = 0.05
+            config.loss.stft = 0.03
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
             config.loss.balance = False
-            config.train.steps = 1200
+            config.train.steps = 1400
             config.train.batch_size = 8
             config.train.crop_frames = 16
             config.train.learning_rate = 2e-3
@@ -139,12 +139,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.final_share = 0.1
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
-            config.train.quantise_start = 850
+            config.train.quantise_start = 1000
             config.train.log_every = 20
-            config.train.valid_every = 300
+            config.train.valid_every = 350
             config.train.valid_batches = 2
-            config.train.checkpoint_every = 300
-            config.train.show_every = 600
+            config.train.checkpoint_every = 350
+            config.train.show_every = 700
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small, paper, 3b or 7b")
     return config

@@ -92,7 +92,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.profile_steps = 3
     config.train.hang_seconds = 600.0
 
-    config.sampling = ConfigDict({"temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0})
+    config.sampling = ConfigDict(
+        {"layers": 0, "temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0}
+    )
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.signal import butter, oaconvolve, sosfilt
+from scipy.signal import butter, sosfilt
 
 from hiermusic.data.composer import Hit, Note
 
@@ -70,11 +70,16 @@ def play(name: str, notes: list[Note], seconds: float) -> Float[np.ndarray, "2 L
     for note in notes:
         at, held = round(note.start * RATE), round(50 * min(note.seconds, 4.0 * instrument.decay)) * RATE // 50
         pitches.setdefault(note.pitch, []).append((note, at, held))
-    for pitch, places in pitches.items():  # a pitch sounds once, as long as its longest note needs it
-        longest = max(min(held + len(release_L), out_CL.shape[1] - at) for _, at, held in places)
-        if longest <= 0:
-            continue
-        tone_CL = _tone(instrument, pitch + 12 * instrument.octave, longest)
+    # A pitch sounds once, as long as its longest note needs it.
+    lengths = {
+        pitch: max(0, *(min(held + len(release_L), out_CL.shape[1] - at) for _, at, held in places))
+        for pitch, places in pitches.items()
+    }
+    clock_L = _clock(instrument, max(lengths.values(), default=0))
+    envelopes_BL = _envelopes(instrument, len(clock_L))
+    for pitch, places in pitches.items():
+        length = lengths[pitch]
+        tone_CL = _tone(instrument, pitch + 12 * instrument.octave, clock_L[:length], envelopes_BL[:, :length])
         for note, at, held in places:
             gain = note.gain * instrument.gain
             _add(out_CL, tone_CL[:, :held], at, gain)
@@ -133,33 +138,40 @@ def _add(out_CL: np.ndarray, tone_CL: np.ndarray, at: int, gain: float) -> None:
         out_CL[:, at : at + count] += np.float32(gain) * tone_CL[:, :count]
 
 
-def _tone(instrument: Instrument, pitch: int, length: int) -> Float[np.ndarray, "2 L"]:
-    """A note that is held for `length` samples."""
+def _tone(
+    instrument: Instrument, pitch: int, clock_L: np.ndarray, envelopes_BL: np.ndarray
+) -> Float[np.ndarray, "2 L"]:
+    """A note that is not let go."""
     hertz = 440.0 * 2 ** ((pitch - 69) / 12)
-    time_L = np.arange(length, dtype=np.float32) / RATE
-    cycles_L = hertz * (time_L + _bend(instrument, time_L) if instrument.vibrato else time_L)
     tables = _tables(instrument, hertz)
-    if np.isinf(instrument.decay):
-        tables, fades = [tables.sum(axis=0)], [None]
-    else:
-        fades = [np.exp(-time_L * np.float32(speed / instrument.decay)) for _, _, speed in _BANDS[: len(tables)]]
-    tone_CL = np.empty((2 if instrument.detune else 1, length), np.float32)
+    if len(envelopes_BL) == 1:
+        tables = tables.sum(axis=0, keepdims=True)
+    cycles_L = hertz * clock_L
+    tone_CL = np.zeros((2 if instrument.detune else 1, len(clock_L)), np.float32)
     for tone_L, cents in zip(tone_CL, (-instrument.detune / 2, instrument.detune / 2), strict=False):
         index_L = (cycles_L * (_TABLE * 2 ** (cents / 1200))).astype(np.intp) & (_TABLE - 1)
-        for number, (table, fade_L) in enumerate(zip(tables, fades, strict=True)):
-            part_L = table.astype(np.float32)[index_L]
-            if fade_L is not None:
-                part_L *= fade_L
-            tone_L[:] = tone_L + part_L if number else part_L
-    attack = min(length, int(instrument.attack * RATE) + 1)
-    tone_CL[:, :attack] *= np.minimum(time_L[:attack] / np.float32(instrument.attack), 1.0)
-    return np.broadcast_to(tone_CL, (2, length))
+        for table, envelope_L in zip(tables.astype(np.float32), envelopes_BL, strict=False):
+            tone_L += table[index_L] * envelope_L
+    return np.broadcast_to(tone_CL, (2, len(clock_L)))
 
 
-def _bend(instrument: Instrument, time_L: np.ndarray) -> np.ndarray:
-    """Seconds by which vibrato, that sets in after a tenth of a second, is ahead."""
+def _clock(instrument: Instrument, length: int) -> Float[np.ndarray, "L"]:
+    """Seconds since a note's start, bent by the vibrato, which sets in after a tenth of a second."""
+    time_L = np.arange(length, dtype=np.float32) / RATE
+    if not instrument.vibrato:
+        return time_L
     octaves_L = instrument.vibrato / 12 * np.sin(2 * np.pi * 5.3 * time_L) * np.clip(2 * time_L - 0.2, 0, 1)
-    return np.cumsum(np.exp2(octaves_L) - 1.0) / RATE
+    return time_L + np.cumsum(np.exp2(octaves_L) - 1.0) / RATE
+
+
+def _envelopes(instrument: Instrument, length: int) -> Float[np.ndarray, "B L"]:
+    """How a note's bands start and die away; one for all of them where it sustains."""
+    time_L = np.arange(length, dtype=np.float32) / RATE
+    speeds = [0.0] if np.isinf(instrument.decay) else [speed / instrument.decay for _, _, speed in _BANDS]
+    envelopes_BL = np.exp(-time_L * np.float32(speeds)[:, None])
+    attack = int(instrument.attack * RATE) + 1
+    envelopes_BL[:, :attack] *= np.minimum(time_L[:attack] / np.float32(instrument.attack), 1.0)
+    return envelopes_BL
 
 
 def _tables(instrument: Instrument, hertz: float) -> Float[np.ndarray, "bands N"]:

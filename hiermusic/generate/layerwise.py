@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
+from hiermusic.errors import UserError
 from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -40,6 +41,7 @@ def refine(
     markers: Sequence[int],
     seeds: Sequence[int],
     sizes: Sequence[int],
+    layers: int | None = None,
     temperature: float = 1.0,
     final_temperature: float | None = None,
     top_k: int = 10,
@@ -58,6 +60,7 @@ def refine(
       markers: K text ids, the one of level k marks that level k is to be predicted.
       seeds: B integers.
       sizes: number of codes of each of the K levels.
+      layers: how many levels a song has in the end, the given ones among them; all K when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
       final_temperature: of the last level; those between have what lies between, evenly. The finer a level, the less of
         it can be predicted, and what cannot be is noise when it is drawn; the same for all when left out.
@@ -66,9 +69,9 @@ def refine(
       known: all levels of the first T0 frames of every sample (continuation); they are kept.
       progress: called with (levels drawn, levels to draw) after every pass.
     Returns:
-      B arrays int32 [T, K] that begin with the given levels.
+      B arrays int32 [T, layers] that begin with the given levels.
     Raises:
-      UserError: guidance without an unconditional prompt.
+      UserError: guidance without an unconditional prompt, more layers than levels, or none to draw.
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
     codes_BTK, request = _lay_out(
@@ -76,14 +79,17 @@ def refine(
         final_temperature=final_temperature, guidance=guidance, unprompted=unprompted, known=known)
     graphdef, weights = nnx.split(model)
     given, K = codes[0].shape[1], len(sizes)
+    layers = K if layers is None else layers
+    if not given < layers <= K:
+        raise UserError(f"{layers} layers: choose from {given + 1} to {K}, {given} of them are given")
     codes_BTK = jnp.asarray(codes_BTK)
-    for level in range(given, K):
+    for level in range(given, layers):
         codes_BTK = _pass(graphdef, weights, codes_BTK, request, np.int32(level), np.int32(markers[level]),
                           top_k=top_k, top_p=top_p, guided=guidance != 1.0)
         if progress is not None:
             codes_BTK.block_until_ready()
-            progress(level + 1 - given, K - given)
-    return [codes_TK[:frames].copy() for codes_TK, frames in zip(np.asarray(codes_BTK), request.frames_B, strict=True)]
+            progress(level + 1 - given, layers - given)
+    return [codes_TK[:frames, :layers].copy() for codes_TK, frames in zip(np.asarray(codes_BTK), request.frames_B, strict=True)]
 
 
 def level_pass(
