@@ -89,7 +89,8 @@ def refine(
         if progress is not None:
             codes_BTK.block_until_ready()
             progress(level + 1 - given, layers - given)
-    return [codes_TK[:frames, :layers].copy() for codes_TK, frames in zip(np.asarray(codes_BTK), request.frames_B, strict=True)]
+    drawn = zip(np.asarray(codes_BTK), request.frames_B, strict=True)
+    return [codes_TK[:frames, :layers].copy() for codes_TK, frames in drawn]
 
 
 def level_pass(
