@@ -1,4 +1,4 @@
-"""The benchmarks of SAT and AAR run to their ends, at the smallest size they take."""
+"""Benchmarks run to their ends, at the smallest size they take."""
 
 import runpy
 import sys
@@ -36,3 +36,12 @@ def test_the_seam_of_a_rebuilt_and_of_a_continued_clip(aar, monkeypatch, capsys)
     (heading, _, *rows), _ = _table(monkeypatch, capsys, "seam", *arguments)
     assert [row[0] for row in rows] == ["original", "rebuilt", "rebuilt", *["generated"] * (len(rows) - 3)]
     assert len(rows) > 3 and all(len(row) == len(heading) and row[3] and row[6] for row in rows)
+
+
+def test_rules_of_rebirth(monkeypatch, capsys):
+    rows, _ = _table(monkeypatch, capsys, "codebook_rules", "--quick")
+    (heading, _, *rules), (learning, _, *found) = rows[:9], rows[9:]
+    assert len({row[2] for row in rules}) == len(rules) == 7 and len(found) == 2
+    assert all(len(row) == len(heading) and float(row[3]) > 0 and 1 <= int(row[4].split("/")[0]) <= 16 for row in rules)
+    assert all(len(row) == len(learning) for row in found)
+    assert found[0][4:] != found[1][4:], "the rule makes a difference"
