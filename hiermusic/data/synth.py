@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.signal import butter, sosfilt
+from scipy.signal import butter, oaconvolve, sosfilt
 
 from hiermusic.data.composer import Hit, Note
 
