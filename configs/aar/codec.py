@@ -45,6 +45,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model = ConfigDict()
     config.model.sample_rate = 24_000
     config.model.channels = 1
+    config.model.fold = 1
     config.model.strides = (2, 4, 5, 8)
     config.model.width = 32
     config.model.lstm_layers = 2

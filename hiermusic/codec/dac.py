@@ -44,8 +44,6 @@ class DacConfig:
 
     def __post_init__(self):
         check_choices(self)
-        if self.fold < 1:
-            raise UserError(f"a trunk's fold is {self.fold}: give the samples that become channels, at least 1")
 
     @property
     def hop(self) -> int:

@@ -22,7 +22,7 @@ class SeanetConfig:
     agrees closely, but not bit for bit, with the same audio coded whole.
 
     Attributes:
-      strides: of the encoder; the decoder runs them backwards. Their product is the hop.
+      strides: of the encoder; the decoder runs them backwards. Their product, times `fold`, is the hop.
       dilations: of the residual units in each block.
       width: channels at the waveform end; every stride doubles them.
       latent: channels of the frames.
@@ -34,8 +34,9 @@ class SeanetConfig:
       dtype: compute type of convolutions and LSTM.
       init: of the convolutions' weights, see `nn.conv.Conv`.
       remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
+      fold: samples laid side by side as channels at the waveform's end, see `DacConfig`.
     Raises:
-      UserError: for another dtype, init or remat.
+      UserError: for another dtype, init or remat, or a fold below 1.
     """
 
     strides: tuple[int, ...] = (2, 4, 5, 8)
@@ -51,6 +52,7 @@ class SeanetConfig:
     dtype: str = "float32"
     init: str = "fan_in"
     remat: str = "none"
+    fold: int = 1
 
     def __post_init__(self):
         check_choices(self)
@@ -58,7 +60,7 @@ class SeanetConfig:
     @property
     def hop(self) -> int:
         """Samples a frame."""
-        return math.prod(self.strides)
+        return self.fold * math.prod(self.strides)
 
     @property
     def encoder_margin(self) -> int:
@@ -66,7 +68,7 @@ class SeanetConfig:
         reach = self.last_kernel // 2
         for stride in self.strides[::-1]:
             reach = reach * stride + -(-stride // 2) + self._unit_reach
-        return -(-(reach + self.kernel // 2) // self.hop) + self._lstm_margin
+        return -(-(reach + self.kernel // 2) // math.prod(self.strides)) + self._lstm_margin
 
     @property
     def decoder_margin(self) -> int:
@@ -143,12 +145,12 @@ class DecoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Waveform to latent frames, one frame for every prod(strides) samples."""
+    """Waveform to latent frames, one frame for every hop of samples."""
 
     def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths, options = _widths(config), _options(config)
-        self.conv_in = Conv(channels, widths[0], (config.kernel,), **options, rngs=rngs)
+        self.conv_in = Conv(config.fold * channels, widths[0], (config.kernel,), **options, rngs=rngs)
         self.blocks = nnx.List(
             [EncoderBlock(w, s, config, rngs=rngs) for w, s in zip(widths, config.strides, strict=False)]
         )
@@ -156,7 +158,8 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(widths[-1], config.latent, (config.last_kernel,), **options, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
-        x = constrain(self.conv_in(wav_BLC), "batch", "positions", None)
+        folded = wav_BLC.reshape(len(wav_BLC), -1, self.config.fold * wav_BLC.shape[-1])
+        x = constrain(self.conv_in(folded), "batch", "positions", None)
         x = through(self.blocks, x, self.config.remat == "full")
         return self.conv_out(jax.nn.elu(_remember(self.lstm, x)))
 
@@ -172,12 +175,13 @@ class Decoder(nnx.Module):
         self.blocks = nnx.List(
             [DecoderBlock(w, s, config, rngs=rngs) for w, s in zip(widths, config.strides[::-1], strict=False)]
         )
-        self.conv_out = Conv(widths[-1], channels, (config.last_kernel,), **options, rngs=rngs)
+        self.conv_out = Conv(widths[-1], config.fold * channels, (config.last_kernel,), **options, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
         x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
         x = through(self.blocks, _remember(self.lstm, x), self.config.remat == "full")
-        return self.conv_out(jax.nn.elu(x))
+        wav = self.conv_out(jax.nn.elu(x))
+        return wav.reshape(len(wav), wav.shape[1] * self.config.fold, -1)
 
 
 def _widths(config: SeanetConfig) -> Sequence[int]:

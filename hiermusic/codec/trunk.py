@@ -7,10 +7,10 @@ from hiermusic.errors import UserError
 
 
 def check_choices(config) -> None:
-    """Refuses a trunk whose `dtype`, `init` or `remat` is none of the words there are for it.
+    """Refuses a trunk whose `dtype`, `init` or `remat` is none of the words there are for it, or whose `fold` is none.
 
     Raises:
-      UserError: naming the field and the words.
+      UserError: naming the field and what it may be.
     """
     for field, words in (
         ("dtype", ("float32", "bfloat16")),
@@ -19,6 +19,8 @@ def check_choices(config) -> None:
     ):
         if getattr(config, field) not in words:
             raise UserError(f"codec {field} is '{getattr(config, field)}': choose from {', '.join(words)}")
+    if config.fold < 1:
+        raise UserError(f"a trunk's fold is {config.fold}: give the samples that become channels, at least 1")
 
 
 def through(blocks: nnx.List, x: Array, remat: bool) -> Array:

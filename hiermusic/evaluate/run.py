@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hiermusic.evaluate.codec import Coder, evaluate_codec
 from hiermusic.evaluate.music import MEASURES, anchored
 from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
-from hiermusic.evaluate.tokens import compare, per_token, unigram
+from hiermusic.evaluate.tokens import compare, losing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens import rows
@@ -142,10 +142,17 @@ def lines(results: dict[str, Any]) -> list[str]:
         rows += [(name.replace("_", " "), float("nan"), row) for name, row in results["anchors"].items()]
         cells = ((name, rate, *(row[key]["mean"] for key in ("si_sdr", "mel", "stft"))) for name, rate, row in rows)
         return [head, *(f"{n:<22} {r:>7.0f} {a:>8.2f} {b:>7.3f} {c:>7.3f}" for n, r, a, b, c in cells)]
-    head = f"{'level':<6} {'model':>8} {'unigram':>8} {'uniform':>8}  bits a token ('all': bits a second)"
+    kinds = ("model", "unigram", "uniform")
+    head = f"{'level':<6} {' '.join(f'{k:>8}' for k in kinds)}  model - unigram (95 %)   bits a token, 'all': a second"
     rows = results["predictability"]
-    cells = (f"{r['level']!s:<6} {r['model']:>8.3f} {r['unigram']:>8.3f} {r['uniform']:>8.3f}" for r in rows)
-    return [head, *cells]
+    cells = (f"{r['level']!s:<6} {' '.join(f'{r[k]:>8.3f}' for k in kinds)}  {_margin(r)}" for r in rows)
+    lost = ", ".join(map(str, losing(rows))) or "none"
+    return [head, *cells, f"levels on which counting is ahead: {lost}"]
+
+
+def _margin(row: Mapping[str, Any]) -> str:
+    mean, low, high = (row["difference"][key] for key in ("mean", "low", "high"))
+    return f"{mean:>+8.3f} ({low:+.3f} … {high:+.3f})"
 
 
 def _song_lines(results: dict[str, Any]) -> list[str]:
@@ -251,11 +258,9 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
         raise UserError(f"{path} has no held-out tracks")
     progress = tqdm(desc="layers", unit="batch", file=sys.stderr)
     each = _each(workdir, out, valid)
-    sums_K, counts_KV, trained_KV = workdirs.system(config).cross_entropy(
-        config, model, path, tracks, each, progress.update
-    )
+    measured = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()
-    table = compare(per_token(sums_K, counts_KV), unigram(trained_KV, counts_KV), valid.hierarchy)
+    table = compare(*measured, valid.hierarchy)
     results = {"tracks": min(len(valid), tracks), "predictability": table}
     return results, lambda: [
         sections.predictability(table),

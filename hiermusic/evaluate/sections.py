@@ -9,6 +9,7 @@ from hiermusic.evaluate.codec import layers_name
 from hiermusic.evaluate.music import MEASURES
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, Item, KeyValues, Player, Section, Table, number
 from hiermusic.evaluate.scores import SCORES, from_json
+from hiermusic.evaluate.tokens import losing
 
 
 def _mean(cell: Mapping[str, float], decimals: int) -> str:
@@ -178,13 +179,20 @@ def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens"
     total = rows[-1]
     text = (
         f"On held-out music the model spends {number(total['model'])} bits per second of audio where counting codes "
-        f"(a smoothed unigram) spends {number(total['unigram'])}."
+        f"(a smoothed unigram) spends {number(total['unigram'])}. Counting is ahead on "
+        f"{'levels ' + ', '.join(map(str, losing(rows))) if losing(rows) else 'no level'}."
     )
-    columns = ["level", "tokens/s", "model, bits", "unigram, bits", "uniform, bits", "saved, %"]
+    columns = ["level", "tokens/s", "model, bits", "unigram, bits", "uniform, bits", "model − unigram", "saved, %"]
     kinds = ("rate", "model", "unigram", "uniform")
     predicted = [row for row in rows if not math.isnan(row["model"])]
-    cells = [[str(r["level"]), *(f"{r[kind]:.2f}" for kind in kinds), _share(r["saved"])] for r in predicted]
-    caption = "Bits a token, teacher forced; the row “all” in bits per second of audio."
+    cells = [
+        [str(r["level"]), *(f"{r[kind]:.2f}" for kind in kinds), _mean(r["difference"], 2), _share(r["saved"])]
+        for r in predicted
+    ]
+    caption = (
+        "Bits a token, teacher forced; the row “all” in bits per second of audio. In brackets the 95 % bootstrap "
+        f"interval over {total['difference']['count']} tracks."
+    )
     picture = Figure(plots.level_losses(rows), alt="Cross-entropy of each level: model, unigram and uniform")
     return Section(title, text, [picture, Table(columns, cells, caption)])
 

@@ -43,12 +43,13 @@ class TokenLMConfig:
       reads: positions read codes.
       inputs: E, width of a vector that positions without text id read (AAR: of the latents decoded so far); 0 = none.
       level_embed: positions are told the level that they belong to.
-      code_bias: a bias for each code of each level in the window form, where how often a code is used can stand.
+      code_bias: a bias for each code of each level, where how often a code is used can stand; in the shared form in
+        place of the one bias for all levels.
       cond: U, width of a vector that conditions a whole row: it is added wherever a text id is read, and drives the
         norms of an adaptive transformer; 0 = none.
     Raises:
       UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, a `code_bias` of
-        another head than the window form, an adaptive transformer without a condition.
+        the full form, an adaptive transformer without a condition.
     """
 
     transformer: TransformerConfig
@@ -72,8 +73,8 @@ class TokenLMConfig:
             raise UserError(f"end id {self.end} is not one of the {self.text_size} text ids")
         if self.end is not None and self.head == "shared":
             raise UserError("a shared head predicts no end: choose head window or full, or end None")
-        if self.code_bias and self.head != "window":
-            raise UserError(f"code_bias belongs to the window form: the head is '{self.head}'")
+        if self.code_bias and self.head == "full":
+            raise UserError("code_bias belongs to the window and shared forms: the head is 'full'")
         if self.transformer.adaptive and not self.cond:
             raise UserError("an adaptive transformer needs a condition: set cond to its width")
 
@@ -112,10 +113,12 @@ class TokenLM(nnx.Module):
         self.text_head = weight(rngs, (R, D), ("vocab", "embed"), head_init) if c.predicts_text else None
         if c.head == "shared":
             self.code_head = weight(rngs, (V, D), ("codes", "embed"), head_init)
-            self.code_bias = zeros(rngs, (V,), ("codes",))
         else:
             self.code_head = weight(rngs, (K, V, D), ("levels", "codes", "embed"), head_init)
-            self.code_bias = zeros(rngs, (K, V), ("levels", "codes")) if c.code_bias else None
+        if c.code_bias:
+            self.code_bias = zeros(rngs, (K, V), ("levels", "codes"))
+        else:
+            self.code_bias = zeros(rngs, (V,), ("codes",)) if c.head == "shared" else None
 
     def condition(self, cond_BU: Float[Array, "B U"]) -> Float[Array, "B D"]:
         """Condition vectors as `embed` and the transformer take them, float32.
@@ -195,15 +198,14 @@ class TokenLM(nnx.Module):
     def level_logits(self, x: Float[Array, "*p D"], level: int | Array) -> Float[Array, "*p V"]:
         """Logits of the codes of one level, float32; `level` may be traced."""
         if self.config.head == "shared":
-            return self._logits(x, _whole(self.code_head)) + self.code_bias[...]
+            bias_V = self.code_bias[level] if self.config.code_bias else self.code_bias[...]
+            return self._logits(x, _whole(self.code_head)) + bias_V
         head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level, keepdims=False)
         logits = self._logits(x, gathered(head_VD, self.code_head.get_metadata()["axes"][1:]))
         return logits if self.code_bias is None else logits + self.code_bias[level]
 
     def row_logits(self, x_BSD: Float[Array, "B S D"], level_B: Int[Array, "B"]) -> Float[Array, "B S V"]:
-        """Logits of the codes of each row's own level, float32."""
-        if self.config.head == "shared":
-            return self.level_logits(x_BSD, 0)
+        """Logits of the codes of each row's own level, float32; not of a shared head."""
         # whole along `fsdp`, as the table that is read: rows of one batch want most of the levels
         head_BVD = _whole(self.code_head).astype(x_BSD.dtype)[level_B]
         logits_BSV = jnp.einsum("bsd,bvd->bsv", x_BSD, head_BVD, preferred_element_type=jnp.float32)
@@ -295,7 +297,12 @@ class TokenLM(nnx.Module):
 
     def _shared(self, x_BSD, targets_BSK, ends_BS):
         """Sums for each level, in one pass: a position has one target at most."""
-        logits_BSV, target_BS = self.level_logits(x_BSD, 0), targets_BSK.max(-1)
+        logits_BSV, target_BS = self._logits(x_BSD, _whole(self.code_head)), targets_BSK.max(-1)
+        if self.config.code_bias:
+            own_BSK = (targets_BSK >= 0).astype(jnp.float32)
+            logits_BSV = logits_BSV + jnp.einsum("bsk,kv->bsv", own_BSK, self.code_bias[...])
+        else:
+            logits_BSV = logits_BSV + self.code_bias[...]
         normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
         hit_BS = jnp.argmax(logits_BSV, axis=-1) == target_BS
         ce_BS, squared_BS = normaliser_BS - _pick(logits_BSV, target_BS), jnp.square(normaliser_BS)

@@ -29,6 +29,7 @@ from hiermusic.systems.aar_config import (
     codec_config,
     codec_of,
     hierarchy,
+    hop,
     length,
     prior_config,
     window_seconds,
@@ -92,8 +93,11 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
     visibility = make.prior.visibility
 
     def prepare(module: nnx.Module) -> None:
+        codec = workdirs.load_codec(*codec_of(config))
+        if config.model.codec_tables:
+            parts.start_from_codec(codec, module.model.lm, config.train.seed)
         parts.start_from(config.init_from, module.model)
-        module.model.take_quantiser(workdirs.load_codec(*codec_of(config)).quantiser)
+        module.model.take_quantiser(codec.quantiser)
 
     return LMStage(
         config,
@@ -130,7 +134,7 @@ def inspect(config: ConfigDict) -> dict:
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
     params = parts.counts(model)
     params["total"] = sum(params.values())
-    tokens, frame_rate = hierarchy(config.model), config.model.sample_rate / int(np.prod(config.model.strides))
+    tokens, frame_rate = hierarchy(config.model), config.model.sample_rate / hop(config.model)
     positions = config.train.crop_frames if config.stage == "codec" else length(config.model)
     told = parts.facts(config, dict(params), tokens, frame_rate, positions)
     if config.stage == "codec":
@@ -153,8 +157,8 @@ def cross_entropy(
       each: (name, tracks, measurement of a track) -> what was measured of every track.
       step: called after every track.
     Returns:
-      nats of all predicted tokens of each level [K], how often each code was one of them [K, V], and how often it
-      stands in the training tracks [K, V].
+      of each track, nats of all predicted tokens of each level [N, K] and how often each code was one of them
+      [N, K, V]; and how often it stands in the training tracks [K, V].
     """
     check_tokens(config, path)
     make, levels = windows(config), slice(0, config.model.levels)
@@ -174,7 +178,7 @@ def cross_entropy(
 
     measured = each("tokens", min(len(valid), tracks), measure)
     trained_KV = sum(make.counts(make.rows_of(train[index])) for index in range(len(train)))
-    return sum(track["sums"] for track in measured), sum(track["counts"] for track in measured), trained_KV
+    return *(np.stack([track[name] for track in measured]) for name in ("sums", "counts")), trained_KV
 
 
 def program(config: ConfigDict, rows: int) -> parts.Generation:

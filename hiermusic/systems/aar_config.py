@@ -1,5 +1,6 @@
 """AAR's configurations as the things they describe, and whether they fit the data and the codec they are used with."""
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
 def codec_config(model: ConfigDict) -> CodecConfig:
     """SAT, or the same trunk with a residual quantiser."""
     trunk = SeanetConfig(
+        fold=model.fold,
         strides=tuple(model.strides),
         latent=model.latent,
         width=model.width,
@@ -112,6 +114,7 @@ def prior_config(model: ConfigDict) -> PriorConfig:
         inputs=model.code_latent if next_scale else 0,
         level_embed=next_scale,
         cond=model.cond,
+        code_bias=model.codec_tables,
         z_loss=model.z_loss,
     )
     return PriorConfig(
@@ -132,16 +135,21 @@ def length(model: ConfigDict) -> int:
     return aar_rows.layout(model.pattern, model.window, model.levels).positions
 
 
+def hop(model: ConfigDict) -> int:
+    """Samples a latent frame."""
+    return model.fold * math.prod(model.strides)
+
+
 def hierarchy(model: ConfigDict) -> Hierarchy:
     """The tokens of a codec, or those that a token model predicts."""
     quantiser = quantiser_config(model)
-    rate = Fraction(model.sample_rate, int(np.prod(model.strides)) * quantiser.frames)
+    rate = Fraction(model.sample_rate, hop(model) * quantiser.frames)
     return Hierarchy.of_rows(quantiser.slots, rate, model.codes)
 
 
 def window_seconds(model: ConfigDict) -> float:
     """Length of a token model's window."""
-    return model.window * int(np.prod(model.strides)) / model.sample_rate
+    return model.window * hop(model) / model.sample_rate
 
 
 def windows(config: ConfigDict, data: bool = True) -> aar_rows.Windows:

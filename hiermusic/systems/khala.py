@@ -404,8 +404,8 @@ def cross_entropy(
       each: (name, tracks, measurement of a track) -> what was measured of every track.
       step: called after every batch.
     Returns:
-      nats of all predicted tokens of each layer [K], how often each code was one of them [K, V], and how often it
-      stands in the training tracks [K, V].
+      of each track, nats of all predicted tokens of each layer [N, K] and how often each code was one of them
+      [N, K, V]; and how often it stands in the training tracks [K, V].
     """
     _check_tokens(config, path)
     rows, levels = make_rows(config), slice(0, config.model.levels)
@@ -444,4 +444,4 @@ def cross_entropy(
 
     measured = each("tokens", min(len(valid), tracks), measure)
     trained_KV = sum(counts(train[index]["codes"]) for index in range(len(train)))
-    return sum(track["sums"] for track in measured), sum(track["counts"] for track in measured), trained_KV
+    return *(np.stack([track[name] for track in measured]) for name in ("sums", "counts")), trained_KV

@@ -147,14 +147,15 @@ def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
 
     Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is
     learned of one level serves the others, since all lie in the codec's one space of latent frames; heads begin at the
-    codes' frequencies. Deep layers, each of which a short run sees a few times, would otherwise not get as far.
+    codes' frequencies. Deep layers, each of which a short run sees a few times, would otherwise not get as far. A head
+    that all levels share takes their frequencies alone: its row v stands for another code at each of them.
 
     Args:
-      codec: with a residual quantiser of at least as many levels as the model's.
+      codec: with at least as many levels as the model's.
       model: a `TokenLM` with `code_bias`.
       seed: of the rotation from latent frames to the model's width.
     """
-    levels, _, width = model.code_embed.shape
+    levels, width = model.config.levels, model.config.transformer.width
     books_KVD = np.asarray(codec.quantiser.codebooks[...][:levels], np.float64)
     counts_KV = np.asarray(codec.quantiser.ema_counts[...][:levels], np.float64)
     share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)
@@ -164,13 +165,11 @@ def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
     tables_KVD = books_KVD @ turn_DD[: books_KVD.shape[-1], :width]
     spread_K11 = np.sqrt(np.mean(np.square(tables_KVD), axis=(1, 2), keepdims=True)) + 1e-9
     drawn = float(jnp.std(model.code_head[...]))
-    tables = {
-        # the finer a level, the nearer its head begins to nothing but frequencies
-        "code_head": drawn * tables_KVD / spread_K11[0],
-        # finer levels say less, but not as much less as their size
-        "code_embed": drawn * tables_KVD / np.sqrt(spread_K11 * spread_K11[0]),
-        "code_bias": np.log(share_KV) - np.log(share_KV).mean(1, keepdims=True),
-    }
+    tables = {"code_bias": np.log(share_KV) - np.log(share_KV).mean(1, keepdims=True)}
+    if model.config.head != "shared":  # the finer a level, the nearer its head begins to nothing but frequencies
+        tables["code_head"] = drawn * tables_KVD / spread_K11[0]
+    if model.config.reads:  # finer levels say less, but not as much less as their size
+        tables["code_embed"] = drawn * tables_KVD / np.sqrt(spread_K11 * spread_K11[0])
     for name, table in tables.items():
         variable = getattr(model, name)
         variable[...] = variable[...].at[:].set(table.astype(np.float32))

@@ -54,15 +54,38 @@ def _shapes(config, length):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 40])
-@pytest.mark.parametrize("strides", [(2, 3), (2, 4, 5, 8)])
-def test_a_frame_for_every_hop_and_back(strides, frames):
-    config = dataclasses.replace(TINY, strides=strides)
-    latents, wav = _shapes(config, frames * config.hop)
+@pytest.mark.parametrize(("fold", "strides", "hop"), [(1, (2, 3), 6), (1, (2, 4, 5, 8), 320), (16, (4, 5), 320)])
+def test_a_frame_for_every_hop_and_back(fold, strides, hop, frames):
+    config = dataclasses.replace(TINY, fold=fold, strides=strides)
+    assert config.hop == hop
+    latents, wav = _shapes(config, frames * hop)
     assert latents.shape == (3, frames, 6)
-    assert wav.shape == (3, frames * math.prod(strides), 2)
+    assert wav.shape == (3, frames * hop, 2)
 
 
-@pytest.mark.parametrize("changes", [{"strides": (3, 2), "dilations": (1, 2), "kernel": 3}, {"strides": (2, 4, 5, 8)}])
+def test_folded_samples_are_channels():
+    """Folding is the trunk of as many channels, over the same samples in the same order."""
+    wav = _noise(2, 8 * TINY.hop, 6)
+    encoder, decoder = _build(TINY, channels=6)
+    folding, unfolding = (
+        nnx.merge(nnx.graphdef(half), nnx.state(trunk))
+        for half, trunk in zip(
+            nnx.eval_shape(lambda: _make(dataclasses.replace(TINY, fold=3), channels=2)), (encoder, decoder), strict=True
+        )
+    )
+    latents = _apply(encoder, wav)
+    np.testing.assert_array_equal(_apply(folding, wav.reshape(2, -1, 2)), latents)
+    np.testing.assert_array_equal(_apply(unfolding, latents).reshape(wav.shape), _apply(decoder, latents))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strides": (3, 2), "dilations": (1, 2), "kernel": 3},
+        {"strides": (2, 4, 5, 8)},
+        {"strides": (4, 5), "fold": 4},
+    ],
+)
 def test_margins_of_the_convolutions_are_honest_and_no_wider_than_needed(changes):
     config = dataclasses.replace(TINY, lstm_layers=0, width=2, **changes)
     encoder, decoder = _build(config)
@@ -136,3 +159,8 @@ def test_any_mesh_gives_the_same_gradient(sizes):
 def test_unknown_choices_are_refused(field):
     with pytest.raises(UserError, match=f"codec {field} is 'half': choose from"):
         dataclasses.replace(TINY, **{field: "half"})
+
+
+def test_a_fold_below_one_is_refused():
+    with pytest.raises(UserError, match="fold is 0"):
+        dataclasses.replace(TINY, fold=0)

@@ -118,8 +118,10 @@ def test_everything_together_opens_from_disk(tmp_path, sounds, metrics, result):
         "low_pass": [score_row(3.0, cutoff=4000.0)],
         "silence": score_row(0.0),
     }
+    less = {"mean": -3.0, "low": -3.5, "high": -2.5, "count": 4}
     losses = [
-        {"level": k, "rate": 21.5, "model": 5.0, "unigram": 8.0, "uniform": 10.0, "saved": 0.4} for k in (0, 1, "all")
+        {"level": k, "rate": 21.5, "model": 5.0, "unigram": 8.0, "uniform": 10.0, "saved": 0.4, "difference": less}
+        for k in (0, 1, "all")
     ]
     losses[0] |= {"model": None, "saved": None}  # a level that is given, as results.json holds it
     page = Page(

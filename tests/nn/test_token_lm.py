@@ -241,15 +241,17 @@ def test_inputs_levels_and_the_condition_are_added():
     np.testing.assert_allclose(made, expected, atol=1e-5)
 
 
-def test_a_shared_heads_loss_against_numpy():
-    config = dataclasses.replace(AAR, z_loss=0.1)
+@pytest.mark.parametrize("by_level", [False, True])
+def test_a_shared_heads_loss_against_numpy(by_level):
+    config = dataclasses.replace(AAR, z_loss=0.1, code_bias=by_level)
     model, batch = build_wide(config), scales()
     batch["targets"][1, 4:] = -1
-    row = np.asarray(_scale_logits(model, batch), np.float64)
     hidden = jax.jit(lambda model: model.hidden(batch, visibility=Visibility.block_causal(SCALES)))(model)
-    np.testing.assert_allclose(
-        row, np.asarray(hidden) @ np.asarray(model.code_head[...]).T + np.asarray(model.code_bias[...]), atol=1e-4
-    )
+    row = np.asarray(hidden) @ np.asarray(model.code_head[...], np.float64).T
+    biases_KV = np.broadcast_to(model.code_bias[...], (3, config.codes))
+    for level, bias_V in enumerate(biases_KV):
+        np.testing.assert_allclose(model.level_logits(hidden, level), row + bias_V, atol=1e-4)
+    row = row + biases_KV[batch["levels"][0]]
     total, squares, hits, ce, count = 0.0, 0.0, 0, np.zeros(3), np.zeros(3)
     for b, s, k in np.argwhere(batch["targets"] >= 0):
         target, ln = batch["targets"][b, s, k], log_softmax(row[b, s])

@@ -203,7 +203,8 @@ def test_what_is_measured_is_what_is_counted(khala, stage, crop):
     config.data.crop = crop
     for head in filter(None, (model.code_head, model.text_head)):
         head[...] = 0 * head[...]
-    sums_K, counts_KV, trained_KV = system.cross_entropy(config, model, khala.tokens, 1, in_memory, lambda: None)
+    sums_NK, counts_NKV, trained_KV = system.cross_entropy(config, model, khala.tokens, 1, in_memory, lambda: None)
+    sums_K, counts_KV = sums_NK[0], counts_NKV[0]
     choices_K = counts_KV.shape[1] + (np.arange(len(sums_K)) == 0) * (model.config.end is not None)
     np.testing.assert_allclose(per_token(sums_K, counts_KV), np.log(choices_K), rtol=1e-5)
     train = TokenSource(khala.tokens, slice(0, len(sums_K)), "train")
