@@ -10,7 +10,9 @@
 
 `model.pattern` is "flatten" (one token a position) or "delay" (MusicGen's). Tokens come from a codec trained with
 `--config.model.quantiser=residual`. The paper does not say how its own baseline was guided: a `sampling.guidance` of 3
-is the mean of AAR's, which grows from 1 to 5.
+is the mean of AAR's, which grows from 1 to 5. With `model.codec_tables` the tables of codes begin as the codec's, near
+each other where its codes are, and the heads at how often it uses them. `tiny` has 6 codebooks, 450 tokens a second,
+hardly fewer than SAT's 455.
 """
 
 from ml_collections import ConfigDict
@@ -91,9 +93,13 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             pass
         case "small":
             config.model.depth = 8
+            config.model.codec_tables = True
             config.train.batch_size = 64
         case "tiny":
             config.model.depth = 2
+            config.model.fold = 16
+            config.model.strides = (4, 5)
+            config.model.levels = 6
             config.model.codes = 256
             config.model.code_latent = 48
             config.sampling.top_k = 0

@@ -12,7 +12,9 @@
 from `data.clap`, as the paper does. `model.context` is how many latent frames of the window before a window reads: the
 paper has none and stops at one second; with it longer music hangs together. Decay of the weights is constant here, the
 release lowers it to 0 along a cosine. The batch is the one the checkpoint's name tells. `sampling.guidance` is that of
-the finest scale, to which it grows from 1 (none) at the coarsest: 1 + t for the release's t.
+the finest scale, to which it grows from 1 (none) at the coarsest: 1 + t for the release's t. `model.codec_tables`
+gives the shared head a bias for each scale, which begins at how often the codec uses its codes; the paper has one bias
+for all, so that a scale's own frequencies have to be learned by the trunk.
 """
 
 from ml_collections import ConfigDict
@@ -103,11 +105,14 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.depth = 8
             config.model.code_latent = 64
             config.model.context = 75
+            config.model.codec_tables = True
             config.train.batch_size = 64
         case "tiny":
             config.model.depth = 2
+            config.model.fold = 16
+            config.model.strides = (4, 5)
             config.model.codes = 256
-            config.model.code_latent = 32
+            config.model.code_latent = 48
             config.model.context = 25
             config.sampling.top_k = 0
             config.sampling.guidance = 3.0

@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hiermusic.codec.trunk import check_choices, through
-from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 from hiermusic.parallel.mesh import constrain
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hiermusic.demo.runner import Demo, Step, reconstructions, results
 from hiermusic.evaluate import report, sections
 
-CORPUS = "builtin:150?seconds=5-10"
+CORPUS = "builtin:220?seconds=6-10&styles=pop,dance,ballad,ambient"
 SECONDS = 6
 RUNS = {"sat": "codec", "aar": "lm", "rvq": "codec", "ar": "ar_baseline"}
 
@@ -35,7 +35,7 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
     at = {name: str(folder / name) for name in ("corpus", *RUNS, "sat-tokens", "rvq-tokens", "songs", "ar-songs")}
     config = {name: f"--config={configs / stage}.py:tiny" for name, stage in RUNS.items()}
     clip = f"--like={folder / 'sat' / 'evaluation' / 'sounds' / 'clip-truth.wav'}"
-    residual = ("--config.model.quantiser=residual", "--config.model.levels=10")
+    residual = ("--config.model.quantiser=residual", "--config.model.levels=6")
 
     def train(name: str, words: str, data: str, *more: str) -> Step:
         return Step(name, words, ("train", config[name], f"--workdir={at[name]}", f"--config.data.path={data}", *more))

@@ -66,13 +66,9 @@ def test_a_frame_for_every_hop_and_back(fold, strides, hop, frames):
 def test_folded_samples_are_channels():
     """Folding is the trunk of as many channels, over the same samples in the same order."""
     wav = _noise(2, 8 * TINY.hop, 6)
-    encoder, decoder = _build(TINY, channels=6)
-    folding, unfolding = (
-        nnx.merge(nnx.graphdef(half), nnx.state(trunk))
-        for half, trunk in zip(
-            nnx.eval_shape(lambda: _make(dataclasses.replace(TINY, fold=3), channels=2)), (encoder, decoder), strict=True
-        )
-    )
+    encoder, decoder = trunk = _build(TINY, channels=6)
+    folded = nnx.eval_shape(lambda: _make(dataclasses.replace(TINY, fold=3), channels=2))
+    folding, unfolding = nnx.merge(nnx.graphdef(folded), nnx.state(trunk))
     latents = _apply(encoder, wav)
     np.testing.assert_array_equal(_apply(folding, wav.reshape(2, -1, 2)), latents)
     np.testing.assert_array_equal(_apply(unfolding, latents).reshape(wav.shape), _apply(decoder, latents))

@@ -24,9 +24,10 @@ SIZES = {
     "superres": {"model": TOKEN_LM | {"length": 64, "levels": 4, "dropout": 0.0}},
     "sat": {
         "model": WINDOW
-        | {"width": 4, "latent": 8, "code_latent": 6, "phi_count": 2, "kmeans_iterations": 4, "strides": (4, 5)},
+        | {"width": 4, "latent": 8, "code_latent": 6, "phi_count": 2, "kmeans_iterations": 4}
+        | {"fold": 1, "strides": (4, 5)},
         "discriminator": {"fft_sizes": (64,), "filters": 8},
-        "loss": {"mel_windows": (64,), "mel": 0.001, "waveform": 1.0},
+        "loss": {"mel_windows": (64,), "mel": 0.001, "waveform": 1.0, "adversarial": 0.1, "feature": 0.1},
         "train": {"crop_frames": 16, "quantise_start": 0, "adversarial_start": 1},
     },
     "lm": {"model": PRIOR | {"phi_count": 2, "context": 2}},

@@ -35,7 +35,12 @@ CODEC = (
 )
 RECORDS = ("--sample_rate=22050", "--channels=1")
 AAR = CONFIGS.parent / "aar"
-WINDOW = ("--config.model.sample_rate=4000", "--config.model.strides=(4, 5)", "--config.model.window=50")
+WINDOW = (
+    "--config.model.sample_rate=4000",
+    "--config.model.fold=2",
+    "--config.model.strides=(2, 5)",
+    "--config.model.window=50",
+)
 SAT = (
     *WINDOW,
     "--config.model.width=2",
@@ -44,6 +49,7 @@ SAT = (
     "--config.model.levels=4",
     "--config.model.phi_count=2",
     "--config.model.codes=16",
+    "--config.loss.adversarial=0.1",
     "--config.discriminator.fft_sizes=(64, 128)",
     "--config.discriminator.filters=2",
     "--config.loss.mel_windows=(64, 256)",

@@ -99,6 +99,20 @@ def test_every_stage_trains_to_finite_losses(request, which):
         assert np.isfinite(losses).all()
 
 
+@pytest.mark.parametrize("which", MODELS)
+def test_a_model_begins_with_its_codecs_frequencies(request, which, tmp_path):
+    at = request.getfixturevalue(which)
+    config = workdir.read(at.lm)
+    assert config.model.codec_tables
+    stage = system.stage(config, tmp_path)
+    module = stage.create(nnx.Rngs(0))
+    stage.prepare(module)
+    counts_KV = np.asarray(workdir.load_codec(at.codec).quantiser.ema_counts[...]) + 0.5
+    expected_KV = counts_KV / counts_KV.sum(1, keepdims=True)
+    assert np.ptp(expected_KV, axis=1).min() > 0
+    np.testing.assert_allclose(jax.nn.softmax(module.model.lm.code_bias[...]), expected_KV, rtol=1e-4)
+
+
 def test_rows_are_windows_of_the_track(aar):
     """What a row predicts, read back, is what the records hold at one place."""
     config = workdir.read(aar.lm)
