@@ -182,7 +182,8 @@ def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens"
         f"(a smoothed unigram) spends {number(total['unigram'])}. Counting is ahead on "
         f"{'levels ' + ', '.join(map(str, losing(rows))) if losing(rows) else 'no level'}."
     )
-    columns = ["level", "tokens/s", "model, bits", "unigram, bits", "uniform, bits", f"model {MINUS} unigram", "saved, %"]
+    columns = ["level", "tokens/s", *(f"{kind}, bits" for kind in ("model", "unigram", "uniform"))]
+    columns += [f"model {MINUS} unigram", "saved, %"]
     kinds = ("rate", "model", "unigram", "uniform")
     predicted = [row for row in rows if not math.isnan(row["model"])]
     cells = [
