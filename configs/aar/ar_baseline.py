@@ -11,7 +11,7 @@
 `model.pattern` is "flatten" (one token a position) or "delay" (MusicGen's). Tokens come from a codec trained with
 `--config.model.quantiser=residual`. The paper does not say how its own baseline was guided: a `sampling.guidance` of 3
 is the mean of AAR's, which grows from 1 to 5. With `model.codec_tables` the tables of codes begin as the codec's, near
-each other where its codes are, and the heads at how often it uses them. `tiny` has 6 codebooks, 450 tokens a second,
+each other where its codes are, and the heads at how often they are used. `tiny` has 6 codebooks, 450 tokens a second,
 hardly fewer than SAT's 455.
 """
 

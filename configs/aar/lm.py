@@ -13,8 +13,8 @@ from `data.clap`, as the paper does. `model.context` is how many latent frames o
 paper has none and stops at one second; with it longer music hangs together. Decay of the weights is constant here, the
 release lowers it to 0 along a cosine. The batch is the one the checkpoint's name tells. `sampling.guidance` is that of
 the finest scale, to which it grows from 1 (none) at the coarsest: 1 + t for the release's t. `model.codec_tables`
-gives the shared head a bias for each scale, which begins at how often the codec uses its codes; the paper has one bias
-for all, so that a scale's own frequencies have to be learned by the trunk.
+gives the shared head a bias for each scale, which begins at how often its codes stand in the training tracks; the paper
+has one bias for all, so that a scale's own frequencies have to be learned by the trunk.
 """
 
 from ml_collections import ConfigDict

@@ -95,7 +95,8 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
     def prepare(module: nnx.Module) -> None:
         codec = workdirs.load_codec(*codec_of(config))
         if config.model.codec_tables:
-            parts.start_from_codec(codec, module.model.lm, config.train.seed)
+            counts_KV = _trained(config, make, config.data.path, TRACKS_COUNTED)
+            parts.start_from_codec(codec, module.model.lm, config.train.seed, counts_KV)
         parts.start_from(config.init_from, module.model)
         module.model.take_quantiser(codec.quantiser)
 
@@ -124,6 +125,7 @@ def _work(config: ConfigDict, visibility: Visibility) -> Work:
 # MARK: facts
 
 WINDOWS_MEASURED = 8  # of each held-out track, or as many as it has
+TRACKS_COUNTED = 1000  # of those to learn from, before heads begin at what was counted
 
 
 def inspect(config: ConfigDict) -> dict:
@@ -162,7 +164,7 @@ def cross_entropy(
     """
     check_tokens(config, path)
     make, levels = windows(config), slice(0, config.model.levels)
-    train, valid = (TokenSource(path, levels, split) for split in ("train", "valid"))
+    valid = TokenSource(path, levels, "valid")
     graphdef, weights = nnx.split(model)
 
     @jax.jit
@@ -177,8 +179,14 @@ def cross_entropy(
         return {"sums": sum(np.asarray(one["ce_K"] * one["count_K"], np.float64) for one in found), "counts": counts_KV}
 
     measured = each("tokens", min(len(valid), tracks), measure)
-    trained_KV = sum(make.counts(make.rows_of(train[index])) for index in range(len(train)))
+    trained_KV = _trained(config, make, path)
     return *(np.stack([track[name] for track in measured]) for name in ("sums", "counts")), trained_KV
+
+
+def _trained(config: ConfigDict, make: aar_rows.Windows, path: str, most: int | None = None) -> np.ndarray:
+    """How often each code of each level stands in the training tracks, or in the first of them; [K, V]."""
+    train = TokenSource(path, slice(0, config.model.levels), "train")
+    return sum(make.counts(make.rows_of(train[index])) for index in range(len(train))[:most])
 
 
 def program(config: ConfigDict, rows: int) -> parts.Generation:

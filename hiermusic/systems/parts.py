@@ -142,7 +142,7 @@ def start_from(source: str, model: nnx.Module) -> None:
     nnx.update(model, target)
 
 
-def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
+def start_from_codec(codec: Codec, model: nnx.Module, seed: int, counts_KV: np.ndarray | None = None) -> None:
     """Lets a token model begin with what its codec knows, in place: what codes stand for and how often they are used.
 
     Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is
@@ -154,10 +154,13 @@ def start_from_codec(codec: Codec, model: nnx.Module, seed: int) -> None:
       codec: with at least as many levels as the model's.
       model: a `TokenLM` with `code_bias`.
       seed: of the rotation from latent frames to the model's width.
+      counts_KV: how often each code stands in the tracks to learn from; the codec's averages when left out, which look
+        back over too little where a batch holds a handful of a level's tokens.
     """
     levels, width = model.config.levels, model.config.transformer.width
     books_KVD = np.asarray(codec.quantiser.codebooks[...][:levels], np.float64)
-    counts_KV = np.asarray(codec.quantiser.ema_counts[...][:levels], np.float64)
+    if counts_KV is None:
+        counts_KV = np.asarray(codec.quantiser.ema_counts[...][:levels], np.float64)
     share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)
     books_KVD = books_KVD - (share_KV[..., None] * books_KVD).sum(1, keepdims=True)
     size = max(width, books_KVD.shape[-1])
