@@ -90,11 +90,12 @@ def test_a_section_that_fails_leaves_one_line_and_the_rest_runs(tmp_path, monkey
 @pytest.mark.slow
 def test_every_section_runs_to_its_end(tmp_path):
     out = tmp_path / "records.jsonl"
-    _run(out, "--minutes=14")
+    names = ["card", "parity", "backbone", "superres", "tokens", "song", "codec"]  # scales: test_benchmarks.py
+    _run(out, "--minutes=14", f"--only={','.join(names)}")
     records = _records(out)
     assert not [record for record in records if "error" in record or "skipped" in record]
     ended = [record["section"] for record in records if record.get("what") == "done"]
-    assert ended == ["card", "parity", "backbone", "superres", "tokens", "song", "scales", "codec"]
+    assert ended == names
     for record in (record for record in records if record["section"] == "parity"):
         assert record.get("what") == "done" or record["finite"]
     assert [record["times"] for record in records if record.get("what") == "whole"]
