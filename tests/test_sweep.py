@@ -141,10 +141,11 @@ def test_the_shipped_meshes_fill_eight_devices(monkeypatch):
 def test_the_cost_is_work_times_steps():
     settings = {"train.steps": 10, "train.batch_size": 4, "model.layers": 1}
     got = plan._estimate(one_run(settings), False)
-    task, _ = workdirs.blueprint(one_run(settings).load()).examples()[0]
-    work = workdirs.blueprint(one_run(settings).load()).work(task)
-    assert (got.flops, got.tokens) == (10 * work.flops, 10 * 4 * 608)
-    assert got.seconds == pytest.approx(10 * 4 * 608 / 2 / (44100 / 2048))
+    config = one_run(settings).load()
+    stage, tokens = workdirs.blueprint(config), 10 * 4 * config.model.length
+    task, _ = stage.examples()[0]
+    assert (got.flops, got.tokens) == (10 * stage.work(task).flops, tokens)
+    assert got.seconds == pytest.approx(tokens / 2 / (44100 / 2048))
     assert got.parameters == workdirs.inspect(one_run(settings).load(), None)["params"]["total"]
     assert plan.Budget(CHIPS["v5e"], 4, 0.5).hours(197e12 * 2 * 3600) == pytest.approx(1.0)
 
