@@ -161,6 +161,7 @@ def loudness(wav_LC: Wave, sample_rate: int) -> float:
 
     wav_LC = _checked(wav_LC, "the waveform")
     meter = pyloudnorm.Meter(sample_rate, block_size=min(0.4, len(wav_LC) / sample_rate))
+    wav_LC = np.pad(wav_LC, ((0, 1), (0, 0)))  # in samples again, the block may be longer than it was by a rounding
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no block, in silence
         return float(meter.integrated_loudness(wav_LC))
