@@ -353,7 +353,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
     sizes = [model.codes] * model.levels
-    sampling = {name: value for name, value in config.sampling.items() if name not in ("min_share", "layers")}
+    sampling = {name: value for name, value in config.sampling.items() if name != "layers"}
     options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **sampling}
     if config.stage == "superres":
         token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))

@@ -36,7 +36,7 @@ def _define_generate(values: Values) -> None:
     number(values, "top_p", "its top-p; default: its workdir's", lower=0.01, upper=1.0)
     guidance = "guidance scale, 1 = none; AAR grows to it from coarse to fine; default: the workdir's"
     number(values, "guidance", guidance, lower=0.0)
-    least = "Khala: share of the asked length before which no song may end; default: the workdir's, commonly 0"
+    least = "Khala: share of the asked length before which no song may end; default: 0"
     number(values, "min_share", least, lower=0.0, upper=1.0)
     boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
     string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
