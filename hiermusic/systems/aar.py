@@ -96,7 +96,7 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         codec = workdirs.load_codec(*codec_of(config))
         if config.model.codec_tables:
             counts_KV = _trained(config, make, config.data.path, TRACKS_COUNTED)
-            parts.start_from_codec(codec, module.model.lm, config.train.seed, counts_KV)
+            parts.start_from_codec(codec, module.model.lm, counts_KV)
         parts.start_from(config.init_from, module.model)
         module.model.take_quantiser(codec.quantiser)
 

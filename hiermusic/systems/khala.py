@@ -161,7 +161,7 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
 def _start(config: ConfigDict, model: TokenLM) -> None:
     """What a fresh token model begins with, in place: the codec's codes, then the weights of another run."""
     if config.model.codec_tables:
-        parts.start_from_codec(workdirs.load_codec(*_codec_of(config.data.path)), model, config.train.seed)
+        parts.start_from_codec(workdirs.load_codec(*_codec_of(config.data.path)), model)
     parts.start_from(config.init_from, model)
 
 

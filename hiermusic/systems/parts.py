@@ -142,7 +142,7 @@ def start_from(source: str, model: nnx.Module) -> None:
     nnx.update(model, target)
 
 
-def start_from_codec(codec: Codec, model: nnx.Module, seed: int, counts_KV: np.ndarray | None = None) -> None:
+def start_from_codec(codec: Codec, model: nnx.Module, counts_KV: np.ndarray | None = None) -> None:
     """Lets a token model begin with what its codec knows, in place: what codes stand for and how often they are used.
 
     Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is
@@ -153,7 +153,6 @@ def start_from_codec(codec: Codec, model: nnx.Module, seed: int, counts_KV: np.n
     Args:
       codec: with at least as many levels as the model's.
       model: a `TokenLM` with `code_bias`.
-      seed: of the rotation from latent frames to the model's width.
       counts_KV: how often each code stands in the tracks to learn from; the codec's averages when left out, which look
         back over too little where a batch holds a handful of a level's tokens.
     """
@@ -164,7 +163,8 @@ def start_from_codec(codec: Codec, model: nnx.Module, seed: int, counts_KV: np.n
     share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)
     books_KVD = books_KVD - (share_KV[..., None] * books_KVD).sum(1, keepdims=True)
     size = max(width, books_KVD.shape[-1])
-    turn_DD = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+    # one rotation whatever the run's seed: tables of layers that a run adds lie as those that it begins with
+    turn_DD = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
     tables_KVD = books_KVD @ turn_DD[: books_KVD.shape[-1], :width]
     spread_K11 = np.sqrt(np.mean(np.square(tables_KVD), axis=(1, 2), keepdims=True)) + 1e-9
     drawn = float(jnp.std(model.code_head[...]))
