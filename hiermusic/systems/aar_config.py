@@ -11,7 +11,7 @@ from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
-from hiermusic.data.records import TokenSource, read_info
+from hiermusic.data.records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
@@ -184,10 +184,10 @@ def check_tokens(config: ConfigDict, path: str) -> None:
         )
 
 
-def codec_of(config: ConfigDict) -> tuple[str, int | None]:
+def codec_of(config: ConfigDict) -> tuple[str, int]:
     """Workdir and step of the codec that made a token model's tokens; `data.codec`, if given, is where it lies now."""
-    made_by, _, step = read_info(config.data.path, "tokens")["codec"].rpartition("@")
-    return config.data.codec or made_by, int(step)
+    made_by, step = parts.stored_codec(config.data.path)
+    return config.data.codec or made_by, step
 
 
 def check_codec(config: ConfigDict, codec: str) -> None:

@@ -161,14 +161,8 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
 def _start(config: ConfigDict, model: TokenLM) -> None:
     """What a fresh token model begins with, in place: the codec's codes, then the weights of another run."""
     if config.model.codec_tables:
-        parts.start_from_codec(workdirs.load_codec(*_codec_of(config.data.path)), model)
+        parts.start_from_codec(workdirs.load_codec(*parts.stored_codec(config.data.path)), model)
     parts.start_from(config.init_from, model)
-
-
-def _codec_of(tokens: str) -> tuple[str, int]:
-    """Workdir and checkpoint of the codec that made these token records."""
-    codec, _, step = read_info(tokens, "tokens")["codec"].rpartition("@")
-    return codec, int(step)
 
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
@@ -228,7 +222,7 @@ def generate(
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
     step, spread = None, make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
-        codec, step = _codec_of(workdirs.read(backbone, "backbone").data.path)
+        codec, step = parts.stored_codec(workdirs.read(backbone, "backbone").data.path)
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
     sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | dict(options)}
     if superres:

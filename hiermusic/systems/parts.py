@@ -199,6 +199,12 @@ def stored_hierarchy(path: str, levels: int) -> Hierarchy:
     return Hierarchy.from_json(read_info(path, "tokens")["hierarchy"]).select(0, levels)
 
 
+def stored_codec(path: str) -> tuple[str, int]:
+    """Workdir and checkpoint of the codec that made token records."""
+    codec, _, step = read_info(path, "tokens")["codec"].rpartition("@")
+    return codec, int(step)
+
+
 def facts(
     config: ConfigDict, params: dict[str, int], tokens: Hierarchy, frame_rate: float, length: int
 ) -> dict[str, Any]:
