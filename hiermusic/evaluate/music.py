@@ -51,9 +51,3 @@ def table(rows: Mapping[str, list[Mapping[str, float]]], seed: int = 0) -> dict[
         for name, sounds in rows.items()
         if sounds
     }
-
-
-def share_of_the_way(table: Mapping[str, Mapping[str, Any]], row: str, corpus: str, noise: str) -> float:
-    """How far a row's tonality has come from that of noise, 0, to that of the corpus, 1."""
-    made, real, floor = (table[name]["tonality"]["mean"] for name in (row, corpus, noise))
-    return (made - floor) / (real - floor)

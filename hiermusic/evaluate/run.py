@@ -157,12 +157,10 @@ def _margin(row: Mapping[str, Any]) -> str:
 
 def _song_lines(results: dict[str, Any]) -> list[str]:
     head = f"{'':<24}" + "".join(f" {heading.split(',')[0][:17]:>17}" for heading, _ in MEASURES.values())
-    rows = [
-        f"{name:<24}" + "".join(f" {row[key]['mean']:>17.{d}f}" if key in row else " " * 18 for key, (_, d) in cells)
-        for name, row in results["rows"].items()
-        for cells in [MEASURES.items()]
-    ]
-    words = [results["verdict"], head, *rows]
+    words = [results["verdict"], head]
+    for name, row in results["rows"].items():
+        cells = (f" {row[key]['mean']:>17.{d}f}" if key in row else " " * 18 for key, (_, d) in MEASURES.items())
+        words.append(f"{name:<24}" + "".join(cells))
     for attribute, row in results["obedience"].items():
         one, known = row["songs"], row["corpus"]
         share, count, right = one["share"]["mean"], one["share"]["count"], known["share"]

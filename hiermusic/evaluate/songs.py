@@ -12,7 +12,7 @@ from hiermusic.data.records import AudioSource, read_json
 from hiermusic.errors import UserError
 from hiermusic.evaluate import obedience
 from hiermusic.evaluate.detectors import hear
-from hiermusic.evaluate.music import ANCHORS, anchored, describe, share_of_the_way, table
+from hiermusic.evaluate.music import ANCHORS, anchored, describe, table
 from hiermusic.evaluate.parts import Each, columns, in_memory, row
 from hiermusic.evaluate.scores import gap
 
@@ -187,9 +187,9 @@ def _gaps(version: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any
 
 
 def _verdict(found: Mapping[str, Any], best: str) -> str:
-    noise = next(iter(ANCHORS))
-    made, real, floor = (found[name]["tonality"]["mean"] for name in (best, CORPUS, noise))
-    way = share_of_the_way(found, best, CORPUS, noise)
+    """How far the tonality has come from that of noise to that of the corpus."""
+    made, real, floor = (found[name]["tonality"]["mean"] for name in (best, CORPUS, next(iter(ANCHORS))))
+    way = (made - floor) / (real - floor)
     return (
         f"{best[0].upper()}{best[1:]}: tonality {made:.2f}, where held-out songs of the corpus have {real:.2f} and "
         f"noise shaped like them {floor:.2f}; that is {way:.0%} of the way from noise to music."
