@@ -5,7 +5,7 @@
 
 | preset | where                      | expect                                                                      |
 |--------|----------------------------|-----------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~2 minutes  | under a unigram model's bits on layers 0 and 1, over them on the last layers |
+| tiny   | two CPU cores, ~4 minutes  | under a unigram model's bits on coarse layers, as many on the fine ones       |
 | small  | one GPU, days              | untried; 12 layers of width 768                                               |
 | paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
 | 3b     | a pod                      | 3.532 B parameters; not trained                                               |

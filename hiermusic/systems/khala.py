@@ -48,6 +48,7 @@ from hiermusic.systems.requests import Request
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.prompt import Prompt, compose
 from hiermusic.tokens.visibility import Visibility
+from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
@@ -144,6 +145,8 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
     if workdir is not None:
         _check_tokens(config, config.data.path)
+        if config.model.codec_tables and not checkpoint.steps(workdir):  # a run that goes on has its tables
+            _check_codec(config.data.path)
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
         config,
@@ -173,6 +176,16 @@ def _work(config: ConfigDict, visibility: Visibility) -> Work:
     heads = model.levels if config.stage == "backbone" else 1
     flops = token_lm_config(model).flops(model.length, visibility, heads) * config.train.batch_size
     return Work(flops=3 * flops, tokens=positions, seconds=frames / float(tokens.rates[0]))
+
+
+def _check_codec(tokens: str) -> None:
+    """UserError where the codec that made these token records is gone."""
+    codec, _ = parts.stored_codec(tokens)
+    if not Path(codec).is_dir():
+        raise UserError(
+            f"{tokens} was made by the codec {codec}, which is not there: put it back, or begin without its tables by "
+            "--config.model.codec_tables=False"
+        )
 
 
 def _check_tokens(config: ConfigDict, path: str) -> None:

@@ -164,6 +164,17 @@ def test_token_models_begin_with_what_the_codec_knows(khala):
             np.testing.assert_allclose(ours / ours.max(), book / book.max(), atol=1e-3)
 
 
+def test_tokens_whose_codec_is_gone_are_told_before_anything_is_drawn(khala, tmp_path):
+    settings = trained(khala, "backbone")
+    settings.data.path = str(shutil.copytree(khala.tokens, tmp_path / "tokens"))
+    info = json.loads((tmp_path / "tokens" / "info.json").read_text())
+    (tmp_path / "tokens" / "info.json").write_text(json.dumps(info | {"codec": f"{tmp_path}/gone@4"}))
+    with pytest.raises(UserError, match="gone, which is not there.*codec_tables=False"):
+        system.stage(settings, tmp_path / "new")
+    settings.model.codec_tables = False
+    system.stage(settings, tmp_path / "new")
+
+
 def test_superres_starts_from_the_backbone(khala):
     settings = trained(khala, "superres")
     settings.model.codec_tables = False
