@@ -169,7 +169,7 @@ def test_tokens_whose_codec_is_gone_are_told_before_anything_is_drawn(khala, tmp
     settings.data.path = str(shutil.copytree(khala.tokens, tmp_path / "tokens"))
     info = json.loads((tmp_path / "tokens" / "info.json").read_text())
     (tmp_path / "tokens" / "info.json").write_text(json.dumps(info | {"codec": f"{tmp_path}/gone@4"}))
-    with pytest.raises(UserError, match="gone, which is not there.*codec_tables=False"):
+    with pytest.raises(UserError, match=r"gone, which is not there.*codec_tables=False"):
         system.stage(settings, tmp_path / "new")
     settings.model.codec_tables = False
     system.stage(settings, tmp_path / "new")
