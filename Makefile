@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow test-all lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,10 @@ demo: $(VENV)/.installed  ## corpus, codec, tokens, backbone, super-resolution, 
 test: $(VENV)/.installed lint  ## everything that fits in ten minutes on two cores
 	$(BIN)/pytest -n 2 --dist loadscope -m "not slow"
 
-test-all: $(VENV)/.installed lint  ## the slow tests too
-	$(BIN)/pytest -n 2 --dist loadscope
+test-slow: $(VENV)/.installed  ## the others
+	$(BIN)/pytest -n 2 --dist loadscope -m slow
+
+test-all: test test-slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
