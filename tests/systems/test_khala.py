@@ -110,7 +110,7 @@ def test_the_mixture_has_the_share_asked_for(khala):
     size = settings.train.batch_size
     assert all(len(set(level_B)) == min(size, 5) for level_B in refined), "a batch leaves out no part of the hierarchy"
     counts = np.bincount(np.concatenate(refined), minlength=6)
-    assert counts[0] == 0 and np.allclose(counts[1:] / counts.sum(), 1 / 5, atol=0.02)
+    assert counts[0] == 0 and np.allclose(counts[1:] / counts.sum(), 1 / 5, atol=0.06)
     ids = rows.tokenizer(settings.model).vocabulary
     for (_, batch), is_causal in zip(drawn[:20], causal, strict=False):
         for row, level in enumerate(batch["level"].tolist()):
