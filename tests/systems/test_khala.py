@@ -213,7 +213,7 @@ def test_what_is_measured_is_what_is_counted(khala, stage, crop):
     """A model that knows nothing spends as much on every code that is counted, and on no end of a track."""
     config, model = workdirs.load(getattr(khala, stage))
     config.data.crop = crop
-    for head in filter(None, (model.code_head, model.text_head)):
+    for head in filter(None, (model.code_head, model.code_bias, model.text_head)):
         head[...] = 0 * head[...]
     sums_NK, counts_NKV, trained_KV = system.cross_entropy(config, model, khala.tokens, 1, in_memory, lambda: None)
     sums_K, counts_KV = sums_NK[0], counts_NKV[0]
