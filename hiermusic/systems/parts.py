@@ -24,7 +24,7 @@ from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.train import checkpoint
 from hiermusic.train.codec import CodecStage
 
-_BY_LEVEL = ("code_embed", "code_head", "code_bias")  # tables of a token model, a row for each level
+_BY_LEVEL = {"code_embed": 3, "code_head": 3, "code_bias": 2}  # dimensions of tables that have a row for each level
 
 
 class Generation(NamedTuple):
@@ -134,7 +134,7 @@ def start_from(source: str, model: nnx.Module) -> None:
         if isinstance(found, dict):
             raise UserError(f"{source} has no weight {'.'.join(map(str, path))}: it is of another model")
         value = variable[...]
-        rows = len(found) if path[-1] in _BY_LEVEL else len(value) if value.ndim else None
+        rows = len(found) if value.ndim == _BY_LEVEL.get(path[-1]) else len(value) if value.ndim else None
         if found.shape[1:] != value.shape[1:] or (value.ndim and (len(found) != rows or rows > len(value))):
             name = ".".join(map(str, path))
             raise UserError(f"{source}: {name} is {found.shape}, this model's is {value.shape}")
