@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+# Between logits that count as equal. A compiled program may work the same logits out twice, for the sorting and for the
+# comparison, and round them differently: without it the last token that is to stay would now and then be dropped.
+_TIE = 1e-4
+
 
 def sample_keys(seeds_B: Int[Array, "B"]) -> Key[Array, "B"]:
     """One random key for every seed (integers, taken modulo 2**32)."""
@@ -50,13 +54,13 @@ def sample(
     elif few:
         falling_BV = jax.lax.top_k(logits_BV, top_k)[0]
     if few:
-        least_B1 = falling_BV[:, top_k - 1 : top_k]
+        least_B1 = falling_BV[:, top_k - 1 : top_k] - _TIE
         kept_BV, falling_BV = (jnp.where(x < least_B1, -jnp.inf, x) for x in (kept_BV, falling_BV))
     if top_p < 1:
         heat = jnp.maximum(temperature, 1e-6)
         prob_BV = jax.nn.softmax((falling_BV - falling_BV[:, :1]) / heat, axis=-1)
         above_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV  # probability of the strictly likelier tokens
-        least_B1 = jnp.min(jnp.where(above_BV < top_p, falling_BV, jnp.inf), axis=-1, keepdims=True)
+        least_B1 = jnp.min(jnp.where(above_BV < top_p, falling_BV, jnp.inf), axis=-1, keepdims=True) - _TIE
         kept_BV = jnp.where(kept_BV < least_B1, -jnp.inf, kept_BV)
     # argmax(logits / T + gumbel) = argmax(logits + T gumbel), which needs no special case at T = 0.
     noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
