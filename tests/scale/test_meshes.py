@@ -38,7 +38,8 @@ one_device = cache(lambda stage: train(small(stage, {})))
 def test_losses_and_weights_are_those_of_one_device(stage, mesh):
     measured, state = train(small(stage, MESHES[mesh]))
     alone, state_alone = one_device(stage)
-    np.testing.assert_allclose(measured, alone, rtol=1e-4)
+    for ours, theirs, rtol in zip(np.transpose(measured), np.transpose(alone), (1e-4, 5e-4), strict=True):  # losses, gradient norms
+        np.testing.assert_allclose(ours, theirs, rtol=rtol)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0.01, atol=5e-4), state["model"], state_alone["model"])
 
 
