@@ -11,7 +11,7 @@
 
 Figures measured for each preset stand in docs/results.md. Loss weights, learning rate and crop are not in the paper:
 they follow EnCodec's published recipe, which it builds on. Dead codes are replaced below a share of their uniform use;
-the release's absolute threshold of 2 would be `model.dead_share=0.74` at this batch, which churns more than 0.3 does.
+the release's absolute threshold of 2 would be `model.dead_share=0.74` at this batch and is not the default.
 """
 
 from ml_collections import ConfigDict
