@@ -102,7 +102,8 @@ def evaluate_codec(
          reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
                            si_sdr, sdr, mel, stft, silence}],
          anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
-         music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`)}
+         music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`), harmony
+             and beats beside those of the clips}
         Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
         `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
         codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
@@ -124,9 +125,14 @@ def evaluate_codec(
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
         heard = [*music.anchored(clip, coder.sample_rate, index).values(), *versions[:-1]]
+
+        def describe(sound_LC: Wave) -> dict[str, float]:
+            rate = coder.sample_rate
+            return music.describe(sound_LC, rate) | music.agreement(clip, sound_LC, rate)
+
         return {
             **columns([_score(clip, est, coder) for est in versions]),
-            **columns([music.describe(sound_LC, coder.sample_rate) for sound_LC in heard], "music"),
+            **columns([describe(sound_LC) for sound_LC in heard], "music"),
             **levels,
             "whole": versions[-2],
         }

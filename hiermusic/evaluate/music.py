@@ -13,6 +13,8 @@ MEASURES = {  # name: (heading, decimals)
     "tonality": ("tonality", 2),
     "chroma_entropy": ("chroma entropy, bits", 2),
     "onset_regularity": ("onset regularity", 2),
+    "chroma_agreement": ("chroma agreement", 2),
+    "beat_agreement": ("beat agreement", 2),
     "loudness": ("loudness, LUFS", 1),
     "peak": ("peak", 2),
     "clipped": ("clipped, %", 2),
@@ -36,6 +38,15 @@ def describe(wav_LC: Wave, sample_rate: int) -> dict[str, float]:
         "loudness": loudness if np.isfinite(loudness) else np.nan,
         "peak": measure.peak(wav_LC),
         "clipped": 100 * measure.clipped_share(wav_LC),
+    }
+
+
+def agreement(ref_LC: Wave, est_LC: Wave, sample_rate: int) -> dict[str, float]:
+    """The measures that a sound has beside another that it should follow: its harmony and its beats."""
+    pair = [music.mono(wav_LC, sample_rate)[:, None] for wav_LC in (ref_LC, est_LC)]
+    return {
+        "chroma_agreement": music.chroma_agreement(*pair, music.RATE),
+        "beat_agreement": music.beat_agreement(*pair, music.RATE),
     }
 
 

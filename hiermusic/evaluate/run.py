@@ -141,7 +141,8 @@ def lines(results: dict[str, Any]) -> list[str]:
         rows += [(f"low-pass {row['cutoff'] / 1000:g} kHz", float("nan"), row) for row in base["low_pass"]]
         rows += [(name.replace("_", " "), float("nan"), row) for name, row in results["anchors"].items()]
         cells = ((name, rate, *(row[key]["mean"] for key in ("si_sdr", "mel", "stft"))) for name, rate, row in rows)
-        return [head, *(f"{n:<22} {r:>7.0f} {a:>8.2f} {b:>7.3f} {c:>7.3f}" for n, r, a, b, c in cells)]
+        scores = [f"{n:<22} {r:>7.0f} {a:>8.2f} {b:>7.3f} {c:>7.3f}" for n, r, a, b, c in cells]
+        return [head, *scores, *_music_lines(results["music"])]
     kinds = ("model", "unigram", "uniform")
     head = f"{'level':<6} {' '.join(f'{k:>8}' for k in kinds)}  model - unigram (95 %)   bits a token, 'all': a second"
     rows = results["predictability"]
@@ -155,12 +156,17 @@ def _margin(row: Mapping[str, Any]) -> str:
     return f"{mean:>+8.3f} ({low:+.3f} … {high:+.3f})"
 
 
-def _song_lines(results: dict[str, Any]) -> list[str]:
-    head = f"{'':<24}" + "".join(f" {heading.split(',')[0][:17]:>17}" for heading, _ in MEASURES.values())
-    words = [results["verdict"], head]
-    for name, row in results["rows"].items():
-        cells = (f" {row[key]['mean']:>17.{d}f}" if key in row else " " * 18 for key, (_, d) in MEASURES.items())
+def _music_lines(rows: Mapping[str, Any]) -> list[str]:
+    shown = {key: MEASURES[key] for key in MEASURES if any(key in row for row in rows.values())}
+    words = [f"{'':<24}" + "".join(f" {heading.split(',')[0][:17]:>17}" for heading, _ in shown.values())]
+    for name, row in rows.items():
+        cells = (f" {row[key]['mean']:>17.{d}f}" if key in row else " " * 18 for key, (_, d) in shown.items())
         words.append(f"{name:<24}" + "".join(cells))
+    return words
+
+
+def _song_lines(results: dict[str, Any]) -> list[str]:
+    words = [results["verdict"], *_music_lines(results["rows"])]
     for attribute, row in results["obedience"].items():
         one, known = row["songs"], row["corpus"]
         share, count, right = one["share"]["mean"], one["share"]["count"], known["share"]

@@ -60,6 +60,9 @@ def test_more_layers_rebuild_better(coder, clips):
     assert list(music)[3:] == ["1 layer", "2 layers", "3 layers", "4 layers"]
     heard = [music[name]["tonality"]["mean"] for name in ("the clips themselves", "4 layers", "noise shaped like it")]
     assert heard[0] == pytest.approx(heard[1], abs=0.1) and heard[1] > heard[2]
+    agreed = {name: row["chroma_agreement"]["mean"] for name, row in music.items()}
+    assert agreed["the clips themselves"] == pytest.approx(1, abs=1e-5)
+    assert agreed["4 layers"] > 0.9 > agreed["noise shaped like it"]
     json.dumps(result)
 
 
