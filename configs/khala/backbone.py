@@ -121,12 +121,13 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.batch_size = 16
         case "tiny":
             config.model.codes = 256
+            config.model.frame_rate = "22050/512"
             config.model.codec_tables = True
             config.model.tokenizer = "bytes"
             config.model.duration_unit = 1.0
             config.model.text_limit = 128
             config.model.keep_description = False  # the built-in songs' tags say more in fewer letters
-            config.model.length = 520
+            config.model.length = 736
             config.model.layers = 3
             config.model.width = 128
             config.model.heads = 4

@@ -125,11 +125,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.batch_size = 16
         case "tiny":
             config.model.codes = 256
+            config.model.frame_rate = "22050/512"
             config.model.codec_tables = True
             config.model.tokenizer = "bytes"
             config.model.duration_unit = 1.0
             config.model.text_limit = 128
-            config.model.length = 328
+            config.model.length = 432
             config.model.layers = 3
             config.model.width = 128
             config.model.heads = 4

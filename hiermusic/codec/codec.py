@@ -4,6 +4,7 @@ import dataclasses
 from fractions import Fraction
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -28,6 +29,12 @@ class CodecConfig:
         a multi-scale one.
       windowed: encoder and decoder see one row at a time, as SAT is measured in its paper; otherwise they run over
         all rows at once and nothing shows where two windows meet.
+      noise_db: while latent frames go past the codebooks in training, white noise lies this far below them, in dB, of
+        each item somewhere between the lowest and the highest; () for none. It stands for what a quantiser of few
+        levels leaves over, but with an exact gradient, so that what the losses ask for most comes to lie in the widest
+        directions, which the first levels take (quantisation as noise: Balle et al., arXiv 1611.01704).
+    Raises:
+      UserError: when `noise_db` is not two rising numbers.
     """
 
     sample_rate: int = 44_100
@@ -35,6 +42,11 @@ class CodecConfig:
     trunk: DacConfig | SeanetConfig = dataclasses.field(default_factory=DacConfig)
     quantiser: QuantiserConfig | MultiscaleConfig = dataclasses.field(default_factory=QuantiserConfig)
     windowed: bool = False
+    noise_db: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.noise_db and (len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]):
+            raise UserError(f"noise_db is {self.noise_db}: give the lowest and the highest, in dB, or () for no noise")
 
     @property
     def hop(self) -> int:
@@ -133,14 +145,17 @@ class Codec(nnx.Module):
 
         Args:
           wav_BLC: waveforms of any length.
-          key: of dropout and dead-code replacement, in training.
+          key: of dropout, dead-code replacement and noise, in training.
           train: move the codebooks too (see the quantiser).
           quantise: False sends the latent frames past the codebooks, to warm the trunk up before they start.
         """
         latents_BTD = self._latents(wav_BLC)
         quantised = self.quantiser(latents_BTD, key=key, train=train and quantise)
         if not quantise:
-            quantised = quantised._replace(x_BTD=self.quantiser.bypass(latents_BTD), commitment=jnp.zeros(()))
+            x_BTD = self.quantiser.bypass(latents_BTD)
+            if train and self.config.noise_db:
+                x_BTD = with_noise(key, x_BTD, self.config.noise_db)
+            quantised = quantised._replace(x_BTD=x_BTD, commitment=jnp.zeros(()))
         wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
         return CodecOutput(wav, quantised.codes_BRS, quantised.commitment, quantised.stats)
 
@@ -162,3 +177,18 @@ class Codec(nnx.Module):
         rows = x_BTD.reshape(-1, size, x_BTD.shape[-1]) if self.config.windowed else x_BTD
         y = trunk(rows).astype(jnp.float32)
         return y.reshape(x_BTD.shape[0], -1, y.shape[-1])
+
+
+def with_noise(key: PRNGKeyArray, x_BTD: Float[Array, "B T D"], noise_db: tuple[float, float]) -> Float[Array, "B T D"]:
+    """Latent frames under white noise, of each item so many dB below the variance of the whole batch's channels.
+
+    The level moves with the latents, gradients too: no trunk can get out of the noise by speaking louder.
+
+    Args:
+      noise_db: lowest and highest; each item draws its own, uniformly.
+    """
+    level_key, noise_key = jax.random.split(key)
+    low, high = noise_db
+    db_B11 = jax.random.uniform(level_key, (len(x_BTD), 1, 1), minval=low, maxval=high)
+    spread = jnp.sqrt(jnp.mean(jnp.var(x_BTD, axis=(0, 1))))
+    return x_BTD + spread * 10 ** (-db_B11 / 20) * jax.random.normal(noise_key, x_BTD.shape)

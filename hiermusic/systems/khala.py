@@ -77,7 +77,7 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         remat=model.remat,
         fold=model.fold,
     )
-    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser)
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser, noise_db=tuple(model.noise_db))
 
 
 def token_lm_config(model: ConfigDict) -> TokenLMConfig:

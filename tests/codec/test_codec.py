@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.codec import Codec, CodecConfig, with_noise
 from hiermusic.codec.dac import DacConfig, Decoder, Encoder
 from hiermusic.codec.residual import QuantiserConfig, ResidualQuantiser
 from hiermusic.errors import UserError
@@ -147,3 +147,39 @@ def test_wrong_audio_is_refused(codec):
         codec.encode(jnp.zeros((1, 100, 1)))
     with pytest.raises(UserError, match="0 samples"):
         codec.encode(jnp.zeros((1, 0, 2)))
+
+
+def test_noise_lies_so_far_below_the_latents():
+    x_BTD = jax.random.normal(jax.random.key(0), (4, 500, 64)) * 3 + 7  # what all frames share says nothing
+    noise_BTD = with_noise(jax.random.key(1), x_BTD, (5, 5)) - x_BTD
+    ratio_B = 20 * jnp.log10(3 / jnp.std(noise_BTD, axis=(1, 2)))
+    np.testing.assert_allclose(ratio_B, 5, atol=0.2)
+    ratio_B = 20 * jnp.log10(3 / jnp.std(with_noise(jax.random.key(1), x_BTD, (-10, 20)) - x_BTD, axis=(1, 2)))
+    assert len(set(np.round(np.asarray(ratio_B), 1))) == 4 and -10.3 < ratio_B.min() < ratio_B.max() < 20.3
+
+
+def test_no_scale_of_the_latents_escapes_the_noise():
+    def signal_to_noise(scale):
+        x_BTD = scale * jax.random.normal(jax.random.key(0), (2, 50, 8))
+        noise_BTD = with_noise(jax.random.key(1), x_BTD, (0, 10)) - x_BTD
+        return jnp.sum(x_BTD**2) / jnp.sum(noise_BTD**2)
+
+    assert jax.grad(signal_to_noise)(2.0) == pytest.approx(0, abs=1e-4)
+
+
+def test_noise_is_for_training_past_the_codebooks(codec):
+    noisy = nnx.merge(nnx.graphdef(codec), nnx.state(codec))
+    noisy.config = dataclasses.replace(TINY, noise_db=(0.0, 10.0))
+    wav, key = _noise(4 * HOP), jax.random.key(3)
+
+    def differ(**how):
+        return not np.array_equal(*(one.forward(wav, key=key, **how).wav_BLC for one in (codec, noisy)))
+
+    assert differ(train=True, quantise=False)
+    assert not differ(quantise=False) and not differ(train=False)
+
+
+@pytest.mark.parametrize("noise_db", [(3.0,), (10.0, 0.0), (1.0, 2.0, 3.0)])
+def test_noise_is_a_rising_pair(noise_db):
+    with pytest.raises(UserError, match="give the lowest and the highest"):
+        CodecConfig(noise_db=noise_db)

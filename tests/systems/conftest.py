@@ -14,6 +14,7 @@ from hiermusic import cli
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
 CODEC = (
+    "--config.model.strides=(8, 4)",
     "--config.model.encoder_width=2",
     "--config.model.decoder_width=16",
     "--config.model.latent=8",
@@ -85,6 +86,7 @@ PRIOR = (
     "--config.train.valid_batches=1",
 )
 TOKEN_LM = (
+    "--config.model.frame_rate=44100/2048",
     "--config.model.codes=16",
     "--config.model.layers=2",
     "--config.model.width=16",
