@@ -135,21 +135,22 @@ def onsets(wav_LC: Wave, sample_rate: int) -> tuple[Float[np.ndarray, "T"], floa
     return librosa.onset.onset_strength(y=wav_L, sr=RATE, hop_length=ONSET_HOP), frame
 
 
-def beat_agreement(ref_LC: Wave, est_LC: Wave, sample_rate: int) -> float:
-    """F-measure, in [0, 1], of the beats of two tracks within 70 ms (mir_eval's `f_measure`)."""
+def beat_agreement(ref_N: Float[np.ndarray, "N"], est_M: Float[np.ndarray, "M"]) -> float:
+    """F-measure, in [0, 1], of the `beats` of two sounds within 70 ms (mir_eval's `f_measure`); NaN without any."""
     import mir_eval
 
-    pair = [beats(wav_LC, sample_rate) for wav_LC in (ref_LC, est_LC)]
-    return float(mir_eval.beat.f_measure(*pair)) if all(map(len, pair)) else math.nan
+    return float(mir_eval.beat.f_measure(ref_N, est_M)) if len(ref_N) and len(est_M) else math.nan
 
 
-def chroma_agreement(ref_LC: Wave, est_LC: Wave, sample_rate: int) -> float:
-    """Mean correlation, in [-1, 1], of the chroma of two tracks, frame by frame over the time that both sound.
+def chroma_agreement(ref_TC: Float[np.ndarray, "T C"], est_TC: Float[np.ndarray, "T C"]) -> float:
+    """Mean correlation, in [-1, 1], of the `chroma` of two sounds, frame by frame over the time that both sound.
 
     Each frame's mean over the twelve pitch classes is taken away first: chroma are positive, so that the plain cosine
     of unrelated music lies near one.
+
+    Args:
+      ref_TC, est_TC: of all frames, not of the audible ones alone.
     """
-    ref_TC, est_TC = (chroma(wav_LC, sample_rate, audible=False) for wav_LC in (ref_LC, est_LC))
     length = min(len(ref_TC), len(est_TC))
     ref_TC, est_TC = (x - x.mean(axis=1, keepdims=True) for x in (ref_TC[:length], est_TC[:length]))
     norm_T = np.linalg.norm(ref_TC, axis=1) * np.linalg.norm(est_TC, axis=1)

@@ -8,27 +8,27 @@ from hiermusic.demo.runner import Demo, Step, reconstructions, results
 from hiermusic.evaluate import report, sections
 from hiermusic.evaluate.songs import VERSIONS
 
-CORPUS = "builtin:220?seconds=6-9&styles=pop,dance,ballad,ambient"
+CORPUS = "builtin:240?seconds=4-7&styles=pop,dance,ballad,ambient"
 PROMPTS = (
     {
         "name": "slow-ballad",
         "tags": "ballad, slow, 68 bpm, sad, piano, strings, drums, female voice",
         "lyrics": "[Verse]\nthe river and my open sea\na morning over you and me",
-        "seconds": 9,
+        "seconds": 7,
         "seed": 1,
     },
     {
         "name": "fast-dance",
         "tags": "dance, fast, 126 bpm, happy, synth, strings, drums, male voice",
         "lyrics": "[Verse]\nthe golden light is never far\nand I remember where you are",
-        "seconds": 6,
+        "seconds": 5,
         "seed": 2,
     },
     {
         "name": "instrumental",
         "tags": "pop, medium tempo, 108 bpm, happy, piano, strings, synth lead, drums, instrumental",
         "instrumental": True,
-        "seconds": 8,
+        "seconds": 6,
         "seed": 3,
     },
 )

@@ -124,11 +124,11 @@ def evaluate_codec(
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
-        heard = [*music.anchored(clip, coder.sample_rate, index).values(), *versions[:-1]]
+        rate = coder.sample_rate
+        heard, led = [*music.anchored(clip, rate, index).values(), *versions[:-1]], music.lead(clip, rate)
 
         def describe(sound_LC: Wave) -> dict[str, float]:
-            rate = coder.sample_rate
-            return music.describe(sound_LC, rate) | music.agreement(clip, sound_LC, rate)
+            return music.describe(sound_LC, rate) | music.agreement(led, music.lead(sound_LC, rate))
 
         return {
             **columns([_score(clip, est, coder) for est in versions]),

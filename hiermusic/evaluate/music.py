@@ -1,7 +1,7 @@
 """Measures of music on sounds of any origin, as rows that stand beside those of real music and of the anchors."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -41,12 +41,24 @@ def describe(wav_LC: Wave, sample_rate: int) -> dict[str, float]:
     }
 
 
-def agreement(ref_LC: Wave, est_LC: Wave, sample_rate: int) -> dict[str, float]:
-    """The measures that a sound has beside another that it should follow: its harmony and its beats."""
-    pair = [music.mono(wav_LC, sample_rate)[:, None] for wav_LC in (ref_LC, est_LC)]
+class Lead(NamedTuple):
+    """What another sound may follow: the chroma of every frame, and when the beats are."""
+
+    chroma_TC: Float[np.ndarray, "T C"]
+    beats_N: Float[np.ndarray, "N"]
+
+
+def lead(wav_LC: Wave, sample_rate: int) -> Lead:
+    """Harmony and beats of a sound."""
+    wav_L1 = music.mono(wav_LC, sample_rate)[:, None]
+    return Lead(music.chroma(wav_L1, music.RATE, audible=False), music.beats(wav_L1, music.RATE))
+
+
+def agreement(ref: Lead, est: Lead) -> dict[str, float]:
+    """The measures that a sound has beside another that it should follow."""
     return {
-        "chroma_agreement": music.chroma_agreement(*pair, music.RATE),
-        "beat_agreement": music.beat_agreement(*pair, music.RATE),
+        "chroma_agreement": music.chroma_agreement(ref.chroma_TC, est.chroma_TC),
+        "beat_agreement": music.beat_agreement(ref.beats_N, est.beats_N),
     }
 
 

@@ -86,11 +86,17 @@ def test_rhythm_of_a_metronome(minute):
 
 
 def test_agreement_of_two_tracks(wav_LC, song):
-    assert music.beat_agreement(wav_LC, 0.3 * wav_LC, RATE) == 1
-    assert music.beat_agreement(clicks(120), clicks(97), RATE) < 0.6
-    assert music.chroma_agreement(wav_LC, 0.3 * wav_LC, RATE) == pytest.approx(1)
-    assert music.chroma_agreement(sine(440), sine(440 * 2 ** (6 / 12)), RATE) < 0
-    assert abs(music.chroma_agreement(wav_LC, wav_LC[::-1], RATE)) < 0.7
+    def beats(one_LC, other_LC):
+        return music.beat_agreement(*(music.beats(x_LC, RATE) for x_LC in (one_LC, other_LC)))
+
+    def chroma(one_LC, other_LC):
+        return music.chroma_agreement(*(music.chroma(x_LC, RATE, audible=False) for x_LC in (one_LC, other_LC)))
+
+    assert beats(wav_LC, 0.3 * wav_LC) == 1 and beats(clicks(120), clicks(97)) < 0.6
+    assert math.isnan(beats(wav_LC, 0 * wav_LC))
+    assert chroma(wav_LC, 0.3 * wav_LC) == pytest.approx(1)
+    assert chroma(sine(440), sine(440 * 2 ** (6 / 12))) < 0
+    assert abs(chroma(wav_LC, wav_LC[::-1])) < 0.7
 
 
 def test_distance_to_the_nearest(wav_LC):
