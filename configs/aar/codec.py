@@ -160,18 +160,18 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.mel_windows = (128, 512, 2048)
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
-            config.train.steps = 800
+            config.train.steps = 500
             config.train.batch_size = 8
             config.train.learning_rate = 2e-3
             config.train.final_share = 0.1
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
-            config.train.quantise_start = 500
+            config.train.quantise_start = 350
             config.train.log_every = 20
-            config.train.valid_every = 200
+            config.train.valid_every = 250
             config.train.valid_batches = 2
-            config.train.checkpoint_every = 200
-            config.train.show_every = 400
+            config.train.checkpoint_every = 250
+            config.train.show_every = 500
         case _:
             raise UserError(
                 f"unknown preset '{preset}' of configs/aar/codec.py: choose tiny, small, paper or paper128"

@@ -7,8 +7,9 @@ from pathlib import Path
 from hiermusic.demo.runner import Demo, Step, reconstructions, results
 from hiermusic.evaluate import report, sections
 
-CORPUS = "builtin:220?seconds=6-10&styles=pop,dance,ballad,ambient"
+CORPUS = "builtin:160?seconds=5-8&styles=pop,dance,ballad,ambient"
 SECONDS = 6
+TRACKS = 12  # held-out songs that the models are measured on
 RUNS = {"sat": "codec", "aar": "lm", "rvq": "codec", "ar": "ar_baseline"}
 
 
@@ -46,7 +47,7 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         return Step(f"{codec} tokens", f"turn the songs into tokens of {codec}", arguments)
 
     def measure(name: str) -> Step:
-        return Step(f"evaluate {name}", f"measure {name}", ("evaluate", f"--workdir={at[name]}"))
+        return Step(f"evaluate {name}", f"measure {name}", ("evaluate", f"--workdir={at[name]}", f"--tracks={TRACKS}"))
 
     def music(lm: str, out: str) -> Step:
         rest = (clip, f"--seconds={SECONDS}", f"--out={at[out]}")

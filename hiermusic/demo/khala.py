@@ -9,6 +9,7 @@ from hiermusic.evaluate import report, sections
 from hiermusic.evaluate.songs import VERSIONS
 
 CORPUS = "builtin:240?seconds=4-7&styles=pop,dance,ballad,ambient"
+TRACKS = 12  # held-out songs that the models are measured on
 PROMPTS = (
     {
         "name": "slow-ballad",
@@ -97,7 +98,7 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         ),
         Step("evaluate songs", "measure the songs", ["evaluate", f"--songs={at['songs']}", f"--data={at['corpus']}"]),
         *(
-            Step(f"evaluate {name}", f"measure the {name}", ["evaluate", f"--workdir={at[name]}"])
+            Step(f"evaluate {name}", f"measure the {name}", ["evaluate", f"--workdir={at[name]}", f"--tracks={TRACKS}"])
             for name in ("codec", "backbone", "superres")
         ),
     ]
