@@ -123,17 +123,17 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.init = "fan_in"
             config.model.codes = 256
             config.model.decay = 0.97
-            config.model.noise_db = (-2.0, 16.0)
+            config.model.noise_db = (-4.0, 12.0)
             config.model.kmeans_iterations = 10
             config.discriminator.fft_sizes = (206, 1418)
             config.discriminator.filters = 4
             config.loss.waveform = 10.0
             config.loss.stft = 0.0
-            config.loss.mel = 0.5
+            config.loss.mel = 1.0
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
             config.loss.balance = False
-            config.train.steps = 1000
+            config.train.steps = 900
             config.train.batch_size = 8
             config.train.crop_frames = 32
             config.train.learning_rate = 2e-3
@@ -141,12 +141,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.final_share = 0.1
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
-            config.train.quantise_start = 700
+            config.train.quantise_start = 600
             config.train.log_every = 20
-            config.train.valid_every = 500
+            config.train.valid_every = 300
             config.train.valid_batches = 2
-            config.train.checkpoint_every = 250
-            config.train.show_every = 1000
+            config.train.checkpoint_every = 300
+            config.train.show_every = 900
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small, paper, 3b or 7b")
     return config
