@@ -45,7 +45,7 @@ SIZES = {
             "quantiser_dropout": "uniform",
         },
         "discriminator": {"fft_sizes": (78,), "filters": 8},
-        "loss": {"stft": 0.1, "waveform": 1.0, "balance": False},
+        "loss": {"stft": 0.1, "mel": 0.0, "waveform": 1.0, "balance": False},
         "train": {"crop_frames": 8, "quantise_start": 0, "adversarial_start": 1, "optimiser": "adam"},
     },
 }
