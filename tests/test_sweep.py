@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from hiermusic import cli
 from hiermusic.errors import UserError
 from hiermusic.parallel.chips import CHIPS
-from hiermusic.sweep import hyper, launch, plan, results, runs, scaling
+from hiermusic.sweep import hyper, plan, results, runs, scaling
 from hiermusic.systems import workdir as workdirs
 from hiermusic.train import checkpoint
 
@@ -148,6 +149,27 @@ def test_the_cost_is_work_times_steps():
     assert got.seconds == pytest.approx(tokens / 2 / (44100 / 2048))
     assert got.parameters == workdirs.inspect(one_run(settings).load(), None)["params"]["total"]
     assert plan.Budget(CHIPS["v5e"], 4, 0.5).hours(197e12 * 2 * 3600) == pytest.approx(1.0)
+
+
+def test_padding_costs_nothing():
+    """Half of each row is predicted, three quarters of it are filled."""
+    shapes = {"valid": None}
+    batches = [("task", {"share": (0.25, 0.5)}), ("task", {"share": (0.75, 1.0)})]
+    stage = SimpleNamespace(
+        examples=lambda: [("task", shapes)], train_batches=lambda rows: batches, held=lambda batch: batch["share"]
+    )
+    options = SimpleNamespace(batch_size=4, steps=2)
+    assert plan._held(stage, options, True) == (0.5, 0.75)
+
+    def gone(rows):
+        raise UserError("no such records")
+
+    stage.train_batches = gone
+    assert plan._held(stage, options, False) == (1.0, 1.0)
+    with pytest.raises(UserError):
+        plan._held(stage, options, True)
+    shapes.clear()
+    assert plan._held(stage, options, True) == (1.0, 1.0)
 
 
 def test_a_run_of_several_tasks_costs_their_mean():
@@ -289,7 +311,8 @@ if "WAITS" in os.environ:
     def save(*_):
         (folder / "saved").touch()
         sys.exit(130)
-    signal.signal(signal.SIGTERM, save)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, save)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "ready").touch()
     time.sleep(60)
@@ -306,10 +329,11 @@ def stand_in(tmp_path, monkeypatch):
     program = tmp_path / "stand_in"
     program.write_text(STAND_IN.format(python=sys.executable))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(launch.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))
-    monkeypatch.setattr(plan, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(plan, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
     monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(plan, "_held", lambda *_: (1.0, 1.0))  # there are no data
     return tmp_path / "started"
 
 
@@ -372,20 +396,21 @@ def test_results_of_nothing_are_a_table_of_nothing(stand_in, command, tmp_path, 
     assert out.count("| not finished, 0 of 20 | - | - |") == 3 and err == "" and not stand_in.exists()
 
 
-def test_a_signal_reaches_the_run_which_saves(stand_in, command, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_run_which_saves(number, stand_in, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WAITS", "1")
 
     def terminate():
         while not (tmp_path / "out" / "learning_rate=0.1" / "ready").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=terminate, daemon=True).start()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     _, err = ends(capsys, 130, *command)
     assert (tmp_path / "out" / "learning_rate=0.1" / "saved").exists()
     assert stand_in.read_text().split() == ["learning_rate=0.1"] and "run the same command to go on" in err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_launchers_get_the_commands_of_the_unfinished_runs(stand_in, command, tmp_path, capsys):
