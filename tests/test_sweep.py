@@ -10,10 +10,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from hiermusic import cli
@@ -135,6 +135,7 @@ def test_the_shipped_sweeps_can_be_costed(name):
 
 def test_the_shipped_meshes_fill_eight_devices(monkeypatch):
     monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(plan, "_held", lambda *_: (1.0, 1.0))  # there are no data
     for run in runs.runs_of("configs/sweeps/mesh.py", BACKBONE, {"model.layers": 1}, "none"):
         assert plan._estimate(run, True).left == 20
 
@@ -151,25 +152,35 @@ def test_the_cost_is_work_times_steps():
     assert plan.Budget(CHIPS["v5e"], 4, 0.5).hours(197e12 * 2 * 3600) == pytest.approx(1.0)
 
 
-def test_padding_costs_nothing():
-    """Half of each row is predicted, three quarters of it are filled."""
-    shapes = {"valid": None}
-    batches = [("task", {"share": (0.25, 0.5)}), ("task", {"share": (0.75, 1.0)})]
-    stage = SimpleNamespace(
-        examples=lambda: [("task", shapes)], train_batches=lambda rows: batches, held=lambda batch: batch["share"]
-    )
-    options = SimpleNamespace(batch_size=4, steps=2)
-    assert plan._held(stage, options, True) == (0.5, 0.75)
+def test_padding_costs_nothing_and_the_same_whatever_the_seed_and_the_batch(monkeypatch):
+    asked, shapes = [], {"valid": None}
 
-    def gone(rows):
+    class Padded:
+        def __init__(self, config):
+            asked.append((config.train.seed, config.train.batch_size))
+
+        def examples(self):
+            return [("task", shapes)]
+
+        def train_batches(self, rows):
+            return [("task", (0.25, 0.5)), ("task", (0.75, 1.0))] * len(rows)
+
+        def held(self, batch):
+            return batch
+
+    monkeypatch.setattr(workdirs, "blueprint", Padded)
+    configs = [ConfigDict({"train": {"seed": seed, "batch_size": size}}) for seed, size in ((1, 2), (2, 4))]
+    assert [plan._held(config, True) for config in configs] == [(0.5, 0.75)] * 2 and len(set(asked)) == 1
+
+    def gone(self, rows):
         raise UserError("no such records")
 
-    stage.train_batches = gone
-    assert plan._held(stage, options, False) == (1.0, 1.0)
+    Padded.train_batches = gone
+    assert plan._held(configs[0], False) == (1.0, 1.0)
     with pytest.raises(UserError):
-        plan._held(stage, options, True)
+        plan._held(configs[0], True)
     shapes.clear()
-    assert plan._held(stage, options, True) == (1.0, 1.0)
+    assert plan._held(configs[0], True) == (1.0, 1.0)
 
 
 def test_a_run_of_several_tasks_costs_their_mean():

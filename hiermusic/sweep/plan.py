@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from hiermusic import children
 from hiermusic.errors import UserError
@@ -17,7 +18,6 @@ from hiermusic.parallel.chips import Chip
 from hiermusic.sweep.runs import Run
 from hiermusic.systems import workdir as workdirs
 from hiermusic.train import checkpoint, loop
-from hiermusic.train.stage import Stage
 
 SAMPLED = 8  # batches, and rows of each, that are looked at for padding
 
@@ -94,7 +94,7 @@ def _estimate(run: Run, here: bool) -> Estimate:
         options = loop.check(stage, config)[0] if here else loop.LoopConfig.of(config.train)
         model = nnx.merge(*loop.abstract_state(stage, options.seed)).model
         works = [stage.work(task) for task, _ in stage.examples()]
-        codes, positions = _held(stage, options, here)
+        codes, positions = _held(config, here)
     except UserError as error:
         raise UserError(f"run {run.name}: {error}") from error
     share = options.steps / len(works)
@@ -109,18 +109,22 @@ def _estimate(run: Run, here: bool) -> Estimate:
     )
 
 
-def _held(stage: Stage, options: loop.LoopConfig, here: bool) -> tuple[float, float]:
-    """The shares of a run's first batches that are no padding, as `Stage.held` gives them; 1 where the data are not
-    at hand, as they must be to train here."""
+def _held(config: ConfigDict, here: bool) -> tuple[float, float]:
+    """The shares of a run's batches that are no padding, as `Stage.held` gives them, of a few drawn alike for all runs:
+    those that differ in their seed or batch alone are to cost the same. 1 where the data are not at hand, as they must
+    be to train here."""
+    config = config.copy_and_resolve_references()
+    config.train.seed, config.train.batch_size = 0, SAMPLED
+    stage = workdirs.blueprint(config)
     if not any("valid" in shapes for _, shapes in stage.examples()):
         return 1.0, 1.0
     try:
-        data = stage.train_batches(range(min(SAMPLED, options.batch_size)))
+        data = stage.train_batches(range(SAMPLED))
     except UserError:
         if here:
             raise
         return 1.0, 1.0
-    shares = [stage.held(data[index][1]) for index in range(min(SAMPLED, options.steps))]
+    shares = [stage.held(data[index][1]) for index in range(SAMPLED)]
     return tuple(float(mean) for mean in np.mean(shares, axis=0))
 
 
