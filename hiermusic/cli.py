@@ -8,9 +8,11 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from hiermusic.children import end_with_parent
+from hiermusic.console import open_closed_streams, say
 from hiermusic.errors import UserError
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
-from hiermusic.verbs.flags import Values, Verb, say, show
+from hiermusic.verbs.flags import Values, Verb, show
 
 _ORDER = (
     *("demo", "data", "train", "tokenize", "encode", "decode", "generate", "continue", "evaluate"),
@@ -69,6 +71,8 @@ def _leave_out_absent_tpu() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; bad input ends in one line on standard error and exit status 1."""
+    open_closed_streams()
+    end_with_parent()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         show(_usage())
@@ -90,8 +94,6 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         say(f"hiermusic {name}: {error}")
         sys.exit(1)
-    except BrokenPipeError:
-        os._exit(0)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         say(f"hiermusic {name}: {place}{error.strerror or error}")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from hiermusic import cli
 from hiermusic.errors import UserError
 from hiermusic.parallel.chips import CHIPS
-from hiermusic.sweep import hyper, launch, plan, results, runs, scaling
+from hiermusic.sweep import hyper, plan, results, runs, scaling
 from hiermusic.systems import workdir as workdirs
 from hiermusic.train import checkpoint
 
@@ -134,6 +135,7 @@ def test_the_shipped_sweeps_can_be_costed(name):
 
 def test_the_shipped_meshes_fill_eight_devices(monkeypatch):
     monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(plan, "_held", lambda *_: (1.0, 1.0))  # there are no data
     for run in runs.runs_of("configs/sweeps/mesh.py", BACKBONE, {"model.layers": 1}, "none"):
         assert plan._estimate(run, True).left == 20
 
@@ -148,6 +150,37 @@ def test_the_cost_is_work_times_steps():
     assert got.seconds == pytest.approx(tokens / 2 / (44100 / 2048))
     assert got.parameters == workdirs.inspect(one_run(settings).load(), None)["params"]["total"]
     assert plan.Budget(CHIPS["v5e"], 4, 0.5).hours(197e12 * 2 * 3600) == pytest.approx(1.0)
+
+
+def test_padding_costs_nothing_and_the_same_whatever_the_seed_and_the_batch(monkeypatch):
+    asked, shapes = [], {"valid": None}
+
+    class Padded:
+        def __init__(self, config):
+            asked.append((config.train.seed, config.train.batch_size))
+
+        def examples(self):
+            return [("task", shapes)]
+
+        def train_batches(self, rows):
+            return [("task", (0.25, 0.5)), ("task", (0.75, 1.0))] * len(rows)
+
+        def held(self, batch):
+            return batch
+
+    monkeypatch.setattr(workdirs, "blueprint", Padded)
+    configs = [ConfigDict({"train": {"seed": seed, "batch_size": size}}) for seed, size in ((1, 2), (2, 4))]
+    assert [plan._held(config, True) for config in configs] == [(0.5, 0.75)] * 2 and len(set(asked)) == 1
+
+    def gone(self, rows):
+        raise UserError("no such records")
+
+    Padded.train_batches = gone
+    assert plan._held(configs[0], False) == (1.0, 1.0)
+    with pytest.raises(UserError):
+        plan._held(configs[0], True)
+    shapes.clear()
+    assert plan._held(configs[0], True) == (1.0, 1.0)
 
 
 def test_a_run_of_several_tasks_costs_their_mean():
@@ -289,7 +322,8 @@ if "WAITS" in os.environ:
     def save(*_):
         (folder / "saved").touch()
         sys.exit(130)
-    signal.signal(signal.SIGTERM, save)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, save)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "ready").touch()
     time.sleep(60)
@@ -306,10 +340,11 @@ def stand_in(tmp_path, monkeypatch):
     program = tmp_path / "stand_in"
     program.write_text(STAND_IN.format(python=sys.executable))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(launch.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))
-    monkeypatch.setattr(plan, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(plan, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
     monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(plan, "_held", lambda *_: (1.0, 1.0))  # there are no data
     return tmp_path / "started"
 
 
@@ -372,20 +407,21 @@ def test_results_of_nothing_are_a_table_of_nothing(stand_in, command, tmp_path, 
     assert out.count("| not finished, 0 of 20 | - | - |") == 3 and err == "" and not stand_in.exists()
 
 
-def test_a_signal_reaches_the_run_which_saves(stand_in, command, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_run_which_saves(number, stand_in, command, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WAITS", "1")
 
     def terminate():
         while not (tmp_path / "out" / "learning_rate=0.1" / "ready").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=terminate, daemon=True).start()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     _, err = ends(capsys, 130, *command)
     assert (tmp_path / "out" / "learning_rate=0.1" / "saved").exists()
     assert stand_in.read_text().split() == ["learning_rate=0.1"] and "run the same command to go on" in err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def test_launchers_get_the_commands_of_the_unfinished_runs(stand_in, command, tmp_path, capsys):

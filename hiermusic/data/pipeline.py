@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Int16
 
+from hiermusic.console import say
 from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info, read_summary, write_audio
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
@@ -19,6 +19,10 @@ from hiermusic.parallel.hosts import wait_for_all, workers
 
 if TYPE_CHECKING:
     import grain
+
+
+class NoTracks(UserError):
+    """A split in which there is no track."""
 
 
 def resolve(
@@ -72,7 +76,7 @@ def resolve(
     )
     wait_for_all(f"records {out.name}")
     if not known and workers()[0] == 0:
-        print(read_summary(out), file=sys.stderr)
+        say(str(read_summary(out)))
     return out
 
 
@@ -98,7 +102,8 @@ def waveform_batches(
       seed: of the order and of the crops in training.
       rows: which of every batch's crops to read, all when left out.
     Raises:
-      UserError: crop longer than a segment, or no track in the split.
+      UserError: crop longer than a segment.
+      NoTracks: no track in the split.
     """
     import grain
 
@@ -165,7 +170,7 @@ def token_examples(
       seed: of the order, and of any `random_map` that follows.
       levels: "coarse", "all" or a slice of levels; files that hold none of them are not opened.
     Raises:
-      UserError: no track in the split.
+      NoTracks: no track in the split.
     """
     import grain
 
@@ -186,6 +191,8 @@ def example_batches(
       path, split, seed, levels: as for `token_examples`.
       batch_size: of the whole batch.
       rows: which of its tracks to read.
+    Raises:
+      NoTracks: no track in the split.
     """
     examples = token_examples(path, split, seed, levels)
     if split != "train":
@@ -202,9 +209,9 @@ def row_generators(seed: int, index: int, rows: Sequence[int]) -> list[np.random
 def _check_size(source: AudioSource | TokenSource, split: str, count: int, batch_size: int, unit: str) -> None:
     if count == 0:
         counts = ", ".join(f"{n} {name}" for name, n in source.info["splits"].items())
-        raise UserError(f"{source.path} has no {split} tracks ({counts}): add music, or give the split in a manifest")
+        raise NoTracks(f"{source.path} has no {split} tracks ({counts}): add music, or give the split in a manifest")
     if count < batch_size:
-        print(f"hint: {source.path} has {count} {split} {unit}, fewer than the batch of {batch_size}", file=sys.stderr)
+        say(f"hint: {source.path} has {count} {split} {unit}, fewer than the batch of {batch_size}")
 
 
 class _Segments:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from hiermusic.audio import files
+from hiermusic.console import bar
 from hiermusic.data import splits
 from hiermusic.data.ahead import ahead
 from hiermusic.data.sources import Track
@@ -465,8 +466,6 @@ def _write_shards(
 
     `read` takes the indices of the tracks to be written and gives, in their order, what `write` writes.
     """
-    from tqdm import tqdm
-
     parts, shards, count = out / "parts", plan["shards"], plan["inputs"]
     parts.mkdir(parents=True, exist_ok=True)
     if worker == workers():
@@ -478,16 +477,16 @@ def _write_shards(
     blocks = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in mine}
     total, hidden = sum(map(len, blocks.values())), not label or worker[0] > 0
     missing = {shard: block for shard, block in blocks.items() if not (parts / f"{shard:05d}.jsonl").is_file()}
-    bar = tqdm(total=total, desc=label or "", unit="track", disable=hidden)
-    with bar, closing(read(chain.from_iterable(missing.values()))) as tracks:
-        bar.update(total - sum(map(len, missing.values())))
+    shown = bar("track", total, label=label or "", shown=not hidden)
+    with shown, closing(read(chain.from_iterable(missing.values()))) as tracks:
+        shown.update(total - sum(map(len, missing.values())))
         for shard, block in missing.items():
             places = [_shard_path(out, stream, shard, shards) for stream in streams]
             entries = []
             with disk_errors(places[0]), _writers(places, options) as writers:
                 for _ in block:
                     entries.append(write(next(tracks), writers))
-                    bar.update()
+                    shown.update()
             write_atomically(parts / f"{shard:05d}.jsonl", _lines(entries))
     done = [parts / f"{shard:05d}.jsonl" for shard in range(shards)]
     return [entry for part in done for entry in _read_lines(part)] if all(map(Path.is_file, done)) else None

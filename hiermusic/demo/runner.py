@@ -7,7 +7,6 @@ interrupted demo goes on where it was: a finished step is not run again, a half-
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiermusic import children
+from hiermusic.console import say
 from hiermusic.errors import UserError, replacing, write_atomically
 from hiermusic.evaluate import report, sections
 
@@ -64,10 +65,10 @@ def run(demo: Demo, folder: Path) -> Path:
         write_atomically(folder / name, text)
     ledger, total = Ledger(folder / "steps.json"), len(demo.steps)
     for number, step in enumerate(demo.steps, 1):
-        print(f"[{number}/{total}] {step.words}", file=sys.stderr, flush=True)
+        say(f"[{number}/{total}] {step.words}")
         if not ledger.done(step):
             ledger.run(step)
-    print(f"[{total}/{total}] write the report", file=sys.stderr, flush=True)
+    say(f"[{total}/{total}] write the report")
     return _write_report(demo, folder, ledger)
 
 
@@ -90,18 +91,13 @@ class Ledger:
           UserError: the command failed.
         """
         begin = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-m", "hiermusic", *step.arguments], stdout=subprocess.DEVNULL)
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
-            process.wait()
-            raise
+        status, memory = children.run(step.arguments)
         row = self.rows.get(step.name, {"seconds": 0.0, "peak_memory_mb": 0.0})
         kilo = 1024 if sys.platform != "darwin" else 1
         self.rows[step.name] = {
             "command": _command(step),
             "seconds": round(row["seconds"] + time.monotonic() - begin, 1),
-            "peak_memory_mb": round(max(row["peak_memory_mb"], usage.ru_maxrss * kilo / 2**20)),
+            "peak_memory_mb": round(max(row["peak_memory_mb"], memory * kilo / 2**20)),
             "done": status == 0,
         }
         with replacing(self.path) as temporary:

@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
+from hiermusic.console import bar, say
 from hiermusic.data import pipeline
 from hiermusic.data.records import AudioSource, TokenSource
 from hiermusic.errors import UserError, write_atomically
@@ -74,7 +73,7 @@ def evaluate_songs(folder: str, out: str, *, data: str | None, tracks: int) -> d
     if not corpus.train or not corpus.valid:
         raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
     facts = {"songs": [song.facts for song in made], "data": corpus.info, "tracks": tracks}
-    results = songs.evaluate_songs(made, corpus, tracks, _say, on_disk(Path(out) / "parts", facts))
+    results = songs.evaluate_songs(made, corpus, tracks, say, on_disk(Path(out) / "parts", facts))
     results = {"folder": folder, "corpus": str(corpus.path), **results}
     return _finish(Path(out), results, "Generated songs", folder, lambda: _heard(results, made, corpus, Path(out)))
 
@@ -88,10 +87,6 @@ def _finish(out: Path, results: dict[str, Any], title: str, source: str, chapter
         shutil.rmtree(out / "parts")
     wait_for_all("evaluated")
     return results
-
-
-def _say(words: str) -> None:
-    print(words, file=sys.stderr)
 
 
 def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings: float) -> Each:
@@ -226,9 +221,9 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         hierarchy=codec.hierarchy,
     )
     each = _each(workdir, out, AudioSource(audio_dir), seconds=seconds)
-    results = evaluate_codec(coder, clips, progress=_say, each=each)
+    results = evaluate_codec(coder, clips, progress=say, each=each)
     rates = [row["bits_per_second"] for row in results["reconstruction"]]
-    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=_say, each=each)
+    results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say, each=each)
     return results, lambda: [
         report.Section("One held-out clip", items=reconstructions(codec, clips[0], out / "sounds", "clip")),
         sections.reconstruction(results, results["baselines"]),
@@ -260,7 +255,7 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
     valid = TokenSource(path, slice(0, config.model.levels), "valid")
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
-    progress = tqdm(desc="layers", unit="batch", file=sys.stderr)
+    progress = bar("batch", label="layers")
     each = _each(workdir, out, valid)
     measured = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()

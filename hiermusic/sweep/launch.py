@@ -1,12 +1,11 @@
 """Starts the runs of a sweep: here, one after another, or through a launcher's command."""
 
 import shlex
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
+from hiermusic import children
 from hiermusic.errors import UserError
 from hiermusic.sweep.runs import Run
 
@@ -23,23 +22,7 @@ def here(run: Run, progress: bool) -> tuple[bool, float]:
       KeyboardInterrupt: a signal to this process or to the run ended it; the run has saved.
     """
     begin = time.monotonic()
-    command = [sys.executable, "-m", "hiermusic", *run.arguments(), *([] if progress else ["--noprogress"])]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def pass_on(number, frame):
-        process.send_signal(number)
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        process.wait()  # it has got the signal too, and saves
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if status == 130:
-        raise KeyboardInterrupt
+    status, _ = children.run([*run.arguments(), *([] if progress else ["--noprogress"])])
     return status == 0, time.monotonic() - begin
 
 

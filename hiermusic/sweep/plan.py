@@ -8,13 +8,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
+from hiermusic import children
 from hiermusic.errors import UserError
 from hiermusic.parallel.chips import Chip
 from hiermusic.sweep.runs import Run
 from hiermusic.systems import workdir as workdirs
 from hiermusic.train import checkpoint, loop
+
+SAMPLED = 8  # batches, and rows of each, that are looked at for padding
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Estimate:
       steps: its length, in updates.
       done: updates its newest checkpoint has.
       parameters: of the model, discriminators and optimisers not counted.
-      tokens: codes that all its batches hold.
+      tokens: codes that all its batches hold; padding, where the data are at hand to tell, counts in none of these.
       seconds: of audio in them.
       flops: of the model over the whole run (`Work.flops`, the mean over the run's tasks).
     """
@@ -66,7 +71,8 @@ def estimate(runs: Sequence[Run], here: bool) -> list[Estimate]:
     Raises:
       UserError: the first run that could not start, and why.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    alone = {"mp_context": get_context("spawn"), "initializer": children.end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(1, **alone) as pool:
         return pool.submit(_estimate_all, list(runs), here).result()
 
 
@@ -88,6 +94,7 @@ def _estimate(run: Run, here: bool) -> Estimate:
         options = loop.check(stage, config)[0] if here else loop.LoopConfig.of(config.train)
         model = nnx.merge(*loop.abstract_state(stage, options.seed)).model
         works = [stage.work(task) for task, _ in stage.examples()]
+        codes, positions = _held(config, here)
     except UserError as error:
         raise UserError(f"run {run.name}: {error}") from error
     share = options.steps / len(works)
@@ -96,10 +103,29 @@ def _estimate(run: Run, here: bool) -> Estimate:
         options.steps,
         checkpoint.latest_step(run.workdir) or 0,
         sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        share * sum(work.tokens for work in works),
-        share * sum(work.seconds for work in works),
-        share * sum(work.flops for work in works),
+        share * codes * sum(work.tokens for work in works),
+        share * codes * sum(work.seconds for work in works),
+        share * positions * sum(work.flops for work in works),
     )
+
+
+def _held(config: ConfigDict, here: bool) -> tuple[float, float]:
+    """The shares of a run's batches that are no padding, as `Stage.held` gives them, of a few drawn alike for all runs:
+    those that differ in their seed or batch alone are to cost the same. 1 where the data are not at hand, as they must
+    be to train here."""
+    config = config.copy_and_resolve_references()
+    config.train.seed, config.train.batch_size = 0, SAMPLED
+    stage = workdirs.blueprint(config)
+    if not any("valid" in shapes for _, shapes in stage.examples()):
+        return 1.0, 1.0
+    try:
+        data = stage.train_batches(range(SAMPLED))
+    except UserError:
+        if here:
+            raise
+        return 1.0, 1.0
+    shares = [stage.held(data[index][1]) for index in range(SAMPLED)]
+    return tuple(float(mean) for mean in np.mean(shares, axis=0))
 
 
 def lines(estimates: Sequence[Estimate], budget: Budget) -> list[str]:

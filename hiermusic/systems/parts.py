@@ -16,7 +16,7 @@ from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.data import pipeline
-from hiermusic.data.records import AudioSource, read_info
+from hiermusic.data.records import read_info
 from hiermusic.errors import UserError
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.transformer import TransformerConfig
@@ -109,7 +109,7 @@ def codec_stage(
         objective,
         crop=(samples, codec.channels),
         train=lambda rows: batches("train", rows),
-        valid=lambda rows: batches("valid", rows) if AudioSource(records).valid else None,
+        valid=lambda rows: batches("valid", rows),
         prepare=lambda module: start_from(config.init_from, module.model),
     )
 

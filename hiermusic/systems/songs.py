@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from hiermusic.audio import files, measure
 from hiermusic.audio.limiter import limit
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
+from hiermusic.console import bar, say
 from hiermusic.data.records import read_json, remove_leftovers
 from hiermusic.errors import write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
@@ -117,7 +117,7 @@ def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
         whole["backbone"] = _sound(path.with_suffix(".backbone.wav"), coarse_LC, rate)
     whole |= _sound(path, wav_LC, rate)
     if made < SHORT * asked:
-        _tell(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
+        say(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -127,24 +127,18 @@ def _sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]
     loudness = measure.loudness(wav_LC, rate)
     if facts["clipped"]:
         beyond = f"{facts['clipped']:.2%} of its samples exceed full scale, the greatest {facts['peak']:.2f} times"
-        _tell(f"{path.name}: {beyond}: limited")
+        say(f"{path.name}: {beyond}: limited")
     files.write(path, limit(wav_LC, rate), rate)
     return facts | {"loudness": loudness if math.isfinite(loudness) else None}
-
-
-def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error as a function of (done, total)."""
-    from tqdm import tqdm
-
-    with tqdm(desc=name, file=sys.stderr) as bar:
+    with bar("step", label=name) as shown:
 
         def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            shown.total = total
+            shown.update(done - shown.n)
 
         yield show

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,11 +25,12 @@ from hiermusic.codec.objective import (
     initial_norms,
     reconstruction_losses,
 )
+from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
 from hiermusic.parallel.counting import forward_flops
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import OptimiserConfig, average
-from hiermusic.train.stage import Metrics, Work
+from hiermusic.train.stage import Batch, Metrics, Work
 
 if TYPE_CHECKING:
     import grain
@@ -75,7 +77,7 @@ class CodecStage:
       objective: the losses' weights.
       crop: (L, C) of a training crop.
       train: rows of a batch -> an endless data set of those rows, float32 [B, L, C] in [-1, 1].
-      valid: the same for a finite one.
+      valid: the same for a finite one; raises NoTracks where no track is held out.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
     Raises:
       UserError: settings that no codec can be trained with.
@@ -90,7 +92,7 @@ class CodecStage:
         *,
         crop: tuple[int, int],
         train: Callable[[Sequence[int]], "grain.MapDataset"],
-        valid: Callable[[Sequence[int]], "grain.MapDataset | None"],
+        valid: Callable[[Sequence[int]], "grain.MapDataset"],
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
         self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
@@ -138,8 +140,10 @@ class CodecStage:
         return self._train(rows).map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
 
     def valid_batches(self, rows: Sequence[int]) -> "grain.MapDataset | None":
-        data = self._valid(rows)
-        return None if data is None else data.map(lambda wav_BLC: {"wav": wav_BLC})
+        try:
+            return self._valid(rows).map(lambda wav_BLC: {"wav": wav_BLC})
+        except NoTracks:
+            return None
 
     def check(self, mesh: jax.sharding.Mesh) -> None:
         if mesh.shape["context"] > 1 and mesh.shape["tensor"] > 1:
@@ -167,6 +171,9 @@ class CodecStage:
         batch, samples, _ = self.shape
         seconds = Fraction(batch * samples, codec.sample_rate)
         return Work(flops=flops, tokens=int(seconds * codec.hierarchy.tokens_per_second), seconds=float(seconds))
+
+    def held(self, batch: Batch) -> tuple[float, float]:
+        return 1.0, 1.0  # only a track shorter than a crop is padded
 
     def step(self, module: CodecState, batch: Mapping[str, Array], task: Phase, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
@@ -211,15 +218,19 @@ class CodecStage:
 
     def showcase(self, module: CodecState, log: Log, step: int) -> None:
         """Logs some held-out crops and what the codec makes of them."""
-        data = self._valid(range(min(SHOWN, self.shape[0])))
-        if data is None:
+        if self._shown is None:
             return
-        model = self._best(module)
-        wav_BLC = np.asarray(data[0])
+        model, wav_BLC = self._best(module), self._shown
         rebuilt_BLC = multihost_utils.process_allgather(_rebuild(*nnx.split(model), wav_BLC), tiled=True)
         for index, (original_LC, rebuilt_LC) in enumerate(zip(wav_BLC, rebuilt_BLC, strict=True)):
             log.audio(f"original-{index}", original_LC, model.sample_rate, step)
             log.audio(f"rebuilt-{index}", rebuilt_LC, model.sample_rate, step)
+
+    @cached_property
+    def _shown(self) -> Float[np.ndarray, "B L C"] | None:
+        """The crops of every showcase; None where no track is held out."""
+        data = self.valid_batches(range(min(SHOWN, self.shape[0])))
+        return None if data is None else np.asarray(data[0]["wav"])
 
     def _best(self, module: CodecState) -> Codec:
         return module.ema if self.ema_decay else module.model

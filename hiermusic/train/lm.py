@@ -9,13 +9,14 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
 from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import OptimiserConfig, average
-from hiermusic.train.stage import Metrics, Work
+from hiermusic.train.stage import Batch, Metrics, Work
 
 if TYPE_CHECKING:
     import grain
@@ -40,7 +41,7 @@ class LMStage:
         hold `count_K`).
       make_model: rngs -> the model.
       train: rows of a batch -> an endless data set of pairs (`Visibility`, those rows).
-      valid: the same for a finite one.
+      valid: the same for a finite one; raises NoTracks where no track is held out.
       examples: every visibility with the shapes of its global batch.
       work: visibility -> what one update amounts to.
       length: positions of a row.
@@ -54,14 +55,14 @@ class LMStage:
         make_model: Callable[[nnx.Rngs], nnx.Module],
         *,
         train: Callable[[Sequence[int]], "grain.MapDataset"],
-        valid: Callable[[Sequence[int]], "grain.MapDataset | None"],
+        valid: Callable[[Sequence[int]], "grain.MapDataset"],
         examples: list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]],
         work: Callable[[Visibility], Work],
         length: int,
         trunk: TransformerConfig,
         prepare: Callable[[nnx.Module], None] = lambda module: None,
     ):
-        self.make_model, self.train_batches, self.valid_batches, self._prepare = make_model, train, valid, prepare
+        self.make_model, self.train_batches, self._valid, self._prepare = make_model, train, valid, prepare
         self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
@@ -77,6 +78,12 @@ class LMStage:
         if self.ema_decay:
             average(module.ema, module.model, 0.0)
 
+    def valid_batches(self, rows: Sequence[int]) -> "grain.MapDataset | None":
+        try:
+            return self._valid(rows)
+        except NoTracks:
+            return None
+
     def check(self, mesh: jax.sharding.Mesh) -> None:
         if self.length % (parts := mesh.shape["context"]):
             raise UserError(
@@ -86,6 +93,12 @@ class LMStage:
 
     def examples(self) -> list[tuple[Hashable, Mapping[str, jax.ShapeDtypeStruct]]]:
         return self._examples
+
+    def held(self, batch: Batch) -> tuple[float, float]:
+        if "valid" not in batch:
+            return 1.0, 1.0
+        predicted = (batch["targets"] >= 0).sum() + (batch["text_targets"] >= 0).sum()
+        return float(predicted / batch["valid"].size), float(batch["valid"].mean())
 
     def step(self, module: LMState, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array) -> Metrics:
         gradients, metrics = _gradients(module.model, batch, task, key, self.accumulate)

@@ -5,30 +5,37 @@ validate, show and save what update i left. A checkpoint of step n is the state 
 index of the next batch and the whole of the data state; beside it lies what the guard remembers.
 """
 
+import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from hiermusic.children import ending_signals
+from hiermusic.console import bar, say
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import all_stop
 from hiermusic.parallel.mesh import BatchPlacement, batch_sharding, mesh_of, shardings
-from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, place
+from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, place, read_config
 from hiermusic.train.guard import NAMES, Guard
+from hiermusic.train.lock import owned
 from hiermusic.train.log import Log
 from hiermusic.train.meter import Meter
+from hiermusic.train.optimiser import OptimiserConfig
 from hiermusic.train.profiler import Profiler
 from hiermusic.train.stage import Batch, Metrics, Stage
 from hiermusic.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import grain
 
 LIMITS = jax.ShapeDtypeStruct((2,), jnp.float32)  # of loss and gradient norm, as `make_update`'s function takes them
 
@@ -108,18 +115,22 @@ def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -
     Returns:
       The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run.
     Raises:
-      UserError: a workdir of another config, a batch that does not divide, a damaged checkpoint, a full disk, or too
-        many skipped steps in a row.
+      UserError: a workdir of another config or in use by another process, a batch that does not divide, a damaged
+        checkpoint, a full disk, or too many skipped steps in a row.
     """
     begin = time.time()
     options, mesh = check(stage, config)
-    claim(workdir, config)
-    with jax.set_mesh(mesh), _Stop() as stop:
-        trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
-        try:
-            return trainer.train(stop)
-        finally:
-            trainer.close()
+    with owned(workdir):
+        moved = _moved_rate(workdir, config)
+        claim(workdir, config)
+        if moved:
+            _tell(moved)
+        with jax.set_mesh(mesh), _Stop() as stop:
+            trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
+            try:
+                return trainer.train(stop)
+            finally:
+                trainer.close()
 
 
 def check(
@@ -148,16 +159,36 @@ def check(
     return options, mesh
 
 
+def _moved_rate(workdir: str | Path, config: Any) -> str | None:
+    """What becomes of the learning rate of a run that goes on to another length; None where nothing does."""
+    step, new = latest_step(workdir), config.train.steps
+    old = read_config(workdir)["train"]["steps"] if step is not None else new
+    if old == new:
+        return None
+    optimiser = OptimiserConfig.of(config.train)
+    for at in sorted({step, max(step, min(old, new) - 1)}):
+        before, after = (float(optimiser.rate(steps)(at)) for steps in (old, new))
+        if not math.isclose(before, after, rel_tol=1e-3):
+            return (
+                f"{workdir}: train.steps was {old} and is {new}, which moves the {optimiser.schedule} schedule: the "
+                f"learning rate after step {at} is {after:.3g}, it was to be {before:.3g} (a run begun with "
+                "train.decay_steps keeps its schedule)"
+            )
+    return None
+
+
 def abstract_state(stage: Stage, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
     """A stage's training state as a graph and shapes: nothing is allocated."""
     return nnx.split(nnx.eval_shape(lambda: stage.create(nnx.Rngs(seed))))
 
 
 class _Pending(NamedTuple):
-    """An update under way: its task, the guard's limits for it, and its metrics, perhaps still being computed."""
+    """An update under way: its task, the guard's limits for it, the shares of this process's rows that are no padding,
+    and its metrics, perhaps still being computed."""
 
     task: Hashable
     limits: np.ndarray
+    held: tuple[float, float]
     metrics: Metrics
 
 
@@ -167,8 +198,6 @@ class _Trainer:
     def __init__(
         self, stage: Stage, options: LoopConfig, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float
     ):
-        from tqdm import tqdm
-
         self.stage, self.options, self.mesh = stage, options, mesh
 
         def create():
@@ -177,6 +206,10 @@ class _Trainer:
         self.graphdef, abstract = abstract_state(stage, options.seed)
         placement = shardings(abstract, mesh)
         self.place = BatchPlacement(mesh, options.batch_size)
+        self.train_data = stage.train_batches(self.place.rows)
+        self.valid_data = stage.valid_batches(self.place.rows) if options.valid_every else None
+        if options.valid_every and self.valid_data is None:
+            _tell(f"{workdir}: no track is held out, so it trains without validation")
         self.guard = Guard(options.spike_window, options.spike_sigma, options.max_skipped)
         self.saved = latest_step(workdir)
         self.checkpoints = Checkpoints(workdir, options.keep, options.keep_every)
@@ -199,13 +232,13 @@ class _Trainer:
         self.meter = Meter(stage, mesh, options.peak_tflops, self.log.started or begin, **past)
         self.profiler = Profiler(workdir, options.profile_step, options.profile_steps)
         self.pending: _Pending | None = None
-        self.bar = tqdm(total=options.steps, initial=self.step, disable=not progress, file=sys.stderr, unit="step")
+        self.bar = bar("step", options.steps, done=self.step, shown=progress)
         self.watchdog = Watchdog(workdir, options.hang_seconds)
 
     def train(self, stop: "_Stop") -> dict[str, Any]:
         """Runs to the end or to a signal; returns the last record and the step reached."""
         options = self.options
-        batches = _batches(self.stage, self.place.rows, self.step)
+        batches = _batches(self.train_data, self.step)
         while self.step < options.steps:
             if self.profiler.begins(self.step + 1):
                 self._settle()
@@ -246,28 +279,30 @@ class _Trainer:
         with jax.profiler.StepTraceAnnotation("step", step_num=self.step + 1):
             with self.meter.waiting():
                 task, batch = next(batches)
-                batch = self.place.put(batch)
+                held, batch = self.stage.held(batch), self.place.put(batch)
             self.watchdog.progress(f"step {self.step + 1}", slow=self.meter.is_new(task))
             limits = self.guard.limits(self.step, task)
             with self.meter.dispatching(task):
                 self.state, metrics = self.update(self.state, batch, np.int32(self.step), limits, task)
-        return _Pending(task, limits, metrics)
+        return _Pending(task, limits, held, metrics)
 
     def _settle(self, validating: bool = False) -> None:
         """Reads the pending metrics, lets the guard see them, and logs what is due, validation with it."""
         if self.pending is None:
             return
-        (task, limits, metrics), self.pending = self.pending, None
+        (task, limits, held, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
         skipped = bool(metrics.pop("skipped"))
-        self.meter.done(task, counted=not skipped)
+        self.meter.done(task, held, counted=not skipped)
         self.watchdog.progress(f"step {self.step + 1}")
         cause = self.guard.observe(self.step - 1, task, metrics, limits, skipped)
         self.bar.set_postfix_str(f"loss {float(metrics['loss']):.4g}", refresh=False)
         if cause:
             metrics["skip_cause"] = cause
-            self.bar.write(f"step {self.step} skipped for {cause}; the weights are as before", file=sys.stderr)
+            _tell(f"step {self.step} skipped for {cause}; the weights are as before")
         valid = self._validate() if validating else {}
+        if "valid/loss" in valid:
+            _tell(f"step {self.step}: loss {float(metrics['loss']):.4g}, held-out loss {valid['valid/loss']:.4g}")
         if cause or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
             self.log.write(self.step, {**metrics, **self.meter.read(), "skipped": self.guard.skipped, **valid})
         if cause:
@@ -287,7 +322,7 @@ class _Trainer:
         self.watchdog.progress(f"step {self.step + 1}")
 
     def _validate(self) -> Metrics:
-        data = self.stage.valid_batches(self.place.rows)
+        data = self.valid_data
         count = min(len(data), self.options.valid_batches or len(data)) if data is not None else 0
         rows = []
         with self.meter.out():
@@ -339,10 +374,9 @@ def _everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def _batches(stage: Stage, rows: Sequence[int], start: int) -> Iterator[tuple[Hashable, Batch]]:
+def _batches(data: "grain.MapDataset", start: int) -> Iterator[tuple[Hashable, Batch]]:
     import grain
 
-    data = stage.train_batches(rows)
     for element in data[start:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)):
         yield _pair(element)
     raise UserError(f"the training data ended after {len(data)} batches: it holds too little, or does not repeat")
@@ -350,6 +384,12 @@ def _batches(stage: Stage, rows: Sequence[int], start: int) -> Iterator[tuple[Ha
 
 def _pair(element: Any) -> tuple[Hashable, Batch]:
     return (None, element) if isinstance(element, Mapping) else element
+
+
+def _tell(words: str) -> None:
+    """Says it from the first process of a run."""
+    if jax.process_index() == 0:
+        say(words)
 
 
 def _mean(values: list[np.ndarray]) -> np.ndarray:
@@ -360,15 +400,13 @@ def _mean(values: list[np.ndarray]) -> np.ndarray:
 
 
 class _Stop:
-    """Catches SIGTERM and SIGINT, so that a step is finished and saved before the process ends; a second one kills."""
-
-    signals = (signal.SIGTERM, signal.SIGINT)
+    """Catches the signals to end, so that a step is finished and saved before the process does; a second one kills."""
 
     def __enter__(self):
         self.caught = False
         self.previous = {}
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._catch) for number in self.signals}
+            self.previous = {number: signal.signal(number, self._catch) for number in ending_signals()}
         return self
 
     def __exit__(self, *_):

@@ -72,15 +72,22 @@ class Meter:
             seconds = time.perf_counter() - begin
             self._out, self._compiling = self._out + seconds, self._compiling + seconds
 
-    def done(self, task: Hashable, counted: bool) -> None:
-        """A step is known to be done; `counted` says whether it was written."""
+    def done(self, task: Hashable, held: tuple[float, float], counted: bool) -> None:
+        """A step is known to be done.
+
+        Args:
+          task: of it.
+          held: shares of its batch that were no padding, as `Stage.held` gives them.
+          counted: whether it was written.
+        """
         now = time.perf_counter()
         seconds = now - self._mark - self._out
         self._mark, self._out = now, 0.0
         work = self._work[task]
         self._steps, self._seconds = self._steps + 1, self._seconds + seconds
-        self._flops, self._tokens = self._flops + work.flops, self._tokens + work.tokens
-        self._audio += work.seconds
+        codes, positions = held
+        self._flops, self._tokens = self._flops + work.flops * positions, self._tokens + work.tokens * codes
+        self._audio += work.seconds * codes
         if counted:
             self._good += seconds
 
@@ -106,7 +113,7 @@ class Meter:
 
     def _reset(self) -> None:
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
-        self._flops, self._tokens, self._audio = 0.0, 0, 0.0
+        self._flops, self._tokens, self._audio = 0.0, 0.0, 0.0
 
 
 def _memory() -> Metrics:

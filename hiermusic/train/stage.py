@@ -20,7 +20,7 @@ Metrics = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What one update of a task amounts to, over the whole batch.
+    """What one update of a task amounts to, over a whole batch without padding.
 
     Args:
       flops: of the model, forward and backward: multiplications and additions of its matrix products and convolutions,
@@ -63,7 +63,7 @@ class Stage(Protocol):
         """An endless random-access data set of these rows of the training batches."""
 
     def valid_batches(self, rows: Sequence[int]) -> "grain.MapDataset | None":
-        """A finite data set of these rows of the validation batches, or None."""
+        """A finite data set of these rows of the validation batches, or None where no track is held out."""
 
     def check(self, mesh: jax.sharding.Mesh) -> None:
         """Raises UserError where the mesh asks for what the stage cannot do."""
@@ -72,7 +72,10 @@ class Stage(Protocol):
         """Every task that a whole run comes to, each with the shapes of its global batch: known without data."""
 
     def work(self, task: Hashable) -> Work:
-        """What one update of a task amounts to."""
+        """What one update of a task amounts to, where nothing is padding."""
+
+    def held(self, batch: Batch) -> tuple[float, float]:
+        """Shares of a batch that are no padding: of `Work.tokens` (and seconds), and of the positions computed."""
 
     def step(self, module: nnx.Module, batch: Mapping[str, jax.Array], task: Hashable, key: jax.Array) -> Metrics:
         """Mutates `module` by one update, inside jit; the metrics hold at least scalar `loss` and `grad_norm`."""

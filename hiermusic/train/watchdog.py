@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from hiermusic.console import say
+
 SLOW = 10  # times the patience for what may take long: compiling, validation, a showcase, a save
 
 
@@ -52,7 +54,7 @@ class Watchdog:
     def _tell(self, headline: str) -> None:
         # standard error first: the disk may be what hangs
         text = f"{headline}\n\n{_stacks()}\n"
-        print(text, file=sys.stderr, flush=True)
+        say(text)
         with self._path.open("a") as file:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=file, flush=True)
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hiermusic.verbs.flags import Values, Verb, answer, boolean, config, integer, need, number, positional, say, string
+from hiermusic.console import say
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, config, integer, need, number, positional, string
 
 _DOES_NOT_FIT = 3  # exit status
 _GIB = 2**30

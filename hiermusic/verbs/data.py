@@ -1,5 +1,6 @@
 """Verbs on sounds and tokens: data, tokenize, encode, decode."""
 
+from hiermusic.console import say
 from hiermusic.verbs.flags import (
     Values,
     Verb,
@@ -10,7 +11,6 @@ from hiermusic.verbs.flags import (
     need,
     number,
     positional,
-    say,
     string,
     together,
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from absl import flags
 from ml_collections import config_flags
 
+from hiermusic.console import say
 from hiermusic.errors import UserError
 
 Values = flags.FlagValues
@@ -87,19 +88,16 @@ def positional(given: list[str], *names: str) -> list[str]:
     return given
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def show(text: str) -> None:
-    """Writes to standard output; where that fails the process ends at once, or Python would try again at its end."""
+    """Writes to standard output; raises SystemExit where that fails, unless its reader has read enough."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        os._exit(0)
     except OSError as error:
-        say(f"hiermusic: standard output cannot be written: {error.strerror}")
-        os._exit(1)
+        # Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            say(f"hiermusic: standard output cannot be written: {error.strerror}")
+            sys.exit(1)
 
 
 def answer(values: Values, result: dict, lines: list[str]) -> None:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.verbs.flags import (
     Values,
@@ -15,7 +16,6 @@ from hiermusic.verbs.flags import (
     need,
     number,
     positional,
-    say,
     string,
     together,
 )
@@ -35,13 +35,18 @@ def _train(values: Values, given: list[str]) -> None:
     from hiermusic.parallel.hosts import workers
     from hiermusic.systems import workdir
     from hiermusic.train import loop
+    from hiermusic.train.checkpoint import latest_step
+    from hiermusic.train.lock import owned
 
     with together(values):
         loop.check(workdir.blueprint(values.config), values.config)
-        stage = workdir.stage(values.config, values.workdir)
-        first = workers()[0] == 0
-        metrics = loop.run(stage, values.config, values.workdir, progress=values.progress and first)
-        if metrics["step"] < values.config.train.steps:
+        first, steps = workers()[0] == 0, values.config.train.steps
+        with owned(values.workdir):
+            stage = workdir.stage(values.config, values.workdir)
+            if first:
+                say(f"{values.workdir}: from step {latest_step(values.workdir) or 0} to step {steps}")
+            metrics = loop.run(stage, values.config, values.workdir, progress=values.progress and first)
+        if metrics["step"] < steps:
             if first:
                 say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
             sys.exit(130)

@@ -2,11 +2,13 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
+from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.verbs.flags import (
     Values,
@@ -18,7 +20,6 @@ from hiermusic.verbs.flags import (
     need,
     number,
     positional,
-    say,
     string,
 )
 
@@ -69,7 +70,8 @@ def _sweep(values: Values, given: list[str]) -> None:
     positional(given)
     need(values, "sweep", "workdir")
     from hiermusic.parallel.chips import CHIPS
-    from hiermusic.sweep import launch, plan, runs
+    from hiermusic.sweep import launch, runs
+    from hiermusic.train.lock import owned
 
     if values.chip not in CHIPS:
         raise UserError(f"--chip={values.chip}: there are {', '.join(CHIPS)}")
@@ -77,6 +79,16 @@ def _sweep(values: Values, given: list[str]) -> None:
     found = runs.runs_of(values.sweep, config_flags.get_config_filename(values["config"]), common, values.workdir)
     here, starts = values.launcher == "local", not (values.list or values.results)
     commands = [] if here else launch.commands(values.launcher, found)
+    with owned(values.workdir) if here and starts else nullcontext():
+        _act(values, found, commands)
+
+
+def _act(values: Values, found: list, commands: list[list[str]]) -> None:
+    """Does with the runs what the flags ask for; `commands` launches them where that is not done here."""
+    from hiermusic.parallel.chips import CHIPS
+    from hiermusic.sweep import plan
+
+    here, starts = values.launcher == "local", not (values.list or values.results)
     estimates = plan.estimate(found, here and starts)
     budget = plan.Budget(CHIPS[values.chip], values.chips, values.mfu)
     if values.list:

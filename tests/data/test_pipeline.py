@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from hiermusic.data import pipeline
-from hiermusic.data.pipeline import resolve, token_examples, waveform_batches
+from hiermusic.data.pipeline import NoTracks, resolve, token_examples, waveform_batches
 from hiermusic.data.records import AudioSource, write_audio
 from hiermusic.data.sources import Track
 from hiermusic.data.tokenise import tokenise
@@ -99,7 +99,7 @@ def test_short_tracks_are_padded_with_zeros(tmp_path):
     assert batch_BLC.shape == (2, 100, 1)
     np.testing.assert_array_equal(batch_BLC[0, :40], ramp(0, 40))
     assert (batch_BLC[:, 40:] == 0).all()
-    with pytest.raises(UserError, match=r"no valid tracks \(1 train\)"):
+    with pytest.raises(NoTracks, match=r"no valid tracks \(1 train\)"):
         waveform_batches(tmp_path, "valid", 100, 2)
 
 
@@ -126,7 +126,7 @@ def test_token_examples(audio, tmp_path):
     assert example["codes"].shape == (125, 2) and example["meta"]["tags"] == str(example["codes"][0, 0])
     valid = token_examples(tmp_path, "valid", 3)
     assert len(valid) == 2 and valid[0]["codes"].shape == (125, 3)
-    with pytest.raises(UserError, match="no test tracks"):
+    with pytest.raises(NoTracks, match="no test tracks"):
         token_examples(tmp_path, "test")
 
 

@@ -11,6 +11,7 @@ from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
 from hiermusic.train.checkpoint import load_model
 from hiermusic.train.codec import CodecStage, Phase
@@ -61,6 +62,17 @@ def trained(tmp_path_factory):
     stage, config = make_stage()
     run(stage, config, workdir, progress=False)
     return workdir
+
+
+def test_no_track_held_out_is_no_validation_and_no_showcase():
+    stage, _ = make_stage()
+
+    def absent(rows):
+        raise NoTracks("records has no valid tracks (1 train)")
+
+    stage._valid = absent
+    assert stage.valid_batches(range(4)) is None
+    stage.showcase(None, None, 1)
 
 
 def test_phases_follow_the_step():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.data.pipeline import NoTracks
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import BatchPlacement, make_mesh, shardings
@@ -68,6 +69,25 @@ def test_a_model_learns_what_can_be_learned(trained):
     assert final["valid/ce_K"][1] < 0.3 < 1.2 < final["valid/ce_K"][0]  # log(5) = 1.6 is the best for level 0
     first = read_metrics(workdir)[0]
     assert first["loss"] > final["loss"] and 0 < first["learning_rate"] < 2e-2 and first["grad_norm"] > 0
+
+
+def test_no_track_held_out_is_no_validation():
+    stage, _ = make_stage(1)
+
+    def absent(rows):
+        raise NoTracks("records has no valid tracks (1 train)")
+
+    stage._valid = absent
+    assert stage.valid_batches(range(4)) is None
+
+
+def test_only_what_is_predicted_counts_as_tokens():
+    stage, _ = make_stage(1)
+    _, rows = batch(0)
+    # of 12 positions: 1 of the prompt alone, 8 that predict codes, 1 that predicts the end, 2 of padding
+    row = sequence.pack([1, 2], *pattern.flatten((4, 4)).build([np.zeros(4, int)] * 2), LENGTH, shared=True, end=6)
+    assert stage.held(sequence.stack([row])) == (9 / 12, 10 / 12)
+    assert stage.held({"codes": rows["targets"]}) == (1.0, 1.0)
 
 
 def test_the_average_is_what_is_loaded(trained):

@@ -1,4 +1,7 @@
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from hiermusic import console
 from hiermusic.errors import UserError
 from hiermusic.train.checkpoint import latest_step, load_weights
 from hiermusic.train.log import read_metrics
@@ -130,6 +134,83 @@ def test_validation_averages_what_each_batch_measured(toy, tmp_path):
     assert [("valid/loss" in record) for record in read_metrics(tmp_path)] == [False, True, False, True]
     assert np.isfinite(final["valid/on_mean"]) and final["valid/on_mean"] != final["valid/loss"]
     assert stage.shown == [3]
+
+
+def sent(toy, number, at=5):
+    """A stage that gets a signal while its batch `at` is made."""
+    config = toy.config(steps=400, checkpoint_every=0)
+    stage = toy.ToyStage(config, pause=0.01)
+    batch = stage._batch
+    stage._batch = lambda rows, index: (os.kill(os.getpid(), number) if index == at else None, batch(rows, index))[1]
+    return stage, config
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_ends(toy, tmp_path, number):
+    stage, config = sent(toy, number)
+    before = signal.getsignal(number)
+    step = toy.run(stage, config, tmp_path, progress=False)["step"]
+    assert 0 < step < 400 and latest_step(tmp_path) == step and signal.getsignal(number) is before
+
+
+def test_nohup_is_heeded(toy, tmp_path):
+    stage, config = sent(toy, signal.SIGHUP)
+    config.train.steps = 20
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert toy.run(stage, config, tmp_path, progress=False)["step"] == 20
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_lost_standard_error_ends_nothing(toy, tmp_path, monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    monkeypatch.setattr(sys, "stderr", Broken())
+    config = toy.config(steps=8, valid_every=2, checkpoint_every=8)
+    assert toy.run(toy.ToyStage(config, poisoned=[3]), config, tmp_path)["step"] == latest_step(tmp_path) == 8
+
+
+def test_without_held_out_tracks_it_trains_and_says_so_before_the_first_step(toy, tmp_path, capsys):
+    config = toy.config(steps=4, valid_every=2)
+    stage = toy.ToyStage(config)
+    stage.valid_batches = lambda rows: None
+    stage.create, said = lambda rngs: said.append(capsys.readouterr().err) or toy.ToyStage.create(stage, rngs), []
+    assert toy.run(stage, config, tmp_path, progress=False)["step"] == 4
+    assert "no track is held out, so it trains without validation\n" in "".join(said)
+    assert capsys.readouterr().err == "" and not any("valid/loss" in record for record in read_metrics(tmp_path))
+
+
+def test_held_out_tracks_are_looked_up_once_and_their_loss_is_told(toy, tmp_path, capsys):
+    config = toy.config(steps=6, valid_every=2)
+    stage, asked = toy.ToyStage(config), []
+    stage.valid_batches = lambda rows: asked.append(rows) or toy.ToyStage.valid_batches(stage, rows)
+    toy.run(stage, config, tmp_path, progress=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(asked) == 1 and [line.split(":")[0] for line in lines] == ["step 2", "step 4", "step 6"]
+    assert all("held-out loss" in line for line in lines)
+
+
+def resumed(toy, workdir, capsys, before, after, **fields):
+    """What a run that goes on to another length says."""
+    for steps in (before, after):
+        config = toy.config(steps=steps, **fields)
+        capsys.readouterr()
+        toy.run(toy.ToyStage(config), config, workdir, progress=False)
+    return capsys.readouterr().err
+
+
+def test_a_schedule_that_moves_with_the_length_is_told(toy, tmp_path, capsys):
+    said = resumed(toy, tmp_path / "a", capsys, 6, 12, schedule="cosine")
+    assert said.count("\n") == 1 and "train.steps was 6 and is 12, which moves the cosine schedule" in said
+    assert "learning rate after step 6 is 0.00775, it was to be 0.001 " in said
+    said = resumed(toy, tmp_path / "b", capsys, 6, 12, schedule="wsd", decay_share=0.5)
+    assert "wsd schedule: the learning rate after step 6 is 0.01, it was to be 0.001" in said
+    assert resumed(toy, tmp_path / "c", capsys, 6, 12, schedule="cosine", decay_steps=9) == ""
+    assert resumed(toy, tmp_path / "d", capsys, 6, 12) == ""
 
 
 def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path):

@@ -39,7 +39,7 @@ def start(clock, **options):
     return Meter(Stage(), mesh, **{"peak_tflops": 2.0, "started": clock.now, **options})
 
 
-def step(meter, clock, task, compute=1.0, wait=0.0, compiling=0.0, out=0.0, counted=True):
+def step(meter, clock, task, compute=1.0, wait=0.0, compiling=0.0, out=0.0, counted=True, held=(1.0, 1.0)):
     with meter.waiting():
         clock.now += wait
     with meter.dispatching(task):
@@ -47,7 +47,7 @@ def step(meter, clock, task, compute=1.0, wait=0.0, compiling=0.0, out=0.0, coun
     clock.now += compute
     with meter.out():
         clock.now += out
-    meter.done(task, counted)
+    meter.done(task, held, counted)
 
 
 def test_figures_are_those_of_the_definitions(clock):
@@ -61,6 +61,14 @@ def test_figures_are_those_of_the_definitions(clock):
     assert figures["tflops"] == 0.5 and figures["mfu"] == 0.25  # 4e12 in 4 s on two devices that can do 2e12 each
     assert figures["compile_seconds"] == 10.0
     assert figures["elapsed"] == 20.0 and figures["goodput"] == 0.2
+
+
+def test_padding_is_no_work(clock):
+    meter = start(clock)
+    step(meter, clock, "large", held=(0.5, 0.75))
+    figures = meter.read()
+    assert (figures["tokens_per_second"], figures["audio_per_second"]) == (15.0, 2.5)
+    assert figures["tflops"] == 0.75 * 3 / 2
 
 
 def test_a_reading_is_of_the_steps_since_the_last(clock):
