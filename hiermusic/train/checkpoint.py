@@ -60,6 +60,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         self.directory = _directory(workdir)
+        self._saving: Any = None
         with disk_errors(self.directory):
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
@@ -68,10 +69,10 @@ class Checkpoints:
     def save(self, step: int, state: nnx.State, data: Mapping[str, int | str]) -> None:
         """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first."""
         parts = {**split(nnx.to_pure_dict(state)), "data": dict(data)}
+        self.wait()
         with disk_errors(self.directory):
-            self._checkpointer.wait()
             # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
-            self._checkpointer.save_checkpointables_async(step, parts, force=True)
+            self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True)
 
     def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int | str]]:
         """The state and what the loop kept at a step (default: the newest), placed as `abstract`'s shardings say.
@@ -89,13 +90,19 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
+        saving, self._saving = self._saving, None
         with disk_errors(self.directory):
+            if saving is not None:
+                saving.result()  # waiting for the checkpointer alone leaves the save's thread and event loop open
             self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""
-        with disk_errors(self.directory):
-            self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            with disk_errors(self.directory):
+                self._checkpointer.close()
 
 
 def steps(workdir: str | Path) -> list[int]:

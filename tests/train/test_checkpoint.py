@@ -1,5 +1,7 @@
+import os
 import shutil
 import subprocess
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,19 @@ def test_a_save_in_flight_holds_the_weights_of_its_step(toy, tmp_path):
 class Holder(nnx.Module):
     def __init__(self, model):
         self.model = model
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux does")
+def test_saves_leave_neither_files_nor_threads_open(tmp_path):
+    checkpoints, counts = Checkpoints(tmp_path), []
+    state = nnx.state(Holder(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
+    for step in range(1, 9):
+        checkpoints.save(step, state, {"step": step})
+        checkpoints.wait()
+        counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    checkpoints.close()
+    (files, threads), (files_then, threads_then) = counts[0], counts[-1]
+    assert files_then < files + 3 and threads_then < threads + 3  # one may be about to end
 
 
 def test_only_the_newest_and_every_nth_are_kept(toy, tmp_path):
