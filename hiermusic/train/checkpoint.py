@@ -6,6 +6,7 @@ What only reads (`steps`, `read_config`, `load_model`, `load_weights`) takes an 
 import gc
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,10 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from hiermusic.errors import UserError, disk_errors, replacing
+from hiermusic.errors import UserError, disk_errors, reason, replacing
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
+from hiermusic.train import checksum
 
 Tree = dict[str, Any]
 
@@ -42,6 +44,10 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 
 _FALL_BACK = "delete it to fall back to an older one"
+
+
+class DamagedError(UserError):
+    """A checkpoint that is not what was saved."""
 
 
 class Checkpoints:
@@ -69,24 +75,49 @@ class Checkpoints:
     def save(self, step: int, state: nnx.State, data: Mapping[str, int | str]) -> None:
         """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first."""
         parts = {**split(nnx.to_pure_dict(state)), "data": dict(data)}
+        sums = checksums(parts)
         self.wait()
         with disk_errors(self.directory):
             # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
-            self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True)
+            self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=sums)
 
     def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int | str]]:
         """The state and what the loop kept at a step (default: the newest), placed as `abstract`'s shardings say.
+
+        Where the newest is damaged and no step was asked for, the newest whole one is taken; the damaged ones are told
+        of and set aside as STEP.damaged. With several processes, which may not all see the damage, it is an error.
 
         Args:
           abstract: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved; any mesh.
           step: which checkpoint.
         Raises:
-          UserError: no such checkpoint, unreadable files, or weights of other shapes.
+          UserError: no such checkpoint, none that is whole, or weights of other shapes.
         """
-        path = find(self.directory.parent, step)
-        parts = load(path, {**split(nnx.to_pure_dict(abstract)), "data": None})
-        data = parts.pop("data")
-        return _filled(abstract, {**parts.pop("train", {}), **parts}), data
+        damaged: dict[Path, DamagedError] = {}
+        choice = find(self.directory.parent, step)
+        alone = step is None and jax.process_count() == 1
+        kept = steps(self.directory.parent)[::-1] if alone else [int(choice.name)]
+        targets = {**split(nnx.to_pure_dict(abstract)), "data": None}
+        for path in (self.directory / str(number) for number in kept):
+            try:
+                parts = load(path, targets)
+            except DamagedError as error:
+                damaged[path] = error
+                continue
+            self._set_aside(damaged, path)
+            data = parts.pop("data")
+            return _filled(abstract, {**parts.pop("train", {}), **parts}), data
+        raise damaged[choice]
+
+    def _set_aside(self, damaged: Mapping[Path, DamagedError], taken: Path) -> None:
+        for path, error in damaged.items():
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            what = str(error).removesuffix(f": {_FALL_BACK}")
+            print(f"{what}: it is now called {aside.name}, the run goes on from step {taken.name}", file=sys.stderr)
+        if damaged:
+            self._checkpointer.reload()
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
@@ -322,20 +353,61 @@ def saved(path: Path, name: str) -> Tree:
     with read_errors(path):
         part = ocp.checkpointables_metadata(path).metadata.get(name)
     if not part:
-        raise UserError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
+        raise DamagedError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
     return part
 
 
 def load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
-    """Parts of a checkpoint as their targets say (None: as saved); UserError when they cannot be read or do not fit."""
+    """Parts of a checkpoint as their targets say (None: as saved); UserError when they cannot be read or do not fit.
+
+    What was read is held against the checksums that were saved with it.
+    """
     from orbax.checkpoint import v1 as ocp
 
+    stored = {}
     for name, target in targets.items():
         found = saved(path, name)
         if target is not None:
             _check_shapes(path, name, _shapes(target), _shapes(found))
+            target = _as_saved(target, export.dotted(found, "/"))
+        stored[name] = target
     with read_errors(path):
-        return ocp.load_checkpointables(path, targets)
+        parts = ocp.load_checkpointables(path, stored)
+        sums = (ocp.checkpointables_metadata(path).custom_metadata or {}).get("checksums")
+        if sums is not None:  # a checkpoint of a version that had none
+            found = checksums(parts)["checksums"]
+            wrong = [name for name in found if found[name] != sums.get(name)]
+            if wrong:
+                raise ValueError(f"the checksums of {len(wrong)} of its {len(found)} arrays differ, as of {wrong[0]}")
+    return {name: part if targets[name] is None else _cast(part, targets[name]) for name, part in parts.items()}
+
+
+def checksums(parts: Mapping[str, Tree]) -> Tree:
+    """What a checkpoint of these parts keeps beside them, for `load` to hold them against."""
+    values = {name: checksum.of_values(part) for name, part in parts.items() if name == "data"}
+    arrays = export.dotted({name: part for name, part in parts.items() if name != "data"}, "/")
+    return {"checksums": {**checksum.of_arrays(arrays), **values}}
+
+
+def _as_saved(target: Tree, found: Mapping[str, Any]) -> Tree:
+    """A target in the dtypes that were saved, which alone can be held against the checksums."""
+
+    def leaf(keys: Any, wanted: Any) -> Any:
+        dtype = found["/".join(str(getattr(key, "key", key)) for key in keys)].dtype
+        if dtype == wanted.dtype or jax.dtypes.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            return wanted
+        if isinstance(wanted, np.ndarray):
+            return np.empty(wanted.shape, dtype)
+        return jax.ShapeDtypeStruct(wanted.shape, dtype, sharding=wanted.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, target)
+
+
+def _cast(part: Tree, target: Tree) -> Tree:
+    def leaf(found: Any, wanted: Any) -> Any:
+        return found if found.dtype == wanted.dtype else found.astype(wanted.dtype)
+
+    return jax.tree.map(leaf, part, target)
 
 
 def _shapes(tree: Tree) -> Tree:
@@ -359,9 +431,9 @@ def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        words = reason(error)
         del error
         gc.collect()
-        raise UserError(f"checkpoint {path} cannot be read ({reason}): {_FALL_BACK}") from None
+        raise DamagedError(f"checkpoint {path} cannot be read ({words}): {_FALL_BACK}") from None
     finally:
         sys.unraisablehook = hook
