@@ -18,6 +18,7 @@ import numpy as np
 
 from hiermusic.audio import files
 from hiermusic.data import splits
+from hiermusic.data.tfds_features import refuse_code
 from hiermusic.errors import UserError
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
@@ -401,6 +402,8 @@ def _tfds_open(place: Path) -> tuple[Any, dict[str, int]]:
 
     info = dataset_info.read_proto_from_builder_dir(place)
     features = json_format.Parse((place / "features.json").read_text(), feature_pb2.Feature())
+    refuse_code(features)
+    info.ClearField("module_name")  # of the code that made it, which is not wanted
     rates = {}
     for key, feature in features.features_dict.features.items():
         if feature.HasField("audio"):

@@ -106,7 +106,7 @@ class _Board:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The records of `workdir/metrics.jsonl`; lines that are none, as a kill or a bad disk leaves them, are left out."""
+    """The records of `workdir/metrics.jsonl`; lines that are none, as a kill leaves them, are left out."""
     path = Path(workdir) / "metrics.jsonl"
     records = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
