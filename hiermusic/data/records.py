@@ -198,6 +198,15 @@ def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray
     return wav_LC, meta
 
 
+def differences(path: str | os.PathLike, other: str | os.PathLike) -> tuple[int, int]:
+    """How many tracks of `path` another audio record directory does not have with the same sound, and the reverse."""
+    one, two = (
+        {(entry["id"], entry["sha256"]) for entry in _read_entries(Path(p) / "tracks.jsonl", {}, _AUDIO_ENTRY)}
+        for p in (path, other)
+    )
+    return len(one - two), len(two - one)
+
+
 class AudioSource:
     """Random access to the audio records of a directory; picklable.
 

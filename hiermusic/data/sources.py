@@ -18,6 +18,7 @@ import numpy as np
 
 from hiermusic.audio import files
 from hiermusic.data import splits
+from hiermusic.data.fingerprint import of_file
 from hiermusic.data.tfds_features import refuse_code
 from hiermusic.errors import UserError
 
@@ -217,24 +218,16 @@ def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
 
 
 def _file_source(name: str, rows: Iterable[tuple[str, Path, Meta]]) -> Source:
-    """Tracks of files; the fingerprint covers path, size and time of each file and its sidecars, and the metadata."""
+    """Tracks of files; the fingerprint covers the path and content of each file and its sidecars, and the metadata."""
     digest, tracks = hashlib.sha256(), []
     for track_id, file, meta in rows:
-        stamps = [_stamp(place) for place in (file, *(file.with_suffix(s) for s in (".txt", ".lrc", ".json")))]
+        stamps = [of_file(place) for place in (file, *(file.with_suffix(s) for s in (".txt", ".lrc", ".json")))]
         digest.update(json.dumps([track_id, stamps, meta]).encode())
         split = meta.get("split")
         if split is None and stamps[-1]:
             split = _sidecar_split(file)
         tracks.append(Track(track_id, _Loader(file, {k: v for k, v in meta.items() if k != "split"}), split))
     return Source(name, tracks, digest.hexdigest())
-
-
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -369,7 +362,7 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
         for index in range(len(rows))
     ]
     sizes = {part: len(rows) for part, rows in parts.items()}
-    told = [str(place), (place / "dataset_info.json").stat().st_mtime_ns, sizes, key, rate]
+    told = [[of_file(file) for file in sorted(place.iterdir())], sizes, key, rate]
     return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(told).encode()).hexdigest())
 
 

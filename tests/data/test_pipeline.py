@@ -1,5 +1,6 @@
 """Batches as pure functions of (seed, i), and `resolve`."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 
 from hiermusic.data import pipeline
+from hiermusic.data.fingerprint import BLOCK, BLOCKS, of_file
 from hiermusic.data.pipeline import resolve, token_examples, waveform_batches
 from hiermusic.data.records import AudioSource, write_audio
 from hiermusic.data.sources import Track
@@ -155,6 +157,43 @@ def test_resolve_writes_once_and_tells_what_was_skipped(music, tmp_path, capsys)
     assert resolve(music, cache, RATE, 1, progress=False) != out
     with pytest.raises(UserError, match="holds 1 channels at 1000 Hz where 2 at 1000"):
         resolve(out, cache, RATE, 2)
+
+
+def test_music_is_known_by_its_content(tmp_path, capsys):
+    music, cache = tmp_path / "music", tmp_path / "cache"
+    music.mkdir()
+    for index in range(4):
+        soundfile.write(music / f"{index}.wav", ramp(index, 500), RATE)
+    out = resolve(music, cache, RATE, 1, progress=False)
+    capsys.readouterr()
+    for file in music.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert resolve(music, cache, RATE, 1, progress=False) == out and capsys.readouterr().err == ""
+    stamp = (music / "2.wav").stat()
+    for index in (2, 3):  # other music of the same length, size and time
+        soundfile.write(music / f"{index}.wav", ramp(index + 4, 500), RATE)
+        os.utime(music / f"{index}.wav", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    other = resolve(music, cache, RATE, 1, progress=False)
+    assert other != out and AudioSource(other).tracks != AudioSource(out).tracks
+    said = capsys.readouterr().err
+    assert f"{music} has changed since {out} was written from it (2 of its tracks are new or other, 2 are gone)" in said
+    assert resolve(music, cache, RATE, 1, progress=False) == other and capsys.readouterr().err == ""
+    resolve(music, cache, 2 * RATE, 1, progress=False)
+    assert "has changed" not in capsys.readouterr().err
+
+
+def test_a_long_file_is_known_by_blocks_of_it(tmp_path):
+    content = bytearray(np.random.default_rng(0).bytes(BLOCKS * BLOCK * 3 + 5))
+    path = tmp_path / "long.wav"
+    path.write_bytes(content)
+    before = of_file(path)
+    assert before == of_file(path) and before[0] == len(content)
+    for place in (0, len(content) - 1):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert of_file(path) not in (before, None)
+        before = of_file(path)
+    assert of_file(tmp_path) is None and of_file(tmp_path / "gone") is None
 
 
 def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
