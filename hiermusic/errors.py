@@ -79,12 +79,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 def replace(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
     """Gives a finished file its name, both on the disk itself: after a power cut it is the old one or the whole new."""
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _sync(Path(path).parent)
+    sync(Path(path).parent)
 
 
-def _sync(path: str | os.PathLike) -> None:
+def sync(path: str | os.PathLike) -> None:
+    """Returns when a file, or what a folder says of its files, is on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from hiermusic.errors import UserError, disk_errors, reason, replacing, write_atomically
+from hiermusic.errors import UserError, damage, disk_errors, reason, replacing, write_atomically
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
 from hiermusic.train import checksum
@@ -296,12 +296,13 @@ def read_config(workdir: str | Path) -> Tree:
 
 def _read_json(workdir: str | Path) -> Tree:
     path = Path(workdir) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{workdir} is not a training workdir: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    if not path.exists():
+        raise UserError(f"{workdir} is not a training workdir: it has no config.json")
+    with damage(path, "put it back, or take another workdir"):
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+        return config
 
 
 def _fields(config: Any) -> Tree:
@@ -333,7 +334,8 @@ def find(workdir: str | Path, step: int | None = None) -> Path:
 
 def exported_step(folder: str | Path, step: int | None = None) -> int:
     """The step of an exported model; UserError when another one is asked for."""
-    stored = _read_json(folder).get("export", {}).get("step")
+    facts = _read_json(folder).get("export")
+    stored = facts.get("step") if isinstance(facts, dict) else None
     if not isinstance(stored, int):
         raise UserError(f"{folder} is not whole: its config.json does not say which step was exported; export it again")
     if step is not None and step != stored:

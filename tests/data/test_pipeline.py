@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 import soundfile
@@ -210,6 +212,19 @@ def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
     assert len(AudioSource(alone)) == 33
     for name in ("info.json", *(path.name for path in alone.glob("*.arrayrecord"))):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_a_damaged_shard_is_named_from_within_the_pipeline(audio, tmp_path):
+    copy = shutil.copytree(audio, tmp_path / "audio")
+    path = copy / "audio-00000-of-00001.arrayrecord"
+    data = bytearray(path.read_bytes())
+    for place in range(100, 20_000, 100):
+        data[place] ^= 1
+    path.write_bytes(data)
+    batches = waveform_batches(copy, "train", 300, 4).to_iter_dataset(grain.ReadOptions(num_threads=2))
+    with pytest.raises(UserError, match="audio-00000-of-00001.arrayrecord cannot be read"):
+        for _ in zip(range(20), batches, strict=False):
+            pass
 
 
 def test_resolve_names_what_is_not_there(tmp_path):

@@ -305,6 +305,14 @@ def test_a_file_where_the_workdir_belongs(toy, tmp_path):
         check(tmp_path / "file" / "run", toy.config())
 
 
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"7", b"\xff", b"[" * 99_999, b'{"a": 1'])
+def test_a_config_that_is_none_is_told(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"config.json cannot be read \(") as told:
+        read_config(tmp_path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
+
+
 def test_records_that_were_exchanged_are_told(toy, tmp_path, capfd):
     config, records = toy.config(), tmp_path / "records"
     config.data = {"path": str(records)}
