@@ -222,7 +222,7 @@ def test_a_damaged_shard_is_named_from_within_the_pipeline(audio, tmp_path):
         data[place] ^= 1
     path.write_bytes(data)
     batches = waveform_batches(copy, "train", 300, 4).to_iter_dataset(grain.ReadOptions(num_threads=2))
-    with pytest.raises(UserError, match="audio-00000-of-00001.arrayrecord cannot be read"):
+    with pytest.raises(UserError, match=r"audio-00000-of-00001.arrayrecord cannot be read"):
         for _ in zip(range(20), batches, strict=False):
             pass
 
