@@ -20,8 +20,8 @@ def of_arrays(leaves: Mapping[str, Any]) -> dict[str, int]:
     Args:
       leaves: arrays or random keys by name; of several processes each gives the same.
     """
-    sums = {name: _program(_everywhere(leaf))(_data(leaf)) for name, leaf in leaves.items()}
-    return {name: int(number) for name, number in jax.device_get(sums).items()}
+    # one after another: processes that have several sums under way may wait for each other in different ones
+    return {name: int(jax.device_get(_program(_everywhere(leaf))(_data(leaf)))) for name, leaf in leaves.items()}
 
 
 def of_values(values: Mapping[str, int | str]) -> int:
