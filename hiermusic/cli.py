@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hiermusic.console import open_closed_streams, say
 from hiermusic.errors import UserError
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
 from hiermusic.verbs.flags import Values, Verb, show
+
+OPEN_FILES = 65536
 
 _ORDER = (
     *("demo", "data", "train", "tokenize", "encode", "decode", "generate", "continue", "evaluate"),
@@ -69,6 +72,17 @@ def _leave_out_absent_tpu() -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def _allow_open_files() -> None:
+    """Raises the number of files that a process may have open as far as the system lets it, within reason."""
+    with suppress(ImportError, OSError, ValueError):  # no such limit, or none that may be changed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; bad input ends in one line on standard error and exit status 1."""
     open_closed_streams()
@@ -83,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     _keep_compiled_programs()
     _leave_out_absent_tpu()
+    _allow_open_files()
     verb, values = VERBS[name], Values()
     verb.define(values)
     if {"-h", "--help"} & set(rest):

@@ -37,6 +37,30 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line of at most 160 characters."""
+    words = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if isinstance(error, LookupError | TypeError | AttributeError) or not words:
+        words = f"{type(error).__name__}: {words}".removesuffix(": ")  # alone they name a thing, not what is wrong
+    return words if len(words) <= 160 else f"{words[:159]}…"
+
+
+@contextmanager
+def damage(path: str | os.PathLike, remedy: str) -> Iterator[None]:
+    """Turns whatever comes of reading a file that may be damaged, or not what it seems, into one line that names it.
+
+    Args:
+      path: the file, or the folder where one of several is meant.
+      remedy: what to do about it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}): {remedy}") from None
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends well, and is removed when it does not.
@@ -48,9 +72,28 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield temporary
-            os.replace(temporary, path)
+            replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Gives a finished file its name, both on the disk itself: after a power cut it is the old one or the whole new."""
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(Path(path).parent)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Returns when a file, or what a folder says of its files, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

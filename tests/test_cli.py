@@ -118,3 +118,16 @@ def test_the_package_alone_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_as_many_files_may_be_open_as_the_system_allows():
+    script = (
+        "import resource; from hiermusic import cli\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))\n"
+        "cli.main(['data', '-h'])\n"
+        "print('soft', resource.getrlimit(resource.RLIMIT_NOFILE)[0], min(hard, cli.OPEN_FILES))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    _, soft, wanted = done.stdout.splitlines()[-1].split()
+    assert soft == wanted

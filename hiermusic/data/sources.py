@@ -18,6 +18,8 @@ import numpy as np
 
 from hiermusic.audio import files
 from hiermusic.data import splits
+from hiermusic.data.fingerprint import of_file
+from hiermusic.data.tfds_features import refuse_code
 from hiermusic.errors import UserError
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
@@ -216,24 +218,16 @@ def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
 
 
 def _file_source(name: str, rows: Iterable[tuple[str, Path, Meta]]) -> Source:
-    """Tracks of files; the fingerprint covers path, size and time of each file and its sidecars, and the metadata."""
+    """Tracks of files; the fingerprint covers the path and content of each file and its sidecars, and the metadata."""
     digest, tracks = hashlib.sha256(), []
     for track_id, file, meta in rows:
-        stamps = [_stamp(place) for place in (file, *(file.with_suffix(s) for s in (".txt", ".lrc", ".json")))]
+        stamps = [of_file(place) for place in (file, *(file.with_suffix(s) for s in (".txt", ".lrc", ".json")))]
         digest.update(json.dumps([track_id, stamps, meta]).encode())
         split = meta.get("split")
         if split is None and stamps[-1]:
             split = _sidecar_split(file)
         tracks.append(Track(track_id, _Loader(file, {k: v for k, v in meta.items() if k != "split"}), split))
     return Source(name, tracks, digest.hexdigest())
-
-
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -368,7 +362,7 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
         for index in range(len(rows))
     ]
     sizes = {part: len(rows) for part, rows in parts.items()}
-    told = [str(place), (place / "dataset_info.json").stat().st_mtime_ns, sizes, key, rate]
+    told = [[of_file(file) for file in sorted(place.iterdir())], sizes, key, rate]
     return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(told).encode()).hexdigest())
 
 
@@ -401,6 +395,8 @@ def _tfds_open(place: Path) -> tuple[Any, dict[str, int]]:
 
     info = dataset_info.read_proto_from_builder_dir(place)
     features = json_format.Parse((place / "features.json").read_text(), feature_pb2.Feature())
+    refuse_code(features)
+    info.ClearField("module_name")  # of the code that made it, which is not wanted
     rates = {}
     for key, feature in features.features_dict.features.items():
         if feature.HasField("audio"):

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hiermusic.errors import UserError, disk_errors
+from hiermusic.errors import UserError, damage, disk_errors, replace, sync
 
 FILE_BYTES = 5 * 10**9
+REMEDY = "export the model again"
 
 _WHOLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"} | {
@@ -42,7 +43,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         with disk_errors(path):
             unfinished.mkdir(parents=True)
             yield unfinished
-            unfinished.rename(path)
+            for file in unfinished.rglob("*"):
+                sync(file)
+            replace(unfinished, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     finally:
@@ -193,19 +196,16 @@ def _files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
-    try:
-        where = json.loads((folder / _INDEX).read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / _INDEX} cannot be read ({error}): export the model again") from None
-    return [folder / file for file in sorted(set(where.values()))]
+    with damage(folder / _INDEX, REMEDY):
+        files = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+        if not files or any(Path(file).name != file for file in files):  # in this folder, and nowhere else
+            raise ValueError("it does not name the files beside it")
+    return [folder / file for file in files]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}): export the model again") from None
+    with damage(path, REMEDY), safe_open(path, framework="np") as file:
+        yield file

@@ -97,11 +97,11 @@ def _identity(path: str) -> dict[str, str]:
 def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
     path = out / f"{fact['name']}.json"
     sounds = (".wav", ".backbone.wav") if coarse_too else (".wav",)
-    if not (path.is_file() and all(path.with_suffix(suffix).is_file() for suffix in sounds)):
-        return False
     try:
+        if not all(path.with_suffix(suffix).stat().st_size for suffix in sounds):  # as a power cut leaves them
+            return False
         stored = read_json(path)
-    except ValueError:  # someone else's file, or a damaged one
+    except (OSError, ValueError):  # none, someone else's file, or a damaged one
         return False
     return isinstance(stored, dict) and all(stored.get(name) == value for name, value in fact.items())
 

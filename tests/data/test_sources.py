@@ -46,7 +46,11 @@ def test_fingerprint_follows_files_and_sidecars(tmp_path):
     (tmp_path / "a.txt").write_text("la la")
     with_lyrics = open_source(str(tmp_path)).fingerprint
     os.utime(tmp_path / "a.wav", ns=(1, 1))
-    assert len({before, with_lyrics, open_source(str(tmp_path)).fingerprint}) == 3
+    assert open_source(str(tmp_path)).fingerprint == with_lyrics != before
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a.wav").write_bytes(content)
+    assert open_source(str(tmp_path)).fingerprint not in (before, with_lyrics)
 
 
 def test_sidecars(tmp_path):

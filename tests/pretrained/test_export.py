@@ -126,6 +126,22 @@ def test_what_is_refused(weights, tmp_path):
         checkpoint.load_model(out, make)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "null", "[]", "{}", "[" * 99_999),
+        *('{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}'),
+        *('{"weight_map": {"a": "../model-00001-of-00002.safetensors"}}', '{"weight_map": {"a": "gone.safetensors"}}'),
+    ],
+)
+def test_an_index_that_is_none(weights, tmp_path, text):
+    assert len(write(tmp_path / "out", weights, file_bytes=100)) > 1
+    (tmp_path / "out/model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot be read .*: export the model again") as told:
+        export.shapes(tmp_path / "out")
+    assert str(tmp_path / "out") in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
+
+
 def test_an_export_that_breaks_off_leaves_nothing(weights, tmp_path):
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "out", weights, lambda names: 1 / 0)
