@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, brief
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
 from hiermusic.verbs.flags import Values, Verb, say, show
 
@@ -35,9 +35,15 @@ def _explain(name: str, verb: Verb, values: Values) -> str:
     return "\n".join([head, "", f"  {verb.summary}", "", *rows, "", f"example:\n  {verb.example}"])
 
 
-def _parse(name: str, verb: Verb, values: Values, argv: list[str]) -> list[str]:
-    # config_flags finds overrides such as --config.a.b=1 in sys.argv itself.
-    sys.argv = [f"hiermusic {name}", *argv]
+def _with_flagfiles(argv: list[str]) -> list[str]:
+    """The arguments with those of every --flagfile in its place."""
+    try:
+        return Values().read_flags_from_files(argv, force_gnu=False)
+    except (flags.Error, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--flagfile cannot be read ({error}): give a text file with one flag a line") from error
+
+
+def _parse(name: str, values: Values, argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config="):
             path = argument.removeprefix("--config=").split(":")[0]
@@ -50,12 +56,16 @@ def _parse(name: str, verb: Verb, values: Values, argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         field = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "; "))  # a message in several layers of quotes
         raise UserError(f"the configuration has no field {field} (look into the file given with --config)") from error
+    except Exception as error:  # a configuration file is a program
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(f"the configuration cannot be made ({told}): look into the file given with --config") from error
 
 
 def _keep_compiled_programs() -> None:
     """Lets a second run of anything start without compiling it again, unless the environment says where or how."""
-    cache = Path.home() / ".cache" / "hiermusic" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):  # a bare container may have neither HOME nor a user: then nothing is kept
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, ".cache", "hiermusic", "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -80,13 +90,15 @@ def main(argv: list[str] | None = None) -> None:
     _keep_compiled_programs()
     _leave_out_absent_tpu()
     verb, values = VERBS[name], Values()
-    verb.define(values)
-    if {"-h", "--help"} & set(rest):
-        show(_explain(name, verb, values))
-        return
     logging.set_verbosity(logging.ERROR)
     try:
-        verb.run(values, _parse(name, verb, values, rest))
+        rest = _with_flagfiles(rest)
+        sys.argv = [f"hiermusic {name}", *rest]  # where config_flags looks for --config and its overrides
+        verb.define(values)
+        if {"-h", "--help"} & set(rest):
+            show(_explain(name, verb, values))
+            return
+        verb.run(values, _parse(name, values, rest))
     except UserError as error:
         say(f"hiermusic {name}: {error}")
         sys.exit(1)
@@ -94,7 +106,10 @@ def main(argv: list[str] | None = None) -> None:
         os._exit(0)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        say(f"hiermusic {name}: {place}{error.strerror or error}")
+        say(brief(f"hiermusic {name}: {place}{error.strerror or error}"))
+        sys.exit(1)
+    except MemoryError as error:
+        say(brief(f"hiermusic {name}: there is not enough memory ({error}); ask for less at a time"))
         sys.exit(1)
     except KeyboardInterrupt:
         say(f"hiermusic {name}: interrupted; run the same command to go on")

@@ -8,8 +8,62 @@ from pathlib import Path
 from uuid import uuid4
 
 
+_LONGEST = 1000  # characters of an answer; longer ones keep their beginning and their end, which says what to do
+_HARMLESS = {code: " " for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+# What says nothing about the file that was being read, and passes: descriptors, memory, network disks.
+_PASSING = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ESTALE),
+    *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+)
+
+
+def brief(text: object, longest: int = _LONGEST) -> str:
+    """Any text as one line of at most `longest` characters, without control characters or broken unicode."""
+    line = " ".join(str(text).translate(_HARMLESS).split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(line) > longest:
+        tail = longest // 3
+        line = f"{line[: longest - tail - 5]} ... {line[-tail:]}"
+    return line
+
+
 class UserError(Exception):
-    """Bad input, said in one line: what is wrong, where, and what to do about it."""
+    """Bad input, said in one line of bounded length: what is wrong, where, and what to do about it."""
+
+    def __init__(self, words: object = ""):
+        super().__init__(brief(words))
+
+
+@contextmanager
+def reading(path: str | os.PathLike, what: str, do: str = "") -> Iterator[None]:
+    """Turns whatever reading a person's file raises into one UserError: "PATH cannot be read as WHAT (why): DO".
+
+    The machine's own faults (`is_passing`) are passed on, since they say nothing about the file.
+
+    Args:
+      path: the file.
+      what: what it was to be, such as "a manifest".
+      do: what helps; empty when nothing but another file does.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # parsers of all kinds raise what they like about what a stranger's file holds
+        if is_passing(error):
+            raise
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError | TypeError | AttributeError):
+            why = "it asks for more memory than there is" if isinstance(error, MemoryError) else "it holds other things"
+        raise UserError(f"{path} cannot be read as {what} ({brief(why, 200)}){f': {do}' if do else ''}") from error
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, tells of the machine and may be gone at the next try."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -118,3 +118,73 @@ def test_the_package_alone_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "words"),
+    [
+        ("khala/backbone", "model.kv_heads=0", "model.kv_heads=0: give whole numbers of 1 or more"),
+        ("khala/backbone", "model.layers=0", "model.layers=0: give whole numbers of 1 or more"),
+        ("khala/backbone", "model.width=-4", "model.width=-4: give whole numbers of 1 or more"),
+        ("khala/backbone", "model.frame_rate=1/0", "model.frame_rate=1/0: give frames a second"),
+        ("khala/codec", "model.strides=abc", "model.strides=('abc',): give whole numbers of 1 or more"),
+        ("khala/codec", "model.strides=(0, 2)", "model.strides=(0, 2): give whole numbers of 1 or more"),
+        ("khala/codec", "model.codebooks=0", "model.codebooks=0: give whole numbers of 1 or more"),
+        ("khala/codec", "train.batch_size=0", "train.batch_size=0: give a whole number of 1 or more"),
+        ("aar/lm", "model.depth=0", "model.depth=0: give whole numbers of 1 or more"),
+        ("aar/codec", "model.fold=0", "model.fold=0: give whole numbers of 1 or more"),
+    ],
+)
+def test_sizes_that_are_none(capsys, stage, setting, words):
+    line = fails(capsys, "inspect", f"--config={ROOT}/configs/{stage}.py:tiny", f"--config.{setting}")
+    assert line == f"hiermusic inspect: {words}" or line.startswith(f"hiermusic inspect: {words}, such as")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "cannot be read as the configuration of a workdir (it holds other things)"),
+        ("null", "cannot be read as the configuration of a workdir (it holds other things)"),
+        ("[" * 100_000, "cannot be read as the configuration of a workdir (RecursionError"),
+        ('{"system": "khala", "stage": "codec"}', "has no field model"),
+        ('{"system": "khala", "stage": "codec", "model": {}, "train": {"batch_size": 1}}', "has no field"),
+        ('{"system": "khala", "stage": "codec", "model": 3, "train": 4}', "has no field"),
+    ],
+)
+def test_a_workdir_whose_configuration_is_none(capsys, tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+    line = fails(capsys, "inspect", f"--workdir={tmp_path}")
+    assert f"{tmp_path}/config.json" in line and words in line
+    line = fails(capsys, "encode", f"--codec={tmp_path}", "in.wav", tmp_path / "codes.npz")
+    assert f"{tmp_path}/config.json" in line and words in line
+
+
+def test_an_argument_of_any_length_is_answered_in_a_line(capsys, tmp_path):
+    line = fails(capsys, "data", f"--source={'a' * 100_000}", f"--out={tmp_path / 'o'}")
+    assert len(line) < 1100 and line.startswith("hiermusic data: aaa")
+    line = fails(capsys, "data", "--source=builtin:1?seconds=inf", f"--out={tmp_path / 'o'}")
+    assert "give songs, seconds and seed as in builtin:40" in line and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("verb", ["data", "train"])
+def test_flagfiles(capsys, tmp_path, verb):
+    (tmp_path / "bytes").write_bytes(b"\xd0\x00\xff")
+    for name in ("gone", "", "bytes"):
+        assert "--flagfile cannot be read" in fails(capsys, verb, f"--flagfile={tmp_path / name}")
+    (tmp_path / "flags").write_text(f"--source=gone\n--config={CONFIG}:huge\n--out=o\n--workdir=o\n")
+    line = fails(capsys, verb, f"--flagfile={tmp_path / 'flags'}")
+    assert ("unknown preset 'huge'" if verb == "train" else "Unknown command line flag 'config'") in line
+
+
+def test_a_configuration_file_that_fails(capsys, tmp_path):
+    for text, words in (("def get_config(:\n", "SyntaxError"), ("import no_such_module\n", "no_such_module")):
+        (tmp_path / "c.py").write_text(text)
+        line = fails(capsys, "train", f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'w'}")
+        assert "the configuration cannot be made" in line and words in line
+
+
+def test_a_machine_without_a_home_or_a_user(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "does not exist" in fails(capsys, "data", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'o'}")

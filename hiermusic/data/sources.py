@@ -22,6 +22,7 @@ from hiermusic.errors import UserError
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
 SUFFIXES = {*files.EXTENSIONS, ".aifc", ".oga", ".opus", ".m4a", ".aac", ".wma"}
+_MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 TEXT_FIELDS = ("lyrics", "tags", "description", "genre", "language")
 
 Meta = dict[str, Any]
@@ -311,8 +312,11 @@ def _builtin(name: str, options: dict[str, str], path: str) -> Source:
     seed = _option(options, "seed", 0, int, path)
     genres = _option(options, "styles", (), lambda text: tuple(text.split(",")), path)
     _no_more(options, "seconds, seed and styles", path)
-    if count < 1 or seed < 0 or not 1 <= span[0] <= span[1]:
-        raise UserError(f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (a second or more)")
+    if not (1 <= count <= _MOST_SONGS and 0 <= seed < 2**63 and 1 <= span[0] <= span[1] <= _LONGEST_SONG):
+        raise UserError(
+            f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (1 to {_LONGEST_SONG} seconds, "
+            f"at most {_MOST_SONGS:,} songs)"
+        )
     from hiermusic.data import composer, corpus
 
     composer.check_genres(genres)

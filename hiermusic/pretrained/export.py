@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hiermusic.errors import UserError, disk_errors
+from hiermusic.errors import UserError, disk_errors, reading
 
 FILE_BYTES = 5 * 10**9
 
@@ -193,11 +193,10 @@ def _files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
-    try:
-        where = json.loads((folder / _INDEX).read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / _INDEX} cannot be read ({error}): export the model again") from None
-    return [folder / file for file in sorted(set(where.values()))]
+    with reading(folder / _INDEX, "the index of an exported model", "export the model again"):
+        where = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(file).name for file in where.values()})  # beside the index, and nowhere else
+    return [folder / name for name in names]
 
 
 @contextmanager
@@ -207,5 +206,5 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="np") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the model again") from None

@@ -93,8 +93,9 @@ def say(text: str) -> None:
 
 def show(text: str) -> None:
     """Writes to standard output; where that fails the process ends at once, or Python would try again at its end."""
+    encoding = sys.stdout.encoding or "utf-8"  # names of files need not be text, nor the terminal's alphabet wide
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         os._exit(0)
     except OSError as error:
