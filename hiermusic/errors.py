@@ -2,18 +2,24 @@
 
 import errno
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
+T = TypeVar("T")
 
 _LONGEST = 1000  # characters of an answer; longer ones keep their beginning and their end, which says what to do
 _HARMLESS = {code: " " for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+_PAUSES = (0.2, 1.0, 5.0)  # seconds before something is tried again
 # What says nothing about the file that was being read, and passes: descriptors, memory, network disks.
 _PASSING = (
-    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ESTALE),
-    *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH),
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOBUFS),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH,),
+    *(errno.ENETUNREACH, errno.ENETDOWN),
 )
 
 
@@ -55,6 +61,25 @@ def reading(path: str | os.PathLike, what: str, do: str = "") -> Iterator[None]:
         if isinstance(error, MemoryError | TypeError | AttributeError):
             why = "it asks for more memory than there is" if isinstance(error, MemoryError) else "it holds other things"
         raise UserError(f"{path} cannot be read as {what} ({brief(why, 200)}){f': {do}' if do else ''}") from error
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """What `action` gives; it is tried again, after pauses, while the machine's own faults (`is_passing`) stop it."""
+    for pause in _PAUSES:
+        try:
+            return action()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+        time.sleep(pause)
+    return action()
+
+
+def warn(words: object) -> None:
+    """Tells on standard error, in one line above any progress bar, what is odd and taken all the same."""
+    from tqdm import tqdm
+
+    tqdm.write(brief(words), file=sys.stderr)
 
 
 def is_passing(error: BaseException | None) -> bool:

@@ -2,10 +2,11 @@
 
 import errno
 import json
+from functools import partial
 
 import pytest
 
-from hiermusic.errors import UserError, brief, is_passing, reading
+from hiermusic.errors import UserError, brief, is_passing, patiently, reading
 
 
 def test_an_answer_is_one_bounded_line_that_keeps_both_ends():
@@ -44,10 +45,25 @@ def test_the_machines_faults_are_not_the_files():
         with pytest.raises(OSError, match="the system"), reading("a.wav", "audio"):
             raise OSError(number, "the system")
     assert not is_passing(OSError(errno.ENOENT, "gone"))
-    try:
-        try:
-            raise OSError(errno.EMFILE, "many")
-        except OSError:
-            raise RuntimeError("cannot open")
-    except RuntimeError as error:
-        assert is_passing(error)
+    wrapped = RuntimeError("cannot open")
+    wrapped.__cause__ = OSError(errno.EMFILE, "many")
+    assert is_passing(wrapped)
+
+
+def test_what_passes_is_tried_again_and_nothing_else(monkeypatch):
+    pauses, tries = [], []
+    monkeypatch.setattr("time.sleep", pauses.append)
+
+    def stumble(number, times):
+        tries.append(number)
+        if len(tries) <= times:
+            raise OSError(number, "the system")
+        return "read"
+
+    assert patiently(partial(stumble, errno.EMFILE, 2)) == "read" and len(tries) == 3
+    assert pauses == sorted(pauses) and len(pauses) == 2
+    for number, count in ((errno.EMFILE, 4), (errno.ENOENT, 1)):
+        tries.clear()
+        with pytest.raises(OSError):
+            patiently(partial(stumble, number, 100))
+        assert len(tries) == count

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec
-from hiermusic.errors import UserError, brief, reading, replacing
+from hiermusic.errors import UserError, brief, reading, replacing, warn
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.systems.requests import Request
@@ -78,7 +78,8 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
     with reading(place, "the configuration of a workdir", "give a folder that `hiermusic train` wrote"):
         config = ConfigDict(checkpoint.read_config(workdir))
     if stages and config.get("stage") not in stages:
-        raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {' or '.join(stages)}")
+        wanted = " or ".join(stages)
+        raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {wanted}")
     if config.get("system") in SYSTEMS:
         ours = system(config, str(place))
         with _understood(str(place)):
@@ -168,6 +169,8 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     wav_LC, rate = files.read(source)  # before the weights, which take longer
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
+    if codec.channels == 1 and (odd := files.oddity(wav_LC)):
+        warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
     codes_RS = encode_long(codec, wav_LC, layers=layers)
     whole = io.BytesIO()
