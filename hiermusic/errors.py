@@ -18,7 +18,14 @@ _PAUSES = (0.2, 1.0, 5.0)  # seconds before something is tried again
 # What says nothing about the file that was being read, and passes: descriptors, memory, network disks.
 _PASSING = (
     *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOBUFS),
-    *(errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH,),
+    *(
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ECONNRESET,
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+    ),
     *(errno.ENETUNREACH, errno.ENETDOWN),
 )
 
