@@ -10,7 +10,7 @@ from absl import flags, logging
 
 from hiermusic.errors import UserError, brief
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
-from hiermusic.verbs.flags import Values, Verb, say, show
+from hiermusic.verbs.flags import Values, Verb, local, say, show
 
 _ORDER = (
     *("demo", "data", "train", "tokenize", "encode", "decode", "generate", "continue", "evaluate"),
@@ -51,6 +51,8 @@ def _parse(name: str, values: Values, argv: list[str]) -> list[str]:
                 raise UserError(f"no configuration file at {path}: give --config=FILE.py[:preset]")
     try:
         return values(sys.argv)[1:]
+    except UserError:
+        raise
     except flags.Error as error:
         raise UserError(f"{error} (hiermusic {name} -h lists the flags)") from error
     except (AttributeError, KeyError) as error:
@@ -98,7 +100,9 @@ def main(argv: list[str] | None = None) -> None:
         if {"-h", "--help"} & set(rest):
             show(_explain(name, verb, values))
             return
-        verb.run(values, _parse(name, values, rest))
+        given = _parse(name, values, rest)
+        local(values, given)
+        verb.run(values, given)
     except UserError as error:
         say(f"hiermusic {name}: {error}")
         sys.exit(1)

@@ -188,3 +188,30 @@ def test_a_machine_without_a_home_or_a_user(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert "does not exist" in fails(capsys, "data", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'o'}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "--source=builtin:1?seconds=1", "--out=gs://bucket/x"),
+        ("data", "--source=s3://bucket/x", "--out=o"),
+        ("data", "--source=builtin:1?seconds=1", "--out=o", "--tfds=gs://bucket/x"),
+        ("train", f"--config={CONFIG}:tiny", "--workdir=gs://bucket/x"),
+        ("train", f"--config={CONFIG}:tiny", "--workdir=o", "--config.data.path=https://bucket/x"),
+        ("generate", "--backbone=b", "--seconds=1", "--tags=x://y", "--out=hdfs://bucket/x"),
+        ("tokenize", "--codec=c", "--data=d", "--out=file:///tmp/x"),
+        ("encode", "--codec=c", "in.wav", "gs://bucket/codes.npz"),
+        ("decode", "--codec=gs://bucket/x", "codes.npz", "out.wav"),
+        ("evaluate", "--workdir=w", "--out=gs://bucket/x"),
+        ("export", "--workdir=w", "--out=gs://bucket/x"),
+        ("reshard", "--workdir=w", "--out=gs://bucket/x"),
+        ("sweep", f"--sweep={ROOT}/configs/sweeps/learning_rate.py", "--workdir=gs://bucket/x"),
+        ("demo", "--workdir=gs://bucket/x"),
+    ],
+)
+def test_addresses_are_refused_before_anything_is_written(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    line = fails(capsys, *arguments)
+    words = "only places of this machine are read and written: mount it, or copy it here"
+    assert "://" in line and line.endswith(words)
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ one file a finished shard: what an interrupted run continues from).
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -40,6 +41,7 @@ AUDIO_OPTIONS = "group_size:1,uncompressed"
 TOKEN_OPTIONS = "group_size:1,zstd:3"
 
 Codes = np.ndarray | tuple[np.ndarray, ...]
+_LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # as `errors.replacing` and `_writers` name what they write
 T = TypeVar("T")
 
 
@@ -401,7 +403,8 @@ def remove_leftovers(*folders: Path) -> None:
     if workers()[0] == 0:
         for folder in folders:
             for path in folder.glob("*.tmp"):
-                path.unlink(missing_ok=True)
+                if _LEFTOVER.search(path.name):
+                    path.unlink(missing_ok=True)
     wait_for_all(f"leftovers of {folders[0]}")
 
 

@@ -5,6 +5,7 @@ The layout is the one of the Hugging Face hub: `model.safetensors`, or above `FI
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,19 +31,27 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that takes the name `path` when the block ends well; until then its name is `path.unfinished`.
 
+    A link stands for the folder it leads to. A mount point cannot change its name: what is filled then lies in it as
+    `.unfinished`, and is moved up at the end, config.json last.
+
     Raises:
       UserError: `path` already holds something, or the disk is full or read-only.
     """
-    path = Path(path).absolute()
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    path = Path(path).resolve()
+    mounted = os.path.ismount(path)
+    unfinished = path / ".unfinished" if mounted else path.with_name(f"{path.name}.unfinished")
     try:
-        if path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty: give a new folder")
         shutil.rmtree(unfinished, ignore_errors=True)
+        if path.exists() and any(entry.name != "lost+found" for entry in path.iterdir()):
+            raise UserError(f"{path} is not empty: give a new folder")
         with disk_errors(path):
             unfinished.mkdir(parents=True)
             yield unfinished
-            unfinished.rename(path)
+            if mounted:
+                for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == _CONFIG):
+                    entry.rename(path / entry.name)
+            else:
+                unfinished.rename(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     finally:

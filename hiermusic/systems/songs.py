@@ -17,9 +17,11 @@ from hiermusic.audio.limiter import limit
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.data.records import read_json, remove_leftovers
-from hiermusic.errors import write_atomically
+from hiermusic.errors import reading, warn, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems.requests import Request
+from hiermusic.tokens.prompt import excess
+from hiermusic.tokens.vocabulary import TextTokenizer
 from hiermusic.train import checkpoint
 
 SHORT = 0.8  # songs of a smaller share of the length asked for are told
@@ -90,18 +92,19 @@ def produce(
 
 
 def _identity(path: str) -> dict[str, str]:
-    with open(path, "rb") as file:
+    with reading(path, "what to go by"), open(path, "rb") as file:
         return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
     path = out / f"{fact['name']}.json"
     sounds = (".wav", ".backbone.wav") if coarse_too else (".wav",)
-    if not (path.is_file() and all(path.with_suffix(suffix).is_file() for suffix in sounds)):
+    # nothing of length zero: a machine that lost its power may leave such files
+    if not all(place.is_file() and place.stat().st_size for place in (path, *map(path.with_suffix, sounds))):
         return False
     try:
         stored = read_json(path)
-    except ValueError:  # someone else's file, or a damaged one
+    except (ValueError, RecursionError):  # someone else's file, or a damaged one
         return False
     return isinstance(stored, dict) and all(stored.get(name) == value for name, value in fact.items())
 
@@ -117,7 +120,7 @@ def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
         whole["backbone"] = _sound(path.with_suffix(".backbone.wav"), coarse_LC, rate)
     whole |= _sound(path, wav_LC, rate)
     if made < SHORT * asked:
-        _tell(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
+        warn(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -127,13 +130,17 @@ def _sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]
     loudness = measure.loudness(wav_LC, rate)
     if facts["clipped"]:
         beyond = f"{facts['clipped']:.2%} of its samples exceed full scale, the greatest {facts['peak']:.2f} times"
-        _tell(f"{path.name}: {beyond}: limited")
+        warn(f"{path.name}: {beyond}: limited")
     files.write(path, limit(wav_LC, rate), rate)
     return facts | {"loudness": loudness if math.isfinite(loudness) else None}
 
 
-def _tell(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+def tell_cut(requests: Sequence[Request], words: TextTokenizer, keep_description: bool, limit: int) -> None:
+    """Says which prompts are longer than a model reads, and by how much."""
+    for request in requests:
+        if lost := excess(request.prompt, words, keep_description=keep_description, limit=limit):
+            told = f"its prompt is {lost} ids longer than the {limit} read"
+            warn(f"{request.name}: {told}: the end of its words is left out")
 
 
 @contextmanager

@@ -3,17 +3,19 @@
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from hiermusic.errors import UserError
 
 Values = flags.FlagValues
+_WORDS = ("tags", "lyrics")  # flags whose text is no place
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,24 @@ def need(values: Values, *names: str) -> None:
     missing = [f"--{name}" for name in names if not getattr(values, name)]
     if missing:
         raise UserError(f"{', '.join(missing)} is needed")
+
+
+def local(values: Values, given: list[str]) -> None:
+    """UserError where a flag, an argument or a field of --config is an address such as gs://bucket/x: all places are
+    folders and files of this machine, and one named `gs:` is not what was meant."""
+    places = [("", word) for word in given]
+    for name in set(values) - set(_WORDS):
+        value = values[name].value
+        places += _leaves(value, f"--{name}.") if isinstance(value, ConfigDict) else [(f"--{name}", value)]
+    for name, value in places:
+        if isinstance(value, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", value):
+            place = f"{name}={value}" if name else value
+            raise UserError(f"{place}: only places of this machine are read and written: mount it, or copy it here")
+
+
+def _leaves(config: ConfigDict, prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in config.items():
+        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [(prefix + name, value)]
 
 
 def positional(given: list[str], *names: str) -> list[str]:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from hiermusic.errors import UserError
-from hiermusic.systems import requests, songs
+from hiermusic.systems import khala_rows, requests, songs
+from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 
 @pytest.fixture
@@ -84,3 +86,31 @@ def test_a_song_far_shorter_than_asked_is_told(make_one, capsys, seconds, told):
 
 def test_silence_has_no_loudness(make_one):
     assert json.loads((make_one(np.zeros((100, 1), np.float32), 0.01) / "song.json").read_text())["loudness"] is None
+
+
+@pytest.mark.parametrize("name", ["song.wav", "song.json"])
+def test_an_empty_file_is_no_song(produce, tmp_path, name):
+    assert [produce(None), produce(None)] == [1, 0]
+    (tmp_path / "out" / name).write_bytes(b"")
+    assert [produce(None), produce(None)] == [1, 0]
+
+
+def test_a_prompt_that_is_cut_is_told(capsys):
+    asked = requests.single("pop", "la " * 100, False, 1.0, 0)
+    words = TextTokenizer(Vocabulary.byte_level())
+    songs.tell_cut(asked, words, True, 128)
+    told = "song: its prompt is 184 ids longer than the 128 read: the end of its words is left out\n"
+    assert capsys.readouterr().err == told
+    songs.tell_cut(asked, words, True, 1000)
+    assert capsys.readouterr().err == ""
+
+
+def test_prompts_that_are_cut_in_training_are_counted(capsys, monkeypatch):
+    tracks = [{"seconds": 1.0, "meta": {"lyrics": "la " * count, "id": "x"}} for count in (1, 100, 1, 50)]
+    monkeypatch.setattr(khala_rows, "TokenSource", lambda *_: SimpleNamespace(tracks=tracks))
+    model = {"tokenizer": "bytes", "tokenizer_file": "", "duration_unit": 1.0, "keep_description": False}
+    khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 128}}))
+    told = "tokens: 2 of 4 prompts are longer than model.text_limit=128 ids, by 181 at most: "
+    assert capsys.readouterr().err == told + "the ends of their words are left out\n"
+    khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 1000}}))
+    assert capsys.readouterr().err == ""
