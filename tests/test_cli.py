@@ -102,7 +102,7 @@ def test_overrides_reach_the_configuration(capsys):
 def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in fails(capsys, *arguments)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and not (place / "gs:").exists()
 
 
 def test_a_verb_is_a_process_with_an_exit_status():
@@ -210,8 +210,9 @@ def test_a_machine_without_a_home_or_a_user(monkeypatch, capsys, tmp_path):
     ],
 )
 def test_addresses_are_refused_before_anything_is_written(capsys, tmp_path, monkeypatch, arguments):
-    monkeypatch.chdir(tmp_path)
+    place = ROOT if arguments[0] == "sweep" else tmp_path  # a sweep looks for its configuration first
+    monkeypatch.chdir(place)
     line = fails(capsys, *arguments)
     words = "only places of this machine are read and written: mount it, or copy it here"
     assert "://" in line and line.endswith(words)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and not (place / "gs:").exists()
