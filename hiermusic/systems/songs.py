@@ -24,6 +24,7 @@ from hiermusic.tokens.prompt import excess
 from hiermusic.tokens.vocabulary import TextTokenizer
 from hiermusic.train import checkpoint
 
+TOGETHER = 64  # songs that one process makes at once; they are on disk before the next are begun
 SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
 
@@ -59,8 +60,8 @@ def produce(
     Args:
       requests: names, prompts and seeds.
       out: the folder.
-      make: requests -> songs, called once in every process with its share of what is missing, which may be nothing:
-        checkpoints are read by all processes together.
+      make: requests -> songs, called as often in every process, with at most TOGETHER of its share of what is missing,
+        which may be nothing: checkpoints are read by all processes together.
       runs: the workdirs used, by role.
       sampling: settings, by role.
       audio: the file that is continued, if any.
@@ -83,10 +84,10 @@ def produce(
     remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
         which, count = workers()
-        share = missing[which::count]
-        made = make([requests[i] for i in share])
-        for i, song in zip(share, made, strict=True):
-            _write(out, facts[i], song, coarse_too)
+        for start in range(0, len(missing), TOGETHER * count):
+            share = missing[start + which : start + TOGETHER * count : count]
+            for i, song in zip(share, make([requests[i] for i in share]), strict=True):
+                _write(out, facts[i], song, coarse_too)
     wait_for_all("songs")
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
 

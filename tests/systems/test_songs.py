@@ -1,6 +1,7 @@
 """Songs are made once, and again when what decided them changes; what was wrong with a sound is told."""
 
 import json
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,3 +115,26 @@ def test_prompts_that_are_cut_in_training_are_counted(capsys, monkeypatch):
     assert capsys.readouterr().err == told + "the ends of their words are left out\n"
     khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 1000}}))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("process", [(0, 1), (0, 2), (1, 2)])
+def test_songs_are_on_disk_before_the_next_are_begun(tmp_path, monkeypatch, process):
+    """Every process is asked as often as the others, and what one round made is not lost with the next."""
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length: np.zeros((10, 1), np.float32))
+    monkeypatch.setattr(songs, "workers", lambda: process)
+    monkeypatch.setattr(songs, "TOGETHER", 2)
+    lines = [json.dumps({"name": f"s{number}", "seconds": 1}) for number in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    rounds = []
+
+    def make(wanted):
+        assert [path.stem for path in sorted((tmp_path / "out").glob("*.wav"))] == [*chain.from_iterable(rounds)]
+        rounds.append([request.name for request in wanted])
+        if len(rounds) == 2 + (process[1] == 1):
+            raise RuntimeError("the power goes")
+        return [songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+
+    with pytest.raises(RuntimeError):
+        songs.produce(requests.read(tmp_path / "p.jsonl", 0), tmp_path / "out", make, {}, {})
+    wanted = {(0, 1): [["s0", "s1"], ["s2", "s3"], ["s4"]], (0, 2): [["s0", "s2"], ["s4"]], (1, 2): [["s1", "s3"], []]}
+    assert rounds == wanted[process]
