@@ -12,6 +12,8 @@ from hiermusic.errors import UserError, reading
 TEXT_FIELDS = ("lyrics", "tags", "description", "genre", "language")
 SUFFIXES = (".txt", ".lrc", ".json")
 _TIME = r"\d{1,4}:\d{1,4}(?:[.:]\d{1,6})?"  # minutes:seconds.hundredths
+# [ \t], not \s, which runs on over line ends, in all as often as the square of their number
+_OFFSET = re.compile(r"^[ \t]*\[offset:[ \t]*([+-]?\d{1,9})[ \t]*\]", re.MULTILINE | re.IGNORECASE)
 _LARGEST = 1 << 24  # bytes of a sidecar
 
 Meta = dict[str, Any]
@@ -51,8 +53,7 @@ def parse_lrc(text: str) -> list[list]:
     A line with several stamps is sung several times; stamps inside a line are dropped, an empty line ends the one
     before it, and `[offset:+ms]` moves all of them earlier.
     """
-    # [ \t], not \s, which runs on over line ends: a square of their number
-    offset = re.search(r"^[ \t]*\[offset:[ \t]*([+-]?\d{1,9})[ \t]*\]", text, re.MULTILINE | re.IGNORECASE)
+    offset = _OFFSET.search(text)
     shift = int(offset.group(1)) / 1000 if offset else 0.0
     timed = []
     for line in text.splitlines():
