@@ -102,7 +102,7 @@ def test_overrides_reach_the_configuration(capsys):
 def test_bad_input_is_told_in_one_line(capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert words in fails(capsys, *arguments)
-    assert list(tmp_path.iterdir()) == [] and not (place / "gs:").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_verb_is_a_process_with_an_exit_status():
@@ -216,3 +216,9 @@ def test_addresses_are_refused_before_anything_is_written(capsys, tmp_path, monk
     words = "only places of this machine are read and written: mount it, or copy it here"
     assert "://" in line and line.endswith(words)
     assert list(tmp_path.iterdir()) == [] and not (place / "gs:").exists()
+
+
+@pytest.mark.parametrize("flag", ["--segment_seconds=1e308", "--sample_rate=1", f"--sample_rate={10**30}"])
+def test_lengths_and_rates_that_no_record_has(capsys, tmp_path, flag):
+    line = fails(capsys, "data", "--source=builtin:1?seconds=1", f"--out={tmp_path / 'o'}", flag)
+    assert flag.split("=")[0] in line and not (tmp_path / "o").exists()

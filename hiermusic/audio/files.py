@@ -24,7 +24,7 @@ _CUT = re.compile(r"^\s*(?:data|SSND|FORM|riff|Riff size|Data Size)\s*: (\d+) \(
 _UNKNOWN = 0x7FFFF000  # sizes from here on are what programs write that do not know the length yet
 _HEADER = 1024  # programs that count a header, or part of it, as sound are off by less
 _MISSING = 0.25  # seconds, or this share of a short file's, that may be missing: headers are a few frames off
-_RATES = (1000, 1_000_000)  # Hz; a header that says less makes hours of seconds
+RATES = (1000, 1_000_000)  # Hz that recordings have; a header that says less makes hours of seconds
 _MOST_SECONDS, _MOST_SAMPLES = 2 * 3600, 1 << 29  # of one file, as its memory is four bytes a sample
 _INTEGERS = 16.0  # float samples beyond this were never meant to lie in [-1, 1]
 _CANCELLED = 0.1  # of the channels' level that their mean must keep
@@ -163,7 +163,7 @@ def _promised(file: "soundfile.SoundFile") -> int:
 
 
 def _check_size(path: str | Path, file: "soundfile.SoundFile") -> None:
-    low, high = _RATES
+    low, high = RATES
     if not low <= file.samplerate <= high:
         raise UserError(f"{path}: its header says {file.samplerate} Hz, not {low} to {high}; export it again.")
     seconds = file.frames / file.samplerate

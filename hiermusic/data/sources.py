@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -23,6 +23,7 @@ from hiermusic.errors import UserError, is_passing, patiently, reading, warn
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
 SUFFIXES = {*files.EXTENSIONS, ".aifc", ".oga", ".opus", ".m4a", ".aac", ".wma"}
+_LONGEST_LINE = 1 << 24  # letters of a manifest
 _MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 
 
@@ -163,7 +164,8 @@ def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
     if kind not in ("csv", "jsonl"):
         raise UserError(f"{path} is no manifest: it must end in .csv, .jsonl or .jsonl.gz")
     with reading(path, "a manifest"):
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            lines = _bounded(path, file)
             if kind == "csv":
                 reader = csv.DictReader(lines)
                 if "path" not in [str(name).strip().lower() for name in reader.fieldnames or ()]:
@@ -179,6 +181,14 @@ def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
                     if not isinstance(row, dict):
                         raise UserError(f"{path} line {number} is not a JSON object")
                     yield number, row
+
+
+def _bounded(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a text; UserError for one that would fill the memory."""
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE), ""), 1):
+        if len(line) == _LONGEST_LINE:
+            raise UserError(f"{path} line {number} has {_LONGEST_LINE:,} letters or more, too many for one track")
+        yield line
 
 
 def _file_source(name: str, rows: Iterable[tuple[str, Path, Meta]]) -> Source:
@@ -287,8 +297,8 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
     if key not in kinds:
         raise UserError(f"{path} has no feature {key!r}, only {', '.join(kinds)}")
     rate = rate or rates.get(key) or (builder.info.metadata or {}).get("sample_rate")
-    if not rate:
-        raise UserError(f"{path} does not say its sample rate: add sample_rate=HZ after ?")
+    if not rate or not files.RATES[0] <= int(rate) <= files.RATES[1]:
+        raise UserError(f"{path} says no sample rate that recordings have: add sample_rate=HZ after ?")
     tracks = [
         Track(
             f"{part}/{index:07d}",
@@ -373,6 +383,8 @@ class _TfdsLoader:
         meta = fields({k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in found.items()})
         if isinstance(row[self.key], bytes):
             wav_LC, rate = _decode(row[self.key])
+            if not files.RATES[0] <= rate <= files.RATES[1]:
+                raise UserError(f"its audio is said to have {rate} Hz")
             return wav_LC, rate, meta
         sound = np.asarray(row[self.key])
         if sound.ndim not in (1, 2) or sound.dtype.kind not in "iuf":

@@ -1,7 +1,6 @@
 """What verbs are made of: flags, arguments, and answers in words or JSON."""
 
 import json
-import math
 import os
 import re
 import sys
@@ -48,8 +47,8 @@ def number(
     values: Values, name: str, text: str, default: float | None = None, *, lower: float, upper: float | None = None
 ) -> None:
     flags.DEFINE_float(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
-    # NaN passes every bound
-    flags.register_validator(name, lambda x: x is None or math.isfinite(x), "give a finite number", flag_values=values)
+    # NaN passes every bound; and what is multiplied by a rate must stay a number
+    flags.register_validator(name, lambda x: x is None or abs(x) < 1e12, "give a finite number", flag_values=values)
 
 
 def boolean(values: Values, name: str, text: str, default: bool = False) -> None:

@@ -320,6 +320,15 @@ def test_bad_paths(path, words):
     assert "\n" not in str(told.value)
 
 
+def test_a_manifest_packed_to_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 100)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"path": "a.wav"}\n' + b" " * 10_000))
+    (tmp_path / "a.csv").write_text("path\n" + "a" * 10_000)
+    for name in ("a.jsonl.gz", "a.csv"):
+        with pytest.raises(UserError, match="line 2 has 100 letters or more, too many for one track"):
+            open_source(str(tmp_path / name))
+
+
 def test_folder_without_audio(tmp_path):
     with pytest.raises(UserError, match="holds no audio files"):
         open_source(str(tmp_path))
