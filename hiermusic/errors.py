@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,26 +14,20 @@ from uuid import uuid4
 T = TypeVar("T")
 
 _LONGEST = 1000  # characters of an answer; longer ones keep their beginning and their end, which says what to do
-_HARMLESS = {code: " " for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 _PAUSES = (0.2, 1.0, 5.0)  # seconds before something is tried again
 # What says nothing about the file that was being read, and passes: descriptors, memory, network disks.
-_PASSING = (
-    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOBUFS),
-    *(
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.ECONNRESET,
-        errno.ECONNABORTED,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-    ),
+_PASSING = {
+    *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ESTALE),
+    *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(errno.ENETUNREACH, errno.ENETDOWN),
-)
+}
 
 
 def brief(text: object, longest: int = _LONGEST) -> str:
     """Any text as one line of at most `longest` characters, without control characters or broken unicode."""
-    line = " ".join(str(text).translate(_HARMLESS).split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    parts = (part.strip() for part in _CONTROL.split(str(text)))
+    line = " ".join(filter(None, parts)).encode("utf-8", "backslashreplace").decode("utf-8")
     if len(line) > longest:
         tail = longest // 3
         line = f"{line[: longest - tail - 5]} ... {line[-tail:]}"

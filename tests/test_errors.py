@@ -13,7 +13,7 @@ def test_an_answer_is_one_bounded_line_that_keeps_both_ends():
     told = str(UserError("a\nb\r\u2028c\x00 \x1b[31m\udcff" + "x" * 200_000 + " give another"))
     assert len(told) <= 1000 and told.isprintable()
     assert told.startswith("a b c [31m\\udcff") and told.endswith("x give another")
-    assert brief("short") == "short"
+    assert brief("a  b.wav: short") == "a  b.wav: short"
 
 
 def deep(depth: int = 100_000) -> str:
