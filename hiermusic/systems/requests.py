@@ -11,7 +11,7 @@ from hiermusic.errors import UserError, reading
 from hiermusic.tokens.prompt import Prompt
 
 _LONGEST_NAME = 200  # bytes: file systems hold 255, of which endings and temporary names take some
-_MOST_SECONDS = 86_400
+_MOST_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
