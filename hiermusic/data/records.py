@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -28,7 +29,7 @@ from hiermusic.data.ahead import ahead
 from hiermusic.data.codes import Codes, as_groups, decode_tokens, encode_tokens, pieces
 from hiermusic.data.shards import REMEDY, Shards, default_shards, shard_paths, shard_writers
 from hiermusic.data.sources import Track
-from hiermusic.errors import UserError, damage, disk_errors, write_atomically
+from hiermusic.errors import UserError, disk_errors, reading, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.tokens.hierarchy import Hierarchy
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 AUDIO_OPTIONS = "group_size:1,uncompressed"
 TOKEN_OPTIONS = "group_size:1,zstd:3"
 
+_LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # as `errors.replacing` and `shards.shard_writers` name what they write
 T = TypeVar("T")
 
 _ENTRY = {"id": str, "split": str | None, "seconds": int | float, "meta": dict}  # what a track's entry says
@@ -74,7 +76,7 @@ def read_info(path: str | os.PathLike, kind: str) -> dict:
     place = Path(path) / "info.json"
     if not place.is_file():
         raise UserError(f"{path} holds no finished {kind} records (no info.json): write them first")
-    with damage(place, REMEDY):
+    with reading(place, do=REMEDY):
         info = read_json(place)
         if info["kind"] != kind:
             raise UserError(f"{path} holds {str(info['kind'])[:20]} records where {kind} records are needed")
@@ -180,7 +182,7 @@ def read_summary(out: str | os.PathLike) -> Summary | None:
     out = Path(out)
     if not (out / "info.json").is_file():
         return None
-    with damage(out / "info.json", REMEDY):
+    with reading(out / "info.json", do=REMEDY):
         info = read_json(out / "info.json")
         skipped = tuple((name, reason) for name, reason in info["skipped"])
         return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped, info.get("division"))
@@ -220,7 +222,7 @@ class AudioSource:
         self.info = read_info(path, "audio")
         self.sample_rate: int = self.info["sample_rate"]
         self.channels: int = self.info["channels"]
-        with damage(self.path / "info.json", REMEDY):
+        with reading(self.path / "info.json", do=REMEDY):
             self.segment_samples = round(self.info["segment_seconds"] * self.sample_rate)
             if self.segment_samples < 1:
                 raise ValueError("a segment holds no sample")
@@ -254,7 +256,7 @@ class AudioSource:
 
     def segment(self, index: int) -> Int16[np.ndarray, "L C"]:
         """One record, as the samples it stores."""
-        with damage(self.path, REMEDY):
+        with reading(self.path, do=REMEDY):
             return np.frombuffer(self._records[int(index)], "<i2").reshape(-1, self.channels)
 
     def track(self, index: int) -> Float32[np.ndarray, "L C"]:
@@ -332,7 +334,7 @@ class TokenSource:
     def __init__(self, path: str | os.PathLike, levels: str | slice = "all", split: str | None = None):
         self.path = Path(path)
         self.info = read_info(path, "tokens")
-        with damage(self.path / "info.json", REMEDY):
+        with reading(self.path / "info.json", do=REMEDY):
             whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
             streams = _bounds(whole, split_at)
         wanted = {"coarse": slice(0, split_at), "all": slice(None)}[levels] if isinstance(levels, str) else levels
@@ -357,7 +359,7 @@ class TokenSource:
     def __getitem__(self, index: int) -> dict:
         groups: dict[int, list[np.ndarray]] = {}
         for records, stored, needed in self._streams:
-            with damage(self.path, REMEDY):
+            with reading(self.path, do=REMEDY):
                 parts = decode_tokens(records[self._rows[index]], stored)
             for piece, part in zip(stored, parts, strict=True):
                 if want := needed.get(piece.group):
@@ -374,13 +376,14 @@ def remove_leftovers(*folders: Path) -> None:
     if workers()[0] == 0:
         for folder in folders:
             for path in folder.glob("*.tmp"):
-                path.unlink(missing_ok=True)
+                if _LEFTOVER.search(path.name):
+                    path.unlink(missing_ok=True)
     wait_for_all(f"leftovers of {folders[0]}")
 
 
 def _read_entries(path: Path, info: Mapping, wanted: Mapping[str, type]) -> list[dict]:
     """The entries of tracks.jsonl, one a line; UserError when it is not what was written."""
-    with damage(path, REMEDY):
+    with reading(path, do=REMEDY):
         text = path.read_bytes()
         if info.get("tracks_sha256") not in (None, hashlib.sha256(text).hexdigest()):
             raise ValueError("its checksum differs from the one in info.json")
@@ -475,7 +478,7 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
     if not place.is_file():
         write_atomically(place, json.dumps(plan, indent=1))
         return
-    with damage(place, REMEDY):
+    with reading(place, do=REMEDY):
         begun = dict(read_json(place))
     for key in plan:
         if begun.get(key) != plan[key]:

@@ -5,6 +5,7 @@ The layout is the one of the Hugging Face hub: `model.safetensors`, or above `FI
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hiermusic.errors import UserError, damage, disk_errors, replace, sync
+from hiermusic.errors import UserError, disk_errors, reading, replace, sync
 
 FILE_BYTES = 5 * 10**9
 REMEDY = "export the model again"
@@ -31,21 +32,29 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that takes the name `path` when the block ends well; until then its name is `path.unfinished`.
 
+    A link stands for the folder it leads to. A mount point cannot change its name: what is filled then lies in it as
+    `.unfinished`, and is moved up at the end, config.json last.
+
     Raises:
       UserError: `path` already holds something, or the disk is full or read-only.
     """
-    path = Path(path).absolute()
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    path = Path(path).resolve()
+    mounted = os.path.ismount(path)
+    unfinished = path / ".unfinished" if mounted else path.with_name(f"{path.name}.unfinished")
     try:
-        if path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty: give a new folder")
         shutil.rmtree(unfinished, ignore_errors=True)
+        if path.exists() and any(entry.name != "lost+found" for entry in path.iterdir()):
+            raise UserError(f"{path} is not empty: give a new folder")
         with disk_errors(path):
             unfinished.mkdir(parents=True)
             yield unfinished
             for file in unfinished.rglob("*"):
                 sync(file)
-            replace(unfinished, path)
+            if mounted:
+                for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == _CONFIG):
+                    replace(entry, path / entry.name)
+            else:
+                replace(unfinished, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     finally:
@@ -196,8 +205,8 @@ def _files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
-    with damage(folder / _INDEX, REMEDY):
-        files = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+    with reading(folder / _INDEX, "the index of an exported model", REMEDY):
+        files = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         if not files or any(Path(file).name != file for file in files):  # in this folder, and nowhere else
             raise ValueError("it does not name the files beside it")
     return [folder / file for file in files]
@@ -207,5 +216,5 @@ def _files(folder: str | Path) -> list[Path]:
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import safe_open
 
-    with damage(path, REMEDY), safe_open(path, framework="np") as file:
+    with reading(path, do=REMEDY), safe_open(path, framework="np") as file:
         yield file

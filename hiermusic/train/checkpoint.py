@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from hiermusic.errors import UserError, damage, disk_errors, reason, replacing, write_atomically
+from hiermusic.errors import UserError, disk_errors, reading, reason, replacing, write_atomically
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
 from hiermusic.train import checksum
@@ -298,7 +298,7 @@ def _read_json(workdir: str | Path) -> Tree:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is not a training workdir: it has no config.json")
-    with damage(path, "put it back, or take another workdir"):
+    with reading(path, do="put it back, or take another workdir"):
         config = json.loads(path.read_bytes())
         if not isinstance(config, dict):
             raise ValueError("it is no JSON object")
