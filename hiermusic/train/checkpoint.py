@@ -368,10 +368,18 @@ def weights_part(path: Path, prefer_ema: bool = True) -> str:
 
 def saved(path: Path, name: str) -> Tree:
     """What Orbax's metadata tells of the arrays of a part; UserError when it cannot be read or is empty."""
+    return _part(path, _metadata(path), name)
+
+
+def _metadata(path: Path) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     with read_errors(path):
-        part = ocp.checkpointables_metadata(path).metadata.get(name)
+        return ocp.checkpointables_metadata(path)
+
+
+def _part(path: Path, metadata: Any, name: str) -> Tree:
+    part = metadata.metadata.get(name)
     if not part:
         raise DamagedError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
     return part
@@ -384,16 +392,16 @@ def load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
     """
     from orbax.checkpoint import v1 as ocp
 
-    stored = {}
+    stored, metadata = {}, _metadata(path)
     for name, target in targets.items():
-        found = saved(path, name)
+        found = _part(path, metadata, name)
         if target is not None:
             _check_shapes(path, name, _shapes(target), _shapes(found))
             target = _as_saved(target, export.dotted(found, "/"))
         stored[name] = target
     with read_errors(path):
         parts = ocp.load_checkpointables(path, stored)
-        sums = (ocp.checkpointables_metadata(path).custom_metadata or {}).get("checksums")
+        sums = (metadata.custom_metadata or {}).get("checksums")
         if sums is not None:  # a checkpoint of a version that had none
             found = checksums(parts)["checksums"]
             wrong = [name for name in found if found[name] != sums.get(name)]
