@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from hiermusic.console import say
 from hiermusic.errors import UserError, disk_errors, reading, reason, replacing, write_atomically
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
