@@ -20,7 +20,7 @@ def of_file(path: Path) -> tuple[int, str] | None:
             return None
         with path.open("rb") as file:
             return status.st_size, _digest(file.fileno(), status.st_size)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return None
 
 

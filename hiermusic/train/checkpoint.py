@@ -299,10 +299,10 @@ def _read_json(workdir: str | Path) -> Tree:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is not a training workdir: it has no config.json")
-    with reading(path, do="put it back, or take another workdir"):
+    with reading(path, "the configuration of a workdir", "put it back, or take another workdir"):
         config = json.loads(path.read_bytes())
         if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
+            raise TypeError(f"{type(config).__name__} where an object belongs")
         return config
 
 
