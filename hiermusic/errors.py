@@ -70,7 +70,8 @@ def reason(error: BaseException) -> str:
         return "it holds other things"
     if isinstance(error, OSError) and error.strerror:
         return brief(error.strerror, 200)
-    return brief(f"{type(error).__name__}: {error}".removesuffix(": "), 200)
+    kind = "" if type(error) in (ValueError, RuntimeError) and str(error) else f"{type(error).__name__}: "
+    return brief(f"{kind}{error}".removesuffix(": "), 200)
 
 
 def patiently(action: Callable[[], T]) -> T:

@@ -25,10 +25,10 @@ def deep(depth: int = 100_000) -> str:
     [
         (lambda: json.loads("{"), "JSONDecodeError: Expecting property name"),
         (lambda: json.loads(deep()), "RecursionError"),
-        (lambda: int("9" * 5000), "ValueError: Exceeds the limit"),
+        (lambda: int("9" * 5000), "Exceeds the limit"),
         (lambda: [].pop("a", 1), "it holds other things"),
         (lambda: {}["weights"], "KeyError: 'weights'"),
-        (lambda: open("a\0b"), "ValueError: embedded null byte"),
+        (lambda: open("a\0b"), "embedded null byte"),
         (lambda: open("/no/such/file"), "No such file or directory"),
         (lambda: bytearray(1 << 62), "it asks for more memory than there is"),
     ],
