@@ -308,7 +308,7 @@ def test_a_file_where_the_workdir_belongs(toy, tmp_path):
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"7", b"\xff", b"[" * 99_999, b'{"a": 1'])
 def test_a_config_that_is_none_is_told(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
-    with pytest.raises(UserError, match=r"config.json cannot be read \(") as told:
+    with pytest.raises(UserError, match=r"config.json cannot be read as the configuration of a workdir \(") as told:
         read_config(tmp_path)
     assert "\n" not in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
 
