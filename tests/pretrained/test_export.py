@@ -198,5 +198,5 @@ def test_a_damaged_index_is_told(tmp_path, text):
 
 def test_an_index_names_no_file_elsewhere(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/passwd"}}')
-    with pytest.raises(UserError, match=f"{tmp_path}/passwd cannot be read"):
+    with pytest.raises(UserError, match="it does not name the files beside it"):
         export.shapes(tmp_path)
