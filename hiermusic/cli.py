@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from absl import flags, logging
 
 from hiermusic.children import end_with_parent
 from hiermusic.console import open_closed_streams, say
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, brief
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
-from hiermusic.verbs.flags import Values, Verb, show
+from hiermusic.verbs.flags import Values, Verb, local, show
+
+OPEN_FILES = 65536
 
 _ORDER = (
     *("demo", "data", "train", "tokenize", "encode", "decode", "generate", "continue", "evaluate"),
@@ -37,9 +40,15 @@ def _explain(name: str, verb: Verb, values: Values) -> str:
     return "\n".join([head, "", f"  {verb.summary}", "", *rows, "", f"example:\n  {verb.example}"])
 
 
-def _parse(name: str, verb: Verb, values: Values, argv: list[str]) -> list[str]:
-    # config_flags finds overrides such as --config.a.b=1 in sys.argv itself.
-    sys.argv = [f"hiermusic {name}", *argv]
+def _with_flagfiles(argv: list[str]) -> list[str]:
+    """The arguments with those of every --flagfile in its place."""
+    try:
+        return Values().read_flags_from_files(argv, force_gnu=False)
+    except (flags.Error, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--flagfile cannot be read ({error}): give a text file with one flag a line") from error
+
+
+def _parse(name: str, values: Values, argv: list[str]) -> list[str]:
     for argument in argv:
         if argument.startswith("--config="):
             path = argument.removeprefix("--config=").split(":")[0]
@@ -47,17 +56,23 @@ def _parse(name: str, verb: Verb, values: Values, argv: list[str]) -> list[str]:
                 raise UserError(f"no configuration file at {path}: give --config=FILE.py[:preset]")
     try:
         return values(sys.argv)[1:]
+    except UserError:
+        raise
     except flags.Error as error:
         raise UserError(f"{error} (hiermusic {name} -h lists the flags)") from error
     except (AttributeError, KeyError) as error:
         field = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "; "))  # a message in several layers of quotes
         raise UserError(f"the configuration has no field {field} (look into the file given with --config)") from error
+    except Exception as error:  # a configuration file is a program
+        told = f"{type(error).__name__}: {error}"
+        raise UserError(f"the configuration cannot be made ({told}): look into the file given with --config") from error
 
 
 def _keep_compiled_programs() -> None:
     """Lets a second run of anything start without compiling it again, unless the environment says where or how."""
-    cache = Path.home() / ".cache" / "hiermusic" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):  # a bare container may have neither HOME nor a user: then nothing is kept
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(home, ".cache", "hiermusic", "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -67,6 +82,17 @@ def _leave_out_absent_tpu() -> None:
     tpu, plugins = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("*")], find_spec("jax_plugins")
     if find_spec("libtpu") and not tpu and not plugins:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def _allow_open_files() -> None:
+    """Raises the number of files that a process may have open as far as the system lets it, within reason."""
+    with suppress(ImportError, OSError, ValueError):  # no such limit, or none that may be changed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -83,20 +109,28 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     _keep_compiled_programs()
     _leave_out_absent_tpu()
+    _allow_open_files()
     verb, values = VERBS[name], Values()
-    verb.define(values)
-    if {"-h", "--help"} & set(rest):
-        show(_explain(name, verb, values))
-        return
     logging.set_verbosity(logging.ERROR)
     try:
-        verb.run(values, _parse(name, verb, values, rest))
+        rest = _with_flagfiles(rest)
+        sys.argv = [f"hiermusic {name}", *rest]  # where config_flags looks for --config and its overrides
+        verb.define(values)
+        if {"-h", "--help"} & set(rest):
+            show(_explain(name, verb, values))
+            return
+        given = _parse(name, values, rest)
+        local(values, given)
+        verb.run(values, given)
     except UserError as error:
         say(f"hiermusic {name}: {error}")
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        say(f"hiermusic {name}: {place}{error.strerror or error}")
+        say(brief(f"hiermusic {name}: {place}{error.strerror or error}"))
+        sys.exit(1)
+    except MemoryError as error:
+        say(brief(f"hiermusic {name}: there is not enough memory ({error}); ask for less at a time"))
         sys.exit(1)
     except KeyboardInterrupt:
         say(f"hiermusic {name}: interrupted; run the same command to go on")

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
+from hiermusic.errors import brief
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -50,6 +52,11 @@ def say(text: str) -> None:
     else:
         stream.write(f"{text}\n")
     stream.flush()
+
+
+def warn(words: object) -> None:
+    """Tells, in one line, what is odd and taken all the same."""
+    say(brief(words))
 
 
 def bar(unit: str, total: int | None = None, *, label: str = "", done: int = 0, shown: bool = True) -> "tqdm":

@@ -118,3 +118,120 @@ def test_the_package_alone_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_as_many_files_may_be_open_as_the_system_allows():
+    script = (
+        "import resource; from hiermusic import cli\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))\n"
+        "cli.main(['data', '-h'])\n"
+        "print('soft', resource.getrlimit(resource.RLIMIT_NOFILE)[0], min(hard, cli.OPEN_FILES))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    _, soft, wanted = done.stdout.splitlines()[-1].split()
+    assert soft == wanted
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "words"),
+    [
+        ("khala/backbone", "model.kv_heads=0", "model.kv_heads=0: give whole numbers of 1 or more"),
+        ("khala/backbone", "model.layers=0", "model.layers=0: give whole numbers of 1 or more"),
+        ("khala/backbone", "model.width=-4", "model.width=-4: give whole numbers of 1 or more"),
+        ("khala/backbone", "model.frame_rate=1/0", "model.frame_rate=1/0: give frames a second"),
+        ("khala/codec", "model.strides=abc", "model.strides=('abc',): give whole numbers of 1 or more"),
+        ("khala/codec", "model.strides=(0, 2)", "model.strides=(0, 2): give whole numbers of 1 or more"),
+        ("khala/codec", "model.codebooks=0", "model.codebooks=0: give whole numbers of 1 or more"),
+        ("khala/codec", "train.batch_size=0", "train.batch_size=0: give a whole number of 1 or more"),
+        ("aar/lm", "model.depth=0", "model.depth=0: give whole numbers of 1 or more"),
+        ("aar/codec", "model.fold=0", "model.fold=0: give whole numbers of 1 or more"),
+    ],
+)
+def test_sizes_that_are_none(capsys, stage, setting, words):
+    line = fails(capsys, "inspect", f"--config={ROOT}/configs/{stage}.py:tiny", f"--config.{setting}")
+    assert line == f"hiermusic inspect: {words}" or line.startswith(f"hiermusic inspect: {words}, such as")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "cannot be read as the configuration of a workdir (it holds other things)"),
+        ("null", "cannot be read as the configuration of a workdir (it holds other things)"),
+        ("[" * 100_000, "cannot be read as the configuration of a workdir (RecursionError"),
+        ('{"system": "khala", "stage": "codec"}', "has no field model"),
+        ('{"system": "khala", "stage": "codec", "model": {}, "train": {"batch_size": 1}}', "has no field"),
+        ('{"system": "khala", "stage": "codec", "model": 3, "train": 4}', "has no field"),
+    ],
+)
+def test_a_workdir_whose_configuration_is_none(capsys, tmp_path, text, words):
+    (tmp_path / "config.json").write_text(text)
+    line = fails(capsys, "inspect", f"--workdir={tmp_path}")
+    assert f"{tmp_path}/config.json" in line and words in line
+    line = fails(capsys, "encode", f"--codec={tmp_path}", "in.wav", tmp_path / "codes.npz")
+    assert f"{tmp_path}/config.json" in line and words in line
+
+
+def test_an_argument_of_any_length_is_answered_in_a_line(capsys, tmp_path):
+    line = fails(capsys, "data", f"--source={'a' * 100_000}", f"--out={tmp_path / 'o'}")
+    assert len(line) < 1100 and line.startswith("hiermusic data: aaa")
+    line = fails(capsys, "data", "--source=builtin:1?seconds=inf", f"--out={tmp_path / 'o'}")
+    assert "give songs, seconds and seed as in builtin:40" in line and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("verb", ["data", "train"])
+def test_flagfiles(capsys, tmp_path, verb):
+    (tmp_path / "bytes").write_bytes(b"\xd0\x00\xff")
+    for name in ("gone", "", "bytes"):
+        assert "--flagfile cannot be read" in fails(capsys, verb, f"--flagfile={tmp_path / name}")
+    (tmp_path / "flags").write_text(f"--source=gone\n--config={CONFIG}:huge\n--out=o\n--workdir=o\n")
+    line = fails(capsys, verb, f"--flagfile={tmp_path / 'flags'}")
+    assert ("unknown preset 'huge'" if verb == "train" else "Unknown command line flag 'config'") in line
+
+
+def test_a_configuration_file_that_fails(capsys, tmp_path):
+    for text, words in (("def get_config(:\n", "SyntaxError"), ("import no_such_module\n", "no_such_module")):
+        (tmp_path / "c.py").write_text(text)
+        line = fails(capsys, "train", f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'w'}")
+        assert "the configuration cannot be made" in line and words in line
+
+
+def test_a_machine_without_a_home_or_a_user(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "does not exist" in fails(capsys, "data", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'o'}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "--source=builtin:1?seconds=1", "--out=gs://bucket/x"),
+        ("data", "--source=s3://bucket/x", "--out=o"),
+        ("data", "--source=builtin:1?seconds=1", "--out=o", "--tfds=gs://bucket/x"),
+        ("train", f"--config={CONFIG}:tiny", "--workdir=gs://bucket/x"),
+        ("train", f"--config={CONFIG}:tiny", "--workdir=o", "--config.data.path=https://bucket/x"),
+        ("generate", "--backbone=b", "--seconds=1", "--tags=x://y", "--out=hdfs://bucket/x"),
+        ("tokenize", "--codec=c", "--data=d", "--out=file:///tmp/x"),
+        ("encode", "--codec=c", "in.wav", "gs://bucket/codes.npz"),
+        ("decode", "--codec=gs://bucket/x", "codes.npz", "out.wav"),
+        ("evaluate", "--workdir=w", "--out=gs://bucket/x"),
+        ("export", "--workdir=w", "--out=gs://bucket/x"),
+        ("reshard", "--workdir=w", "--out=gs://bucket/x"),
+        ("sweep", f"--sweep={ROOT}/configs/sweeps/learning_rate.py", "--workdir=gs://bucket/x"),
+        ("demo", "--workdir=gs://bucket/x"),
+    ],
+)
+def test_addresses_are_refused_before_anything_is_written(capsys, tmp_path, monkeypatch, arguments):
+    place = ROOT if arguments[0] == "sweep" else tmp_path  # a sweep looks for its configuration first
+    monkeypatch.chdir(place)
+    line = fails(capsys, *arguments)
+    words = "only places of this machine are read and written: mount it, or copy it here"
+    assert "://" in line and line.endswith(words)
+    assert list(tmp_path.iterdir()) == [] and not (place / "gs:").exists()
+
+
+@pytest.mark.parametrize("flag", ["--segment_seconds=1e308", "--sample_rate=1", f"--sample_rate={10**30}"])
+def test_lengths_and_rates_that_no_record_has(capsys, tmp_path, flag):
+    line = fails(capsys, "data", "--source=builtin:1?seconds=1", f"--out={tmp_path / 'o'}", flag)
+    assert flag.split("=")[0] in line and not (tmp_path / "o").exists()

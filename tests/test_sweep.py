@@ -147,7 +147,7 @@ def test_the_cost_is_work_times_steps():
     stage, tokens = workdirs.blueprint(config), 10 * 4 * config.model.length
     task, _ = stage.examples()[0]
     assert (got.flops, got.tokens) == (10 * stage.work(task).flops, tokens)
-    assert got.seconds == pytest.approx(tokens / 2 / (44100 / 2048))
+    assert got.seconds == pytest.approx(tokens / 2 / (22050 / 512))
     assert got.parameters == workdirs.inspect(one_run(settings).load(), None)["params"]["total"]
     assert plan.Budget(CHIPS["v5e"], 4, 0.5).hours(197e12 * 2 * 3600) == pytest.approx(1.0)
 

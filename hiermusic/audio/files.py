@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from hiermusic.errors import UserError, replacing
+from hiermusic.audio import containers
+from hiermusic.errors import UserError, is_passing, replacing
 
 if TYPE_CHECKING:
     import soundfile
@@ -20,7 +23,11 @@ _BLOCK = 1 << 20  # frames per read: headers may promise any length, so memory f
 _CUT = re.compile(r"^\s*(?:data|SSND|FORM|riff|Riff size|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = 0x7FFFF000  # sizes from here on are what programs write that do not know the length yet
 _HEADER = 1024  # programs that count a header, or part of it, as sound are off by less
-_COMPLETE = 0.9  # share of the header's length that must decode; mp3 headers are often a few frames off
+_MISSING = 0.25  # seconds, or this share of a short file's, that may be missing: headers are a few frames off
+RATES = (1000, 1_000_000)  # Hz that recordings have; a header that says less makes hours of seconds
+_MOST_SECONDS, _MOST_SAMPLES = 2 * 3600, 1 << 29  # of one file, as its memory is four bytes a sample
+_INTEGERS = 16.0  # float samples beyond this were never meant to lie in [-1, 1]
+_CANCELLED = 0.1  # of the channels' level that their mean must keep
 
 
 @dataclass(frozen=True)
@@ -55,32 +62,49 @@ def read(
       wav_LC and its sample rate in Hz.
 
     Raises:
-      UserError: missing, a directory, empty, not audio, truncated, or holding samples that are not finite.
+      UserError: missing, a directory, empty, not audio, truncated, longer than 2 hours or 2^29 samples, of a rate that
+        no recording has, or holding samples that are not finite or of integers.
+      OSError: the machine's own fault (`errors.is_passing`), which says nothing about the file.
     """
-    import soundfile
-
     with _open(path) as file:
-        promised, rate = _promised(file), file.samplerate
-        whole = promised == file.frames
-        blocks = []
-        try:
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(block)
-        except soundfile.LibsndfileError as error:
-            raise UserError(f"{path}: decoding breaks off ({error.error_string}); truncated? Get it again.") from None
-    if not blocks:
-        raise UserError(f"{path}: no sample could be decoded; truncated? Get it again.")
-    wav_LC = np.concatenate(blocks)
-    if len(wav_LC) < _COMPLETE * promised or not whole:
+        _check_size(path, file)
+        rate, promised = file.samplerate, _promised(file)
+        wav_LC = _decoded(path, file)
+        whole, kind = promised == file.frames, file.format
+    if kind == "MP3" and (frames := containers.mp3_frames(path)):
+        _check_frames(path, frames, len(wav_LC) / rate, rate)  # the length that libsndfile promises is a guess
+    elif not whole or promised - len(wav_LC) > _MISSING * min(rate, promised):
         got, said = len(wav_LC) / rate, promised / rate
         raise UserError(f"{path}: truncated, {got:.1f} s decode of the {said:.1f} s in its header; get it again.")
-    if not np.isfinite(wav_LC).all():
+    if kind == "OGG" and (fault := containers.ogg_fault(path)):
+        raise UserError(f"{path}: truncated, {fault}; get it again.")
+    peak = max(-float(wav_LC.min()), float(wav_LC.max()))
+    if not np.isfinite(peak):
         raise UserError(f"{path}: holds NaN or infinite samples; export it again from its source.")
+    if peak > _INTEGERS:
+        raise UserError(
+            f"{path}: its float samples reach {peak:,.0f} where full scale is 1 (integers?); divide them, or export it "
+            "again as 16-bit."
+        )
     if channels is not None:
         wav_LC = to_channels(wav_LC, channels)
     if sample_rate is not None:
         wav_LC, rate = resample(wav_LC, rate, sample_rate), sample_rate
     return wav_LC, rate
+
+
+def oddity(wav_LC: Float[np.ndarray, "L C"]) -> str | None:
+    """In a few words, what a listener would not expect of a sound that can be used: channels that cancel when mixed."""
+    levels, mixed, count = 0.0, 0.0, 0
+    for start in range(0, len(wav_LC), _BLOCK):
+        block_LC = wav_LC[start : start + _BLOCK]
+        levels += float(np.square(block_LC).mean(axis=1).sum(dtype=np.float64))
+        mixed += float(np.square(block_LC.mean(axis=1)).sum(dtype=np.float64))
+        count += len(block_LC)
+    if not count or mixed >= _CANCELLED**2 * levels:
+        return None
+    kept = f"{10 * np.log10(mixed / levels):.0f} dB" if mixed else "nothing"
+    return f"its channels cancel each other (their mean keeps {kept} of their level): turn the phase of one round"
 
 
 def write(path: str | Path, wav_LC: Float[np.ndarray, "L C"], sample_rate: int) -> None:
@@ -138,10 +162,58 @@ def _promised(file: "soundfile.SoundFile") -> int:
     return file.frames
 
 
-def _open(path: str | Path) -> "soundfile.SoundFile":
+def _check_size(path: str | Path, file: "soundfile.SoundFile") -> None:
+    low, high = RATES
+    if not low <= file.samplerate <= high:
+        raise UserError(f"{path}: its header says {file.samplerate} Hz, not {low} to {high}; export it again.")
+    seconds = file.frames / file.samplerate
+    if seconds > _MOST_SECONDS or file.frames * file.channels > _MOST_SAMPLES:
+        raise UserError(
+            f"{path}: {file.channels} channels of {seconds / 60:,.0f} minutes are more than one file may hold "
+            f"({_MOST_SECONDS // 60} minutes, {_MOST_SAMPLES:,} samples); split it into parts."
+        )
+
+
+def _decoded(path: str | Path, file: "soundfile.SoundFile") -> Float[np.ndarray, "L C"]:
+    """All that decodes; memory follows it, since pages of what a header promised are not taken until written to."""
+    import soundfile
+
+    wav_LC, length = np.empty((file.frames, file.channels), np.float32), 0
+    try:
+        while got := len(file.read(out=wav_LC[length : length + _BLOCK])):
+            length += got
+    except soundfile.LibsndfileError as error:
+        with open(path, "rb") as raw:  # libsndfile keeps the system's reason to itself
+            while raw.read(_BLOCK):
+                pass
+        raise UserError(f"{path}: decoding breaks off ({error.error_string}); truncated? Get it again.") from None
+    if not length:
+        raise UserError(f"{path}: no sample could be decoded; truncated? Get it again.")
+    return wav_LC[:length]
+
+
+def _check_frames(path: str | Path, frames: containers.Frames, seconds: float, rate: int) -> None:
+    """UserError where an mp3 file's own frames are not what its header says or what was decoded of it."""
+    held = frames.count * frames.samples / rate
+    if frames.claimed is not None and frames.count < frames.claimed - 2:
+        said = frames.claimed * frames.samples / rate
+        raise UserError(f"{path}: truncated, {held:.1f} s decode of the {said:.1f} s in its header; get it again.")
+    if frames.cut:
+        raise UserError(f"{path}: truncated, its last frame is cut short after {held:.1f} s; get it again.")
+    if seconds < held - _MISSING:
+        raise UserError(
+            f"{path}: only {seconds:.1f} s of its {held:.1f} s decode, as its header does not say how long it is; "
+            "convert it to wav or flac."
+        )
+
+
+@contextmanager
+def _open(path: str | Path) -> "Iterator[soundfile.SoundFile]":
     import soundfile
 
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"{path}: no file has such a name; check the path.")
     if path.is_dir():
         raise UserError(f"{path}: is a directory; name an audio file.")
     if not path.is_file():
@@ -149,11 +221,19 @@ def _open(path: str | Path) -> "soundfile.SoundFile":
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty (0 bytes); get it again.")
     try:
-        file = soundfile.SoundFile(path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: not readable as audio ({reason}); convert it to wav, flac, ogg or mp3.") from None
-    if file.frames == 0:
-        file.close()
-        raise UserError(f"{path}: holds no samples; get it again.")
-    return file
+        raw = open(path, "rb")  # by Python, which tells a fault of the machine from one of the file
+    except OSError as error:
+        if is_passing(error):
+            raise
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions.") from None
+    with raw:
+        try:
+            file = soundfile.SoundFile(raw.fileno(), closefd=False)
+        except soundfile.LibsndfileError as error:
+            raise UserError(
+                f"{path}: not readable as audio ({error.error_string}); convert it to wav, flac, ogg or mp3."
+            ) from None
+        with file:
+            if file.frames == 0:
+                raise UserError(f"{path}: holds no samples; get it again.")
+            yield file

@@ -1,9 +1,11 @@
 """Grain pipelines: element i of each is a pure function of (seed, i), so that resuming takes one integer."""
 
+import glob
 import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,15 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from hiermusic.console import say
-from hiermusic.data.records import AudioSource, TokenSource, from_pcm, read_info, read_summary, write_audio
+from hiermusic.data.records import (
+    AudioSource,
+    TokenSource,
+    differences,
+    from_pcm,
+    read_info,
+    read_summary,
+    write_audio,
+)
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import wait_for_all, workers
@@ -77,7 +87,28 @@ def resolve(
     wait_for_all(f"records {out.name}")
     if not known and workers()[0] == 0:
         say(str(read_summary(out)))
+        _tell_changes(path, out)
     return out
+
+
+def _tell_changes(path: str, out: Path) -> None:
+    """Says how records differ from those last written of the same music with the same settings, if there are any."""
+    settings = ("sample_rate", "channels", "segment_seconds", "valid_fraction")
+    name, info = out.name.rpartition("-")[0], read_info(out, "audio")
+    before = []
+    for place in out.parent.glob(f"{glob.escape(name)}-" + "[0-9a-f]" * 12 + "/info.json"):
+        with suppress(UserError):
+            older = read_info(place.parent, "audio")
+            if place.parent != out and all(older.get(key) == info[key] for key in settings):
+                before.append(place)
+    if before:
+        last = max(before, key=lambda place: place.stat().st_mtime_ns).parent
+        new, gone = differences(out, last)
+        if new or gone:
+            say(
+                f"{path} has changed since {last} was written from it ({new} of its tracks are new or other, {gone} "
+                "are gone): what follows is of the music that is there now"
+            )
 
 
 def waveform_batches(

@@ -6,17 +6,18 @@ one file a finished shard: what an interrupted run continues from).
 """
 
 import hashlib
+import io
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Float32, Int16
@@ -25,23 +26,25 @@ from hiermusic.audio import files
 from hiermusic.console import bar
 from hiermusic.data import splits
 from hiermusic.data.ahead import ahead
+from hiermusic.data.codes import Codes, as_groups, decode_tokens, encode_tokens, pieces
+from hiermusic.data.shards import REMEDY, Shards, default_shards, shard_paths, shard_writers
 from hiermusic.data.sources import Track
-from hiermusic.errors import UserError, disk_errors, write_atomically
+from hiermusic.errors import UserError, disk_errors, reading, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.tokens.hierarchy import Hierarchy
 
 if TYPE_CHECKING:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
     from array_record.python.array_record_module import ArrayRecordWriter
 
-TRACKS_PER_SHARD = 16
-MAX_SHARDS = 1024
 # One record a chunk, else a random read decodes its neighbours too. PCM gains nothing from zstd, 10-bit codes a third.
 AUDIO_OPTIONS = "group_size:1,uncompressed"
 TOKEN_OPTIONS = "group_size:1,zstd:3"
 
-Codes = np.ndarray | tuple[np.ndarray, ...]
+_LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # as `errors.replacing` and `shards.shard_writers` name what they write
 T = TypeVar("T")
+
+_ENTRY = {"id": str, "split": str | None, "seconds": int | float, "meta": dict}  # what a track's entry says
+_AUDIO_ENTRY = {**_ENTRY, "samples": int, "sha256": str}
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,15 @@ def read_info(path: str | os.PathLike, kind: str) -> dict:
     place = Path(path) / "info.json"
     if not place.is_file():
         raise UserError(f"{path} holds no finished {kind} records (no info.json): write them first")
-    info = read_json(place)
-    if info.get("kind") != kind:
-        raise UserError(f"{path} holds {info.get('kind')} records where {kind} records are needed")
+    with reading(place, do=REMEDY):
+        info = read_json(place)
+        if info["kind"] != kind:
+            raise UserError(f"{path} holds {str(info['kind'])[:20]} records where {kind} records are needed")
+        for name in ("shards", *(("sample_rate", "channels") if kind == "audio" else ())):
+            if type(info[name]) is not int or not 0 < info[name] < 10**6:
+                raise ValueError(f"{name} is no count")
+        if not isinstance(info["splits"], dict):
+            raise ValueError("its splits are no object")
     return info
 
 
@@ -112,7 +121,7 @@ def write_audio(
       sample_rate: Hz of the records; channels: 1 or 2.
       segment_seconds: length of a record; a track's last one is shorter.
       valid_fraction: share that becomes `valid` where the tracks name none (see `splits.divide`).
-      shards: files; None for one every 16 tracks.
+      shards: files; None for one every 32 tracks.
       fingerprint: names what is written (None: the tracks' ids); a directory begun with another one is refused.
       worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
     Returns:
@@ -128,7 +137,7 @@ def write_audio(
         "channels": channels,
         "segment_seconds": segment_seconds,
         "valid_fraction": valid_fraction,
-        "shards": shards or min(MAX_SHARDS, -(-len(tracks) // TRACKS_PER_SHARD)) or 1,
+        "shards": shards or _begun_shards(out) or default_shards(len(tracks)),
         "inputs": len(tracks),
         "fingerprint": fingerprint or hashlib.sha256(ids.encode()).hexdigest(),
     }
@@ -156,6 +165,8 @@ def write_audio(
     if entries is not None:
         skipped = [(entry["id"], entry["skipped"]) for entry in entries if "skipped" in entry]
         kept = [entry for entry in entries if "skipped" not in entry]
+        if not all(_AUDIO_ENTRY.keys() <= entry.keys() for entry in kept):
+            raise UserError(f"{out} was begun by an older version of hiermusic: remove it and start again")
         if not kept:
             for part in (out / "parts").iterdir():  # so that the next run looks at the repaired files again
                 part.unlink(missing_ok=True)  # the worker that ends with this one does the same
@@ -171,9 +182,10 @@ def read_summary(out: str | os.PathLike) -> Summary | None:
     out = Path(out)
     if not (out / "info.json").is_file():
         return None
-    info = read_json(out / "info.json")
-    skipped = tuple((name, reason) for name, reason in info["skipped"])
-    return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped, info.get("division"))
+    with reading(out / "info.json", do=REMEDY):
+        info = read_json(out / "info.json")
+        skipped = tuple((name, reason) for name, reason in info["skipped"])
+        return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped, info.get("division"))
 
 
 def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray, dict]:
@@ -189,6 +201,15 @@ def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray
     return wav_LC, meta
 
 
+def differences(path: str | os.PathLike, other: str | os.PathLike) -> tuple[int, int]:
+    """How many tracks of `path` another audio record directory does not have with the same sound, and the reverse."""
+    one, two = (
+        {(entry["id"], entry["sha256"]) for entry in _read_entries(Path(p) / "tracks.jsonl", {}, _AUDIO_ENTRY)}
+        for p in (path, other)
+    )
+    return len(one - two), len(two - one)
+
+
 class AudioSource:
     """Random access to the audio records of a directory; picklable.
 
@@ -201,10 +222,13 @@ class AudioSource:
         self.info = read_info(path, "audio")
         self.sample_rate: int = self.info["sample_rate"]
         self.channels: int = self.info["channels"]
-        self.segment_samples = round(self.info["segment_seconds"] * self.sample_rate)
-        self._records = _open_stream(self.path, "audio", self.info["shards"])
-        written = _read_lines(self.path / "tracks.jsonl")
+        with reading(self.path / "info.json", do=REMEDY):
+            self.segment_samples = round(self.info["segment_seconds"] * self.sample_rate)
+            if self.segment_samples < 1:
+                raise ValueError("a segment holds no sample")
+        written = _read_entries(self.path / "tracks.jsonl", self.info, _AUDIO_ENTRY)
         counts = [-(-track["samples"] // self.segment_samples) for track in written]
+        self._records = _open_stream(self.path, "audio", self.info["shards"], sum(counts))
         ends = np.cumsum(counts).tolist()
         kept = [index for index, track in enumerate(written) if track["split"]]
         self.tracks = [written[index] for index in kept]
@@ -232,66 +256,12 @@ class AudioSource:
 
     def segment(self, index: int) -> Int16[np.ndarray, "L C"]:
         """One record, as the samples it stores."""
-        return np.frombuffer(self._records[int(index)], "<i2").reshape(-1, self.channels)
+        with reading(self.path, do=REMEDY):
+            return np.frombuffer(self._records[int(index)], "<i2").reshape(-1, self.channels)
 
     def track(self, index: int) -> Float32[np.ndarray, "L C"]:
         """A whole track as a waveform."""
         return from_pcm(np.concatenate([self.segment(record) for record in self._places[index]]))
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Columns [start, stop) of one rate group: what a token record stores as one array [T, stop - start]."""
-
-    group: int
-    start: int
-    stop: int
-
-
-def rate_groups(hierarchy: Hierarchy) -> tuple[int, ...]:
-    """Levels in each run of consecutive levels of one rate: codes are one array [T, K] a group."""
-    return tuple(len(list(run)) for _, run in groupby(hierarchy.rates))
-
-
-def pieces(hierarchy: Hierarchy, start: int, stop: int) -> list[Piece]:
-    """The parts of the rate groups that levels [start, stop) fall into."""
-    found, first = [], 0
-    for group, width in enumerate(rate_groups(hierarchy)):
-        low, high = max(start - first, 0), min(stop - first, width)
-        if low < high:
-            found.append(Piece(group, low, high))
-        first += width
-    return found
-
-
-def as_groups(codes: Codes, hierarchy: Hierarchy) -> list[np.ndarray]:
-    """Codes as uint16 arrays [T, K], one a rate group; ValueError where they do not fit the hierarchy."""
-    groups = [np.asarray(part) for part in (codes if isinstance(codes, tuple) else (codes,))]
-    widths, sizes = rate_groups(hierarchy), iter(hierarchy.sizes)
-    if [part.shape[1:] for part in groups] != [(width,) for width in widths]:
-        raise ValueError(f"codes of shapes {[part.shape for part in groups]} where groups of {widths} levels belong")
-    for part, width in zip(groups, widths, strict=True):
-        limit_K = np.asarray([next(sizes) for _ in range(width)])
-        if part.size and (part.min() < 0 or (part.max(axis=0) >= limit_K).any()):
-            raise ValueError(f"codes outside [0, {limit_K.tolist()})")
-    return [part.astype("<u2") for part in groups]
-
-
-def encode_tokens(groups: Sequence[np.ndarray], wanted: Sequence[Piece]) -> bytes:
-    """A token record: the frames of each piece (uint32), then each piece's uint16 codes [T, K]."""
-    frames = np.asarray([len(groups[piece.group]) for piece in wanted], "<u4")
-    return frames.tobytes() + b"".join(groups[p.group][:, p.start : p.stop].tobytes() for p in wanted)
-
-
-def decode_tokens(record: bytes, stored: Sequence[Piece]) -> list[np.ndarray]:
-    """The pieces of a token record, uint16 [T, K] each."""
-    frames = np.frombuffer(record, "<u4", len(stored))
-    parts, offset = [], 4 * len(stored)
-    for count, piece in zip(frames.tolist(), stored, strict=True):
-        width = piece.stop - piece.start
-        parts.append(np.frombuffer(record, "<u2", count * width, offset).reshape(count, width))
-        offset += 2 * count * width
-    return parts
 
 
 def write_tokens(
@@ -320,7 +290,7 @@ def write_tokens(
     out = Path(out)
     if not 0 < split_at <= len(hierarchy):
         raise UserError(f"split_at is {split_at}: it must lie in 1..{len(hierarchy)}, the levels of the codec")
-    shards = shards or min(MAX_SHARDS, -(-count // TRACKS_PER_SHARD)) or 1
+    shards = shards or _begun_shards(out) or default_shards(count)
     plan = {"kind": "tokens", "hierarchy": hierarchy.to_json(), "split_at": split_at, "shards": shards}
     plan |= {"inputs": count, **settings}
     stored = [pieces(hierarchy, *bounds) for bounds in _bounds(hierarchy, split_at).values()]
@@ -364,19 +334,22 @@ class TokenSource:
     def __init__(self, path: str | os.PathLike, levels: str | slice = "all", split: str | None = None):
         self.path = Path(path)
         self.info = read_info(path, "tokens")
-        whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
+        with reading(self.path / "info.json", do=REMEDY):
+            whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
+            streams = _bounds(whole, split_at)
         wanted = {"coarse": slice(0, split_at), "all": slice(None)}[levels] if isinstance(levels, str) else levels
         start, stop, step = wanted.indices(len(whole))
         if start >= stop or step != 1:
             raise UserError(f"levels {levels} of {path}: it has the levels 0..{len(whole) - 1}")
         self.hierarchy = whole.select(start, stop)
+        entries = _read_entries(self.path / "tracks.jsonl", self.info, _ENTRY)
         self._streams = []
-        for name, (low, high) in _bounds(whole, split_at).items():
+        for name, (low, high) in streams.items():
             if start < high and low < stop:
                 stored = pieces(whole, low, high)
                 needed = {piece.group: piece for piece in pieces(whole, max(start, low), min(stop, high))}
-                self._streams.append((_open_stream(self.path, name, self.info["shards"]), stored, needed))
-        entries = _read_lines(self.path / "tracks.jsonl")
+                records = _open_stream(self.path, name, self.info["shards"], len(entries))
+                self._streams.append((records, stored, needed))
         self._rows = [row for row, entry in enumerate(entries) if split in (None, entry["split"])]
         self.tracks = [entries[row] for row in self._rows]
 
@@ -386,7 +359,8 @@ class TokenSource:
     def __getitem__(self, index: int) -> dict:
         groups: dict[int, list[np.ndarray]] = {}
         for records, stored, needed in self._streams:
-            parts = decode_tokens(records[self._rows[index]], stored)
+            with reading(self.path, do=REMEDY):
+                parts = decode_tokens(records[self._rows[index]], stored)
             for piece, part in zip(stored, parts, strict=True):
                 if want := needed.get(piece.group):
                     columns = slice(want.start - piece.start, want.stop - piece.start)
@@ -402,54 +376,36 @@ def remove_leftovers(*folders: Path) -> None:
     if workers()[0] == 0:
         for folder in folders:
             for path in folder.glob("*.tmp"):
-                path.unlink(missing_ok=True)
+                if _LEFTOVER.search(path.name):
+                    path.unlink(missing_ok=True)
     wait_for_all(f"leftovers of {folders[0]}")
 
 
-def _read_lines(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+def _read_entries(path: Path, info: Mapping, wanted: Mapping[str, type]) -> list[dict]:
+    """The entries of tracks.jsonl, one a line; UserError when it is not what was written."""
+    with reading(path, do=REMEDY):
+        text = path.read_bytes()
+        if info.get("tracks_sha256") not in (None, hashlib.sha256(text).hexdigest()):
+            raise ValueError("its checksum differs from the one in info.json")
+        entries = [json.loads(line) for line in io.BytesIO(text)]
+        for number, entry in enumerate(entries, 1):
+            for name, kind in wanted.items():
+                if not isinstance(entry[name], kind):
+                    raise ValueError(f"line {number}: {name} is of the wrong kind")
+        return entries
 
 
 def _lines(entries: Iterable[Mapping]) -> str:
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def _shard_path(out: Path, stream: str, shard: int, shards: int) -> Path:
-    return out / f"{stream}-{shard:05d}-of-{shards:05d}.arrayrecord"
-
-
-def _open_stream(path: Path, stream: str, shards: int) -> "ArrayRecordDataSource":
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    paths = [_shard_path(path, stream, shard, shards) for shard in range(shards)]
-    for place in paths:
-        if not place.is_file():
-            raise UserError(f"{place} is missing: the records are incomplete, write them again")
-    return ArrayRecordDataSource([str(place) for place in paths])
-
-
-@contextmanager
-def _writers(places: Sequence[Path], options: str) -> "Iterator[list[ArrayRecordWriter]]":
-    """Writers of shards that take their names together when all are whole, and are removed when one fails."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    # of a name of its own: a process that was given up for dead may still be writing the same
-    temporaries = [f"{place}.{uuid4().hex[:8]}.tmp" for place in places]
-    writers: list[ArrayRecordWriter] = []
-    try:
-        writers += [ArrayRecordWriter(temporary, options) for temporary in temporaries]
-        yield writers
-        while writers:
-            writers.pop().close()
-        for temporary, place in zip(temporaries, places, strict=True):
-            os.replace(temporary, place)
-    finally:
-        for writer in writers:
-            with suppress(Exception):  # the failure that brought us here is the one to tell
-                writer.close()
-        for temporary in temporaries:
-            Path(temporary).unlink(missing_ok=True)
+def _open_stream(folder: Path, stream: str, shards: int, count: int) -> Shards:
+    records = Shards(shard_paths(folder, stream, shards))
+    if len(records) != count:
+        raise UserError(
+            f"{folder} is damaged ({len(records)} {stream} records where tracks.jsonl tells of {count}): {REMEDY}"
+        )
+    return records
 
 
 def _write_shards(
@@ -473,23 +429,48 @@ def _write_shards(
     _check_plan(out, parts / "plan.json", plan)
     if (out / "info.json").is_file():
         return None
-    mine = range(worker[0], shards, worker[1])
-    blocks = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in mine}
+    every = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in range(shards)}
+    blocks = {shard: every[shard] for shard in range(worker[0], shards, worker[1])}
     total, hidden = sum(map(len, blocks.values())), not label or worker[0] > 0
-    missing = {shard: block for shard, block in blocks.items() if not (parts / f"{shard:05d}.jsonl").is_file()}
+    paths = {stream: shard_paths(out, stream, shards) for stream in streams}
+
+    def finished(shard: int, block: range) -> list[dict] | None:
+        return _finished([parts / f"{shard:05d}.jsonl", *(paths[stream][shard] for stream in streams)], len(block))
+
+    missing = {shard: block for shard, block in blocks.items() if finished(shard, block) is None}
     shown = bar("track", total, label=label or "", shown=not hidden)
     with shown, closing(read(chain.from_iterable(missing.values()))) as tracks:
         shown.update(total - sum(map(len, missing.values())))
         for shard, block in missing.items():
-            places = [_shard_path(out, stream, shard, shards) for stream in streams]
+            places = [paths[stream][shard] for stream in streams]
             entries = []
-            with disk_errors(places[0]), _writers(places, options) as writers:
+            with disk_errors(places[0]), shard_writers(places, options) as writers:
                 for _ in block:
                     entries.append(write(next(tracks), writers))
                     shown.update()
             write_atomically(parts / f"{shard:05d}.jsonl", _lines(entries))
-    done = [parts / f"{shard:05d}.jsonl" for shard in range(shards)]
-    return [entry for part in done for entry in _read_lines(part)] if all(map(Path.is_file, done)) else None
+    done = [finished(shard, block) for shard, block in every.items()]
+    return None if None in done else list(chain.from_iterable(done))
+
+
+def _finished(places: Sequence[Path], count: int) -> list[dict] | None:
+    """The entries of a shard's tracks; None where it, or what was noted of it, is not whole (it is written anew)."""
+    try:
+        if any(place.stat().st_size == 0 for place in places):
+            return None
+        with places[0].open(encoding="utf-8") as lines:
+            entries = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return None
+    return entries if len(entries) == count and all(isinstance(entry, dict) for entry in entries) else None
+
+
+def _begun_shards(out: Path) -> int | None:
+    """The number of shards that a directory was begun with, if it was: how many is not for a later run to change."""
+    try:
+        return read_json(out / "parts" / "plan.json")["shards"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
@@ -497,7 +478,8 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
     if not place.is_file():
         write_atomically(place, json.dumps(plan, indent=1))
         return
-    begun = read_json(place)
+    with reading(place, do=REMEDY):
+        begun = dict(read_json(place))
     for key in plan:
         if begun.get(key) != plan[key]:
             raise UserError(f"{out} was begun with another {key}: remove it or choose another directory")
@@ -505,7 +487,8 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
 
 def _finish(out: Path, plan: Mapping, entries: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> None:
     """Writes tracks.jsonl, then info.json, whose presence says that the directory is complete."""
-    write_atomically(out / "tracks.jsonl", _lines(entries))
+    text = _lines(entries)
+    write_atomically(out / "tracks.jsonl", text)
     used = [entry for entry in entries if entry["split"]]
     info = {
         **plan,
@@ -513,6 +496,7 @@ def _finish(out: Path, plan: Mapping, entries: Sequence[Mapping], skipped: Seque
         "seconds": round(sum(entry["seconds"] for entry in used), 3),
         "splits": dict(sorted(Counter(entry["split"] for entry in used).items())),
         "skipped": skipped,
+        "tracks_sha256": hashlib.sha256(text.encode(errors="replace")).hexdigest(),
     }
     if plan["kind"] == "tokens":
         info["frames"] = [sum(counts) for counts in zip(*(entry["frames"] for entry in entries), strict=True)]

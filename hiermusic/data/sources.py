@@ -11,20 +11,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from hiermusic.audio import files
-from hiermusic.data import splits
-from hiermusic.errors import UserError
+from hiermusic.console import warn
+from hiermusic.data import sidecars, splits
+from hiermusic.data.fingerprint import of_file
+from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields, timed_lines
+from hiermusic.data.tfds_features import refuse_code
+from hiermusic.errors import UserError, is_passing, patiently, reading
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
 SUFFIXES = {*files.EXTENSIONS, ".aifc", ".oga", ".opus", ".m4a", ".aac", ".wma"}
-TEXT_FIELDS = ("lyrics", "tags", "description", "genre", "language")
-
-Meta = dict[str, Any]
+_LONGEST_LINE = 1 << 24  # letters of a manifest
+_MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 
 
 @dataclass(frozen=True)
@@ -85,26 +88,44 @@ def folder(path: str | os.PathLike) -> Source:
     """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json).
 
     What lies in a subfolder named after a split (train/, Validation/, test/: `splits.NAMES`) is of that split, whatever
-    its sidecar says. Stems are no tracks of their own: stems/song.vocals.wav is passed over where song.wav lies beside
-    stems/.
+    its sidecar says. Links to folders are followed. Stems are no tracks of their own: stems/song.vocals.wav is passed
+    over where song.wav lies beside stems/.
     """
     root = Path(path)
-    found = [
-        Path(place, name)
-        for place, _, names in os.walk(root)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    ]
+    found = [file for file in _below(root) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
     mixes = {file.with_suffix("") for file in found}
     found = [file for file in found if file.parent.name != "stems" or _mix(file) not in mixes]
     rows = []
     for file in found:
         *above, _ = file.relative_to(root).parts
         split = splits.named(above[0]) if above else None
-        rows.append((file.relative_to(root).as_posix(), file, {"split": split} if split else {}))
+        name = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+        rows.append((name, file, {"split": split} if split else {}))
     if not rows:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
     return _file_source(root.resolve().name, sorted(rows, key=lambda row: row[0]))
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Every file below a folder, through links to folders too; what cannot be entered is told and passed over."""
+    waiting: list[tuple[str, tuple]] = [(str(root), ())]
+    while waiting:
+        place, above = waiting.pop()
+        try:
+            status = os.stat(place)
+            own = (status.st_dev, status.st_ino)
+            if own in above:
+                warn(f"{place}: a link to a folder that it lies in: passed over")
+                continue
+            for entry in os.scandir(place):
+                if os.path.isdir(entry.path):
+                    waiting.append((entry.path, (*above, own)))
+                else:
+                    yield Path(entry.path)
+        except OSError as error:
+            if is_passing(error):
+                raise
+            warn(f"{place}: cannot be read ({error.strerror}): this folder is passed over")
 
 
 def _mix(stem: Path) -> Path:
@@ -140,61 +161,14 @@ def manifest(path: str | os.PathLike) -> Source:
     return _file_source(path.stem.removesuffix(".jsonl"), rows)
 
 
-def fields(row: Mapping[str, Any]) -> Meta:
-    """The metadata among a row's values, under our names, with `split` where it names one."""
-    row = {key: value for key, value in row.items() if value not in (None, "")}
-    if "style" in row:
-        row.setdefault("tags", row["style"])
-    if "vocals" in row:
-        row.setdefault("instrumental", not _truth(row["vocals"]))
-    meta: Meta = {}
-    for name in TEXT_FIELDS:
-        if name in row:
-            value = row[name]
-            joined = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            meta[name] = joined.strip()
-    if "instrumental" in row:
-        meta["instrumental"] = _truth(row["instrumental"])
-    if "split" in row:
-        split = splits.named(row["split"])
-        if split is None:
-            raise UserError(f"split {row['split']!r} is none of {', '.join(splits.NAMES)}: give one, or leave it empty")
-        meta["split"] = split
-    return meta
-
-
-def _truth(value: Any) -> bool:
-    return str(value).strip().lower() not in ("no", "false", "0", "0.0", "none", "n")
-
-
-def parse_lrc(text: str) -> list[list]:
-    """Timed lyrics of an .lrc file: [[start, end, text], ...] in seconds, the last end None.
-
-    A line with several stamps is sung several times; stamps inside a line are dropped, an empty line ends the one
-    before it, and `[offset:+ms]` moves all of them earlier.
-    """
-    offset = re.search(r"^\s*\[offset:\s*([+-]?\d+)\s*\]", text, re.MULTILINE | re.IGNORECASE)
-    shift = int(offset.group(1)) / 1000 if offset else 0.0
-    timed = []
-    for line in text.splitlines():
-        stamps = re.match(r"\s*((?:\[\d+:\d+(?:[.:]\d+)?\]\s*)+)(.*)", line)
-        if stamps:
-            words = re.sub(r"<\d+:\d+(?:[.:]\d+)?>", "", stamps.group(2)).strip()
-            for minutes, seconds in re.findall(r"\[(\d+):(\d+(?:[.:]\d+)?)\]", stamps.group(1)):
-                start = 60 * int(minutes) + float(seconds.replace(":", ".")) - shift
-                timed.append((round(max(start, 0.0), 3), words))
-    timed.sort(key=lambda entry: entry[0])
-    ends = [start for start, _ in timed[1:]] + [None]
-    return [[start, end, " ".join(words.split())] for (start, words), end in zip(timed, ends, strict=True) if words]
-
-
 def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
     opened = gzip.open if path.suffix == ".gz" else open
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind not in ("csv", "jsonl"):
         raise UserError(f"{path} is no manifest: it must end in .csv, .jsonl or .jsonl.gz")
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+    with reading(path, "a manifest"):
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            lines = _bounded(path, file)
             if kind == "csv":
                 reader = csv.DictReader(lines)
                 if "path" not in [str(name).strip().lower() for name in reader.fieldnames or ()]:
@@ -205,35 +179,32 @@ def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
                 return
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    with reading(f"{path} line {number}", "JSON"):
+                        row = json.loads(line)
                     if not isinstance(row, dict):
                         raise UserError(f"{path} line {number} is not a JSON object")
                     yield number, row
-    except json.JSONDecodeError as problem:
-        raise UserError(f"{path} line {number} is not JSON: {problem.msg}") from None
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as problem:
-        raise UserError(f"{path} cannot be read as a manifest: {problem}") from None
+
+
+def _bounded(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a text; UserError for one that would fill the memory."""
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST_LINE), ""), 1):
+        if len(line) == _LONGEST_LINE:
+            raise UserError(f"{path} line {number} has {_LONGEST_LINE:,} letters or more, too many for one track")
+        yield line
 
 
 def _file_source(name: str, rows: Iterable[tuple[str, Path, Meta]]) -> Source:
-    """Tracks of files; the fingerprint covers path, size and time of each file and its sidecars, and the metadata."""
+    """Tracks of files; the fingerprint covers the path and content of each file and its sidecars, and the metadata."""
     digest, tracks = hashlib.sha256(), []
     for track_id, file, meta in rows:
-        stamps = [_stamp(place) for place in (file, *(file.with_suffix(s) for s in (".txt", ".lrc", ".json")))]
+        stamps = [of_file(place) for place in (file, *(file.with_suffix(suffix) for suffix in sidecars.SUFFIXES))]
         digest.update(json.dumps([track_id, stamps, meta]).encode())
         split = meta.get("split")
         if split is None and stamps[-1]:
-            split = _sidecar_split(file)
+            split = patiently(partial(sidecars.sidecar_split, file))
         tracks.append(Track(track_id, _Loader(file, {k: v for k, v in meta.items() if k != "split"}), split))
     return Source(name, tracks, digest.hexdigest())
-
-
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -242,55 +213,17 @@ class _Loader:
     meta: Meta
 
     def __call__(self) -> tuple[np.ndarray, int, Meta]:
+        return patiently(self._read)
+
+    def _read(self) -> tuple[np.ndarray, int, Meta]:
         try:
             wav_LC, rate = files.read(self.file)
         except UserError as problem:
             raise UserError(str(problem).removeprefix(f"{self.file}: ")) from None
-        return wav_LC, rate, _sidecars(self.file, len(wav_LC) / rate) | self.meta
-
-
-def _sidecars(file: Path, seconds: float) -> Meta:
-    """Metadata beside an audio file: song.json over song.lrc over song.txt."""
-    meta: Meta = {}
-    if (place := file.with_suffix(".txt")).is_file() and (lyrics := _text(place).strip()):
-        meta["lyrics"] = lyrics
-    if (place := file.with_suffix(".lrc")).is_file() and (lines := parse_lrc(_text(place))):
-        lines[-1][1] = max(round(seconds, 3), lines[-1][0])
-        meta |= {"lyrics": "\n".join(words for _, _, words in lines), "lines": lines}
-    if file.with_suffix(".json").is_file():
-        meta |= _json_sidecar(file)
-    meta.pop("split", None)
-    return meta
-
-
-def _json_sidecar(file: Path) -> Meta:
-    place = file.with_suffix(".json")
-    try:
-        row = json.loads(_text(place))
-    except json.JSONDecodeError as problem:
-        raise UserError(f"its sidecar {place.name} is not JSON: {problem.msg} in line {problem.lineno}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"its sidecar {place.name} is not a JSON object")
-    lines = _timed_lines(row.get("lines"))
-    return fields(row) | ({"lines": lines} if lines else {})
-
-
-def _timed_lines(lines: Any) -> list[list]:
-    """[[start, end, text], ...] of the lines that `corpus.truth` writes; nothing of anything else."""
-    kept = lines if isinstance(lines, list) else []
-    keys = ("start", "end", "text")
-    return [[line[key] for key in keys] for line in kept if isinstance(line, dict) and line.keys() >= set(keys)]
-
-
-def _sidecar_split(file: Path) -> str | None:
-    try:
-        return _json_sidecar(file).get("split")
-    except UserError:  # told when the track is loaded, where it is skipped with this reason
-        return None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig", errors="replace")
+        meta = sidecars.sidecars(self.file, len(wav_LC) / rate) | self.meta
+        if odd := files.oddity(wav_LC):
+            warn(f"{self.file}: {odd}")
+        return wav_LC, rate, meta
 
 
 def _option(options: dict[str, str], name: str, default: Any, convert: Callable, path: str) -> Any:
@@ -311,8 +244,11 @@ def _builtin(name: str, options: dict[str, str], path: str) -> Source:
     seed = _option(options, "seed", 0, int, path)
     genres = _option(options, "styles", (), lambda text: tuple(text.split(",")), path)
     _no_more(options, "seconds, seed and styles", path)
-    if count < 1 or seed < 0 or not 1 <= span[0] <= span[1]:
-        raise UserError(f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (a second or more)")
+    if not (1 <= count <= _MOST_SONGS and 0 <= seed < 2**63 and 1 <= span[0] <= span[1] <= _LONGEST_SONG):
+        raise UserError(
+            f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (1 to {_LONGEST_SONG} seconds, "
+            f"at most {_MOST_SONGS:,} songs)"
+        )
     from hiermusic.data import composer, corpus
 
     composer.check_genres(genres)
@@ -329,7 +265,7 @@ def _load_song(index: int, how: dict) -> tuple[np.ndarray, int, Meta]:
 
     song = corpus.nth_song(index, **how)
     truth = corpus.truth(song)
-    meta = {"lyrics": song.lyrics, "lines": _timed_lines(truth["lines"])} if song.lyrics else {}
+    meta = {"lyrics": song.lyrics, "lines": timed_lines(truth["lines"])} if song.lyrics else {}
     rest = {name: value for name, value in truth.items() if name not in (*TEXT_FIELDS, "instrumental")}
     return song.mix, song.sample_rate, fields(truth) | meta | {"truth": rest}
 
@@ -356,8 +292,8 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
     if key not in kinds:
         raise UserError(f"{path} has no feature {key!r}, only {', '.join(kinds)}")
     rate = rate or rates.get(key) or (builder.info.metadata or {}).get("sample_rate")
-    if not rate:
-        raise UserError(f"{path} does not say its sample rate: add sample_rate=HZ after ?")
+    if not rate or not files.RATES[0] <= int(rate) <= files.RATES[1]:
+        raise UserError(f"{path} says no sample rate that recordings have: add sample_rate=HZ after ?")
     tracks = [
         Track(
             f"{part}/{index:07d}",
@@ -368,7 +304,7 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
         for index in range(len(rows))
     ]
     sizes = {part: len(rows) for part, rows in parts.items()}
-    told = [str(place), (place / "dataset_info.json").stat().st_mtime_ns, sizes, key, rate]
+    told = [[of_file(file) for file in sorted(place.iterdir())], sizes, key, rate]
     return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(told).encode()).hexdigest())
 
 
@@ -401,6 +337,8 @@ def _tfds_open(place: Path) -> tuple[Any, dict[str, int]]:
 
     info = dataset_info.read_proto_from_builder_dir(place)
     features = json_format.Parse((place / "features.json").read_text(), feature_pb2.Feature())
+    refuse_code(features)
+    info.ClearField("module_name")  # of the code that made it, which is not wanted
     rates = {}
     for key, feature in features.features_dict.features.items():
         if feature.HasField("audio"):
@@ -442,6 +380,8 @@ class _TfdsLoader:
         meta = fields({k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in found.items()})
         if isinstance(row[self.key], bytes):
             wav_LC, rate = _decode(row[self.key])
+            if not files.RATES[0] <= rate <= files.RATES[1]:
+                raise UserError(f"its audio is said to have {rate} Hz")
             return wav_LC, rate, meta
         sound = np.asarray(row[self.key])
         if sound.ndim not in (1, 2) or sound.dtype.kind not in "iuf":

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hiermusic.data.records import AudioSource, TokenSource, as_groups, rate_groups, read_json, to_pcm
-from hiermusic.data.sources import TEXT_FIELDS
+from hiermusic.data.codes import as_groups, rate_groups
+from hiermusic.data.records import AudioSource, TokenSource, read_json, to_pcm
+from hiermusic.data.sidecars import TEXT_FIELDS
 from hiermusic.errors import UserError
 
 # `features.Audio` cannot be constructed without TensorFlow; a tensor of raw bytes holds the same, and faster.

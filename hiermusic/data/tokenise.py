@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from hiermusic.data.records import AudioSource, Codes, Summary, write_tokens
+from hiermusic.data.codes import Codes
+from hiermusic.data.records import AudioSource, Summary, write_tokens
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
@@ -34,7 +35,7 @@ def tokenise(
       hierarchy: the codec's levels.
       split_at: levels below it go to the `coarse` files, the others to the `fine` ones.
       codec_id: names the codec and its weights; a directory begun with another codec is refused.
-      shards: files a stream; None for one every 16 tracks.
+      shards: files a stream; None for one every 32 tracks.
       worker: (which, of how many) processes that share the work; the one that ends last completes the directory.
     Returns:
       The summary, or None while shards of other workers are missing.

@@ -8,7 +8,7 @@ those of a process that dies, the others know at once.
 
 import atexit
 import errno
-import json
+import ipaddress
 import os
 import socket
 import subprocess
@@ -25,6 +25,7 @@ import jax
 
 from hiermusic.errors import UserError
 from hiermusic.parallel import relay
+from hiermusic.parallel.messages import HELLO_BYTES, Closed, is_closed, keep_alive, read_line, send
 
 START_SECONDS = 120.0
 LOST = "was lost (killed, crashed or cut off)"
@@ -163,7 +164,14 @@ def _detected(timeout: float) -> _Place | None:
 
 def _start(place: _Place, timeout: float) -> None:
     global _link
-    peers = _gather(place, timeout) if place.process == 0 else _call(place, timeout)
+    bind = None
+    if place.process == 0:
+        with _listener(place) as listener:
+            host, port = listener.getsockname()[:2]
+            bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            peers = _gather(place, timeout, listener)
+    else:
+        peers = _call(place, timeout)
     _link = _Link(place, peers)
     _part_streams(place)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from those who do not save on it
@@ -172,6 +180,7 @@ def _start(place: _Place, timeout: float) -> None:
             place.coordinator,
             place.processes,
             place.process,
+            coordinator_bind_address=bind,
             local_device_ids=place.devices,
             cluster_detection_method="deactivate",
             initialization_timeout=max(int(timeout), 1),
@@ -198,56 +207,83 @@ def _words(who: str, place: _Place, what: str) -> str:
     return f"hiermusic: {who} of {place.processes} {what}; run the same command to go on"
 
 
-def _gather(place: _Place, timeout: float) -> dict[int, socket.socket]:
-    """Process 0: the connections of all others, once all are there and agree."""
-    _, port = place.address
+def _listener(place: _Place) -> socket.socket:
+    """Process 0: listens at the coordinator's address alone, or everywhere where that is none of this host's.
+
+    Which is so behind a translation of addresses, and where /etc/hosts gives the host's own name a loopback address.
+    """
+    host, port = place.address
     try:
-        dual = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        listener = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port {port} is in use on this host: end what listens there, or give another with --coordinator"
-            ) from error
-        raise UserError(f"process 0 cannot listen on port {port}: {error.strerror}") from error
+        raise UserError(f"the coordinator {place.coordinator} is not known on this host: {error.strerror}") from error
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, *_, (address, *_) = found[0]
+    if host in (address, "localhost") or not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        try:
+            return socket.create_server((address, port), family=family)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise _not_listening(port, error) from error
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+    except OSError as error:
+        raise _not_listening(port, error) from error
+
+
+def _not_listening(port: int, error: OSError) -> UserError:
+    if error.errno == errno.EADDRINUSE:
+        return UserError(
+            f"port {port} is in use on this host: end what listens there, or give another with --coordinator"
+        )
+    return UserError(f"process 0 cannot listen on port {port}: {error.strerror}")
+
+
+def _gather(place: _Place, timeout: float, listener: socket.socket) -> dict[int, socket.socket]:
+    """Process 0: the connections of all others, once all are there and agree. Whoever is none of them is sent away."""
     peers: dict[int, socket.socket] = {}
     deadline = time.monotonic() + timeout
     try:
-        with listener:
-            while len(peers) < place.processes - 1:
-                listener.settimeout(max(deadline - time.monotonic(), 0.001))
-                try:
-                    peer, _ = listener.accept()
-                    hello = _read_line(peer, min(deadline, time.monotonic() + 2.0))
-                except (TimeoutError, _Closed):
-                    hello = None
-                if time.monotonic() >= deadline:
-                    absent = sorted(set(range(1, place.processes)) - peers.keys())
-                    raise UserError(
-                        f"waited {timeout:g} s at {place.coordinator} for process {', '.join(map(str, absent))} of "
-                        f"{place.processes}: start every process, with the same --coordinator and --processes"
-                    )
-                match hello:
-                    case ["hiermusic", process, processes]:
-                        pass
-                    case _:  # whoever that was, it is none of ours
-                        continue
-                twice = process == 0 or (process in peers and not _is_closed(peers[process]))
-                peers[process if not twice else -1] = peer
-                if processes != place.processes:
-                    raise UserError(
-                        f"process {process} was started with --processes={processes}, process 0 with "
-                        f"--processes={place.processes}: give all the same"
-                    )
-                if twice:
-                    raise UserError(f"two processes were started with --process={process}: number them from 0")
+        while len(peers) < place.processes - 1:
+            listener.settimeout(max(deadline - time.monotonic(), 0.001))
+            peer, hello = None, None
+            with suppress(TimeoutError, Closed):
+                peer, _ = listener.accept()
+                hello = read_line(peer, min(deadline, time.monotonic() + 2.0), HELLO_BYTES)
+            if time.monotonic() >= deadline:
+                absent = sorted(set(range(1, place.processes)) - peers.keys())
+                raise UserError(
+                    f"waited {timeout:g} s at {place.coordinator} for process {', '.join(map(str, absent))} of "
+                    f"{place.processes}: start every process, with the same --coordinator and --processes"
+                )
+            match hello:
+                case ["hiermusic", int(process), int(processes)]:
+                    pass
+                case _:  # whoever that was, it is none of ours
+                    if peer is not None:
+                        peer.close()
+                    continue
+            if processes == place.processes and not 0 <= process < processes:
+                send(peer, ["refused", f"process {process} is none of 0..{processes - 1}: number them from 0"])
+                peer.close()
+                continue
+            twice = process == 0 or (process in peers and not is_closed(peers[process]))
+            peers[process if not twice else -1] = peer
+            if processes != place.processes:
+                raise UserError(
+                    f"process {process} was started with --processes={processes}, process 0 with "
+                    f"--processes={place.processes}: give all the same"
+                )
+            if twice:
+                raise UserError(f"two processes were started with --process={process}: number them from 0")
     except UserError as error:
         for peer in peers.values():
-            _send(peer, ["refused", str(error)])
+            send(peer, ["refused", str(error)])
         raise
     for peer in peers.values():
-        _send(peer, ["go"])
+        send(peer, ["go"])
     return peers
 
 
@@ -266,58 +302,17 @@ def _call(place: _Place, timeout: float) -> dict[int, socket.socket]:
                 ) from error
             time.sleep(0.1)
     try:
-        _send(peer, ["hiermusic", place.process, place.processes])
-        reply = _read_line(peer, time.monotonic() + timeout + 1)  # process 0 may have begun to wait after this one
-    except (TimeoutError, _Closed):
+        send(peer, ["hiermusic", place.process, place.processes])
+        reply = read_line(peer, time.monotonic() + timeout + 1)  # process 0 may have begun to wait after this one
+    except (TimeoutError, Closed):
         reply = None
     match reply:
         case ["go"]:
             return {0: peer}
-        case ["refused", reason]:
-            raise UserError(reason)
+        case ["refused", str(reason)]:
+            raise UserError(" ".join(reason.split())[:400])
         case _:
             raise UserError(f"process 0 ended, or is none of this program's, at {place.coordinator}")
-
-
-def _is_closed(peer: socket.socket) -> bool:
-    """Whether a process that has only to wait is gone, perhaps to be started again."""
-    peer.settimeout(0.0)
-    try:
-        return not peer.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-class _Closed(Exception):
-    """The other end is gone."""
-
-
-def _send(peer: socket.socket, message: list) -> None:
-    with suppress(OSError):
-        peer.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _read_line(peer: socket.socket, deadline: float | None = None) -> list | None:
-    """One message, byte by byte so that none of the next is taken; None when it is no message."""
-    line = b""
-    while not line.endswith(b"\n"):
-        if deadline is not None:
-            peer.settimeout(max(deadline - time.monotonic(), 0.001))
-        try:
-            byte = peer.recv(1)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise _Closed from error
-        if not byte:
-            raise _Closed
-        line += byte
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 class _Link:
@@ -342,7 +337,7 @@ class _Link:
         self.failing = False  # then it is no news that the others leave
         for process, peer in peers.items():
             peer.settimeout(None)
-            _keep_alive(peer)
+            keep_alive(peer)
             self.readers.append(threading.Thread(target=self._read, args=(process, peer), daemon=True))
         for reader in self.readers:
             reader.start()
@@ -397,7 +392,7 @@ class _Link:
 
     def send_all(self, message: list) -> None:
         for peer in self.peers.values():
-            _send(peer, message)
+            send(peer, message)
 
     def _arrived(self, name: str, process: int) -> None:
         with self.changed:
@@ -416,24 +411,28 @@ class _Link:
     def _read(self, process: int, peer: socket.socket) -> None:
         try:
             while True:
-                kind, *rest = _read_line(peer)
-                if kind == "at":
-                    self._arrived(rest[0], process)
-                elif kind == "pass":
-                    self._pass(rest[0])
-                elif kind == "stopping":
-                    self._ask()
-                elif kind == "where":
-                    self._answer()
-                elif kind == "here":
-                    self._heard(process, rest[0])
-                elif kind == "stop":
-                    self._settle(rest[0])
-                elif kind == "bye":
-                    return
-                else:
-                    self._end(kind, rest[0] if rest else process)
-        except _Closed:
+                match read_line(peer):
+                    case ["at", str(name)]:
+                        self._arrived(name, process)
+                    case ["pass", str(name)]:
+                        self._pass(name)
+                    case ["stopping"]:
+                        self._ask()
+                    case ["where"]:
+                        self._answer()
+                    case ["here", int(step)]:
+                        self._heard(process, step)
+                    case ["stop", int(step)]:
+                        self._settle(step)
+                    case ["bye"]:
+                        return
+                    case ["failed"]:
+                        self._end("failed", process)
+                    case ["lost" | "failed" as how, int(which)]:
+                        self._end(how, which)
+                    case _:  # nothing that one of us would send
+                        raise Closed
+        except Closed:
             self._end("lost", process)
 
     def _end(self, how: str, process: int) -> None:
@@ -443,7 +442,7 @@ class _Link:
         if self.place.process == 0:
             for other, peer in self.peers.items():
                 if other != process:
-                    _send(peer, [how, process])
+                    send(peer, [how, process])
         if how == "failed":
             time.sleep(2.0)  # what is wrong there is often wrong here too, and then better told by its own words
         line = _words(f"process {process}", self.place, LOST if how == "lost" else "failed, see what it says")
@@ -462,12 +461,3 @@ class _Link:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
-
-
-def _keep_alive(peer: socket.socket) -> None:
-    """Lets the kernel close the connection half a minute after the other host has fallen silent."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, option):
-            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -5,6 +5,7 @@ The layout is the one of the Hugging Face hub: `model.safetensors`, or above `FI
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hiermusic.errors import UserError, disk_errors
+from hiermusic.errors import UserError, disk_errors, reading, replace, sync
 
 FILE_BYTES = 5 * 10**9
+REMEDY = "export the model again"
 
 _WHOLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"} | {
@@ -30,19 +32,29 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that takes the name `path` when the block ends well; until then its name is `path.unfinished`.
 
+    A link stands for the folder it leads to. A mount point cannot change its name: what is filled then lies in it as
+    `.unfinished`, and is moved up at the end, config.json last.
+
     Raises:
       UserError: `path` already holds something, or the disk is full or read-only.
     """
-    path = Path(path).absolute()
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    path = Path(path).resolve()
+    mounted = os.path.ismount(path)
+    unfinished = path / ".unfinished" if mounted else path.with_name(f"{path.name}.unfinished")
     try:
-        if path.exists() and any(path.iterdir()):
-            raise UserError(f"{path} is not empty: give a new folder")
         shutil.rmtree(unfinished, ignore_errors=True)
+        if path.exists() and any(entry.name != "lost+found" for entry in path.iterdir()):
+            raise UserError(f"{path} is not empty: give a new folder")
         with disk_errors(path):
             unfinished.mkdir(parents=True)
             yield unfinished
-            unfinished.rename(path)
+            for file in unfinished.rglob("*"):
+                sync(file)
+            if mounted:
+                for entry in sorted(unfinished.iterdir(), key=lambda entry: entry.name == _CONFIG):
+                    replace(entry, path / entry.name)
+            else:
+                replace(unfinished, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     finally:
@@ -193,19 +205,16 @@ def _files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
-    try:
-        where = json.loads((folder / _INDEX).read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / _INDEX} cannot be read ({error}): export the model again") from None
-    return [folder / file for file in sorted(set(where.values()))]
+    with reading(folder / _INDEX, "the index of an exported model", REMEDY):
+        files = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        if not files or any(Path(file).name != file for file in files):  # in this folder, and nowhere else
+            raise ValueError("it does not name the files beside it")
+    return [folder / file for file in files]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error}): export the model again") from None
+    with reading(path, do=REMEDY), safe_open(path, framework="np") as file:
+        yield file

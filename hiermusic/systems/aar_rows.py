@@ -1,7 +1,6 @@
 """AAR's training rows: one window of a track, and what says how it should sound."""
 
 import functools
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,11 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from hiermusic.data import pipeline
-from hiermusic.errors import UserError
+from hiermusic.data.arrays import read_npz
+from hiermusic.errors import UserError, reading
 from hiermusic.nn.norms import unit
 from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import pattern, rows, sequence
-
-UNREADABLE = (OSError, ValueError, TypeError, AttributeError, EOFError, KeyError, zipfile.BadZipFile)  # by np.load
 
 
 @functools.cache
@@ -40,13 +38,9 @@ class Vectors:
 
     def __init__(self, path: str, width: int):
         self.path = path
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                found = {name: np.atleast_2d(stored[name]).astype(np.float32) for name in stored.files}
-        except UNREADABLE as error:
-            raise UserError(
-                f"{path} holds no vectors ({type(error).__name__}): give an .npz file, one array for each track"
-            ) from None
+        stored = read_npz(path, "vectors", "give an .npz file, one array for each track")
+        with reading(path, "vectors", "give an .npz file, one array for each track"):
+            found = {name: np.atleast_2d(array).astype(np.float32) for name, array in stored.items()}
         self.by_track: dict[str, Float[np.ndarray, "N U"]] = {}
         for name, vectors_NU in found.items():
             if not len(vectors_NU):

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
 from hiermusic.codec.codec import Codec
-from hiermusic.errors import UserError
+from hiermusic.data.arrays import read_npy
+from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import aar_rows, songs
@@ -105,10 +106,9 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
     if path.endswith(".npy"):
         if listens:
             raise UserError(f"{path}: this model listens to a clip itself: give a sound file with --like")
-        try:
-            vector_U = np.asarray(np.load(path, allow_pickle=False), np.float32)
-        except aar_rows.UNREADABLE as error:
-            raise UserError(f"{path} holds no vector ({type(error).__name__}): save one with numpy.save") from None
+        stored_U = read_npy(path, "a vector", "save one with numpy.save")
+        with reading(path, "a vector", "save one with numpy.save"):
+            vector_U = stored_U.astype(np.float32)
         return aar_rows.as_condition(path, vector_U, config.model.cond)
     if not listens:
         raise UserError(f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy")

@@ -41,6 +41,7 @@ from hiermusic.systems.khala_rows import (
     make_rows,
     shapes,
     superres_batches,
+    tell_cut,
     tokenizer,
     vocabulary,
 )
@@ -145,6 +146,7 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
     if workdir is not None:
         _check_tokens(config, config.data.path)
+        tell_cut(config)
         if config.model.codec_tables and not checkpoint.steps(workdir):  # a run that goes on has its tables
             _check_codec(config.data.path)
     batches = backbone_batches if config.stage == "backbone" else superres_batches
@@ -283,6 +285,7 @@ def _coarse(
     words, levels = tokenizer(config.model), config.model.levels
     rate = hierarchy(config.model).rates[0]
     how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
+    songs.tell_cut(requests, words, **how)
     prompts = [compose(r.prompt, words, **how) for r in requests]
     frames = [max(round(r.prompt.seconds * rate), 1) for r in requests]
     for request, prompt, frame in zip(requests, prompts, frames, strict=True):

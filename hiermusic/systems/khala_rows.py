@@ -8,15 +8,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from hiermusic.console import warn
 from hiermusic.data import pipeline
+from hiermusic.data.records import TokenSource
 from hiermusic.errors import UserError
+from hiermusic.parallel.hosts import workers
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.prompt import Prompt, compose
+from hiermusic.tokens.prompt import Prompt, compose, excess
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 PROBED_LAYERS = (0, 1, 2, 4, 8, 16, 32, 63)
+_LOOKED_AT = 1000  # prompts, for whether they fit
 
 
 def vocabulary(model: ConfigDict) -> Vocabulary:
@@ -78,7 +82,7 @@ class Rows:
         return sequence.pack(ids, reads_SK, targets_SK, self.model.length, shared=True)
 
     def _prompt(self, meta: dict, rng: np.random.Generator) -> list[int]:
-        prompt = Prompt.from_json({name: meta[name] for name in Prompt.__dataclass_fields__ if name in meta})
+        prompt = _asked(meta)
         if rng.random() < self.model.get("prompt_dropout", 0.0):
             prompt = Prompt(seconds=prompt.seconds)
         return compose(
@@ -102,6 +106,24 @@ def make_rows(config: ConfigDict) -> Rows:
     if config.data.crop not in ("start", "random"):
         raise UserError(f"data.crop is '{config.data.crop}': choose start or random")
     return Rows(config.model, config.data.crop, tokenizer(config.model))
+
+
+def tell_cut(config: ConfigDict) -> None:
+    """Says of how many tracks that are trained on the prompt is longer than a model reads."""
+    model, words = config.model, tokenizer(config.model)
+    tracks = TokenSource(config.data.path, slice(0, 1), "train").tracks
+    looked_at = tracks[:: -(-len(tracks) // _LOOKED_AT) or 1]  # evenly spread: a corpus may hold millions
+    how = {"keep_description": model.keep_description, "limit": model.text_limit}
+    lost = [excess(_asked(track["meta"] | {"seconds": track["seconds"]}), words, **how) for track in looked_at]
+    if (count := sum(map(bool, lost))) and workers()[0] == 0:
+        warn(
+            f"{config.data.path}: {count} of {len(looked_at)} prompts are longer than "
+            f"model.text_limit={model.text_limit} ids, by {max(lost)} at most: the ends of their words are left out"
+        )
+
+
+def _asked(meta: dict) -> Prompt:
+    return Prompt.from_json({name: meta[name] for name in Prompt.__dataclass_fields__ if name in meta})
 
 
 def layer_weights(levels: int, distribution: str) -> np.ndarray:

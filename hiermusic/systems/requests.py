@@ -1,12 +1,17 @@
 """What a person asks for: prompts with a name and a seed each, from a file or from a few words."""
 
 import json
+import os
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, reading
 from hiermusic.tokens.prompt import Prompt
+
+_LONGEST_NAME = 200  # bytes: file systems hold 255, of which endings and temporary names take some
+_MOST_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class Request:
     def __post_init__(self):
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise UserError(f"the seed {self.seed!r} is not an integer in 0..{2**32 - 1}")
+        if (self.prompt.seconds or 0) > _MOST_SECONDS:
+            raise UserError(f"{self.prompt.seconds:.4g} seconds are more than a song has: ask for less")
 
     def to_json(self) -> dict:
         """The request as a JSON object, without the file."""
@@ -54,8 +61,10 @@ def read(path: str | Path, seed: int) -> list[Request]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no prompts at {path}: give a file with one JSON object a line")
+    with reading(path, "prompts", "give UTF-8 text with one JSON object a line"):
+        text = path.read_text(encoding="utf-8-sig")
     requests = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # and not splitlines, which JSON may hold line ends of
         if not line.strip():
             continue
         try:
@@ -65,16 +74,15 @@ def read(path: str | Path, seed: int) -> list[Request]:
             name = _file_name(fields.pop("name", f"song-{number:03d}"))
             own_seed = fields.pop("seed", seed + len(requests))
             request = Request(name, like=str(fields.pop("like", "")), prompt=Prompt.from_json(fields), seed=own_seed)
-        except (UserError, ValueError, TypeError) as error:
+        except (UserError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: {error}") from None
         if not 0 < (request.prompt.seconds or 0) < float("inf"):
             raise UserError(f'{path}, line {number}: a prompt needs "seconds", a positive number')
         requests.append(request)
     if not requests:
         raise UserError(f"{path} holds no prompt: give one JSON object a line")
-    names = [request.name for request in requests]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
+    twice, times = Counter(request.name for request in requests).most_common(1)[0]
+    if times > 1:
         raise UserError(f"{path}: the name '{twice}' is used twice")
     return requests
 
@@ -83,4 +91,8 @@ def _file_name(name: object) -> str:
     text = re.sub(r"[^\w.-]+", "-", str(name)).strip("-.")
     if not text:
         raise UserError(f"the name {name!r} cannot be a file name: use letters, digits, '-' and '_'")
+    if len(os.fsencode(text)) > _LONGEST_NAME:
+        raise UserError(f"the name {text[:20]}... has {len(os.fsencode(text))} bytes: use {_LONGEST_NAME} at most")
+    if text.endswith(".backbone"):
+        raise UserError(f"the name {text!r} is kept for the backbone's own sound: choose another")
     return text

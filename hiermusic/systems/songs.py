@@ -15,13 +15,16 @@ from hiermusic.audio import files, measure
 from hiermusic.audio.limiter import limit
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
-from hiermusic.console import bar, say
+from hiermusic.console import bar, warn
 from hiermusic.data.records import read_json, remove_leftovers
-from hiermusic.errors import write_atomically
+from hiermusic.errors import reading, write_atomically
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems.requests import Request
+from hiermusic.tokens.prompt import excess
+from hiermusic.tokens.vocabulary import TextTokenizer
 from hiermusic.train import checkpoint
 
+TOGETHER = 64  # songs that one process makes at once; they are on disk before the next are begun
 SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
 
@@ -57,8 +60,8 @@ def produce(
     Args:
       requests: names, prompts and seeds.
       out: the folder.
-      make: requests -> songs, called once in every process with its share of what is missing, which may be nothing:
-        checkpoints are read by all processes together.
+      make: requests -> songs, called as often in every process, with at most TOGETHER of its share of what is missing,
+        which may be nothing: checkpoints are read by all processes together.
       runs: the workdirs used, by role.
       sampling: settings, by role.
       audio: the file that is continued, if any.
@@ -81,27 +84,27 @@ def produce(
     remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
         which, count = workers()
-        share = missing[which::count]
-        made = make([requests[i] for i in share])
-        for i, song in zip(share, made, strict=True):
-            _write(out, facts[i], song, coarse_too)
+        for start in range(0, len(missing), TOGETHER * count):
+            share = missing[start + which : start + TOGETHER * count : count]
+            for i, song in zip(share, make([requests[i] for i in share]), strict=True):
+                _write(out, facts[i], song, coarse_too)
     wait_for_all("songs")
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
 
 
 def _identity(path: str) -> dict[str, str]:
-    with open(path, "rb") as file:
+    with reading(path, "what to go by"), open(path, "rb") as file:
         return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
     path = out / f"{fact['name']}.json"
     sounds = (".wav", ".backbone.wav") if coarse_too else (".wav",)
-    if not (path.is_file() and all(path.with_suffix(suffix).is_file() for suffix in sounds)):
-        return False
     try:
+        if not all(path.with_suffix(suffix).stat().st_size for suffix in sounds):  # as a power cut leaves them
+            return False
         stored = read_json(path)
-    except ValueError:  # someone else's file, or a damaged one
+    except (OSError, ValueError, RecursionError):  # none, someone else's file, or a damaged one
         return False
     return isinstance(stored, dict) and all(stored.get(name) == value for name, value in fact.items())
 
@@ -117,7 +120,7 @@ def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
         whole["backbone"] = _sound(path.with_suffix(".backbone.wav"), coarse_LC, rate)
     whole |= _sound(path, wav_LC, rate)
     if made < SHORT * asked:
-        say(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
+        warn(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -127,9 +130,17 @@ def _sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]
     loudness = measure.loudness(wav_LC, rate)
     if facts["clipped"]:
         beyond = f"{facts['clipped']:.2%} of its samples exceed full scale, the greatest {facts['peak']:.2f} times"
-        say(f"{path.name}: {beyond}: limited")
+        warn(f"{path.name}: {beyond}: limited")
     files.write(path, limit(wav_LC, rate), rate)
     return facts | {"loudness": loudness if math.isfinite(loudness) else None}
+
+
+def tell_cut(requests: Sequence[Request], words: TextTokenizer, keep_description: bool, limit: int) -> None:
+    """Says which prompts are longer than a model reads, and by how much."""
+    for request in requests:
+        if lost := excess(request.prompt, words, keep_description=keep_description, limit=limit):
+            told = f"its prompt is {lost} ids longer than the {limit} read"
+            warn(f"{request.name}: {told}: the end of its words is left out")
 
 
 @contextmanager

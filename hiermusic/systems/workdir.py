@@ -4,8 +4,9 @@ import importlib
 import inspect as signatures
 import io
 import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,27 +18,73 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec
-from hiermusic.errors import UserError, replacing
+from hiermusic.console import warn
+from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint, stored
 
 SYSTEMS = ("khala", "aar")
+_COUNTS = {  # fields of `model` that mean nothing below 1, whichever system they are of
+    *("layers", "depth", "width", "heads", "kv_heads", "head_dim", "ffn_width", "encoder_width", "decoder_width"),
+    *("codebooks", "codes", "levels", "latent", "code_latent", "cond", "window", "length", "text_limit"),
+    *("sample_rate", "channels", "fold", "strides", "dilations", "phi_kernel"),
+}
 
 
-def system(config: ConfigDict) -> ModuleType:
-    """The module of `hiermusic.systems` a configuration belongs to."""
+def system(config: ConfigDict, whose: str = "the configuration") -> ModuleType:
+    """The module of `hiermusic.systems` a configuration belongs to; UserError, of `whose`, where its sizes are none."""
     if config.get("system") not in SYSTEMS:
         raise UserError(f"the configuration's system is '{config.get('system')}'; there are {', '.join(SYSTEMS)}")
+    with _understood(whose):
+        _check_sizes(config)
     return importlib.import_module(f"hiermusic.systems.{config.system}")
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    for name, value in config.model.items():
+        entries = value if isinstance(value, list | tuple) else (value,)
+        if name in _COUNTS and not all(type(entry) is int and entry > 0 for entry in entries):
+            raise UserError(f"model.{name}={value}: give whole numbers of 1 or more")
+    batch = config.train.batch_size
+    if type(batch) is not int or batch < 1:
+        raise UserError(f"train.batch_size={batch}: give a whole number of 1 or more")
+    rate = config.model.get("frame_rate", "1")
+    try:
+        known = Fraction(rate) > 0
+    except (ValueError, TypeError, ZeroDivisionError):
+        known = False
+    if not known:
+        raise UserError(f"model.frame_rate={rate}: give frames a second, such as 44100/2048")
+
+
+@contextmanager
+def _understood(whose: str) -> Iterator[None]:
+    """Tells in one line what making things of a configuration stumbles over; nothing but settings goes in here."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, KeyError) as error:
+        field = brief(str(error).replace("\\n", "; ")).replace("'", "").replace('"', "")
+        raise UserError(f"{whose} has no field {field}") from error
+    except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{whose} cannot be used ({type(error).__name__}: {brief(error, 200)})") from error
 
 
 def read(workdir: str | Path, *stages: str) -> ConfigDict:
     """The configuration a workdir was trained with; UserError when it is of none of `stages` (any, when left out)."""
-    config = ConfigDict(checkpoint.read_config(workdir))
-    if stages and config.stage not in stages:
-        raise UserError(f"{workdir} was trained as a {config.stage}: give the workdir of a {' or '.join(stages)}")
+    place = Path(workdir) / "config.json"
+    with reading(place, "the configuration of a workdir", "give a folder that `hiermusic train` wrote"):
+        config = ConfigDict(checkpoint.read_config(workdir))
+    if stages and config.get("stage") not in stages:
+        wanted = " or ".join(stages)
+        raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {wanted}")
+    if config.get("system") in SYSTEMS:
+        ours = system(config, str(place))
+        with _understood(str(place)):
+            ours.make_model(config)
     return config
 
 
@@ -55,13 +102,16 @@ def stage(config: ConfigDict, workdir: str | Path):
       UserError: bad data, or a workdir of another configuration, which is left as it is.
     """
     _absolute(config)
-    checkpoint.check(workdir, config)
+    with reading(Path(workdir) / "config.json", "the configuration of a workdir", "take another workdir"):
+        checkpoint.check(workdir, config)
     return system(config).stage(config, Path(workdir))
 
 
 def blueprint(config: ConfigDict):
     """The training stage of a configuration without its data: to be looked at, checked or compiled."""
-    return system(config).stage(config, None)
+    ours = system(config)
+    with _understood("the configuration"):
+        return ours.stage(config, None)
 
 
 def load(
@@ -120,6 +170,8 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     wav_LC, rate = files.read(source)  # before the weights, which take longer
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
+    if codec.channels == 1 and (odd := files.oddity(wav_LC)):
+        warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
     codes_RS = encode_long(codec, wav_LC, layers=layers)
     whole = io.BytesIO()
@@ -135,18 +187,15 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     """The sound of a codes file written by `encode_file`, as long as what was encoded."""
     from hiermusic.audio import files
     from hiermusic.codec.chunked import decode_long
+    from hiermusic.data.arrays import read_npz
 
     read(codec_dir, "codec")
-    try:
-        with np.load(source, allow_pickle=False) as stored:
-            codes_RS, length = stored["codes"].T, int(stored["length"])
-            sample_rate = int(stored["sample_rate"])
-    except FileNotFoundError:
-        raise UserError(f"no codes at {source}") from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{source} is not a codes file written by `hiermusic encode` ({type(error).__name__})"
-        ) from None
+    if not Path(source).exists():
+        raise UserError(f"no codes at {source}")
+    stored = read_npz(source, "a codes file", "give one that `hiermusic encode` wrote")
+    with reading(source, "a codes file", "give one that `hiermusic encode` wrote"):
+        codes_RS, length = stored["codes"].T, int(stored["length"])
+        sample_rate = int(stored["sample_rate"])
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
     fits = codes_RS.ndim == 2 and codes_RS.dtype.kind in "iu" and codes_RS.shape[1] in np.cumsum(codec.slots)
@@ -203,11 +252,17 @@ def inspect(
       weights: lists every weight of the checkpoint.
     """
     if config is not None:
-        return {"system": config.system, "stage": config.stage, **system(config).inspect(config)}
+        return {"system": config.system, "stage": config.stage, **_facts(config, "the configuration")}
     config = read(workdir)
     facts = {"workdir": str(workdir), "system": config.get("system"), "stage": config.get("stage")}
     if config.get("system") in SYSTEMS:
-        facts |= system(config).inspect(config)
+        facts |= _facts(config, f"{workdir}/config.json")
     if step is not None or weights or checkpoint.steps(workdir):
         facts["checkpoint"] = stored.describe(workdir, step, weights)
     return facts
+
+
+def _facts(config: ConfigDict, whose: str) -> dict[str, Any]:
+    ours = system(config, whose)
+    with _understood(whose):
+        return ours.inspect(config)

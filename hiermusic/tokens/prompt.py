@@ -50,20 +50,41 @@ def compose(prompt: Prompt, tokenizer: TextTokenizer, *, keep_description: bool 
       prompt: the request; `seconds` must be set.
       tokenizer: text to ids.
       keep_description: False leaves the free description out (Khala's super-resolution).
-      limit: at most so many ids; of a longer prompt the words are cut and the length kept (the release keeps BOA only).
+      limit: at most so many ids; of a longer prompt the ends of the lyrics, then of the metadata, are left out, and all
+        that says what is what is kept (the release keeps BOA only). `excess` tells how much.
     Raises:
       UserError: when the prompt names no positive length.
     """
     if prompt.seconds is None or not 0 < prompt.seconds < float("inf"):
         raise UserError(f"a prompt needs its length: set seconds to a positive number, not {prompt.seconds}")
-    ids, encode = tokenizer.vocabulary, tokenizer.encode
+    ids = tokenizer.vocabulary
+    language, metadata, lyrics = _words(prompt, tokenizer, keep_description)
+    end = [ids.duration_id(prompt.seconds), ids.eot, ids.boa]
+    room = max(limit - _frame(prompt), 0)
+    language = language[:room]
+    metadata = metadata[: room - len(language)]
+    lyrics = lyrics[: room - len(language) - len(metadata)]
+    sung = [] if prompt.instrumental else [ids.bol, *lyrics, ids.eom]
+    return [ids.bos, *metadata, ids.eom, *language, ids.eom, *sung, *end][-limit:]
+
+
+def excess(prompt: Prompt, tokenizer: TextTokenizer, *, keep_description: bool = True, limit: int = 4096) -> int:
+    """Ids of a prompt's words that `compose` leaves out; arguments as there."""
+    words = sum(map(len, _words(prompt, tokenizer, keep_description)))
+    return max(words - max(limit - _frame(prompt), 0), 0)
+
+
+def _words(prompt: Prompt, tokenizer: TextTokenizer, keep_description: bool) -> tuple[list[int], list[int], list[int]]:
+    """Ids of the language, the metadata and the lyrics, each line behind an EOL."""
     metadata = (keep_description and prompt.description) or prompt.tags or prompt.genre
     language = "Instrumental" if prompt.instrumental else prompt.language
-    out = [ids.bos, *encode(metadata), ids.eom, *encode(language), ids.eom]
+    lyrics: list[int] = []
     if not prompt.instrumental:
-        out += [ids.bol]
         for line in prompt.lyrics.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
-            out += [ids.eol, *encode(line)]
-        out += [ids.eom]
-    end = [ids.duration_id(prompt.seconds), ids.eot, ids.boa]
-    return [*out[: max(limit - len(end), 0)], *end][-limit:]
+            lyrics += [tokenizer.vocabulary.eol, *tokenizer.encode(line)]
+    return tokenizer.encode(language), tokenizer.encode(metadata), lyrics
+
+
+def _frame(prompt: Prompt) -> int:
+    """Ids of a prompt that are no words."""
+    return 6 if prompt.instrumental else 8

@@ -4,12 +4,14 @@ What only reads (`steps`, `read_config`, `load_model`, `load_weights`) takes an 
 """
 
 import gc
+import hashlib
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from hiermusic.errors import UserError, disk_errors, replacing
+from hiermusic.console import say
+from hiermusic.errors import UserError, disk_errors, reading, reason, replacing, write_atomically
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
+from hiermusic.train import checksum
 
 Tree = dict[str, Any]
 
@@ -44,6 +48,10 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 _FALL_BACK = "delete it to fall back to an older one"
 
 
+class DamagedError(UserError):
+    """A checkpoint that is not what was saved."""
+
+
 class Checkpoints:
     """The checkpoints of one run: saved in the background, the newest kept, leftovers of a killed save removed."""
 
@@ -60,6 +68,7 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         self.directory = _directory(workdir)
+        self._saving: Any = None
         with disk_errors(self.directory):
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
@@ -68,34 +77,65 @@ class Checkpoints:
     def save(self, step: int, state: nnx.State, data: Mapping[str, int | str]) -> None:
         """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first."""
         parts = {**split(nnx.to_pure_dict(state)), "data": dict(data)}
+        sums = checksums(parts)
+        self.wait()
         with disk_errors(self.directory):
-            self._checkpointer.wait()
             # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
-            self._checkpointer.save_checkpointables_async(step, parts, force=True)
+            self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=sums)
 
     def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int | str]]:
         """The state and what the loop kept at a step (default: the newest), placed as `abstract`'s shardings say.
+
+        Where the newest is damaged and no step was asked for, the newest whole one is taken; the damaged ones are told
+        of and set aside as STEP.damaged. With several processes, which may not all see the damage, it is an error.
 
         Args:
           abstract: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved; any mesh.
           step: which checkpoint.
         Raises:
-          UserError: no such checkpoint, unreadable files, or weights of other shapes.
+          UserError: no such checkpoint, none that is whole, or weights of other shapes.
         """
-        path = find(self.directory.parent, step)
-        parts = load(path, {**split(nnx.to_pure_dict(abstract)), "data": None})
-        data = parts.pop("data")
-        return _filled(abstract, {**parts.pop("train", {}), **parts}), data
+        damaged: dict[Path, DamagedError] = {}
+        choice = find(self.directory.parent, step)
+        alone = step is None and jax.process_count() == 1
+        kept = steps(self.directory.parent)[::-1] if alone else [int(choice.name)]
+        targets = {**split(nnx.to_pure_dict(abstract)), "data": None}
+        for path in (self.directory / str(number) for number in kept):
+            try:
+                parts = load(path, targets)
+            except DamagedError as error:
+                damaged[path] = error
+                continue
+            self._set_aside(damaged, path)
+            data = parts.pop("data")
+            return _filled(abstract, {**parts.pop("train", {}), **parts}), data
+        raise damaged[choice]
+
+    def _set_aside(self, damaged: Mapping[Path, DamagedError], taken: Path) -> None:
+        for path, error in damaged.items():
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            what = str(error).removesuffix(f": {_FALL_BACK}")
+            say(f"{what}: it is now called {aside.name}, the run goes on from step {taken.name}")
+        if damaged:
+            self._checkpointer.reload()
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
+        saving, self._saving = self._saving, None
         with disk_errors(self.directory):
+            if saving is not None:
+                saving.result()  # waiting for the checkpointer alone leaves the save's thread and event loop open
             self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits for the last save and releases Orbax's threads."""
-        with disk_errors(self.directory):
-            self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            with disk_errors(self.directory):
+                self._checkpointer.close()
 
 
 def steps(workdir: str | Path) -> list[int]:
@@ -189,8 +229,25 @@ def claim(workdir: str | Path, config: Any) -> None:
     check(workdir, config)
     if jax.process_index() == 0:
         write_config(workdir, config)
+        _note_records(Path(workdir), config)
     if jax.process_count() > 1:
         _check_shared(Path(workdir))
+
+
+def _note_records(workdir: Path, config: Any) -> None:
+    """Says when the records at `data.path` are others than those the run began with, which it remembers."""
+    path = str(config.get("data", {}).get("path") or "")
+    info, notes = Path(path) / "info.json", workdir / "data.json"
+    if not path or not info.is_file():
+        return
+    now, before = {"path": path, "sha256": hashlib.sha256(info.read_bytes()).hexdigest()}, None
+    with suppress(OSError, ValueError):
+        before = json.loads(notes.read_text())
+    if before == now:
+        return
+    if isinstance(before, dict) and before.get("path") == path:
+        say(f"{path} holds other records than those this run began with: it goes on with them")
+    write_atomically(notes, json.dumps(now, indent=1) + "\n")
 
 
 def write_config(workdir: str | Path, config: Any) -> None:
@@ -240,12 +297,13 @@ def read_config(workdir: str | Path) -> Tree:
 
 def _read_json(workdir: str | Path) -> Tree:
     path = Path(workdir) / "config.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{workdir} is not a training workdir: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    if not path.exists():
+        raise UserError(f"{workdir} is not a training workdir: it has no config.json")
+    with reading(path, "the configuration of a workdir", "put it back, or take another workdir"):
+        config = json.loads(path.read_bytes())
+        if not isinstance(config, dict):
+            raise TypeError(f"{type(config).__name__} where an object belongs")
+        return config
 
 
 def _fields(config: Any) -> Tree:
@@ -277,7 +335,8 @@ def find(workdir: str | Path, step: int | None = None) -> Path:
 
 def exported_step(folder: str | Path, step: int | None = None) -> int:
     """The step of an exported model; UserError when another one is asked for."""
-    stored = _read_json(folder).get("export", {}).get("step")
+    facts = _read_json(folder).get("export")
+    stored = facts.get("step") if isinstance(facts, dict) else None
     if not isinstance(stored, int):
         raise UserError(f"{folder} is not whole: its config.json does not say which step was exported; export it again")
     if step is not None and step != stored:
@@ -310,25 +369,74 @@ def weights_part(path: Path, prefer_ema: bool = True) -> str:
 
 def saved(path: Path, name: str) -> Tree:
     """What Orbax's metadata tells of the arrays of a part; UserError when it cannot be read or is empty."""
+    return _part(path, _metadata(path), name)
+
+
+def _metadata(path: Path) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     with read_errors(path):
-        part = ocp.checkpointables_metadata(path).metadata.get(name)
+        return ocp.checkpointables_metadata(path)
+
+
+def _part(path: Path, metadata: Any, name: str) -> Tree:
+    part = metadata.metadata.get(name)
     if not part:
-        raise UserError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
+        raise DamagedError(f"checkpoint {path} is incomplete ({name} is missing): {_FALL_BACK}")
     return part
 
 
 def load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
-    """Parts of a checkpoint as their targets say (None: as saved); UserError when they cannot be read or do not fit."""
+    """Parts of a checkpoint as their targets say (None: as saved); UserError when they cannot be read or do not fit.
+
+    What was read is held against the checksums that were saved with it.
+    """
     from orbax.checkpoint import v1 as ocp
 
+    stored, metadata = {}, _metadata(path)
     for name, target in targets.items():
-        found = saved(path, name)
+        found = _part(path, metadata, name)
         if target is not None:
             _check_shapes(path, name, _shapes(target), _shapes(found))
+            target = _as_saved(target, export.dotted(found, "/"))
+        stored[name] = target
     with read_errors(path):
-        return ocp.load_checkpointables(path, targets)
+        parts = ocp.load_checkpointables(path, stored)
+        sums = (metadata.custom_metadata or {}).get("checksums")
+        if sums is not None:  # a checkpoint of a version that had none
+            found = checksums(parts)["checksums"]
+            wrong = [name for name in found if found[name] != sums.get(name)]
+            if wrong:
+                raise ValueError(f"the checksums of {len(wrong)} of its {len(found)} arrays differ, as of {wrong[0]}")
+    return {name: part if targets[name] is None else _cast(part, targets[name]) for name, part in parts.items()}
+
+
+def checksums(parts: Mapping[str, Tree]) -> Tree:
+    """What a checkpoint of these parts keeps beside them, for `load` to hold them against."""
+    values = {name: checksum.of_values(part) for name, part in parts.items() if name == "data"}
+    arrays = export.dotted({name: part for name, part in parts.items() if name != "data"}, "/")
+    return {"checksums": {**checksum.of_arrays(arrays), **values}}
+
+
+def _as_saved(target: Tree, found: Mapping[str, Any]) -> Tree:
+    """A target in the dtypes that were saved, which alone can be held against the checksums."""
+
+    def leaf(keys: Any, wanted: Any) -> Any:
+        dtype = found["/".join(str(getattr(key, "key", key)) for key in keys)].dtype
+        if dtype == wanted.dtype or jax.dtypes.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            return wanted
+        if isinstance(wanted, np.ndarray):
+            return np.empty(wanted.shape, dtype)
+        return jax.ShapeDtypeStruct(wanted.shape, dtype, sharding=wanted.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, target)
+
+
+def _cast(part: Tree, target: Tree) -> Tree:
+    def leaf(found: Any, wanted: Any) -> Any:
+        return found if found.dtype == wanted.dtype else found.astype(wanted.dtype)
+
+    return jax.tree.map(leaf, part, target)
 
 
 def _shapes(tree: Tree) -> Tree:
@@ -352,9 +460,9 @@ def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        words = reason(error)
         del error
         gc.collect()
-        raise UserError(f"checkpoint {path} cannot be read ({reason}): {_FALL_BACK}") from None
+        raise DamagedError(f"checkpoint {path} cannot be read ({words}): {_FALL_BACK}") from None
     finally:
         sys.unraisablehook = hook

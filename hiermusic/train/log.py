@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Log:
         if not self.active:
             return
         records = read_metrics(workdir)
-        if records and "elapsed" in records[0]:
+        if records and {"time", "elapsed"} <= records[0].keys():
             self.started = records[0]["time"] - records[0]["elapsed"]
         records = [record for record in records if record["step"] <= step]
         self.last = records[-1] if records else {}
@@ -105,14 +106,14 @@ class _Board:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The records of `workdir/metrics.jsonl`; a line cut short by a kill is left out."""
+    """The records of `workdir/metrics.jsonl`; lines that are none, as a kill leaves them, are left out."""
     path = Path(workdir) / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
     return records
 
 

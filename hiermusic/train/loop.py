@@ -222,8 +222,8 @@ class _Trainer:
             stage.prepare(module)
             self.state = jax.device_put(nnx.state(module), placement)
         else:
-            self.state, data = self.checkpoints.restore(place(abstract, placement), self.saved)
-            self.step = data["step"]
+            self.state, data = self.checkpoints.restore(place(abstract, placement))
+            self.saved = self.step = data["step"]
             self.guard.load(data["guard"])
         self.update = make_update(stage, self.graphdef, mesh, placement, options.seed)
         self.evaluate = _make_evaluate(stage, self.graphdef, mesh, options.seed)

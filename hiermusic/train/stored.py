@@ -153,7 +153,8 @@ def reshard(
             parts = {"model": checkpoint.load(path, {part: wanted[part]})[part]}
         else:
             parts = checkpoint.load(path, {**wanted, "data": None})
-        ocp.save_checkpointables(folder / "checkpoints" / path.name, parts)
+        sums = checkpoint.checksums(parts)
+        ocp.save_checkpointables(folder / "checkpoints" / path.name, parts, custom_metadata=sums)
         if (Path(workdir) / "metrics.jsonl").exists():
             shutil.copy(Path(workdir) / "metrics.jsonl", folder)
         checkpoint.write_config(folder, config)

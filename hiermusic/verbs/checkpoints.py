@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, reading
 from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, need, positional, string
 
 _DTYPES = ("float32", "bfloat16")
@@ -135,10 +135,8 @@ def _evaluation(run: str) -> list[str] | None:
         return None
     from hiermusic.evaluate import run as evaluate
 
-    try:
-        return evaluate.lines(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what `hiermusic evaluate` writes ({error!r}): run that again") from error
+    with reading(path, "results", "run `hiermusic evaluate` again"):
+        return evaluate.lines(json.loads(path.read_text(encoding="utf-8")))
 
 
 VERBS = {

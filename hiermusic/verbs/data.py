@@ -21,11 +21,11 @@ def _define_data(values: Values) -> None:
         values, "source", "folder, manifest (.csv, .jsonl, .jsonl.gz), tfds:NAME?split=train or builtin:N?seconds=8-16"
     )
     string(values, "out", "folder for the records")
-    integer(values, "sample_rate", "samples a second of the records", 44100, lower=1)
+    integer(values, "sample_rate", "samples a second of the records", 44100, lower=1000, upper=1_000_000)
     integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
     number(values, "valid_fraction", "share of tracks held out where no split is given", 0.1, lower=0.0, upper=1.0)
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
-    number(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1)
+    number(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1, upper=3600.0)
     boolean(values, "json", "print one JSON object")
     hosts(values)
 

@@ -1,20 +1,21 @@
 """What verbs are made of: flags, arguments, and answers in words or JSON."""
 
 import json
-import math
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from hiermusic.console import say
 from hiermusic.errors import UserError
 
 Values = flags.FlagValues
+_WORDS = ("tags", "lyrics")  # flags whose text is no place
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def number(
     values: Values, name: str, text: str, default: float | None = None, *, lower: float, upper: float | None = None
 ) -> None:
     flags.DEFINE_float(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
-    # NaN passes every bound
-    flags.register_validator(name, lambda x: x is None or math.isfinite(x), "give a finite number", flag_values=values)
+    # NaN passes every bound; and what is multiplied by a rate must stay a number
+    flags.register_validator(name, lambda x: x is None or abs(x) < 1e12, "give a finite number", flag_values=values)
 
 
 def boolean(values: Values, name: str, text: str, default: bool = False) -> None:
@@ -82,6 +83,24 @@ def need(values: Values, *names: str) -> None:
         raise UserError(f"{', '.join(missing)} is needed")
 
 
+def local(values: Values, given: list[str]) -> None:
+    """UserError where a flag, an argument or a field of --config is an address such as gs://bucket/x: all places are
+    folders and files of this machine, and one named `gs:` is not what was meant."""
+    places = [("", word) for word in given]
+    for name in set(values) - set(_WORDS):
+        value = values[name].value
+        places += _leaves(value, f"--{name}.") if isinstance(value, ConfigDict) else [(f"--{name}", value)]
+    for name, value in places:
+        if isinstance(value, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", value):
+            place = f"{name}={value}" if name else value
+            raise UserError(f"{place}: only places of this machine are read and written: mount it, or copy it here")
+
+
+def _leaves(config: ConfigDict, prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in config.items():
+        yield from _leaves(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [(prefix + name, value)]
+
+
 def positional(given: list[str], *names: str) -> list[str]:
     if len(given) != len(names):
         raise UserError(f"expected {len(names)} arguments ({' '.join(names)}), got {len(given)}: {' '.join(given)}")
@@ -90,8 +109,9 @@ def positional(given: list[str], *names: str) -> list[str]:
 
 def show(text: str) -> None:
     """Writes to standard output; raises SystemExit where that fails, unless its reader has read enough."""
+    encoding = sys.stdout.encoding or "utf-8"  # names of files need not be text, nor the terminal's alphabet wide
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         # Python would try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,14 @@
+import errno
+import io
+import os
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.audio import files
+from hiermusic.audio import containers, files
 from hiermusic.errors import UserError
 
 
@@ -139,3 +145,139 @@ def test_bad_files_say_why_in_one_line(tmp_path, name, reason):
     with pytest.raises(UserError, match=reason) as caught:
         files.read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def pages(path):
+    """An Ogg file's pages."""
+    whole, found = path.read_bytes(), []
+    while whole:
+        size = 27 + whole[26] + sum(whole[27 : 27 + whole[26]])
+        found.append(whole[:size])
+        whole = whole[size:]
+    return found
+
+
+def frames(path):
+    """An mp3 file's frames without the one that says how many there are."""
+    whole, found = path.read_bytes(), []
+    at = containers._next_frame(io.BytesIO(whole), 0, len(whole))
+    while at < len(whole):
+        size = containers._length(whole[at : at + 4])
+        found.append(whole[at : at + size])
+        at += size
+    return found[1:]
+
+
+def noise(path, seconds=4.0, channels=2):
+    rng = np.random.default_rng(0)
+    soundfile.write(path, rng.normal(0, 0.1, (round(seconds * 44100), channels)), 44100)
+    return path
+
+
+def cut_ogg(path, cut):
+    noise(path)
+    found = pages(path)
+    assert len(found) > 6
+    path.write_bytes(cut(found))
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (lambda found: b"".join(found)[: sum(map(len, found)) // 2], "truncated, its last page is cut short"),
+        (lambda found: b"".join(found[: len(found) // 2]), "truncated, its last page is missing"),
+        (lambda found: b"".join(found[:4] + found[5:]), "truncated, page 4 of it is missing"),
+        (lambda found: b"".join(found)[:-1], "truncated, its last page is cut short"),
+    ],
+)
+def test_an_ogg_that_is_not_whole(tmp_path, cut, words):
+    cut_ogg(tmp_path / "a.ogg", cut)
+    with pytest.raises(UserError, match=words):
+        files.read(tmp_path / "a.ogg")
+
+
+def test_a_whole_ogg_with_something_behind_it(tmp_path):
+    cut_ogg(tmp_path / "a.ogg", lambda found: b"".join(found) + b"TAG" + bytes(125))
+    assert len(files.read(tmp_path / "a.ogg")[0]) == 4 * 44100
+
+
+def test_an_mp3_without_a_header_of_its_length(tmp_path):
+    """Constant bitrate is read to its end; a cut is told by the last frame; and what is not decoded is told too."""
+    varying = frames(noise(tmp_path / "a.mp3"))
+    whole = 155 * varying[20]
+    (tmp_path / "whole.mp3").write_bytes(whole + b"TAG" + bytes(125))
+    assert abs(len(files.read(tmp_path / "whole.mp3")[0]) - 4 * 44100) < 4000
+    (tmp_path / "cut.mp3").write_bytes(whole[:-40])
+    with pytest.raises(UserError, match="truncated, its last frame is cut short after"):
+        files.read(tmp_path / "cut.mp3")
+    (tmp_path / "guessed.mp3").write_bytes(b"".join(varying))  # its length is guessed from one frame
+    with pytest.raises(UserError, match=r"only \d\.\d s of its 4\.. s decode, as its header does not say"):
+        files.read(tmp_path / "guessed.mp3")
+
+
+def test_an_mp3_cut_between_two_frames(tmp_path):
+    path = noise(tmp_path / "a.mp3")
+    found = frames(path)
+    path.write_bytes(path.read_bytes()[: -sum(map(len, found[-20:]))])
+    with pytest.raises(UserError, match=r"truncated, 3\.. s decode of the 4\.. s in its header"):
+        files.read(path)
+
+
+def test_float_samples_at_integer_scale_are_told(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(0.1) * 32768, 44100, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"its float samples reach 1\d,\d{3} where full scale is 1"):
+        files.read(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "b.wav", tone(0.1) * 4, 44100, subtype="FLOAT")  # a hot mix
+    assert np.abs(files.read(tmp_path / "b.wav")[0]).max() == pytest.approx(2.0, abs=0.01)
+
+
+def test_channels_that_cancel_are_told():
+    wav_LC = tone(channels=1)
+    assert files.oddity(np.concatenate([wav_LC, wav_LC], axis=1)) is None
+    assert files.oddity(np.concatenate([wav_LC, 0 * wav_LC], axis=1)) is None
+    assert files.oddity(0 * wav_LC) is None and files.oddity(wav_LC) is None
+    assert "keeps nothing" in files.oddity(np.concatenate([wav_LC, -wav_LC], axis=1))
+    assert "keeps -26 dB" in files.oddity(np.concatenate([wav_LC, -0.9 * wav_LC], axis=1))
+
+
+@pytest.mark.parametrize("rate", [1, 999, 2_000_000])
+def test_a_rate_that_no_recording_has(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(0.1), rate)
+    with pytest.raises(UserError, match=f"its header says {rate} Hz, not 1000 to 1000000"):
+        files.read(tmp_path / "a.wav")
+
+
+def test_a_file_that_holds_too_much_is_told_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_MOST_SAMPLES", 88_199)
+    soundfile.write(tmp_path / "a.wav", tone(1.0), 44100)
+    monkeypatch.setattr(files, "_decoded", lambda *_: pytest.fail("was read"))
+    with pytest.raises(UserError, match=r"2 channels of 0 minutes are more than one file may hold .* split it"):
+        files.read(tmp_path / "a.wav")
+
+
+def test_reading_takes_the_memory_of_the_samples_once(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros((3 << 20, 2), np.int16), 44100)
+    tracemalloc.start()
+    wav_LC, _ = files.read(tmp_path / "a.wav")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert wav_LC.shape == (3 << 20, 2) and peak < 1.2 * wav_LC.nbytes
+
+
+def test_a_fault_of_the_machine_is_not_the_files(tmp_path, monkeypatch):
+    files.write(tmp_path / "a.wav", tone(0.1), 44100)
+
+    def open_(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", open_)
+    with pytest.raises(OSError, match="Too many open files"):
+        files.read(tmp_path / "a.wav")
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.wav"))
+    files.write(path, tone(0.1), 44100)
+    assert len(files.read(path)[0]) == 4410
+    with pytest.raises(UserError, match="no file has such a name"):
+        files.read(f"{tmp_path}/a\0.wav")

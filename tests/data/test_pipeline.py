@@ -1,13 +1,17 @@
 """Batches as pure functions of (seed, i), and `resolve`."""
 
+import os
 import pickle
+import shutil
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 import soundfile
 
 from hiermusic.data import pipeline
+from hiermusic.data.fingerprint import BLOCK, BLOCKS, of_file
 from hiermusic.data.pipeline import NoTracks, resolve, token_examples, waveform_batches
 from hiermusic.data.records import AudioSource, write_audio
 from hiermusic.data.sources import Track
@@ -157,8 +161,45 @@ def test_resolve_writes_once_and_tells_what_was_skipped(music, tmp_path, capsys)
         resolve(out, cache, RATE, 2)
 
 
+def test_music_is_known_by_its_content(tmp_path, capsys):
+    music, cache = tmp_path / "music", tmp_path / "cache"
+    music.mkdir()
+    for index in range(4):
+        soundfile.write(music / f"{index}.wav", ramp(index, 500), RATE)
+    out = resolve(music, cache, RATE, 1, progress=False)
+    capsys.readouterr()
+    for file in music.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert resolve(music, cache, RATE, 1, progress=False) == out and capsys.readouterr().err == ""
+    stamp = (music / "2.wav").stat()
+    for index in (2, 3):  # other music of the same length, size and time
+        soundfile.write(music / f"{index}.wav", ramp(index + 4, 500), RATE)
+        os.utime(music / f"{index}.wav", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    other = resolve(music, cache, RATE, 1, progress=False)
+    assert other != out and AudioSource(other).tracks != AudioSource(out).tracks
+    said = capsys.readouterr().err
+    assert f"{music} has changed since {out} was written from it (2 of its tracks are new or other, 2 are gone)" in said
+    assert resolve(music, cache, RATE, 1, progress=False) == other and capsys.readouterr().err == ""
+    resolve(music, cache, 2 * RATE, 1, progress=False)
+    assert "has changed" not in capsys.readouterr().err
+
+
+def test_a_long_file_is_known_by_blocks_of_it(tmp_path):
+    content = bytearray(np.random.default_rng(0).bytes(BLOCKS * BLOCK * 3 + 5))
+    path = tmp_path / "long.wav"
+    path.write_bytes(content)
+    before = of_file(path)
+    assert before == of_file(path) and before[0] == len(content)
+    for place in (0, len(content) - 1):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert of_file(path) not in (before, None)
+        before = of_file(path)
+    assert of_file(tmp_path) is None and of_file(tmp_path / "gone") is None
+
+
 def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
-    for index in range(17):
+    for index in range(33):
         soundfile.write(tmp_path / f"{index:02d}.wav", ramp(index, 500), RATE)
     alone = resolve(tmp_path, tmp_path / "alone", RATE, 1, progress=False)
     waited = []
@@ -168,9 +209,22 @@ def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
         out = resolve(tmp_path, tmp_path / "together", RATE, 1, progress=False)
         assert len(list(out.glob("*.arrayrecord"))) == 2 - which and (out / "info.json").is_file() == (which == 0)
     assert waited == [f"records {out.name}"] * 2
-    assert len(AudioSource(alone)) == 17
+    assert len(AudioSource(alone)) == 33
     for name in ("info.json", *(path.name for path in alone.glob("*.arrayrecord"))):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_a_damaged_shard_is_named_from_within_the_pipeline(audio, tmp_path):
+    copy = shutil.copytree(audio, tmp_path / "audio")
+    path = copy / "audio-00000-of-00001.arrayrecord"
+    data = bytearray(path.read_bytes())
+    for place in range(100, 20_000, 100):
+        data[place] ^= 1
+    path.write_bytes(data)
+    batches = waveform_batches(copy, "train", 300, 4).to_iter_dataset(grain.ReadOptions(num_threads=2))
+    with pytest.raises(UserError, match=r"audio-00000-of-00001.arrayrecord cannot be read"):
+        for _ in zip(range(20), batches, strict=False):
+            pass
 
 
 def test_resolve_names_what_is_not_there(tmp_path):

@@ -387,3 +387,10 @@ def test_killed_tokenising_ends_with_the_same_files(tmp_path, audio):
     )
     assert len(encoded) == 5  # the first shard's two tracks were not done again
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path):
+    for name in ("notes.tmp", "a.b.tmp", "info.json.0123abcd.tmp", "audio-00000-of-00001.arrayrecord.89abcdef.tmp"):
+        (tmp_path / name).touch()
+    records.remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.tmp", "notes.tmp"]

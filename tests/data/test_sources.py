@@ -1,5 +1,6 @@
 """What each kind of source lists, and what its tracks carry."""
 
+import errno
 import gzip
 import json
 import os
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.data import corpus
-from hiermusic.data.sources import open_source, parse_lrc
+from hiermusic.data import corpus, sidecars, sources
+from hiermusic.data.sidecars import parse_lrc
+from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
 
 MUSIC = Path(__file__).parents[3] / "shared/data/music"
@@ -46,7 +48,11 @@ def test_fingerprint_follows_files_and_sidecars(tmp_path):
     (tmp_path / "a.txt").write_text("la la")
     with_lyrics = open_source(str(tmp_path)).fingerprint
     os.utime(tmp_path / "a.wav", ns=(1, 1))
-    assert len({before, with_lyrics, open_source(str(tmp_path)).fingerprint}) == 3
+    assert open_source(str(tmp_path)).fingerprint == with_lyrics != before
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a.wav").write_bytes(content)
+    assert open_source(str(tmp_path)).fingerprint not in (before, with_lyrics)
 
 
 def test_sidecars(tmp_path):
@@ -103,7 +109,7 @@ def test_subfolders_named_after_splits(tmp_path):
 def test_broken_sidecar_is_told_by_the_track(tmp_path):
     write(tmp_path / "a.wav")
     (tmp_path / "a.json").write_text("{tags: ")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match=r"its sidecar a\.json cannot be read as JSON"):
         open_source(str(tmp_path)).tracks[0].load()
 
 
@@ -113,6 +119,139 @@ def test_lrc_repeats_and_offset():
         [19.5, 60.0, "verse"],
         [60.0, None, "chorus"],
     ]
+
+
+def test_an_lrc_without_a_time_is_words_all_the_same(tmp_path):
+    write(tmp_path / "a.wav")
+    for text, meta in (("[ar:Someone]\nfirst\nsecond\n", {"lyrics": "first\nsecond"}), ("\n", {}), ("[by:x]", {})):
+        (tmp_path / "a.lrc").write_text(text)
+        assert open_source(str(tmp_path)).tracks[0].load()[2] == meta
+
+
+def test_lrc_of_many_lines_and_digits():
+    """What is looked for stays within its line: 300,000 empty ones took a minute."""
+    assert sidecars._OFFSET.search("\n\n \n[offset:+500]").start() == 4
+    assert parse_lrc("\n" * 300_000) == []
+    assert parse_lrc(f"[offset:{'9' * 5000}]\n[{'9' * 5000}:00]a\n[00:{'9' * 5000}]b\n[00:02]c") == [[2.0, None, "c"]]
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.txt", "naïve café".encode("cp1252"), "its sidecar a.txt is not UTF-8 (byte 3): save it as UTF-8"),
+        ("a.txt", "爵士乐".encode("gbk"), "its sidecar a.txt is not UTF-8 (byte 1)"),
+        ("a.lrc", "[00:01]é".encode("latin-1"), "its sidecar a.lrc is not UTF-8 (byte 8)"),
+        ("a.txt", "la la".encode("utf-16-le"), "its sidecar a.txt holds bytes that are no text"),
+        ("a.txt", b"\xff\xfel", "its sidecar a.txt is not UTF-16 (byte 3)"),
+        ("a.txt", bytes(1 << 25), "its sidecar a.txt has 33,554,432 bytes"),
+        ("a.json", DEEP.encode(), "its sidecar a.json cannot be read as JSON (RecursionError"),
+        ("a.json", b'{"bpm": ' + b"9" * 5000 + b"}", "its sidecar a.json cannot be read as JSON (Exceeds"),
+        ("a.json", b'{"tags": "\xe9"}', "its sidecar a.json is not UTF-8"),
+    ],
+)
+def test_a_sidecar_that_cannot_be_read_is_told_by_its_track_alone(tmp_path, name, data, words):
+    write(tmp_path / "a.wav")
+    write(tmp_path / "b.wav")
+    (tmp_path / name).write_bytes(data)
+    bad, good = open_source(str(tmp_path)).tracks
+    with pytest.raises(UserError) as told:
+        bad.load()
+    assert str(told.value).startswith(words)
+    assert good.load()[2] == {}
+
+
+def test_a_sidecar_that_may_not_be_read(tmp_path, monkeypatch):
+    write(tmp_path / "a.wav")
+    (tmp_path / "a.json").write_text("{}")
+
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    (track,) = open_source(str(tmp_path)).tracks
+    with pytest.raises(UserError, match=r"its sidecar a.json cannot be read as text \(Permission denied\)"):
+        track.load()
+
+
+def test_utf_16_with_its_mark_is_read(tmp_path):
+    write(tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("爵士 é\n", encoding="utf-16")
+    assert open_source(str(tmp_path)).tracks[0].load()[2] == {"lyrics": "爵士 é"}
+
+
+def test_times_of_a_sidecar_are_numbers_of_seconds():
+    good = {"start": 0, "end": 1.5, "text": "la"}
+    bad = [{"start": "0"}, {"end": float("nan")}, {"end": 10**400}, {"text": 3}, {"start": -1}]
+    assert sidecars.timed_lines([good, *(good | change for change in bad), 3]) == [[0, 1.5, "la"]]
+
+
+def test_names_that_are_no_text(tmp_path):
+    write(tmp_path / "a.wav").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    (track,) = open_source(str(tmp_path)).tracks
+    assert track.id == "\\xff.wav" and len(track.load()[0]) == 800
+    (tmp_path / "list.jsonl").write_text('{"path": "a\\u0000.wav"}\n{"path": "\\ud800.wav"}\n')
+    for track in open_source(str(tmp_path / "list.jsonl")).tracks:
+        with pytest.raises(UserError, match=r"no file has such a name|no such file"):
+            track.load()
+
+
+def test_linked_folders_are_followed_and_none_for_ever(tmp_path, capsys):
+    write(tmp_path / "elsewhere/x.wav")
+    write(tmp_path / "music/a.wav")
+    (tmp_path / "music/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "music/deep").mkdir()
+    (tmp_path / "music/deep/self").symlink_to(tmp_path / "music")
+    (tmp_path / "music/gone").symlink_to(tmp_path / "no-such-folder")
+    assert list(by_id(open_source(str(tmp_path / "music")))) == ["a.wav", "more/x.wav"]
+    assert capsys.readouterr().err == f"{tmp_path}/music/deep/self: a link to a folder that it lies in: passed over\n"
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, capsys, monkeypatch):
+    write(tmp_path / "a.wav")
+    write(tmp_path / "locked/b.wav")
+    real = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", place)
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert list(by_id(open_source(str(tmp_path)))) == ["a.wav"]
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path}/locked: cannot be read (Permission denied): this folder is passed over\n"
+    )
+
+
+def test_a_fault_that_passes_skips_nothing(tmp_path, monkeypatch):
+    """Too many open files, once: read at the next try; for good: the run ends, and no track counts as unreadable."""
+    write(tmp_path / "a.wav")
+    (track,) = open_source(str(tmp_path)).tracks
+    real, left = sources.files.read, [2]
+
+    def read(path):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real(path)
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(sources.files, "read", read)
+    assert len(track.load()[0]) == 800 and left == [-1]
+    left[0] = 100
+    with pytest.raises(OSError, match="Too many open files"):
+        track.load()
+
+
+def test_channels_that_cancel_are_told(tmp_path, capsys):
+    wav_L = np.sin(np.arange(800))
+    soundfile.write(tmp_path / "a.wav", np.stack([wav_L, -wav_L], axis=1), 8000)
+    assert len(open_source(str(tmp_path)).tracks[0].load()[0]) == 800
+    assert f"{tmp_path}/a.wav: its channels cancel each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "jsonl.gz"])
@@ -152,7 +291,7 @@ def test_manifest(tmp_path, kind):
             "line 2: split 'holiday' is none of train, .*: give one, or leave it empty",
         ),
         ("a.csv", "path\nx.wav\nx.wav\n", "twice, in lines 2 and 3"),
-        ("a.jsonl", '{"path": "x.wav"}\n{"path" "y"}\n', "line 2 is not JSON"),
+        ("a.jsonl", '{"path": "x.wav"}\n{"path" "y"}\n', "line 2 cannot be read as JSON"),
         ("a.jsonl", '["x.wav"]\n', "line 1 is not a JSON object"),
         ("a.jsonl", '{"tags": "folk"}\n', "line 1 has no path"),
         ("a.jsonl.gz", "not gzip", "cannot be read"),
@@ -173,6 +312,9 @@ def test_manifest_errors_name_the_line(tmp_path, name, text, words):
         ("builtin:many", "count"),
         ("builtin:3?second=4", "unknown option 'second'"),
         ("builtin:0", "builtin:0: give songs"),
+        ("builtin:1?seconds=inf", "builtin:1.seconds=inf: give songs"),
+        ("builtin:1?seconds=nan", "builtin:1.seconds=nan: give songs"),
+        ("builtin:99999999999", "give songs"),
         ("tfds:no_such_data_set_of_ours", "no_such_data_set_of_ours is not prepared"),
     ],
 )
@@ -180,6 +322,15 @@ def test_bad_paths(path, words):
     with pytest.raises(UserError, match=words) as told:
         open_source(path)
     assert "\n" not in str(told.value)
+
+
+def test_a_manifest_packed_to_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 100)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"path": "a.wav"}\n' + b" " * 10_000))
+    (tmp_path / "a.csv").write_text("path\n" + "a" * 10_000)
+    for name in ("a.jsonl.gz", "a.csv"):
+        with pytest.raises(UserError, match="line 2 has 100 letters or more, too many for one track"):
+            open_source(str(tmp_path / name))
 
 
 def test_folder_without_audio(tmp_path):

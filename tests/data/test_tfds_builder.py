@@ -1,6 +1,7 @@
 """Records -> TFDS -> TFDS and our own source, exactly and without TensorFlow."""
 
 import json
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -122,6 +123,30 @@ def test_audio_features_are_read_without_tensorflow(tmp_path):
     wavs = {track.load()[0].tobytes() for track in source.tracks[:4]}
     assert wavs == {sound(index)[:, :1].tobytes() for index in range(4)}
     assert source.tracks[0].load()[1] == 16000
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_data_set_names_no_code(exported, tmp_path, monkeypatch, depth):
+    place = shutil.copytree(exported, tmp_path / "set")
+    (tmp_path / "strange.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    written = json.loads((place / "features.json").read_text())
+    feature = {"pythonClassName": "strange.Audio", "tensor": {"shape": {}, "dtype": "int16", "encoding": "none"}}
+    for _ in range(depth):
+        feature = {
+            "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+            "sequence": {"feature": feature, "length": "-1"},
+        }
+    written["featuresDict"]["features"]["other"] = feature
+    (place / "features.json").write_text(json.dumps(written))
+    info = json.loads((place / "dataset_info.json").read_text())
+    (place / "dataset_info.json").write_text(json.dumps(info | {"moduleName": "strange"}))
+    with pytest.raises(UserError, match=r"strange.Audio.*data may name no code"):
+        open_source(f"tfds:{place}")
+    del written["featuresDict"]["features"]["other"]
+    (place / "features.json").write_text(json.dumps(written))
+    assert open_source(f"tfds:{place}").tracks
+    assert "strange" not in sys.modules
 
 
 @pytest.mark.parametrize("rates", [(80, 80, 80), (20, 40, 40)])

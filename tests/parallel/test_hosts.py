@@ -90,6 +90,75 @@ def test_two_of_one_number_are_refused(port):
     assert len(told) == 3 and set(told) == {"two processes were started with --process=1: number them from 0"}
 
 
+@pytest.mark.parametrize("coordinator", ["localhost", "127.0.0.1"])
+def test_nobody_else_is_listened_to_than_was_asked_for(port, coordinator):
+    with hosts._listener(hosts._Place(f"{coordinator}:{port}", 2, 0)) as listener:
+        assert listener.getsockname() == ("127.0.0.1", port)
+
+
+def test_a_name_that_others_know_by_another_address_is_listened_to_everywhere(port, monkeypatch):
+    """As where /etc/hosts gives the host's own name 127.0.1.1, or the address is translated on the way."""
+    for address in ("127.0.1.1", "192.0.2.1"):
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
+        with hosts._listener(hosts._Place(f"node7:{port}", 2, 0)) as listener:
+            assert listener.getsockname()[0] in ("::", "0.0.0.0")
+
+
+def test_a_coordinator_that_is_not_known_is_told(port):
+    assert "is not known on this host" in refused(f"no-such-host.invalid:{port}", 2, 0)
+
+
+STRANGE = [
+    b"[]\n",
+    b"null\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b'["hiermusic", "1", 3]\n',
+    b'["hiermusic", {}, 3]\n',
+    b'["hiermusic", [1], 3]\n',
+    b'["hiermusic", 1]\n',
+    b'["hiermusic", 1e99, 3]\n',
+    b"\xff\xfe\n",
+    b"[" * 5000 + b"\n",
+    b"x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", STRANGE)
+def test_no_line_of_a_stranger_ends_process_0(port, line):
+    told = []
+    first = threading.Thread(target=lambda: told.append(refused(f"127.0.0.1:{port}", 3, 0, timeout=1.5)))
+    first.start()
+    with connect(port) as stranger, suppress(OSError):
+        stranger.sendall(line)
+        stranger.settimeout(10)
+        stranger.recv(1)
+    first.join()
+    assert told[0].startswith("waited 1.5 s") and "for process 1, 2 of 3" in told[0]
+
+
+@pytest.mark.parametrize("process", [3, 5, -1])
+def test_a_number_out_of_range_is_refused(port, process):
+    told = []
+    first = threading.Thread(target=lambda: told.append(refused(f"127.0.0.1:{port}", 3, 0, timeout=1.5)))
+    first.start()
+    with connect(port) as peer:
+        peer.sendall(f'["hiermusic", {process}, 3]\n'.encode())
+        assert f"process {process} is none of 0..2" in peer.makefile().readline()
+    first.join()
+    assert "for process 1, 2 of 3" in told[0]
+
+
+@pytest.mark.parametrize("line", STRANGE[:-1])
+def test_a_later_line_that_is_none_ends_the_connection_as_lost(links, monkeypatch, line):
+    ended = threading.Event()
+    monkeypatch.setattr(links[0], "_end", lambda how, process: (how, process) == ("lost", 1) and ended.set())
+    for link in links[1:]:
+        link.failing = True
+    links[1].peers[0].sendall(line)
+    assert ended.wait(20)
+
+
 def test_one_that_was_started_again_takes_its_own_place(port):
     where, told = f"127.0.0.1:{port}", []
     first = threading.Thread(target=lambda: told.append(refused(where, 3, 0, timeout=4.0)))

@@ -126,6 +126,22 @@ def test_what_is_refused(weights, tmp_path):
         checkpoint.load_model(out, make)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "null", "[]", "{}", "[" * 99_999),
+        *('{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 3}}'),
+        *('{"weight_map": {"a": "../model-00001-of-00002.safetensors"}}', '{"weight_map": {"a": "gone.safetensors"}}'),
+    ],
+)
+def test_an_index_that_is_none(weights, tmp_path, text):
+    assert len(write(tmp_path / "out", weights, file_bytes=100)) > 1
+    (tmp_path / "out/model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot be read .*: export the model again") as told:
+        export.shapes(tmp_path / "out")
+    assert str(tmp_path / "out") in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
+
+
 def test_an_export_that_breaks_off_leaves_nothing(weights, tmp_path):
     with pytest.raises(ZeroDivisionError):
         write(tmp_path / "out", weights, lambda names: 1 / 0)
@@ -145,3 +161,42 @@ def test_the_card_tells_what_is_known_and_leaves_the_rest():
     assert "license: unknown" in other and "pipeline_tag: text-to-audio" in other and "Not measured" in other
     with pytest.raises(UserError, match="is no identifier"):
         card.write(CONFIG, FACTS, sizes, [], None, "my own: licence")
+
+
+def fill(out):
+    with export.whole_folder(out) as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_text("weights")
+
+
+def test_a_link_stands_for_its_folder(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    fill(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(UserError, match="is not empty"):
+        fill(tmp_path / "out")
+
+
+def test_an_empty_mount_point_is_filled_from_within(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
+    (tmp_path / "out/lost+found").mkdir(parents=True)
+    (tmp_path / "out/.unfinished").mkdir()  # of a killed run
+    fill(tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["config.json", "lost+found", "model.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", "[" * 100_000, '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_told(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"index\.json cannot be read as the index of an exported model"):
+        export.shapes(tmp_path)
+
+
+def test_an_index_names_no_file_elsewhere(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/passwd"}}')
+    with pytest.raises(UserError, match="it does not name the files beside it"):
+        export.shapes(tmp_path)

@@ -265,9 +265,9 @@ def test_codes_of_another_codec(capsys, khala, tmp_path):
         np.savez(place, **(good | change))
         assert "use the codec that made it" in fails(capsys, *decode)
     half(place)
-    assert "is not a codes file" in fails(capsys, *decode)
+    assert "cannot be read as a codes file" in fails(capsys, *decode)
     place.write_text("codes")
-    assert "is not a codes file" in fails(capsys, *decode)
+    assert "cannot be read as a codes file" in fails(capsys, *decode)
     place.unlink()
     assert "no codes at" in fails(capsys, *decode)
     assert list(tmp_path.iterdir()) == []

@@ -1,14 +1,17 @@
 """Songs are made once, and again when what decided them changes; what was wrong with a sound is told."""
 
 import json
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+from ml_collections import ConfigDict
 
 from hiermusic.errors import UserError
-from hiermusic.systems import requests, songs
+from hiermusic.systems import khala_rows, requests, songs
+from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 
 @pytest.fixture
@@ -84,3 +87,54 @@ def test_a_song_far_shorter_than_asked_is_told(make_one, capsys, seconds, told):
 
 def test_silence_has_no_loudness(make_one):
     assert json.loads((make_one(np.zeros((100, 1), np.float32), 0.01) / "song.json").read_text())["loudness"] is None
+
+
+@pytest.mark.parametrize("name", ["song.wav", "song.json"])
+def test_an_empty_file_is_no_song(produce, tmp_path, name):
+    assert [produce(None), produce(None)] == [1, 0]
+    (tmp_path / "out" / name).write_bytes(b"")
+    assert [produce(None), produce(None)] == [1, 0]
+
+
+def test_a_prompt_that_is_cut_is_told(capsys):
+    asked = requests.single("pop", "la " * 100, False, 1.0, 0)
+    words = TextTokenizer(Vocabulary.byte_level())
+    songs.tell_cut(asked, words, True, 128)
+    told = "song: its prompt is 184 ids longer than the 128 read: the end of its words is left out\n"
+    assert capsys.readouterr().err == told
+    songs.tell_cut(asked, words, True, 1000)
+    assert capsys.readouterr().err == ""
+
+
+def test_prompts_that_are_cut_in_training_are_counted(capsys, monkeypatch):
+    tracks = [{"seconds": 1.0, "meta": {"lyrics": "la " * count, "id": "x"}} for count in (1, 100, 1, 50)]
+    monkeypatch.setattr(khala_rows, "TokenSource", lambda *_: SimpleNamespace(tracks=tracks))
+    model = {"tokenizer": "bytes", "tokenizer_file": "", "duration_unit": 1.0, "keep_description": False}
+    khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 128}}))
+    told = "tokens: 2 of 4 prompts are longer than model.text_limit=128 ids, by 181 at most: "
+    assert capsys.readouterr().err == told + "the ends of their words are left out\n"
+    khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 1000}}))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("process", [(0, 1), (0, 2), (1, 2)])
+def test_songs_are_on_disk_before_the_next_are_begun(tmp_path, monkeypatch, process):
+    """Every process is asked as often as the others, and what one round made is not lost with the next."""
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length: np.zeros((10, 1), np.float32))
+    monkeypatch.setattr(songs, "workers", lambda: process)
+    monkeypatch.setattr(songs, "TOGETHER", 2)
+    lines = [json.dumps({"name": f"s{number}", "seconds": 1}) for number in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    rounds = []
+
+    def make(wanted):
+        assert [path.stem for path in sorted((tmp_path / "out").glob("*.wav"))] == [*chain.from_iterable(rounds)]
+        rounds.append([request.name for request in wanted])
+        if len(rounds) == 2 + (process[1] == 1):
+            raise RuntimeError("the power goes")
+        return [songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+
+    with pytest.raises(RuntimeError):
+        songs.produce(requests.read(tmp_path / "p.jsonl", 0), tmp_path / "out", make, {}, {})
+    wanted = {(0, 1): [["s0", "s1"], ["s2", "s3"], ["s4"]], (0, 2): [["s0", "s2"], ["s4"]], (1, 2): [["s1", "s3"], []]}
+    assert rounds == wanted[process]

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiermusic.errors import UserError
-from hiermusic.tokens.prompt import Prompt, compose
+from hiermusic.tokens.prompt import Prompt, compose, excess
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 IDS = Vocabulary.byte_level()
@@ -54,11 +54,29 @@ def test_a_lone_surrogate_does_not_break_a_prompt():
     assert compose(Prompt(lyrics="\ud83d", seconds=9), BYTES)[-1] == IDS.boa
 
 
-def test_truncation_keeps_the_length():
-    long = Prompt(lyrics="la " * 500, seconds=60)
+def test_of_a_long_prompt_the_lyrics_are_cut_and_the_structure_kept():
+    long = Prompt(tags="pop", language="English", lyrics="la " * 500, seconds=60)
     whole, cut = compose(long, BYTES), compose(long, BYTES, limit=100)
-    assert len(cut) == 100 and cut[:-3] == whole[:97] and cut[-3:] == whole[-3:]
-    assert cut[-3] == IDS.duration_id(60) and cut[-1] == IDS.boa
+    assert len(cut) == 100 and cut == whole[:96] + whole[-4:]
+    assert cut[-4:] == [IDS.eom, IDS.duration_id(60), IDS.eot, IDS.boa]
+    assert excess(long, BYTES, limit=100) == len(whole) - 100 and excess(long, BYTES) == 0
+
+
+def test_metadata_is_cut_only_where_no_lyrics_are_left():
+    for instrumental in (False, True):
+        long = Prompt(tags="pop " * 50, language="English", lyrics="la", seconds=60, instrumental=instrumental)
+        cut, language = compose(long, BYTES, limit=50), "Instrumental" if instrumental else "English"
+        assert len(cut) == 50
+        sung = [] if instrumental else [IDS.bol, IDS.eom]
+        tail = [IDS.eom, *raw(language), IDS.eom, *sung, IDS.duration_id(60), IDS.eot, IDS.boa]
+        assert cut == [IDS.bos, *raw("pop " * 50)[: 49 - len(tail)], *tail]
+        assert excess(long, BYTES, limit=50) == len(compose(long, BYTES)) - 50
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_a_limit_below_the_structure_keeps_its_end(limit):
+    cut = compose(Prompt(tags="pop", lyrics="la", seconds=60), BYTES, limit=limit)
+    assert len(cut) <= limit and cut[-1] == IDS.boa
 
 
 @pytest.mark.parametrize("seconds", [None, 0, -3.0, float("nan"), float("inf")])

@@ -1,11 +1,15 @@
+import os
+import random
 import shutil
 import subprocess
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 
 from hiermusic.errors import UserError
 from hiermusic.parallel.mesh import make_mesh, shardings
@@ -64,6 +68,19 @@ def test_a_save_in_flight_holds_the_weights_of_its_step(toy, tmp_path):
 class Holder(nnx.Module):
     def __init__(self, model):
         self.model = model
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux does")
+def test_saves_leave_neither_files_nor_threads_open(tmp_path):
+    checkpoints, counts = Checkpoints(tmp_path), []
+    state = nnx.state(Holder(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))
+    for step in range(1, 9):
+        checkpoints.save(step, state, {"step": step})
+        checkpoints.wait()
+        counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    checkpoints.close()
+    (files, threads), (files_then, threads_then) = counts[0], counts[-1]
+    assert files_then < files + 3 and threads_then < threads + 3  # one may be about to end
 
 
 def test_only_the_newest_and_every_nth_are_kept(toy, tmp_path):
@@ -148,15 +165,13 @@ def empty(checkpoint):
     checkpoint.mkdir()
 
 
-@pytest.mark.parametrize("damage", [truncate, scramble, lose_data, scramble_metadata, lose_metadata, lose_parts, empty])
+DAMAGE = [truncate, scramble, lose_data, scramble_metadata, lose_metadata, lose_parts, empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_told_in_one_line_and_an_older_step_still_loads(toy, copy, damage, capfd):
     damage(copy / "checkpoints" / "6")
-    config = toy.config(steps=9, checkpoint_every=3)
-    for use in (
-        lambda: load_model(copy, make_model(toy)),
-        lambda: load_weights(copy),
-        lambda: toy.run(toy.ToyStage(config), config, copy, progress=False),
-    ):
+    for use in (lambda: load_model(copy, make_model(toy)), lambda: load_weights(copy)):
         with pytest.raises(UserError, match=r"checkpoints/6 .*(cannot be read|is incomplete)") as caught:
             use()
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
@@ -164,12 +179,61 @@ def test_damage_is_told_in_one_line_and_an_older_step_still_loads(toy, copy, dam
     load_model(copy, make_model(toy), step=3)
 
 
-def test_a_run_falls_back_when_the_damaged_step_is_deleted(toy, copy):
-    shutil.rmtree(copy / "checkpoints" / "6")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy, trained, copy, damage, capfd):
+    damage(copy / "checkpoints" / "6")
     config = toy.config(steps=6, checkpoint_every=3)
     before = [record["loss"] for record in read_metrics(copy)]
     toy.run(toy.ToyStage(config), config, copy, progress=False)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"checkpoint {copy}/checkpoints/6 ") and len(said) < 600
+    assert said.endswith("it is now called 6.damaged, the run goes on from step 3")
     assert [record["loss"] for record in read_metrics(copy)] == before
+    assert (copy / "checkpoints/6.damaged").is_dir()
+    for name, weight in load_weights(copy).items():
+        assert np.array_equal(weight, load_weights(trained)[name])
+
+
+def test_where_no_checkpoint_is_whole_none_is_touched(toy, copy):
+    config = toy.config(steps=9, checkpoint_every=3)
+    for step in (3, 6):
+        truncate(copy / "checkpoints" / str(step))
+    with pytest.raises(UserError, match=r"checkpoints/6 .*: delete it"):
+        toy.run(toy.ToyStage(config), config, copy, progress=False)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_no_flipped_bit_loads_as_other_weights(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "whole")
+    checkpoints.save(1, nnx.state(Holder(nnx.Linear(64, 64, rngs=nnx.Rngs(0)))), {"step": 1})
+    checkpoints.close()
+    wanted, dice, told = load_weights(tmp_path / "whole"), random.Random(1), 0
+    for trial in range(8):
+        workdir = shutil.copytree(tmp_path / "whole", tmp_path / str(trial))
+        path = max(data_files(workdir / "checkpoints/1/model"), key=lambda path: path.stat().st_size)
+        data = bytearray(path.read_bytes())
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        path.write_bytes(data)
+        try:
+            found = load_weights(workdir)
+        except UserError as error:
+            told += "checkpoints/1 cannot be read" in str(error)
+        else:  # what nothing reads
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    assert told > 5
+
+
+def test_other_values_than_were_saved_are_told(trained, monkeypatch):
+    load = ocp.load_checkpointables
+
+    def flipped(path, targets):
+        parts = load(path, targets)
+        parts["ema"]["weight"].view(np.uint32)[0, 0] ^= 1
+        return parts
+
+    monkeypatch.setattr(ocp, "load_checkpointables", flipped)
+    with pytest.raises(UserError, match=r"checkpoints/6 cannot be read \(the checksums of 1 .*, as of ema/weight\)"):
+        load_weights(trained)
 
 
 def test_another_model_is_named(toy, trained):
@@ -239,6 +303,29 @@ def test_a_file_where_the_workdir_belongs(toy, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/run cannot be written: Not a directory"):
         check(tmp_path / "file" / "run", toy.config())
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"7", b"\xff", b"[" * 99_999, b'{"a": 1'])
+def test_a_config_that_is_none_is_told(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"config.json cannot be read as the configuration of a workdir \(") as told:
+        read_config(tmp_path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
+
+
+def test_records_that_were_exchanged_are_told(toy, tmp_path, capfd):
+    config, records = toy.config(), tmp_path / "records"
+    config.data = {"path": str(records)}
+    records.mkdir()
+    (records / "info.json").write_text("{}")
+    for _ in range(2):
+        claim(tmp_path / "run", config)
+        assert capfd.readouterr().err == ""
+    (records / "info.json").write_text('{"tracks": 2}')
+    claim(tmp_path / "run", config)
+    assert f"{records} holds other records than those this run began with" in capfd.readouterr().err
+    claim(tmp_path / "run", config)
+    assert capfd.readouterr().err == ""
 
 
 def test_looking_leaves_nothing(toy, tmp_path):

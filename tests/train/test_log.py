@@ -33,6 +33,20 @@ def test_resuming_drops_later_and_torn_lines(tmp_path):
     assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
 
 
+@pytest.mark.parametrize(
+    "last", [b"\xff\xfe\x00", b"12", b"null", b"[]", b"{}", b'{"step": "x"}', b"[" * 99_999, b"\0" * 512]
+)
+def test_no_last_line_keeps_a_run_from_going_on(tmp_path, last):
+    log = Log(tmp_path)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(last + b"\n")
+    Log(tmp_path, step=1).close()
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+    assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == 1
+
+
 def test_sounds_are_kept_and_shown(tmp_path):
     log = Log(tmp_path)
     wav_LC = np.sin(np.arange(4000) / 10)[:, None].astype(np.float32)

@@ -1,0 +1,41 @@
+"""Arrays that a person hands over in an .npz or .npy file, which may be damaged or made to fill the memory."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from hiermusic.errors import UserError, reading
+
+_SMALL = 1 << 28  # bytes that may be unpacked from any file
+_PACKED = 20  # and from a larger one, so many times its size: codes and vectors shrink to a half at best
+
+
+def read_npz(path: str | os.PathLike, what: str, do: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by name.
+
+    Args:
+      path: the file.
+      what: what it was to be, such as "a codes file"; do: what helps where it is none.
+    Raises:
+      UserError: no such file, damaged, encrypted, no .npz, holding objects, or packed to fill the memory.
+    """
+    path = Path(path)
+    with reading(path, what, do):
+        with zipfile.ZipFile(path) as packed:
+            unpacked, size = sum(entry.file_size for entry in packed.infolist()), path.stat().st_size
+        if unpacked > max(_SMALL, _PACKED * size):
+            raise UserError(f"{path} cannot be read as {what} (its {size:,} bytes unpack to {unpacked:,}): {do}")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
+
+def read_npy(path: str | os.PathLike, what: str, do: str) -> np.ndarray:
+    """The array of an .npy file; UserError as `read_npz`."""
+    path = Path(path)
+    with reading(path, what, do):
+        array = np.load(path, allow_pickle=False, mmap_mode="r")  # a shape that the file cannot hold is told here
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{path} cannot be read as {what} (it is an .npz file): {do}")
+        return np.array(array)

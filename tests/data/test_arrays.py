@@ -1,0 +1,77 @@
+"""Arrays from a person's file: taken whole, or refused in one line before they fill the memory."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from hiermusic.data import arrays
+from hiermusic.errors import UserError
+
+DO = "write it again"
+
+
+def npz(path, **more):
+    np.savez_compressed(path, codes=np.arange(1000), **more)
+    return path
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed, packed.open("codes.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (300 << 20,)})
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    return path
+
+
+def broken_deflate(path):
+    data = bytearray(npz(path).read_bytes())
+    data[90:400] = b"\xff" * 310
+    path.write_bytes(data)
+    return path
+
+
+def encrypted(path):
+    data = bytearray(npz(path).read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(signature) + flags] |= 1
+    path.write_bytes(data)
+    return path
+
+
+def huge_shape(path):
+    with zipfile.ZipFile(path, "w") as packed, packed.open("codes.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 58,)})
+    return path
+
+
+def of_objects(path):
+    return npz(path, objects=np.array([{}], object))
+
+
+def text(path):
+    path.write_text("codes")
+    return path
+
+
+def test_arrays_come_back(tmp_path):
+    (name,) = arrays.read_npz(npz(tmp_path / "a.npz"), "a codes file", DO)
+    assert name == "codes"
+    np.save(tmp_path / "a.npy", np.eye(3))
+    np.testing.assert_array_equal(arrays.read_npy(tmp_path / "a.npy", "a vector", DO), np.eye(3))
+
+
+@pytest.mark.parametrize("make", [bomb, broken_deflate, encrypted, huge_shape, of_objects, text])
+def test_a_bad_archive_is_refused_in_one_line(tmp_path, make):
+    with pytest.raises(UserError, match=r"a\.npz cannot be read as a codes file \(.*\): write it again"):
+        arrays.read_npz(make(tmp_path / "a.npz"), "a codes file", DO)
+
+
+def test_a_vector_is_no_archive_and_claims_no_more_than_it_holds(tmp_path):
+    npz(tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(UserError, match=r"cannot be read as a vector \(it is an .npz file\)"):
+        arrays.read_npy(tmp_path / "a.npy", "a vector", DO)
+    with open(tmp_path / "b.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
+    with pytest.raises(UserError, match="cannot be read as a vector"):
+        arrays.read_npy(tmp_path / "b.npy", "a vector", DO)

@@ -1,0 +1,54 @@
+"""Prompts from files: what is taken, and what is refused before anything is computed."""
+
+import json
+
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.systems import requests
+
+
+def read(tmp_path, *prompts, encoding="utf-8"):
+    lines = [prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding=encoding)
+    return requests.read(tmp_path / "p.jsonl", seed=0)
+
+
+def test_line_ends_of_unicode_and_a_mark_at_the_beginning_are_taken(tmp_path):
+    lyrics = "la\u2028la\u2029la\x85la\x0cla"
+    asked = read(tmp_path, {"lyrics": lyrics, "seconds": 1}, {"seconds": 2}, encoding="utf-8-sig")
+    assert [request.prompt.lyrics for request in asked] == [lyrics, ""]
+    (tmp_path / "p.jsonl").write_bytes(b'{"seconds": 1}\r\n{"seconds": 2}\r\n')
+    assert len(requests.read(tmp_path / "p.jsonl", seed=0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"name": "n" * 201, "seconds": 1}, "line 1: the name nnnnnnnnnnnnnnnnnnnn... has 201 bytes: use 200 at most"),
+        ({"name": "歌" * 70, "seconds": 1}, "has 210 bytes"),
+        ({"name": "a.backbone", "seconds": 1}, "line 1: the name 'a.backbone' is kept for the backbone's own sound"),
+        ({"seconds": 1e308}, "line 1: 1e+308 seconds are more than a song has"),
+        ('{"seconds": 1' + "0" * 5000 + "}", "line 1: Exceeds the limit"),
+        ("[" * 100_000, "line 1: maximum recursion depth exceeded"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(tmp_path, prompt, words):
+    with pytest.raises(UserError) as told:
+        read(tmp_path, prompt)
+    assert words in str(told.value) and str(told.value).startswith(f"{tmp_path / 'p.jsonl'}, ")
+
+
+def test_a_name_of_200_bytes_is_taken(tmp_path):
+    (request,) = read(tmp_path, {"name": "n" * 200, "seconds": 1})
+    assert (tmp_path / f"{request.name}.backbone.wav.01234567.tmp").touch() is None
+
+
+def test_words_of_another_alphabet_are_refused_not_garbled(tmp_path):
+    with pytest.raises(UserError, match=r"p\.jsonl cannot be read as prompts \(UnicodeDecodeError.*: give UTF-8"):
+        read(tmp_path, {"lyrics": "é", "seconds": 1}, encoding="cp1252")
+
+
+def test_a_single_prompt_of_no_length_a_song_has():
+    with pytest.raises(UserError, match="more than a song has"):
+        requests.single("slow", None, False, 1e308, 0)

@@ -1,0 +1,47 @@
+"""Checksums: the same on any mesh, another for any changed bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from hiermusic.parallel.mesh import make_mesh
+from hiermusic.train.checksum import of_arrays, of_values
+
+
+def test_the_mesh_does_not_matter():
+    array = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    array[0, :3] = np.nan, -0.0, np.inf
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    specs = [PartitionSpec(), PartitionSpec("fsdp", "tensor"), PartitionSpec(("data", "fsdp", "tensor"))]
+    split = [jax.device_put(array, NamedSharding(mesh, spec)) for spec in specs]
+    assert len({of_arrays({"a": leaf})["a"] for leaf in (array, jnp.asarray(array), *split)}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint16", "int8", "bool"])
+def test_every_bit_counts(dtype):
+    array = np.asarray(np.random.default_rng(1).integers(0, 2, 40)).astype(jnp.dtype(dtype))
+    right = of_arrays({"a": array})["a"]
+    for byte in range(array.nbytes):
+        for bit in range(1 if dtype == "bool" else 8):
+            other = array.copy()
+            other.view(np.uint8)[byte] ^= 1 << bit
+            assert of_arrays({"a": other})["a"] != right
+
+
+def test_places_count():
+    array = np.arange(64, dtype=np.float32).reshape(4, 16)
+    others = [array[::-1], array[:, ::-1], np.roll(array, 1), array[[1, 0, 2, 3]], np.zeros_like(array)]
+    sums = [of_arrays({"a": np.ascontiguousarray(other)})["a"] for other in (array, *others)]
+    assert len(set(sums)) == len(sums)
+
+
+def test_keys_and_scalars_have_one():
+    keys = {"a": jax.random.key(1), "b": jax.random.key(2), "c": jnp.float32(3), "d": jnp.zeros((0, 3))}
+    sums = of_arrays(keys)
+    assert sums["a"] != sums["b"] and sums["c"] and sums["d"] == 0
+
+
+def test_values():
+    assert of_values({"step": 3, "guard": "x"}) == of_values({"guard": "x", "step": 3}) != of_values({"step": 3})
