@@ -90,10 +90,10 @@ def test_a_verb_ends_well_whatever_becomes_of_its_words(redirected):
 
 
 def test_the_reader_of_an_answer_may_leave():
-    code = "from hiermusic.verbs.flags import show; show(1000000 * chr(97)); show('2'); raise SystemExit(7)"
+    code = "from hiermusic.verbs.flags import show; show(1000000 * chr(97)); show(chr(50)); raise SystemExit(7)"
     assert run(code, "| head -c 1 >/dev/null; exit ${PIPESTATUS[0]}") == 7
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_an_answer_that_a_disk_does_not_take_is_no_success():
-    assert run("from hiermusic.verbs.flags import show; show('1')", ">/dev/full 2>/dev/null") == 1
+    assert run("from hiermusic.verbs.flags import show; show(chr(49))", ">/dev/full 2>/dev/null") == 1
