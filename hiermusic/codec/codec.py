@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hiermusic.codec.dac import DacConfig
+from hiermusic.codec.mel_branch import REACH, MelBranch
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
@@ -33,8 +34,9 @@ class CodecConfig:
         each item somewhere between the lowest and the highest; () for none. It stands for what a quantiser of few
         levels leaves over, but with an exact gradient, so that what the losses ask for most comes to lie in the widest
         directions, which the first levels take (quantisation as noise: Balle et al., arXiv 1611.01704).
+      mel_bands: bands whose loudness is added to what the encoder makes of the samples, see `MelBranch`; 0 for none.
     Raises:
-      UserError: when `noise_db` is not two rising numbers.
+      UserError: when `noise_db` is not two rising numbers, or `mel_bands` is negative.
     """
 
     sample_rate: int = 44_100
@@ -43,10 +45,13 @@ class CodecConfig:
     quantiser: QuantiserConfig | MultiscaleConfig = dataclasses.field(default_factory=QuantiserConfig)
     windowed: bool = False
     noise_db: tuple[float, ...] = ()
+    mel_bands: int = 0
 
     def __post_init__(self):
         if self.noise_db and (len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]):
             raise UserError(f"noise_db is {self.noise_db}: give the lowest and the highest, in dB, or () for no noise")
+        if self.mel_bands < 0:
+            raise UserError(f"mel_bands is {self.mel_bands}: give a number of bands, or 0 for none")
 
     @property
     def hop(self) -> int:
@@ -66,7 +71,7 @@ class CodecConfig:
     @property
     def encoder_margin(self) -> int:
         """Rows on either side that a row's codes may depend on."""
-        return self._rows(self.trunk.encoder_margin)
+        return self._rows(max(self.trunk.encoder_margin, REACH if self.mel_bands else 0))
 
     @property
     def decoder_margin(self) -> int:
@@ -96,6 +101,9 @@ class Codec(nnx.Module):
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = config.trunk.encoder(config.channels, rngs=rngs)
+        if config.mel_bands:
+            sizes = (config.mel_bands, config.channels, config.trunk.latent, config.hop, config.sample_rate)
+            self.mel_branch = MelBranch(*sizes, rngs=rngs)
         self.quantiser = config.quantiser.make(config.trunk.latent, rngs=rngs)
         self.decoder = config.trunk.decoder(config.channels, rngs=rngs)
 
@@ -167,7 +175,10 @@ class Codec(nnx.Module):
                 f"{channels} channels: convert the audio first"
             )
         wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.row), (0, 0)))
-        return self._by_window(self.encoder, wav_BLC, self.row)
+        latents_BTD = self._by_window(self.encoder, wav_BLC, self.row)
+        if self.config.mel_bands:
+            latents_BTD += self._by_window(self.mel_branch, wav_BLC, self.row)
+        return latents_BTD
 
     def _waveform(self, x_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
         return self._by_window(self.decoder, x_BTD, self.row // self.hop)[:, :length]

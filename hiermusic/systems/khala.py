@@ -78,7 +78,10 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         remat=model.remat,
         fold=model.fold,
     )
-    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser, noise_db=tuple(model.noise_db))
+    noise_db = tuple(model.noise_db)
+    return CodecConfig(
+        model.sample_rate, model.channels, trunk, quantiser, noise_db=noise_db, mel_bands=model.mel_bands
+    )
 
 
 def token_lm_config(model: ConfigDict) -> TokenLMConfig:

@@ -19,12 +19,14 @@ CONFIG = CodecConfig(
 )
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["whole", "folded"])
+@pytest.fixture(scope="module", params=[(1, 0), (2, 0), (1, 3)], ids=["whole", "folded", "mel"])
 def codec(request):
-    strides = (4, 2)[request.param - 1 :] + (2,) * (request.param - 1)
-    trunk = dataclasses.replace(CONFIG.trunk, strides=strides, fold=request.param)
+    fold, mel_bands = request.param
+    strides = (4, 2)[fold - 1 :] + (2,) * (fold - 1)
+    trunk = dataclasses.replace(CONFIG.trunk, strides=strides, fold=fold)
+    config = dataclasses.replace(CONFIG, trunk=trunk, mel_bands=mel_bands)
     # Weights far from zero, so that a sample out of reach would show.
-    codec = nnx.jit(lambda: Codec(dataclasses.replace(CONFIG, trunk=trunk), rngs=nnx.Rngs(0)))()
+    codec = nnx.jit(lambda: Codec(config, rngs=nnx.Rngs(0)))()
     params = nnx.state(codec, nnx.Param)
     nnx.update(codec, jax.tree.map(lambda w: jnp.asarray(np.asarray(w) * 4) if w.ndim == 1 else w, params))
     return codec
