@@ -18,12 +18,15 @@ Weights and data are random, which no time depends on. Floating-point operations
 addition, forward and backward three times the forward pass, nothing that is recomputed counted twice, and of attention
 only the pairs that see each other, so that a causal row counts half of its square. `floor` is the least time that the
 operations (at the peak) or the bytes (at the bandwidth) take, by the maker's data sheet where it is known, else as
-measured. `--preset=tiny` runs all of it on a CPU in a minute; where there is no GPU, programs are also lowered for one,
-as far as that goes.
+measured. `--preset=tiny` runs all of it on a CPU in a minute, compiled quickly rather than well; where there is no GPU,
+the programs whose attention is to be fused are also lowered for one, at the size of `paper`.
+
+Ends with status 1 if a record says `error`, as it does where attention is not fused.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -67,13 +70,20 @@ def short(value: Any) -> Any:
 
 
 def perform(name: str, path: Path, preset: str, seconds: float) -> None:
-    """Runs a section in this process; whatever it raises becomes its last record."""
+    """Runs a section in this process; whatever it raises becomes a record."""
+    import jax
+
     begin, worked = time.monotonic(), time.process_time()
     bench = Bench(preset, begin + seconds, read(path))
     try:
+        if preset != "tiny" and jax.default_backend() == "cpu":
+            raise RuntimeError("jax sees no accelerator here: install its build for one, or try --preset=tiny")
         for record in getattr(accelerator_sections, name)(bench):
             say(path, name, record)
             bench.known.append({"section": name, **record})
+            if bench.left() < 0:
+                say(path, name, {"skipped": "no time left for what may be missing here"})
+                break
     except Exception as error:  # the sections after it have nothing to do with it
         say(path, name, {"error": line(error)})
         traceback.print_exc()
@@ -87,20 +97,23 @@ def started(name: str, path: Path, preset: str) -> subprocess.Popen:
 
 
 def conduct(names: list[str], path: Path, preset: str, minutes: float, together: bool) -> None:
-    """All sections, one after another."""
+    """All sections, one after another; those that there is no time for are said to be left out."""
     end = time.monotonic() + 60 * minutes
-    following = None if together else started(names[0], path, preset)
+    following = None
     for index, name in enumerate(names):
-        least, most = SECTIONS[name]
+        least, most = (0, math.inf) if preset == "tiny" else SECTIONS[name]
         seconds = min(most, end - time.monotonic())
         process, following = following, None
-        if seconds < least and preset != "tiny":
-            say(path, name, {"skipped": f"{seconds:.0f} s left, {least} needed"})
-            following = process and retarget(process, names[index + 1 :], path, preset)
+        if seconds <= least:
+            say(path, name, {"skipped": f"{max(seconds, 0):.0f} s left, {least} needed"})
+            if process:
+                process.kill()
+                process.wait()
             continue
         if together:
-            perform(name, path, preset, max(seconds, 30))
+            perform(name, path, preset, seconds)
             continue
+        process = process or started(name, path, preset)
         if index + 1 < len(names):
             following = started(names[index + 1], path, preset)
         try:
@@ -110,14 +123,8 @@ def conduct(names: list[str], path: Path, preset: str, minutes: float, together:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            say(path, name, {"error": f"ended after {seconds:.0f} s"})
-
-
-def retarget(process: subprocess.Popen, rest: list[str], path: Path, preset: str) -> subprocess.Popen | None:
-    """Another section's process in the place of one that waits in vain."""
-    process.kill()
-    process.wait()
-    return started(rest[0], path, preset) if rest else None
+            why = "skipped" if seconds < most else "error"  # no time left for it, or something hangs
+            say(path, name, {why: f"ended after {seconds:.0f} s"})
 
 
 def section(name: str, path: Path, preset: str) -> None:
@@ -159,7 +166,12 @@ def main(arguments: list[str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if given.section:
         return section(given.section, path, given.preset)
-    return conduct(names, path, given.preset, given.minutes, given.together or given.preset == "tiny")
+    if given.preset == "tiny":
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    before = len(read(path))
+    conduct(names, path, given.preset, given.minutes, given.together or given.preset == "tiny")
+    if any("error" in record for record in read(path)[before:]):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import runpy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from accelerator_tools import (
@@ -14,14 +14,18 @@ from accelerator_tools import (
     configuration,
     fresh,
     halved,
-    line,
     memory,
+    refusal,
     timed,
     wanted,
 )
 
 SONG_SECONDS = 240.0
 RATE = 44100 / 2048  # frames a second
+CONVENTION = (
+    "two operations for a multiplication and its addition; a training step is three times its forward pass, and what "
+    "is recomputed does not count; of attention only the pairs that see each other count, so of a causal row half"
+)
 
 
 # MARK: card
@@ -39,6 +43,7 @@ def card(bench: Bench) -> Iterator[Record]:
     precision = str(jax.config.jax_default_matmul_precision or "default (float32 products may be TF32 on a GPU)")
     facts = {"device": device.device_kind, "backend": jax.default_backend(), "jax": jax.__version__}
     yield {"what": "device", **facts, "precision": precision, **sheet, **memory()}
+    yield {"what": "convention", "words": CONVENTION}
     for n in (256,) if bench.tiny else (8192, 16384):
         key = jax.random.key(0)
         draw = jax.jit(lambda key, n=n: jax.random.normal(key, (n, n), jnp.bfloat16))
@@ -67,7 +72,7 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
     from hiermusic.tokens import pattern, sequence
 
     model, ids, rng = config.model, vocabulary(config.model), np.random.default_rng(seed)
-    text = rng.integers(256, size=min(model.text_limit // 2, 256)).tolist()
+    text = rng.integers(256, size=min(model.text_limit // 2, model.length // 8, 256)).tolist()
     packed = []
     for row in range(rows):
         room = model.length // (2 if ragged and row % 2 else 1) - len(text) - 1
@@ -97,8 +102,7 @@ def parity(bench: Bench) -> Iterator[Record]:
 
     accelerator, cpu = jax.devices()[0], jax.devices("cpu")[0]
     for stage, visibility in (("backbone", Visibility.causal()), ("superres", Visibility.full())):
-        config = configuration(f"khala/{stage}", "tiny")
-        config.model.layers, config.model.length = 2, 256
+        config = configuration(stage, "tiny")
         batch = token_batch(config, 2, ragged=True)
         _, state = fresh(khala.make_model(config))
         state, counted = jax.device_get(state), batch["valid"]
@@ -167,10 +171,7 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
 
     from hiermusic.systems import khala
 
-    config = configuration(f"khala/{name}", bench.preset)
-    config.model.dtype, config.model.dropout, config.train.batch_size = "bfloat16", 0.0, rows
-    if bench.tiny:
-        config.model.layers, config.model.length = 2, 256
+    config = training_config(name, bench.preset, rows)
     whole = config.model.layers
     while config.model.layers:
         done = []
@@ -180,10 +181,12 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
                 continue
             begin = time.monotonic()
             config.model.remat = remat
+
+            def proof(program, remat=remat):
+                return attention_proof(f"remat {remat}", program, lambda: paper_step(name, rows, remat), True)
+
             try:
-                stage = khala.stage(config, None)
-                task = stage.examples()[-1][0]
-                for record in step(bench, stage, task, token_batch(config, rows), f"{name}, remat {remat}", True):
+                for record in step(bench, khala.stage(config, None), token_batch(config, rows), proof):
                     sizes = {"layers": config.model.layers, "of": whole, "positions": config.model.length, "rows": rows}
                     took = time.monotonic() - begin
                     record = {**record, "model": name, "remat": remat, **sizes, "took": took}
@@ -191,7 +194,7 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
                         done.append(record)
                     yield record
             except jax.errors.JaxRuntimeError as error:
-                yield {"what": "step", "model": name, "remat": remat, "error": line(error)}
+                yield {"what": "step", "model": name, "remat": remat, **refusal(error)}
             if remat == "none" and done and bench.left() < 60 and not bench.tiny:
                 break
         if done:
@@ -199,33 +202,60 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
             yield {**best, "what": "best"}
             return
         config.model.layers //= 2
+    yield {"what": "step", "model": name, "error": "not even one layer fits"}
 
 
-def step(bench: Bench, stage, task, batch: Record, name: str, fused: bool) -> Iterator[Record]:
-    """A training step as the loop makes it: compiled, shown to attend as it should, and timed if it fits."""
+def training_config(name: str, preset: str, rows: int):
+    config = configuration(name, preset)
+    config.model.dtype, config.model.dropout, config.train.batch_size = "bfloat16", 0.0, rows
+    return config
+
+
+def paper_step(name: str, rows: int, remat: str):
+    """A training step at the size of `paper`, traced."""
+    import jax
+
+    from hiermusic.parallel.mesh import make_mesh
+    from hiermusic.systems import khala
+
+    config = training_config(name, "paper", rows)
+    config.model.remat = remat
+    mesh = make_mesh({}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        return traced(khala.stage(config, None), token_batch(config, rows), mesh)[0]
+
+
+def traced(stage, batch: Record, mesh):
+    """The last kind of step that the loop comes to, traced; what it takes besides state and batch; where states lie."""
     import jax
     import numpy as np
 
-    from hiermusic.parallel.mesh import BatchPlacement, make_mesh, shardings
+    from hiermusic.parallel.mesh import shardings
     from hiermusic.train.loop import LIMITS, abstract_state, make_update
+
+    graphdef, abstract = abstract_state(stage, 0)
+    placement = shardings(abstract, mesh)
+    shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placement)
+    rest = np.int32(0), np.full(LIMITS.shape, np.inf, np.float32)
+    update = make_update(stage, graphdef, mesh, placement, 0)
+    return update.trace(shapes, batch, *rest, stage.examples()[-1][0]), rest, placement
+
+
+def step(bench: Bench, stage, batch: Record, proof: Callable | None = None) -> Iterator[Record]:
+    """A training step as the loop makes it: compiled, shown to attend as it should, and timed if it fits."""
+    import jax
+
+    from hiermusic.parallel.mesh import BatchPlacement, make_mesh
 
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        graphdef, abstract = abstract_state(stage, 0)
-        placement = shardings(abstract, mesh)
-        update = make_update(stage, graphdef, mesh, placement, 0)
         size = next(len(value) for value in batch.values() if value.ndim)
         placed = BatchPlacement(mesh, size).put(batch)
-        rest = (np.int32(0), np.full(LIMITS.shape, np.inf, np.float32), task)
-        shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placement)
-        program, compiling = compiled(update.lower(shapes, placed, *rest))
-        if fused:
-
-            def trace():
-                return make_update(stage, graphdef, mesh, placement, 0).trace(shapes, placed, *rest)
-
-            yield attention_proof(name, program, trace, True)
-        needs, work = wanted(program), stage.work(task)
+        trace, rest, placement = traced(stage, placed, mesh)
+        program, compiling = compiled(trace.lower())
+        if proof:
+            yield proof(program)
+        needs, work = wanted(program), stage.work(stage.examples()[-1][0])
         facts = {"what": "step", "compile": compiling, "needs": needs, "flops": work.flops}
         if (limit := memory().get("limit")) and needs > limit:
             yield {**facts, "skipped": f"needs {needs / 2**30:.1f} GiB of {limit / 2**30:.1f}"}
@@ -233,13 +263,13 @@ def step(bench: Bench, stage, task, batch: Record, name: str, fused: bool) -> It
         held = [fresh(stage.create, placement)[1], {}]
 
         def run():
-            held[0], held[1] = program(held[0], placed, *rest[:2])
+            held[0], held[1] = program(held[0], placed, *rest)
             return held[1]
 
         seconds = timed(run, 0.2 if bench.tiny else 4.0)
         loss, skipped = float(held[1]["loss"]), bool(held[1]["skipped"])
         peak, _, whose = bench.limits()
-        measured = bench.find("card", what="matrix").get("flops")
+        measured = bench.peak()
         yield {
             **facts,
             "seconds": seconds,
@@ -256,6 +286,9 @@ def step(bench: Bench, stage, task, batch: Record, name: str, fused: bool) -> It
 
 
 # MARK: generation
+
+
+TABLES = ("text_embed", "text_head", "code_embed", "code_head")  # of which a pass reads some rows
 
 
 def weights_bytes(weights, without: tuple[str, ...] = ()) -> int:
@@ -275,7 +308,7 @@ def tokens(bench: Bench) -> Iterator[Record]:
     from hiermusic.systems import khala
     from hiermusic.tokens import pattern
 
-    config = configuration("khala/backbone", bench.preset)
+    config = configuration("backbone", bench.preset)
     config.model.dtype, model = "bfloat16", config.model
     frames = 32 if bench.tiny else round(SONG_SECONDS * RATE)
     positions = frames * model.levels
@@ -296,7 +329,7 @@ def tokens(bench: Bench) -> Iterator[Record]:
         programs = dict(zip(runs, pool.map(lambda run: run[0].compile(), runs.values()), strict=True))
     yield {"what": "compile", "programs": len(programs), "seconds": time.perf_counter() - begin}
     trunk = lm.config.transformer
-    read = weights_bytes(weights, ("text_embed", "text_head", "code_embed", "code_head"))
+    read = weights_bytes(weights, TABLES)
     read += 2 * model.codes * model.width  # of one level's head
     cached = 2 * 2 * trunk.layers * trunk.kv_heads * trunk.head_dim * positions / 2
     flops = 2 * read / 2 + 2 * 2 * trunk.layers * trunk.heads * trunk.head_dim * positions / 2
@@ -352,16 +385,27 @@ def passes(bench: Bench, frames: int, np, Visibility) -> Iterator[Record]:
     from hiermusic.generate import layerwise
     from hiermusic.systems import khala
 
-    config = configuration("khala/superres", bench.preset)
-    config.model.dtype, model = "bfloat16", config.model
-    graphdef, weights = fresh(halved(khala.make_model(config), "bfloat16"))
-    lm = nnx.merge(graphdef, weights)
-    codes = np.random.default_rng(0).integers(model.codes, size=(frames, model.given)).astype(np.int32)
-    text = 32 if bench.tiny else 256
-    how = {"markers": [0] * model.levels, "seeds": [0], "sizes": [model.codes] * model.levels}
-    run, arguments = layerwise.level_pass(lm, [[0] * text], [codes], **how)
-    program, compiling = compiled(run.func.lower(*arguments, **run.keywords))
-    yield attention_proof("layer-wise pass", program, lambda: run.func.trace(*arguments, **run.keywords), False)
+    def traced_pass(lm, model, text, frames):
+        codes = np.random.default_rng(0).integers(model.codes, size=(frames, model.given)).astype(np.int32)
+        how = {"markers": [0] * model.levels, "seeds": [0], "sizes": [model.codes] * model.levels}
+        run, arguments = layerwise.level_pass(lm, [[0] * text], [codes], **how)
+        return run.func.trace(*arguments, **run.keywords), arguments
+
+    def maker(preset):
+        config = configuration("superres", preset)
+        config.model.dtype = "bfloat16"
+        return halved(khala.make_model(config), "bfloat16"), config.model
+
+    def paper_pass():
+        make, model = maker("paper")
+        return traced_pass(nnx.eval_shape(lambda: make(nnx.Rngs(0))), model, 256, round(SONG_SECONDS * RATE))[0]
+
+    make, model = maker(bench.preset)
+    graphdef, weights = fresh(make)
+    lm, text = nnx.merge(graphdef, weights), 32 if bench.tiny else 256
+    trace, arguments = traced_pass(lm, model, text, frames)
+    program, compiling = compiled(trace.lower())
+    yield attention_proof("layer-wise pass", program, paper_pass, False)
     count = model.levels - model.given
     held, request = [arguments[2]], arguments[3]
     held[0] = program(weights, held[0], request, np.int32(model.given), np.int32(0))
@@ -387,7 +431,7 @@ def decoding(bench: Bench, frames: int, np, Visibility) -> Iterator[Record]:
     from hiermusic.parallel.counting import forward_flops
     from hiermusic.systems import khala
 
-    config = configuration("khala/codec", bench.preset)
+    config = configuration("codec", bench.preset)
     settings = khala.codec_config(config.model)
     graphdef, weights = fresh(lambda rngs: Codec(settings, rngs=rngs))
     codec = nnx.merge(graphdef, weights)
@@ -414,24 +458,29 @@ def scales(bench: Bench) -> Iterator[Record]:
     from flax import nnx
 
     module = runpy.run_path(str(HERE / "next_scale.py"))
-    depth, repeats = (1, 1) if bench.tiny else (16, 5)
+    depth, repeats, levels = (1, 1, 6) if bench.tiny else (16, 5, None)
     fastest = None
     kinds = {"next-scale": "next_scale", "next-token, flatten": "flatten", "next-token, delay": "delay"}
+    if bench.tiny:
+        del kinds["next-token, delay"]  # nothing that the others do not run, to be compiled once more
     for name, kind in kinds.items():
         if fastest and bench.left() < 20 and not bench.tiny:
             yield {"model": name, "skipped": "no time left"}
             continue
         begin = time.perf_counter()
         contender = module["contender_of"](
-            kind, depth, "bfloat16", bench.preset, lambda make: nnx.merge(*fresh(make))
+            kind, depth, "bfloat16", bench.preset, lambda make: nnx.merge(*fresh(make)), levels
         )
         built = time.perf_counter() - begin
         times = module["measure"](name, contender, repeats if kind == "next_scale" else min(repeats, 2))
         seconds, cpu = times.medians
         fastest = fastest or seconds
+        trunk = weights_bytes(nnx.state(contender.lm), TABLES)
+        rows, guided = -(-contender.codec.sample_rate // contender.codec.row), 2
+        flops = guided * rows * sum(contender.codec.slots) * 2 * trunk / 2
         yield {"model": name, "depth": depth, "passes": contender.passes, "run": contender.run, "seconds": seconds,
                "cpu": cpu, "real_time": 1 / seconds, "times": seconds / fastest, "compile": times.compile,
-               "build": built}  # fmt: skip
+               "build": built, **bench.floor(flops, contender.passes * trunk)}  # fmt: skip
 
 
 def codec(bench: Bench) -> Iterator[Record]:
@@ -440,7 +489,7 @@ def codec(bench: Bench) -> Iterator[Record]:
 
     from hiermusic.systems import khala
 
-    config = configuration("khala/codec", bench.preset)
+    config = configuration("codec", bench.preset)
     rows = 2 if bench.tiny else 8
     for dtype in ("bfloat16", "float32"):
         if bench.left() < 45 and not bench.tiny:
@@ -450,12 +499,11 @@ def codec(bench: Bench) -> Iterator[Record]:
         while not done and size:
             config.train.batch_size = size
             stage = khala.stage(config, None)
-            task = stage.examples()[-1][0]
             wav = np.random.default_rng(0).normal(size=stage.shape).astype(np.float32) / 10
             try:
-                for record in step(bench, stage, task, {"wav": wav}, "codec", False):
+                for record in step(bench, stage, {"wav": wav}):
                     done = done or "seconds" in record
                     yield {**record, "dtype": dtype, "rows": size, "samples": stage.shape[1]}
             except jax.errors.JaxRuntimeError as error:
-                yield {"what": "step", "dtype": dtype, "rows": size, "error": line(error)}
+                yield {"what": "step", "dtype": dtype, "rows": size, **refusal(error)}
             size //= 2

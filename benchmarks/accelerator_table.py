@@ -6,7 +6,7 @@ Record = dict[str, Any]
 
 
 def show(records: list[Record]) -> None:
-    """Markdown of what a run wrote, the newest record where there are several."""
+    """Prints what a run wrote, the newest record where there are several."""
     last = {(r["section"], *(r.get(k) for k in ("what", "model", "dtype", "batch", "n", "remat"))): r for r in records}
     kinds = {"card": card_rows, "parity": parity_rows, "backbone": training_rows, "superres": training_rows}
     kinds |= {"tokens": token_rows, "song": song_rows, "scales": scale_rows, "codec": training_rows}
@@ -20,6 +20,11 @@ def show(records: list[Record]) -> None:
             if why := record.get("error") or record.get("skipped"):
                 words = (record.get(key) for key in ("program", "model", "dtype", "remat"))
                 print(f"* {' '.join([name, *filter(None, words)])}: {why}\n")
+            elif record.get("what") == "attention":
+                calls = f"{record['forward']} calls forward, {record['backward']} backward"
+                print(f"* {name}, {record['program']}: cuDNN's attention, {calls} ({record['where']})\n")
+            elif record.get("what") == "convention":
+                print(f"Operations: {record['words']}.\n")
 
 
 Rows = list[list[str]]
@@ -33,7 +38,7 @@ def card_rows(records: list[Record]) -> Rows:
             rows.append([f"{r['device']}, jax {r['jax']}", "", ""])
         elif r["what"] == "matrix":
             rows.append([f"bfloat16 product, n = {r['n']:,}", tera(r["flops"]), tera(sheet.get("sheet_flops"))])
-        else:
+        elif "bytes_per_second" in r:
             of = f"{sheet['sheet_bandwidth'] / 1e9:,.0f} GB/s" if "sheet_bandwidth" in sheet else ""
             rows.append([f"memory, {r['what']}", f"{r['bytes_per_second'] / 1e9:,.0f} GB/s", of])
     return rows
@@ -85,10 +90,11 @@ def song_rows(records: list[Record]) -> Rows:
 
 
 def scale_rows(records: list[Record]) -> Rows:
-    rows = [["a second of music, d16", "passes", "s", "real-time factor", "times next-scale", "compile, s"]]
+    heading = "passes, s, floor of the passes in ms, times its floor, real-time factor, times next-scale, compile in s"
+    rows = [[f"a second of music, d{records[0]['depth']}", *heading.split(", ")]] if records else []
     for r in records:
-        rows.append([r["model"], str(r["passes"]), f"{r['seconds']:.3f}", f"{r['real_time']:.3g}", f"{r['times']:.1f}",
-                     f"{r['compile']:.0f}"])  # fmt: skip
+        rows.append([r["model"], str(r["passes"]), f"{r['seconds']:.3f}", *floor(r, 1e3), f"{r['real_time']:.3g}",
+                     f"{r['times']:.1f}", f"{r['compile']:.0f}"])  # fmt: skip
     return rows
 
 

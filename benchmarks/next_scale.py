@@ -47,12 +47,14 @@ class Contender:
       draw: (pieces, progress) -> codes [R, S] of one second; `progress` is called after every piece, a window or a
         chunk of steps, of which there are at least `pieces`.
       codec: what decodes them.
+      lm: what the passes are of.
     """
 
     passes: int
     run: int
     draw: Callable[[int, Callable | None], np.ndarray]
     codec: Codec
+    lm: nnx.Module
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,20 @@ def read_config(name: str, preset: str) -> ConfigDict:
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](preset)
 
 
-def codec_of(quantiser: str, preset: str, build: Build) -> Codec:
-    """The paper's codec of 128 channels, or the same trunk with the quantiser of the baseline's configuration."""
+def codec_of(model: ConfigDict, preset: str, build: Build) -> Codec:
+    """The paper's codec of 128 channels, with the levels of a token model and its kind of quantiser."""
     config = read_config("codec", "paper128" if preset == "paper" else preset)
-    if quantiser == "residual":
-        config.model.quantiser, config.model.levels = quantiser, read_config("ar_baseline", preset).model.levels
+    config.model.quantiser, config.model.levels = model.quantiser, model.levels
     return build(aar.make_model(config))
 
 
 def contender_of(
-    pattern: str, depth: int, dtype: str, preset: str = "paper", build: Build = lambda make: make(nnx.Rngs(0))
+    pattern: str,
+    depth: int,
+    dtype: str,
+    preset: str = "paper",
+    build: Build = lambda make: make(nnx.Rngs(0)),
+    levels: int | None = None,
 ) -> Contender:
     """A model of a depth with random weights, in the form that serves.
 
@@ -95,11 +101,13 @@ def contender_of(
       depth, dtype: of the token model.
       preset: sizes of all else, "paper" or "tiny".
       build: makes a module from what constructs it.
+      levels: other than the preset's.
     """
     next_scale = pattern == "next_scale"
     config = read_config("lm" if next_scale else "ar_baseline", preset)
-    model, codec = config.model, codec_of(config.model.quantiser, preset, build)
-    model.depth, model.dtype, model.pattern = depth, dtype, pattern
+    model = config.model
+    model.depth, model.dtype, model.pattern, model.levels = depth, dtype, pattern, levels or model.levels
+    codec = codec_of(model, preset, build)
     prior = build(aar.make_model(config))
     prior.take_quantiser(codec.quantiser)
     lm, quantiser, uncond_U = prior.lm.unstack(), prior.quantiser, np.asarray(prior.unconditional[...])
@@ -113,7 +121,7 @@ def contender_of(
                 progress=progress, **sampling)  # fmt: skip
             return codes_BWS[0]
 
-        return Contender(len(slots), len(slots), draw, codec)
+        return Contender(len(slots), len(slots), draw, codec, lm)
     layout = aar_rows.layout(pattern, model.window, model.levels)
     chunk = autoregressive.CHUNK
 
@@ -123,7 +131,7 @@ def contender_of(
             progress=progress, **sampling)  # fmt: skip
         return sample.codes
 
-    return Contender(layout.positions, -(-layout.positions // chunk) * chunk, draw, codec)
+    return Contender(layout.positions, -(-layout.positions // chunk) * chunk, draw, codec, lm)
 
 
 def decode(codec: Codec, codes_RS: np.ndarray) -> np.ndarray:
