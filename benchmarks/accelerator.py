@@ -18,7 +18,7 @@ Weights and data are random, which no time depends on. Floating-point operations
 addition, forward and backward three times the forward pass, nothing that is recomputed counted twice, and of attention
 only the pairs that see each other, so that a causal row counts half of its square. `floor` is the least time that the
 operations (at the peak) or the bytes (at the bandwidth) take, by the maker's data sheet where it is known, else as
-measured. `--preset=tiny` runs all of it on a CPU in a minute, compiled quickly rather than well; where there is no GPU,
+measured. `--preset=tiny` runs all of it on a CPU, compiled quickly rather than well; where there is no GPU,
 the programs whose attention is to be fused are also lowered for one, at the size of `paper`.
 
 Ends with status 1 if a record says `error`, as it does where attention is not fused.

@@ -23,7 +23,7 @@ from accelerator_tools import (
 SONG_SECONDS = 240.0
 RATE = 44100 / 2048  # frames a second
 CONVENTION = (
-    "two operations for a multiplication and its addition; a training step is three times its forward pass, and what "
+    "two for a multiplication and its addition; a training step is three times its forward pass, and what "
     "is recomputed does not count; of attention only the pairs that see each other count, so of a causal row half"
 )
 
