@@ -118,5 +118,5 @@ def test_what_is_measured_is_held_out(request, run, tmp_path, which):
         assert results[name]["system"] == "aar" and (tmp_path / name / "report.html").is_file()
     assert results["codec"]["clips_hash"] == clips_hash(held_out(at.corpus, 10.0, 32))
     valid, levels = TokenSource(at.tokens, split="valid"), results["lm"]["predictability"]
-    assert results["lm"]["tracks"] == len(valid) == levels[-1]["difference"]["count"] == 2
+    assert results["lm"]["tracks"] == len(valid) == levels[-1]["difference"]["count"] > 0
     assert len(levels) == {"aar": 4, "baseline": 3}[which] + 1 and all(np.isfinite(level["model"]) for level in levels)
