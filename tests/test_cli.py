@@ -1,6 +1,8 @@
 """The command line: help that works as printed, and one line for whatever is wrong."""
 
+import dataclasses
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from hiermusic import cli
+from hiermusic.errors import UserError
+from hiermusic.verbs import flags
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"{ROOT}/configs/khala/codec.py"
@@ -235,3 +239,81 @@ def test_addresses_are_refused_before_anything_is_written(capsys, tmp_path, monk
 def test_lengths_and_rates_that_no_record_has(capsys, tmp_path, flag):
     line = fails(capsys, "data", "--source=builtin:1?seconds=1", f"--out={tmp_path / 'o'}", flag)
     assert flag.split("=")[0] in line and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (UserError("not so"), 1, "not so"),
+        (FileNotFoundError(2, "No such file or directory", "x.wav"), 1, "x.wav: No such file or directory"),
+        (OSError("odd"), 1, "odd"),
+        (MemoryError("9 GB"), 1, "there is not enough memory (9 GB); ask for less at a time"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command to go on"),
+    ],
+)
+def test_what_ends_a_verb_is_one_line_and_a_status(monkeypatch, capsys, error, status, words):
+    def run(values, given):
+        raise error
+
+    monkeypatch.setitem(cli.VERBS, "data", dataclasses.replace(cli.VERBS["data"], run=run))
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["data"])
+    assert ending.value.code == status and capsys.readouterr() == ("", f"hiermusic data: {words}\n")
+
+
+def test_an_unknown_verb_is_wrong_use(capsys):
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["sing"])
+    assert ending.value.code == 2
+
+
+def test_help_tells_every_flag_its_meaning_and_its_default(capsys):
+    cli.main(["data", "--help"])
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
+    told = dict(lines)
+    assert list(told) == sorted(told) and told["--sample_rate"] == "samples a second of the records (default 44100)"
+    assert told["--out"] == "folder for the records" and told["--channels"].endswith("(default 2)")
+
+
+def test_compiled_programs_are_kept_where_the_environment_says_nothing_else(monkeypatch):
+    least = ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES")
+    names = ("JAX_COMPILATION_CACHE_DIR", *least)
+    for name in names:
+        monkeypatch.setenv(name, "mine")
+    cli._keep_compiled_programs()
+    assert [os.environ[name] for name in names] == ["mine"] * 3
+    for name in names:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("os.path.expanduser", lambda path: "/home/x")
+    cli._keep_compiled_programs()
+    assert [os.environ[name] for name in names] == ["/home/x/.cache/hiermusic/compiled", "0", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("found", "devices", "platforms"),
+    [
+        ({"libtpu"}, [], "cpu"),
+        ({"libtpu"}, ["/dev/accel0"], None),
+        ({"libtpu", "jax_plugins"}, [], None),  # of a GPU
+        (set(), [], None),
+    ],
+)
+def test_only_a_tpu_that_is_not_there_is_left_out(monkeypatch, found, devices, platforms):
+    monkeypatch.setenv("JAX_PLATFORMS", "undone afterwards")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(cli, "find_spec", lambda name: name in found or None)
+    monkeypatch.setattr(cli.Path, "glob", lambda self, pattern: devices)
+    cli._leave_out_absent_tpu()
+    assert os.environ.get("JAX_PLATFORMS") == platforms
+    monkeypatch.setenv("JAX_PLATFORMS", "mine")
+    cli._leave_out_absent_tpu()
+    assert os.environ["JAX_PLATFORMS"] == "mine"
+
+
+def test_words_are_no_places():
+    values = cli.Values()
+    cli.VERBS["generate"].define(values)
+    values(["generate", "--tags=x://y", "--lyrics=la://la", "--out=o"])
+    flags.local(values, [])
+    with pytest.raises(UserError, match=r"^gs://bucket/in\.wav: only places of this machine"):
+        flags.local(values, ["gs://bucket/in.wav"])

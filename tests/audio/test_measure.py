@@ -114,6 +114,23 @@ def test_silence_share():
     assert measure.silence_share(wav_LC[: RATE // 4], RATE) == 0
 
 
+@pytest.mark.parametrize("limit", [-60.0, -40.0])
+def test_a_frame_is_silent_below_the_limit(limit):
+    """Frames of 50 ms, and a last one of whatever is left, over both channels together."""
+    level = 10 ** (limit / 20)
+    for gain, share in ((1.01, 0.0), (0.99, 1.0)):
+        wav_LC = np.full((RATE, 2), gain * level)
+        assert measure.silence_share(wav_LC, RATE, limit) == share
+        wav_LC *= [np.sqrt(2), 0]
+        assert measure.silence_share(wav_LC, RATE, limit) == share
+    frame = RATE // 20
+    wav_LC = np.zeros((3 * frame + 10, 1))
+    wav_LC[-10:] = 1
+    assert measure.silence_share(wav_LC, RATE, limit) == 0.75
+    assert measure.is_silent(np.full((9, 1), 0.5)) and not measure.is_silent(np.array([[1.1e-5], [-1.1e-5]]))
+    assert measure.is_silent(np.array([[0.9e-5], [-0.9e-5]]))
+
+
 def test_loudness_of_the_standards_sine():
     """BS.1770: a full-scale 997 Hz sine in one channel reads -3.01 LUFS; silence lies below the gate."""
     sine_LC = np.sin(2 * np.pi * 997 * np.arange(4 * 48_000) / 48_000)[:, None]

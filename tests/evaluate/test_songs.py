@@ -100,6 +100,47 @@ def test_what_is_shown(result, tmp_path):
     assert found["verdict"] in html and "backbone only" in html and "nan" not in html
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """Sounds that are one number throughout, which is all that is heard of them; an anchor is silence."""
+
+    def number(wav_LC: np.ndarray, rate: int = RATE) -> float:
+        return round(float(wav_LC.mean()), 3)
+
+    monkeypatch.setattr(songs, "anchored", lambda x, rate, seed: {"": x} | {name: 0 * x for name in songs.ANCHORS})
+    monkeypatch.setattr(songs, "describe", lambda wav_LC, rate: {"tonality": number(wav_LC), "loudness": len(wav_LC)})
+    monkeypatch.setattr(songs, "hear", lambda wav_LC, rate: {})
+    monkeypatch.setattr(songs, "_gaps", lambda version, other: {})
+    monkeypatch.setattr(songs.music, "spans", lambda wav_LC, rate: np.array([[number(wav_LC)]]))
+    monkeypatch.setattr(songs.music, "distance", lambda one, other: abs(float(one[0, 0] - other[0, 0])))
+
+
+def test_held_out_songs_are_measured_and_training_songs_compared_with(plain, monkeypatch, tmp_path):
+    """Cut to the longest song, from their middle; of each split as many as there may be."""
+    values = (0.1, 0.4, 0.7, 0.25, 0.75, 0.6)
+    sounds = [np.full((100, 1), value) for value in values]
+    sounds[3][:25] = sounds[3][75:] = 9  # what lies outside of the cut
+    tracks = [{"meta": {}}] * 6
+    corpus = Corpus(path="c", sample_rate=1, sounds=sounds, tracks=tracks, train=[0, 1, 2], valid=[3, 4, 5])
+    monkeypatch.setattr(songs, "TRAINING_TRACKS", 2)
+    for name, value, count in (("a", 0.5, 50), ("b", 0.3, 30)):
+        write(tmp_path, name, np.full((count, 1), value), None, tags=name)
+        facts = json.loads((tmp_path / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps(facts | {"seconds": count}))
+    found = songs.evaluate_songs(songs.read(tmp_path), corpus, 2)
+    rows = found["rows"]
+    assert (found["songs"], found["held_out"], found["training_tracks"]) == (2, 2, 2)
+    assert rows["songs"]["tonality"]["values"] == pytest.approx([0.5, 0.3], abs=1e-3)
+    assert rows[songs.CORPUS]["tonality"]["values"] == pytest.approx([0.25, 0.75])
+    assert rows[songs.CORPUS]["loudness"]["values"] == [50, 50]
+    assert rows["songs"]["nearest"]["values"] == pytest.approx([0.1, 0.1], abs=2e-3)  # to 0.4, not to 0.7 or 0.25
+    assert rows[songs.CORPUS]["nearest"]["values"] == pytest.approx([0.15, 0.35])
+    assert rows["songs"]["apart"]["values"] == pytest.approx([0.2, 0.2], abs=2e-3)
+    assert rows[songs.CORPUS]["apart"]["values"] == pytest.approx([0.5, 0.5])
+    assert found["verdict"].startswith("Songs: tonality 0.40, where held-out songs of the corpus have 0.50")
+    assert found["verdict"].endswith("that is 80% of the way from noise to music.")
+
+
 def test_prompts_are_judged_from_eight_songs_on(corpus, tmp_path):
     for index in range(8):
         write(tmp_path, f"s{index}", corpus.sounds[index % 5][: RATE * (1 + index % 2)], None, seconds=1 + index % 2)

@@ -188,13 +188,6 @@ def test_superres_starts_from_the_backbone(khala):
     assert np.array_equal(module.model.text_head[...], weights["text_head"])
 
 
-def test_every_stage_learns_something(khala):
-    for name in ("codec", "backbone", "superres"):
-        lines = [json.loads(line) for line in (khala.__dict__[name] / "metrics.jsonl").read_text().splitlines()]
-        assert lines[-1]["step"] == 4 and np.isfinite(lines[-1]["loss"])
-        assert any(key.startswith("valid/") for key in lines[-1])
-
-
 def test_backbone_files_are_all_it_reads(khala, tmp_path):
     settings = trained(khala, "backbone")
     coarse_only = shutil.ignore_patterns("fine-*")

@@ -6,6 +6,7 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.systems import requests
+from hiermusic.tokens.prompt import Prompt
 
 
 def read(tmp_path, *prompts, encoding="utf-8"):
@@ -52,3 +53,36 @@ def test_words_of_another_alphabet_are_refused_not_garbled(tmp_path):
 def test_a_single_prompt_of_no_length_a_song_has():
     with pytest.raises(UserError, match="more than a song has"):
         requests.single("slow", None, False, 1e308, 0)
+
+
+def test_prompts_without_a_seed_count_on_from_the_one_asked_for(tmp_path):
+    prompts = [{"seconds": 1}, {"seconds": 1, "seed": 3}, "", {"seconds": 1, "name": "x"}, {"seconds": 1}]
+    read(tmp_path, *prompts)
+    for seed in (0, 100):
+        found = requests.read(tmp_path / "p.jsonl", seed=seed)
+        assert [request.seed for request in found] == [seed, 3, seed + 2, seed + 3]
+    assert [request.name for request in found] == ["song-001", "song-002", "x", "song-005"]  # by line
+
+
+def test_a_single_prompt_holds_all_that_was_said():
+    (request,) = requests.single("slow", "la\\nlu", True, 2.5, 17, like="clip.wav")
+    prompt = Prompt(tags="slow", lyrics="la\nlu", instrumental=True, seconds=2.5)
+    assert request == requests.Request("song", prompt, 17, "clip.wav")
+    (request,) = requests.single(None, None, False, 1.0, 0)
+    assert request == requests.Request("song", Prompt(seconds=1.0), 0, "")
+    with pytest.raises(UserError, match="--seconds is needed with a single prompt"):
+        requests.single("slow", None, False, None, 0)
+
+
+def test_a_line_holds_a_prompt_its_name_its_seed_and_its_clip(tmp_path):
+    words = {"description": "d", "tags": "t", "genre": "g", "language": "l", "lyrics": "y", "instrumental": True}
+    (request,) = read(tmp_path, words | {"seconds": 3, "name": "a b", "seed": 9, "like": "clip.wav"})
+    assert request == requests.Request("a-b", Prompt(**words, seconds=3), 9, "clip.wav")
+    assert request.to_json() == {"name": "a-b", "seed": 9, **words, "seconds": 3}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, True, 1.0])
+def test_seeds_are_numbers_of_32_bits(seed):
+    with pytest.raises(UserError, match=rf"is not an integer in 0\.\.{2**32 - 1}"):
+        requests.Request("a", Prompt(seconds=1.0), seed)
+    assert requests.Request("a", Prompt(seconds=1e6), 2**32 - 1).seed == 2**32 - 1

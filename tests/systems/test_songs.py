@@ -138,3 +138,76 @@ def test_songs_are_on_disk_before_the_next_are_begun(tmp_path, monkeypatch, proc
         songs.produce(requests.read(tmp_path / "p.jsonl", 0), tmp_path / "out", make, {}, {})
     wanted = {(0, 1): [["s0", "s1"], ["s2", "s3"], ["s4"]], (0, 2): [["s0", "s2"], ["s4"]], (1, 2): [["s1", "s3"], []]}
     assert rounds == wanted[process]
+
+
+@pytest.fixture
+def decided(tmp_path, monkeypatch):
+    """(what decides a song, where it differs from the usual) -> how many were made, and what was told of it."""
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length=None: np.zeros((8000, 1), np.float32))
+    newest = {"lm-run": 4, "codec-run": 6}
+    monkeypatch.setattr(songs.checkpoint, "latest_step", newest.get)
+    asked = {"tags": "slow", "lyrics": None, "instrumental": False, "seconds": 1.0, "seed": 0}
+    soundfile.write(tmp_path / "like.wav", np.zeros((8, 1)), 8000)
+
+    def run(coarse_too: bool = False, newer: dict | None = None, sampling: dict | None = None, **changes):
+        newest.update(newer or {})
+        runs, steps = changes.pop("runs", {"lm": "lm-run", "codec": "codec-run"}), changes.pop("steps", {})
+        made = []
+
+        def make(wanted):
+            made.extend(wanted)
+            return [songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+
+        settings = {"lm": sampling or {"top_k": 3}}
+        requested = requests.single(**asked | changes)
+        (told,) = songs.produce(requested, tmp_path / "out", make, runs, settings, None, coarse_too, steps)
+        return len(made), told
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"newer": {"lm-run": 8}}, {"steps": {"lm": 8, "codec": 6}}),
+        ({"newer": {"codec-run": 7}}, {"steps": {"lm": 4, "codec": 7}}),
+        ({"steps": {"codec": 5}}, {"steps": {"lm": 4, "codec": 5}}),
+        ({"runs": {"lm": "lm-run"}}, {"workdirs": {"lm": "lm-run"}}),
+        ({"sampling": {"top_k": 4}}, {"sampling": {"lm": {"top_k": 4}}}),
+        ({"seed": 1}, {"seed": 1}),
+        ({"tags": "fast"}, {}),
+        ({"seconds": 0.9}, {}),
+        ({"like": "like.wav"}, {}),
+        ({"coarse_too": True}, {}),
+    ],
+)
+def test_a_song_is_made_again_when_what_decided_it_changes(decided, tmp_path, monkeypatch, change, told):
+    monkeypatch.chdir(tmp_path)
+    assert [decided()[0], decided()[0]] == [1, 0]
+    made, found = decided(**change)
+    assert made == 1 and decided(**change)[0] == 0
+    assert {name: found[name] for name in told} == told
+
+
+def test_a_checkpoint_that_is_named_does_not_grow_old(decided):
+    """The newest one counts for what is not named."""
+    assert [decided(steps={"codec": 5})[0], decided(steps={"codec": 5}, newer={"codec-run": 7})[0]] == [1, 0]
+    assert decided(steps={"codec": 5}, newer={"lm-run": 5})[0] == 1
+
+
+def test_a_song_is_cut_to_what_was_asked_of_it(tmp_path, monkeypatch):
+    """Silence that filled the first window up is left out, and so is what the codec adds behind the end."""
+    asked = []
+
+    def decode(codec, codes_RS, length=None):
+        asked.append((codes_RS, length))
+        return np.linspace(0, 0.5, length or 100, dtype=np.float32)[:, None]
+
+    monkeypatch.setattr(songs, "decode_long", decode)
+    song = songs.Song("codes", False, SimpleNamespace(sample_rate=8000), coarse_RS="coarse", length=60, skip=20)
+    (told,) = songs.produce(requests.single("a", None, False, 0.005, 0), tmp_path, lambda _: [song], {}, {}, None, True)
+    assert asked == [("codes", 60), ("coarse", None)]
+    wav_L, _ = soundfile.read(tmp_path / "song.wav")
+    np.testing.assert_allclose(wav_L, np.linspace(0, 0.5, 60)[20:], atol=1e-4)
+    assert told["seconds"] == 0.005 and told["ended"] is False
+    assert len(soundfile.read(tmp_path / "song.backbone.wav")[0]) == 100

@@ -1,0 +1,165 @@
+"""The demos' commands, in order: each reads what an earlier one wrote, with flags and fields that exist."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ml_collections import config_flags
+
+from hiermusic import cli
+from hiermusic.data.sources import open_source
+from hiermusic.demo import aar, khala
+from hiermusic.demo.runner import Demo, Step
+from hiermusic.systems import requests
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FOLDER = Path("/out")
+KHALA = ("corpus", "codec", "tokens", "backbone", "superres", "songs", "evaluate songs", "evaluate codec",
+         "evaluate backbone", "evaluate superres")  # fmt: skip
+AAR = ("corpus", "sat", "evaluate sat", "sat tokens", "aar", "songs", "evaluate songs", "evaluate aar", "rvq",
+       "evaluate rvq", "rvq tokens", "ar", "ar-songs", "evaluate ar-songs", "evaluate ar")  # fmt: skip
+
+
+@pytest.fixture(params=["khala", "aar"])
+def demo(request) -> Demo:
+    return {"khala": khala, "aar": aar}[request.param].demo(FOLDER, CONFIGS)
+
+
+def flags(step: Step) -> dict[str, str]:
+    words = (word.removeprefix("--").partition("=") for word in step.arguments[1:])
+    return {name: value for name, _, value in words}
+
+
+def named(demo: Demo) -> dict[str, tuple[str, dict[str, str]]]:
+    return {step.name: (step.arguments[0], flags(step)) for step in demo.steps}
+
+
+def at(name: str) -> str:
+    return str(FOLDER / name)
+
+
+def test_every_command_is_one_of_the_command_line(demo, monkeypatch):
+    for step in demo.steps:
+        verb, *words = step.arguments
+        monkeypatch.setattr("sys.argv", [f"hiermusic {verb}", *words])
+        values = cli.Values()
+        cli.VERBS[verb].define(values)
+        assert cli._parse(verb, values, words) == []
+        if verb == "train":
+            path, _, preset = config_flags.get_config_filename(values["config"]).partition(":")
+            assert preset == "tiny" and Path(path).is_file() and values.config.preset == "tiny"
+
+
+def test_what_a_step_reads_an_earlier_one_has_written(demo):
+    reads = {"data": ("source",), "train": ("config.data.path", "config.init_from"), "tokenize": ("codec", "data"),
+             "generate": ("superres", "lm", "prompts", "like"), "evaluate": ("workdir", "songs", "data")}  # fmt: skip
+    writes = {"data": "out", "train": "workdir", "tokenize": "out", "generate": "out", "evaluate": "workdir"}
+    there = {at(name) for name in demo.files}
+    for step in demo.steps:
+        verb, given = step.arguments[0], flags(step)
+        for name in reads[verb]:
+            if name in given and name != "source":
+                place = given[name]
+                assert any(place == known or place.startswith(f"{known}/evaluation/") for known in there), (step, name)
+        there |= {given[writes[verb]]} if writes[verb] in given else set()
+    assert {at(name) for name in demo.runs} <= there
+    assert len({step.name for step in demo.steps}) == len(demo.steps)
+
+
+def test_khalas_steps():
+    steps = named(khala.demo(FOLDER, CONFIGS))
+    assert tuple(steps) == KHALA
+    tokens = {"config.data.path": at("tokens")}
+    assert steps["corpus"] == ("data", {"source": khala.CORPUS, "out": at("corpus"), "sample_rate": "22050",
+                                        "channels": "1"})  # fmt: skip
+    assert steps["codec"] == ("train", {"config": f"{CONFIGS}/khala/codec.py:tiny", "workdir": at("codec"),
+                                        "config.data.path": at("corpus")})  # fmt: skip
+    assert steps["tokens"] == ("tokenize", {"codec": at("codec"), "data": at("corpus"), "out": at("tokens")})
+    backbone = {"config": f"{CONFIGS}/khala/backbone.py:tiny", "workdir": at("backbone")}
+    assert steps["backbone"] == ("train", backbone | tokens)
+    superres = {"config": f"{CONFIGS}/khala/superres.py:tiny", "workdir": at("superres")}
+    assert steps["superres"] == ("train", superres | tokens | {"config.init_from": at("backbone")})
+    assert steps["songs"] == ("generate", {"superres": at("superres"), "prompts": at("prompts.jsonl"),
+                                           "out": at("songs"), "backbone_too": ""})  # fmt: skip
+    assert steps["evaluate songs"] == ("evaluate", {"songs": at("songs"), "data": at("corpus")})
+    for name in ("codec", "backbone", "superres"):
+        assert steps[f"evaluate {name}"] == ("evaluate", {"workdir": at(name), "tracks": str(khala.TRACKS)})
+
+
+def test_aars_steps():
+    steps = named(aar.demo(FOLDER, CONFIGS))
+    assert tuple(steps) == AAR
+    assert steps["corpus"] == ("data", {"source": aar.CORPUS, "out": at("corpus"), "sample_rate": "24000",
+                                        "channels": "1"})  # fmt: skip
+    residual = {"config.model.quantiser": "residual", "config.model.levels": "6"}
+    clip = at("sat/evaluation/sounds/clip-truth.wav")
+    for codec, model, stage, songs, more in (
+        ("sat", "aar", "lm", "songs", {}),
+        ("rvq", "ar", "ar_baseline", "ar-songs", residual),
+    ):
+        config = {"config": f"{CONFIGS}/aar/codec.py:tiny", "workdir": at(codec), "config.data.path": at("corpus")}
+        assert steps[codec] == ("train", config | more)
+        made = {"codec": at(codec), "data": at("corpus"), "out": at(f"{codec}-tokens")}
+        assert steps[f"{codec} tokens"] == ("tokenize", made)
+        config = {"config": f"{CONFIGS}/aar/{stage}.py:tiny", "workdir": at(model)}
+        assert steps[model] == ("train", config | {"config.data.path": at(f"{codec}-tokens")})
+        asked = {"system": "aar", "lm": at(model), "like": clip, "seconds": str(aar.SECONDS), "out": at(songs)}
+        assert steps[songs] == ("generate", asked)
+        assert steps[f"evaluate {songs}"] == ("evaluate", {"songs": at(songs), "data": at("corpus")})
+        for name in (codec, model):
+            assert steps[f"evaluate {name}"] == ("evaluate", {"workdir": at(name), "tracks": str(aar.TRACKS)})
+
+
+def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):
+    """The codes that a codec's configuration makes are those that the model after it predicts."""
+    from hiermusic.systems import aar_config, khala_rows
+
+    def config(demo: Demo, name: str):
+        step = next(step for step in demo.steps if step.name == name)
+        monkeypatch.setattr("sys.argv", ["hiermusic train", *step.arguments[1:]])
+        values = cli.Values()
+        cli.VERBS["train"].define(values)
+        cli._parse("train", values, list(step.arguments[1:]))
+        return values.config
+
+    demo = khala.demo(FOLDER, CONFIGS)
+    codec = khala_rows.hierarchy(config(demo, "codec").model)
+    for name in ("backbone", "superres"):
+        wanted = khala_rows.hierarchy(config(demo, name).model)
+        found = codec.select(0, len(wanted))
+        assert (found.sizes, found.rates) == (wanted.sizes, wanted.rates)
+    demo = aar.demo(FOLDER, CONFIGS)
+    for codec, model in (("sat", "aar"), ("rvq", "ar")):
+        one, other = (aar_config.hierarchy(config(demo, name).model) for name in (codec, model))
+        assert (one.sizes, one.rates) == (other.sizes, other.rates)
+
+
+def test_the_prompts_are_prompts_and_the_corpora_are_sources(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(khala.demo(FOLDER, CONFIGS).files["prompts.jsonl"])
+    asked = requests.read(tmp_path / "prompts.jsonl", seed=0)
+    assert [request.name for request in asked] == ["slow-ballad", "fast-dance", "instrumental"]
+    assert [request.seed for request in asked] == [1, 2, 3]
+    assert [(request.prompt.seconds, request.prompt.instrumental) for request in asked] == [
+        (7, False), (5, False), (6, True)
+    ]  # fmt: skip
+    assert aar.demo(FOLDER, CONFIGS).files == {}
+    for source, count in ((khala.CORPUS, 240), (aar.CORPUS, 160)):
+        assert len(list(open_source(source).tracks)) == count
+
+
+@pytest.mark.parametrize("best", ["backbone only", "after super-resolution"])
+def test_the_better_version_of_a_song_stands_first(tmp_path, best):
+    song = {
+        "prompt": {"tags": "slow", "lyrics": "", "seconds": 5},
+        "sampling": {"backbone": {"top_k": 3}},
+        **{"seconds": 4.5, "ended": True},
+    }
+    (tmp_path / "a.json").write_text(json.dumps(song))
+    section = khala._song(tmp_path / "a.json", best)
+    players = [item for item in section.items if hasattr(item, "path")]
+    (facts,) = [item.values for item in section.items if hasattr(item, "values")]
+    suffixes = {"after super-resolution": ".wav", "backbone only": ".backbone.wav"}
+    assert [player.label for player in players] == sorted(suffixes, key=lambda label: label != best)
+    assert all(player.path == tmp_path / f"a{suffixes[player.label]}" for player in players)
+    assert facts == {"tags": "slow", "seconds": 5, "sampling, backbone": {"top_k": 3}, "length asked, s": 5,
+                     "length made, s": 4.5, "ended itself": True}  # fmt: skip

@@ -1,0 +1,359 @@
+"""What generation asks of the decoding engines: settings, seeds, prompts, what is known; no model is made."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.systems import aar_songs, khala, khala_rows
+from hiermusic.systems.requests import Request
+from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.prompt import Prompt, compose
+from hiermusic.tokens.visibility import Visibility
+
+from .fakes import configuration
+
+RATE = 10  # frames a second
+
+
+def request(name: str, seed: int, seconds: float = 2.0, like: str = "", **words) -> Request:
+    return Request(name, Prompt(seconds=seconds, **words), seed, like)
+
+
+ONE, TWO = request("one", 5, tags="slow", lyrics="la", description="long"), request("two", 6, 1.0, tags="fast")
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Khala's three runs and the engines as recorders: `calls` holds the arguments of each."""
+    small = {"codes": 32, "frame_rate": str(RATE), "length": 200, "text_limit": 40}
+    backbone = configuration("khala/backbone:tiny", levels=2, keep_description=True, **small)
+    superres = configuration("khala/superres:tiny", levels=4, keep_description=False, **small)
+    backbone.data.path, superres.init_from = "tokens", "backbone"
+    backbone.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
+    superres.sampling.update({"temperature": 0.7, "layers": 3})
+    configs = {"backbone": backbone, "superres": superres}
+    it = SimpleNamespace(configs=configs, calls={}, loaded=[], produced=None)
+    coder = SimpleNamespace(hierarchy=Hierarchy.uniform(4, RATE, 32), sample_rate=8000, channels=1)
+    known_TK = np.arange(4 * 8).reshape(8, 4) % 32
+
+    def load(run, *stages, mesh=None):
+        it.loaded.append((run, stages, mesh))
+        return configs[run], SimpleNamespace(unstack=lambda: f"{run}, unstacked")
+
+    def load_codec(run, step):
+        it.loaded.append((run, step))
+        return coder
+
+    def decode(model, prompts, layouts, **how):
+        it.calls["backbone"] = {"model": model, "prompts": prompts, "lengths": [one.lengths for one in layouts], **how}
+        frames = [one.lengths[0] for one in layouts]
+        return [SimpleNamespace(codes=np.full((count, 2), at), ended=at == 0) for at, count in enumerate(frames)]
+
+    def refine(model, prompts, codes, **how):
+        it.calls["superres"] = {"model": model, "prompts": prompts, "codes": codes, **how}
+        return [np.full((len(codes_TK), 4), 9) for codes_TK in codes]
+
+    def produce(requests, out, make, runs, sampling, audio, backbone_too, steps):
+        it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "both": backbone_too, "steps": steps}
+        it.songs = make(requests)
+        return ["told"]
+
+    monkeypatch.setattr(khala.workdirs, "read", lambda run, *stages: configs[run])
+    monkeypatch.setattr(khala.workdirs, "load", load)
+    monkeypatch.setattr(khala.workdirs, "load_codec", load_codec)
+    monkeypatch.setattr(khala.parts, "stored_codec", lambda path: (f"codec of {path}", 6))
+    monkeypatch.setattr(khala.autoregressive, "generate", decode)
+    monkeypatch.setattr(khala.layerwise, "refine", refine)
+    monkeypatch.setattr(khala.songs, "produce", produce)
+    monkeypatch.setattr(khala, "encode_long", lambda codec, wav_LC: known_TK[: len(wav_LC)])
+    monkeypatch.setattr(khala.files, "read", lambda path, rate, channels: (np.zeros((8, 1)), rate))
+    it.known_TK = known_TK
+    return it
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.5}, {"guidance": 3.0}, {"min_share": 0.5}]
+)
+def test_settings_of_sampling_reach_the_model_that_begins_and_no_other(engines, options):
+    khala.generate([ONE], "out", superres="superres", options=options)
+    usual = {"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5}
+    told = usual | options
+    assert {name: engines.calls["backbone"].get(name) for name in usual} == {name: told[name] for name in usual}
+    assert "min_share" not in engines.calls["backbone"]
+    assert engines.calls["backbone"]["min_frames"] == [10 if "min_share" in options else 1]
+    own = engines.configs["superres"].sampling.to_dict()
+    assert {name: engines.calls["superres"][name] for name in own} == own and own["layers"] == 3
+    assert engines.produced["sampling"] == {"backbone": told, "superres": own}
+
+
+def test_every_request_has_its_own_prompt_seed_and_length(engines):
+    khala.generate([ONE, TWO], "out", superres="superres")
+    backbone, superres = engines.calls["backbone"], engines.calls["superres"]
+    words = khala_rows.tokenizer(engines.configs["backbone"].model)
+    asked = (ONE.prompt, TWO.prompt)
+    assert backbone["prompts"] == [compose(prompt, words, keep_description=True, limit=40) for prompt in asked]
+    assert superres["prompts"] == [compose(prompt, words, keep_description=False, limit=40) for prompt in asked]
+    assert backbone["prompts"][0] != superres["prompts"][0]
+    assert backbone["unprompted"] == [compose(Prompt(seconds=prompt.seconds), words) for prompt in asked]
+    assert backbone["seeds"] == superres["seeds"] == [5, 6]
+    assert backbone["lengths"] == [(20, 20), (10, 10)] and backbone["min_frames"] == [1, 1]
+    assert backbone["sizes"] == [32] * 2 and superres["sizes"] == [32] * 4
+    assert backbone["eos"] == words.vocabulary.eos
+    assert superres["markers"] == [words.vocabulary.task_marker(level) for level in range(4)]
+    assert [codes_TK.shape for codes_TK in superres["codes"]] == [(20, 2), (10, 2)]
+    assert backbone["given"] is None and superres["known"] is None
+    assert backbone["model"] == "backbone, unstacked" and superres["model"] is not backbone["model"]
+    assert [(song.codes_RS.shape, song.coarse_RS.shape, song.ended) for song in engines.songs] == [
+        ((20, 4), (20, 2), True),
+        ((10, 4), (10, 2), False),
+    ]
+
+
+def test_layers_left_out_are_all_of_them(engines):
+    engines.configs["superres"].sampling.layers = 0
+    khala.generate([ONE], "out", superres="superres")
+    assert engines.calls["superres"]["layers"] == 4
+
+
+def test_a_recording_is_what_both_models_go_on_from(engines):
+    khala.generate([ONE, TWO], "out", superres="superres", audio="in.wav", options={"min_share": 0.6})
+    given = engines.calls["backbone"]["given"]
+    assert len(given) == 2
+    for levels in given:
+        np.testing.assert_array_equal(levels, engines.known_TK[:, :2].T)
+    np.testing.assert_array_equal(engines.calls["superres"]["known"], engines.known_TK)
+    assert engines.calls["backbone"]["min_frames"] == [12, 9]  # a share of what is asked, and more than what is known
+    assert engines.produced["audio"] == "in.wav"
+    with pytest.raises(UserError, match=r"the audio lasts 0\.8 s: ask for more --seconds than that"):
+        khala.generate([ONE, request("short", 1, 0.8)], "out", backbone="backbone", audio="in.wav")
+
+
+def test_the_runs_that_made_each_other_are_found(engines):
+    assert khala.generate([ONE], "out", superres="superres", backbone_too=True) == ["told"]
+    runs = {"codec": "codec of tokens", "backbone": "backbone", "superres": "superres"}
+    assert engines.produced["runs"] == runs and engines.produced["steps"] == {"codec": 6}
+    assert engines.produced["both"] is True
+    assert engines.loaded == [
+        ("codec of tokens", 6),
+        ("backbone", ("backbone",), None),
+        ("superres", ("superres",), None),
+    ]
+
+
+def test_other_runs_are_taken_where_they_are_named(engines):
+    engines.configs["other"] = engines.configs["backbone"].copy_and_resolve_references()
+    khala.generate([ONE], "out", superres="superres", backbone="other", codec="codec")
+    assert engines.produced["runs"] == {"codec": "codec", "backbone": "other", "superres": "superres"}
+    assert engines.produced["steps"] == {"codec": None} and engines.loaded[0] == ("codec", None)
+    engines.configs["superres"].init_from = ""
+    with pytest.raises(UserError, match="superres was not started from a backbone: give one with --backbone"):
+        khala.generate([ONE], "out", superres="superres")
+
+
+def test_a_backbone_alone_makes_its_own_layers(engines):
+    khala.generate([ONE], "out", backbone="backbone")
+    assert "superres" not in engines.calls and set(engines.produced["sampling"]) == {"backbone"}
+    assert engines.songs[0].codes_RS.shape == (20, 2)
+
+
+def test_models_of_another_codec_and_songs_too_long_are_refused(engines):
+    engines.configs["superres"].model.codes = 33
+    with pytest.raises(UserError, match=r"superres was trained on 4 levels of 33 codes at 10\.00 Hz, the codec"):
+        khala.generate([ONE], "out", superres="superres")
+    prompt = compose(ONE.prompt, khala_rows.tokenizer(engines.configs["backbone"].model), limit=40)
+    most = (200 - len(prompt)) // 2 / RATE
+    khala.generate([request("x", 0, most, tags="slow", lyrics="la", description="long")], "out", backbone="backbone")
+    with pytest.raises(UserError, match=rf"x: .* context of 200 positions holds {most:.1f} s behind this prompt"):
+        long = request("x", 0, most + 0.1, tags="slow", lyrics="la", description="long")
+        khala.generate([long], "out", backbone="backbone")
+    with pytest.raises(UserError, match=r"one: Khala takes words, not a clip: leave --like=a\.wav out"):
+        khala.generate([request("one", 1, like="a.wav")], "out", backbone="backbone")
+
+
+# MARK: AAR
+
+
+@pytest.fixture(params=["lm", "ar_baseline"])
+def prior(request, monkeypatch):
+    """AAR or its baseline: a window of 8 frames, and the engines as recorders."""
+    scale = request.param == "lm"
+    config = configuration(f"aar/{request.param}:tiny", window=8, levels=3, codes=32)
+    config.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
+    config.data.path = "tokens"
+    row = 40 if scale else 5  # samples of a row of codes
+    coder = SimpleNamespace(sample_rate=100, row=row, channels=1)
+    model = SimpleNamespace(
+        lm=SimpleNamespace(unstack=lambda: "the model"),
+        quantiser="the quantiser",
+        unconditional=np.full(3, 0.5),
+        context=lambda codes_BRS: np.repeat(codes_BRS[..., None], 2, 2)[:, :1] * 1.0,
+        config=SimpleNamespace(next_scale=scale, context=2),
+    )
+    it = SimpleNamespace(config=config, calls=[], loaded=[], produced=None, scale=scale, coder=coder, known=(None, 0))
+
+    def by_scale(lm, quantiser, cond_BU, **how):
+        it.calls.append({"lm": lm, "quantiser": quantiser, "cond": cond_BU, **how})
+        how["progress"](how["windows"], how["windows"])
+        return np.full((len(how["seeds"]), how["windows"], 3), 9)
+
+    def by_token(lm, prompts, layouts, **how):
+        it.calls.append({"lm": lm, "prompts": prompts, "layouts": layouts, **how})
+        window_TK = np.full((8, 3), 10 + len(it.calls))
+        if how["given"] is not None:
+            window_TK[: how["given"][0][0].size] = np.stack(how["given"][0], 1)
+        return [SimpleNamespace(codes=window_TK)] * len(prompts)
+
+    def load(run, *stages, mesh=None):
+        it.loaded.append((run, stages, mesh))
+        return config, model
+
+    def load_codec(run, step):
+        it.loaded.append((run, step))
+        return coder
+
+    def produce(requests, out, make, runs, sampling, audio, steps):
+        it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "steps": steps, "requests": requests}
+        it.songs = make(requests)
+        return ["told"]
+
+    monkeypatch.setattr(aar_songs.workdirs, "read", lambda run, *stages: config)
+    monkeypatch.setattr(aar_songs.workdirs, "load", load)
+    monkeypatch.setattr(aar_songs.workdirs, "load_codec", load_codec)
+    monkeypatch.setattr(aar_songs, "codec_of", lambda config: ("codec of tokens", 6))
+    monkeypatch.setattr(aar_songs, "check_codec", lambda config, codec: it.loaded.append(("checked", codec)))
+    monkeypatch.setattr(aar_songs, "check_codebooks", lambda coder, codec, model, lm: it.loaded.append((codec, lm)))
+    monkeypatch.setattr(aar_songs, "_condition", lambda request, config: request.like)
+    monkeypatch.setattr(aar_songs, "_heard", lambda model, coder, config, like: np.full(3, float(like[0])))
+    monkeypatch.setattr(aar_songs, "_known", lambda coder, path: it.known)
+    monkeypatch.setattr(aar_songs.nextscale, "generate", by_scale)
+    monkeypatch.setattr(aar_songs.autoregressive, "generate", by_token)
+    monkeypatch.setattr(aar_songs.songs, "produce", produce)
+    return it
+
+
+A, B = request("a", 5, 1.0, like="1.wav"), request("b", 6, 0.5, like="2.wav")
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.5}, {"guidance": 3.0}])
+def test_aars_settings_reach_its_engine(prior, options):
+    assert aar_songs.generate([A], "out", lm="lm", options=options) == ["told"]
+    told = {"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5} | options
+    assert all({name: call[name] for name in told} == told for call in prior.calls)
+    assert prior.produced["sampling"] == {"lm": told} and prior.produced["steps"] == {"codec": 6}
+    assert prior.produced["runs"] == {"codec": "codec of tokens", "lm": "lm"}
+    assert prior.loaded == [
+        ("checked", "codec of tokens"),
+        ("codec of tokens", 6),
+        ("lm", ("lm", "ar_baseline"), None),
+        ("codec of tokens", "lm"),
+    ]
+
+
+def test_a_setting_that_aar_has_not_is_refused(prior):
+    with pytest.raises(UserError, match="--min_share means nothing to the system aar"):
+        aar_songs.generate([A], "out", lm="lm", options={"min_share": 0.5})
+
+
+def test_every_piece_has_its_own_clip_seed_and_length(prior):
+    aar_songs.generate([A, B], "out", lm="lm", codec="codec")
+    call = prior.calls[0]
+    np.testing.assert_array_equal(call["cond"], [[1] * 3, [2] * 3])
+    assert prior.produced["steps"] == {"codec": None} and prior.loaded[1] == ("codec", None)
+    if prior.scale:
+        assert call["seeds"] == [5, 6] and call["windows"] == 3 and call["context"] == 2
+        assert (call["lm"], call["quantiser"], call["before_BCE"]) == ("the model", "the quantiser", None)
+        np.testing.assert_array_equal(call["uncond_U"], [0.5] * 3)
+        assert [len(song.codes_RS) for song in prior.songs] == [3, 2]
+    else:
+        np.testing.assert_array_equal(call["uncond"], [0.5] * 3)
+        assert call["prompts"] == [[0], [0]] and call["sizes"] == [32] * 3 and call["lm"] == "the model"
+        assert [layout.visibility for layout in call["layouts"]] == [Visibility.causal()] * 2
+        assert [len(song.codes_RS) for song in prior.songs] == [20, 10]
+    assert [(song.length, song.skip, song.ended) for song in prior.songs] == [(100, 0, False), (50, 0, False)]
+
+
+@pytest.mark.parametrize("prior", ["ar_baseline"], indirect=True)
+def test_windows_of_the_baseline_begin_with_half_of_the_one_before_and_draw_anew(prior):
+    aar_songs.generate([A, B], "out", lm="lm")
+    assert [call["given"] is None for call in prior.calls] == [True, False, False, False]  # 8 + 4 + 4 + 4 frames
+    for call in prior.calls[1:]:
+        assert [[codes.size for codes in levels] for levels in call["given"]] == [[4] * 3] * 2
+    np.testing.assert_array_equal(prior.songs[0].codes_RS[:, 0], [11] * 8 + [12] * 4 + [13] * 4 + [14] * 4)
+    seeds = [tuple(call["seeds"]) for call in prior.calls]
+    drawn = {seed for pair in seeds for seed in pair}
+    assert len(drawn) == 8 and all(0 <= seed < 2**32 for seed in drawn)
+    prior.calls.clear()
+    aar_songs.generate([B], "out", lm="lm")  # its length ends after two windows
+    assert [call["seeds"] for call in prior.calls] == [[pair[1]] for pair in seeds[:2]]
+
+
+def test_a_recording_is_what_aar_goes_on_from(prior):
+    rows = 1 if prior.scale else 8
+    known_RS = np.arange(rows * 3).reshape(rows, 3)
+    prior.known = (known_RS, 7)
+    aar_songs.generate([A, A], "out", lm="lm", audio="in.wav")
+    call = prior.calls[0]
+    if prior.scale:
+        assert call["windows"] == 2  # 107 samples are three windows, of which one is known
+        assert call["before_BCE"].shape[0] == 2
+        np.testing.assert_array_equal(call["before_BCE"][1, 0], np.repeat(known_RS[-1][0], 2))
+    else:
+        np.testing.assert_array_equal(call["given"][1], known_RS[4:].T)
+    for song in prior.songs:
+        np.testing.assert_array_equal(song.codes_RS[:rows], known_RS)
+        assert (song.length, song.skip, len(song.codes_RS)) == (107, 7, 3 if prior.scale else 22)
+    assert prior.produced["audio"] == "in.wav"
+    with pytest.raises(UserError, match=r"the audio lasts 0\.3 s: ask for more --seconds than that"):
+        aar_songs.generate([request("a", 1, 0.3, like="1")], "out", lm="lm", audio="in.wav")
+
+
+def test_what_goes_on_sounds_like_itself_where_nothing_else_is_named(prior):
+    prior.known = (np.zeros((1, 3), int), 0)
+    prior.config.model.listener = 4
+    aar_songs.generate([A, request("c", 1)], "out", lm="lm", audio="9.wav")
+    assert [one.like for one in prior.produced["requests"]] == ["1.wav", "9.wav"]
+    prior.config.model.listener = 0
+    aar_songs.generate([A], "out", lm="lm", audio="9.wav")
+    assert [one.like for one in prior.produced["requests"]] == ["1.wav"]
+
+
+def test_a_long_clip_is_heard_in_its_middle(monkeypatch):
+    config = configuration("aar/lm:tiny")
+    wav_LC = np.arange(100 * 100, dtype=np.float32)[:, None]
+    monkeypatch.setattr(aar_songs.files, "read", lambda path: (wav_LC, 100))
+    heard_LC, rate = aar_songs._condition(request("a", 0, like="clip.wav"), config)
+    assert rate == 100 and len(heard_LC) == 3000 and heard_LC[0, 0] == 3500
+    with pytest.raises(UserError, match="a: AAR takes no words, but what to sound like"):
+        aar_songs._condition(request("a", 0, like="clip.wav", tags="slow"), config)
+
+
+def test_a_recording_ends_where_its_last_row_does(monkeypatch):
+    coder, encoded = SimpleNamespace(sample_rate=100, row=40, channels=1), []
+    monkeypatch.setattr(aar_songs.files, "read", lambda path, rate, channels: (np.ones((90, 1)), rate))
+    monkeypatch.setattr(aar_songs, "encode_long", lambda codec, wav_LC: encoded.append(wav_LC) or np.zeros((3, 2)))
+    codes_RS, skip = aar_songs._known(coder, "in.wav")
+    assert skip == 30 and codes_RS.dtype == np.int32
+    np.testing.assert_array_equal(encoded[0][:, 0], [0] * 30 + [1] * 90)
+
+
+def test_a_clip_is_heard_as_the_windows_that_its_music_fills(monkeypatch):
+    """At the codec's rate and channels; a vector is what it is."""
+    config, encoded, filled = configuration("aar/lm:tiny"), [], []
+    make = SimpleNamespace(
+        filled=lambda codes_RS, seconds: filled.append(seconds) or codes_RS[:3], clip=lambda codes_RS: codes_RS[::-1]
+    )
+    codes_RS = np.arange(8).reshape(4, 2)
+    monkeypatch.setattr(aar_songs, "windows", lambda config, data: make)
+    monkeypatch.setattr(aar_songs, "encode_long", lambda coder, wav_LC: encoded.append(wav_LC) or codes_RS)
+    monkeypatch.setattr(aar_songs.nnx, "split", lambda model: (model, None))
+    monkeypatch.setattr(aar_songs, "_listen", lambda model, weights, reference_BRS: reference_BRS * 10)
+    coder = SimpleNamespace(sample_rate=1000, channels=1)
+    wav_LC = np.stack([np.full(3000, 0.5), np.zeros(3000)], axis=1).astype(np.float32)
+    heard = aar_songs._heard("model", coder, config, (wav_LC, 2000))
+    np.testing.assert_array_equal(heard, 10 * codes_RS[2::-1])
+    assert filled == [1.5] and encoded[0].shape == (1500, 1)
+    np.testing.assert_allclose(encoded[0][100:-100], 0.25, atol=1e-3)
+    vector_U = np.ones(3)
+    assert aar_songs._heard("model", coder, config, vector_U) is vector_U

@@ -1,0 +1,200 @@
+"""What the systems' stages are made of: which split is trained on and which is held out, where weights come from."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hiermusic.data.pipeline import NoTracks
+from hiermusic.errors import UserError
+from hiermusic.systems import aar, aar_config, khala, parts
+
+from .fakes import configuration
+
+STAGES = ["khala/backbone", "khala/superres", "aar/lm", "aar/ar_baseline"]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What `LMStage` and `CodecStage` are given, in place of the stages; batches are told by their arguments."""
+    it = SimpleNamespace(given=None)
+
+    def keep(config, make_model, *rest, **given):
+        it.given = SimpleNamespace(config=config, **given)
+        return it
+
+    monkeypatch.setattr(khala, "LMStage", keep)
+    monkeypatch.setattr(aar, "LMStage", keep)
+    monkeypatch.setattr(parts, "CodecStage", keep)
+    for name in ("backbone", "superres"):
+        batches = lambda config, split, rows, name=name: (name, split, rows)  # noqa: E731
+        monkeypatch.setattr(khala, f"{name}_batches", batches)
+    monkeypatch.setattr(aar.aar_rows, "batches", lambda config, windows, split, rows: (windows, split, rows))
+    return it
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_token_models_train_on_one_split_and_are_validated_on_the_other(made, name):
+    config = configuration(f"{name}:tiny")
+    system = khala if name.startswith("khala") else aar
+    system.stage(config, None)
+    for given, split in ((made.given.train, "train"), (made.given.valid, "valid")):
+        which, found, rows = given([1, 2])
+        assert (found, rows) == (split, [1, 2])
+        if system is khala:
+            assert which == name.removeprefix("khala/")
+        else:
+            assert which.pattern == config.model.pattern and which.prior == aar_config.prior_config(config.model)
+
+
+@pytest.mark.parametrize("name", ["khala", "aar"])
+def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypatch, name):
+    config, asked = configuration(f"{name}/codec:tiny"), []
+    config.data.update({"path": "music", "segment_seconds": 7.0, "valid_fraction": 0.4})
+    config.train.update({"seed": 5, "batch_size": 3})
+    monkeypatch.setattr(parts.pipeline, "resolve", lambda *where, **how: asked.append((where, how)) or "records")
+    monkeypatch.setattr(parts.pipeline, "waveform_batches", lambda *arguments: arguments)
+    system = khala if name == "khala" else aar
+    system.stage(config, Path("w"))
+    codec = system.codec_config(config.model)
+    how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4}
+    assert asked == [(("music", Path("w/data"), codec.sample_rate, codec.channels), how)]
+    samples = config.train.crop_frames * codec.hop
+    assert made.given.crop == (samples, codec.channels)
+    for given, split in ((made.given.train, "train"), (made.given.valid, "valid")):
+        assert given([1]) == ("records", split, samples, 3, 5, [1])
+
+
+def test_a_stage_that_is_only_looked_at_touches_no_data(made, monkeypatch):
+    monkeypatch.setattr(parts.pipeline, "resolve", None)
+    for name in ("khala/codec", "aar/codec"):
+        system = khala if name.startswith("khala") else aar
+        system.stage(configuration(f"{name}:tiny"), None)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("name", ["khala/backbone", "khala/superres"])
+def test_khalas_token_models_begin_with_their_codec_and_then_another_run(made, monkeypatch, name, tables):
+    config, order = configuration(f"{name}:tiny", codec_tables=tables), []
+    config.data.path, config.init_from = "tokens", "other"
+    monkeypatch.setattr(parts, "stored_codec", lambda path: (f"codec of {path}", 6))
+    monkeypatch.setattr(khala.workdirs, "load_codec", lambda run, step: f"{run}@{step}")
+    monkeypatch.setattr(parts, "start_from_codec", lambda codec, model: order.append((codec, model)))
+    monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
+    khala.stage(config, None)
+    made.given.prepare(SimpleNamespace(model="the model"))
+    assert order == [("codec of tokens@6", "the model")] * tables + [("other", "the model")]
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_aars_models_begin_with_their_codec_another_run_and_the_codecs_codes(made, monkeypatch, tables):
+    config, order = configuration("aar/lm:tiny", codec_tables=tables), []
+    config.data.path, config.init_from = "tokens", "other"
+    quantiser = SimpleNamespace(quantiser="the quantiser")
+    monkeypatch.setattr(aar, "codec_of", lambda config: ("codec", 6))
+    monkeypatch.setattr(aar.workdirs, "load_codec", lambda run, step: order.append((run, step)) or quantiser)
+    monkeypatch.setattr(aar, "_trained", lambda config, windows, path, most: (path, most))
+    monkeypatch.setattr(parts, "start_from_codec", lambda codec, lm, counts: order.append((codec, lm, counts)))
+    monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
+    aar.stage(config, None)
+    model = SimpleNamespace(lm="the lm", take_quantiser=lambda taken: order.append(taken))
+    made.given.prepare(SimpleNamespace(model=model))
+    begun = [(quantiser, "the lm", ("tokens", aar.TRACKS_COUNTED))] * tables
+    assert order == [("codec", 6), *begun, ("other", model), "the quantiser"]
+
+
+def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch):
+    """Of a run that begins: one that goes on has its codec's codes in its checkpoint."""
+    checked = []
+    monkeypatch.setattr(aar, "check_tokens", lambda config, path: checked.append(path))
+    monkeypatch.setattr(aar, "check_codec", lambda config, codec: checked.append(codec))
+    monkeypatch.setattr(aar, "check_vectors", lambda vectors, path: checked.append((vectors, path)))
+    monkeypatch.setattr(aar, "codec_of", lambda config: ("codec", 6))
+    config = configuration("aar/lm:tiny")
+    config.data.path = "tokens"
+    for steps, expected in (([], ["tokens", "codec"]), ([4], ["tokens"])):
+        checked.clear()
+        monkeypatch.setattr(aar.checkpoint, "steps", lambda workdir, steps=steps: steps)
+        aar.stage(config, Path("w"))
+        assert checked == expected
+    config.model.listener, config.data.clap = 0, "v.npz"
+    monkeypatch.setattr(aar_config.aar_rows, "Vectors", lambda path, width: (path, width))
+    aar.stage(config, Path("w"))
+    assert checked[-1] == (("v.npz", config.model.cond), "tokens")
+
+    checked.clear()
+    monkeypatch.setattr(khala, "_check_tokens", lambda config, path: checked.append(path))
+    monkeypatch.setattr(khala, "tell_cut", lambda config: checked.append("told"))
+    monkeypatch.setattr(khala, "_check_codec", lambda tokens: checked.append(f"codec of {tokens}"))
+    config = configuration("khala/backbone:tiny")
+    config.data.path = "tokens"
+    for steps, tables, expected in (([], True, 3), ([], False, 2), ([4], True, 2)):
+        checked.clear()
+        config.model.codec_tables = tables
+        monkeypatch.setattr(khala.checkpoint, "steps", lambda workdir, steps=steps: steps)
+        khala.stage(config, Path("w"))
+        assert checked == ["tokens", "told", "codec of tokens"][:expected]
+
+
+def test_a_corpus_in_which_nothing_is_held_out_is_not_validated_on():
+    """By a real stage: where the data set has no such track there are no held-out batches."""
+    stage = khala.stage(configuration("khala/backbone:tiny"), None)
+
+    def none(rows):
+        raise NoTracks("none")
+
+    stage._valid = none
+    assert stage.valid_batches([0]) is None
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_work_is_counted_over_a_whole_batch(name):
+    """Three times a forward pass; tokens and seconds of all rows."""
+    config = configuration(f"{name}:tiny")
+    system = khala if name.startswith("khala") else aar
+    stage = system.stage(config, None)
+    task = stage.examples()[0][0]
+    one = stage.work(task)
+    config.train.batch_size *= 2
+    two = system.stage(config, None).work(task)
+    assert (two.flops, two.tokens, two.seconds) == (2 * one.flops, 2 * one.tokens, 2 * one.seconds)
+    model, batch = config.model, config.train.batch_size
+    if system is aar:
+        seconds, tokens = aar_config.window_seconds(model), float(aar_config.hierarchy(model).tokens_per_second)
+        lm = aar_config.prior_config(model).lm
+        forward = lm.flops(aar_config.length(model), task, 1 if name == "aar/lm" else model.levels)
+        assert two.seconds == seconds * batch and two.tokens == round(tokens * seconds * batch)
+    else:
+        rate = 22050 / 512
+        levels = model.levels if name == "khala/backbone" else 1
+        forward = khala.token_lm_config(model).flops(model.length, task, levels)
+        assert two.tokens == batch * model.length
+        assert two.seconds == pytest.approx(batch * model.length / levels / rate)
+    assert two.flops == pytest.approx(3 * forward * batch)
+
+
+def test_tokens_of_other_sizes_are_named_with_what_to_set(monkeypatch):
+    from hiermusic.tokens.hierarchy import Hierarchy
+
+    config = configuration("khala/backbone:tiny", codes=256, frame_rate="10")
+    stored = Hierarchy.uniform(2, 20, 128)
+    monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels: stored)
+    monkeypatch.setattr(khala, "read_info", lambda path, kind: {"hierarchy": [{}] * 6})
+    with pytest.raises(UserError, match=r"tokens holds 6 levels of 128 codes at 20 Hz.*codes=128 .*frame_rate=20"):
+        khala._check_tokens(config, "tokens")
+    for other in (Hierarchy.uniform(2, 10, 128), Hierarchy.uniform(2, 20, 256)):
+        monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels, other=other: other)
+        with pytest.raises(UserError):
+            khala._check_tokens(config, "tokens")
+    monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels: Hierarchy.uniform(2, 10, 256))
+    khala._check_tokens(config, "tokens")
+
+
+def test_a_codecs_codebooks_are_compared_number_by_number():
+    def holder(value: float):
+        return SimpleNamespace(quantiser=SimpleNamespace(codebooks=np.array([[0.0, value]])))
+
+    aar_config.check_codebooks(holder(1.0), "codec", holder(1.0), "lm")
+    with pytest.raises(UserError, match="codec has other codebooks than lm was trained with"):
+        aar_config.check_codebooks(holder(1.0), "codec", holder(1.1), "lm")

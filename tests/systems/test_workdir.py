@@ -1,0 +1,207 @@
+"""From workdirs to tokens, codes and songs: whose settings count, and what is refused; no model is made."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hiermusic.audio import files
+from hiermusic.data import pipeline, records, tokenise
+from hiermusic.errors import UserError
+from hiermusic.systems import workdir
+from hiermusic.tokens.hierarchy import Hierarchy
+
+from .fakes import configuration
+
+LEVELS = 4
+
+
+@pytest.fixture
+def codec(monkeypatch):
+    """A codec of 10 samples a frame that codes a frame as its place, and what was asked of it."""
+    it = SimpleNamespace(asked=[], sample_rate=1000, channels=1, row=10, slots=(1,) * LEVELS)
+    it.hierarchy = Hierarchy.uniform(LEVELS, 10, 64)
+    it.config = configuration("khala/codec:tiny")
+
+    def encode(codec, wav_LC, layers=None):
+        it.asked.append((wav_LC, layers))
+        return np.repeat(np.arange(-(-len(wav_LC) // 10))[:, None], layers or LEVELS, axis=1).astype(np.uint16)
+
+    def decode(codec, codes_RS, length=None, layers=None):
+        it.asked.append((codes_RS, length, layers))
+        return np.full((length, 1), 0.25)
+
+    monkeypatch.setattr("hiermusic.codec.chunked.encode_long", encode)
+    monkeypatch.setattr("hiermusic.codec.chunked.decode_long", decode)
+    monkeypatch.setattr(workdir, "read", lambda place, *stages: it.config)
+    monkeypatch.setattr(workdir, "load", lambda place, *stages, step=None, mesh=None: (it.config, it))
+    return it
+
+
+def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_path):
+    codec.config.data.update({"segment_seconds": 7.0, "valid_fraction": 0.4})
+    asked = []
+    monkeypatch.setattr(pipeline, "resolve", lambda *where, **how: asked.append((where, how)) or "records")
+    monkeypatch.setattr(tokenise, "tokenise", lambda *given, **how: asked.append((given, how)))
+    monkeypatch.setattr(records, "read_summary", lambda out: f"summary of {out}")
+    monkeypatch.setattr(workdir.checkpoint, "latest_step", lambda place: 12)
+    monkeypatch.setattr(workdir, "workers", lambda: (1, 3))
+    out = tmp_path / "tokens"
+    assert workdir.tokenise("codec", "music", str(out), split_at=2) == f"summary of {out}"
+    (where, how), ((encode, *given), shared) = asked
+    assert where == ("music", out / "audio", 1000, 1) and how == {"segment_seconds": 7.0, "valid_fraction": 0.4}
+    name = f"{Path('codec').absolute()}@12"
+    assert given == ["records", str(out), codec.hierarchy, 2, name] and shared == {"worker": (1, 3)}
+    wav_LC = np.zeros((25, 1))
+    np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
+
+
+@pytest.mark.parametrize("layers", [None, 1, LEVELS])
+def test_layers_of_a_file_are_those_asked_for(codec, tmp_path, layers):
+    files.write(tmp_path / "in.wav", np.full((45, 1), 0.5), 2000)
+    place = str(tmp_path / "o" / "codes.npz")
+    told = workdir.encode_file("codec", str(tmp_path / "in.wav"), place, layers)
+    wav_LC, asked = codec.asked.pop()
+    assert asked == layers and wav_LC.shape == (23, 1)  # at the codec's rate
+    assert told == {"out": place, "codes": [layers or LEVELS, 3], "seconds": 0.023}
+    with np.load(place) as stored:
+        assert [stored[name].tolist() for name in ("length", "sample_rate")] == [23, 1000]
+        np.testing.assert_array_equal(stored["codes"], [[0, 1, 2]] * (layers or LEVELS))
+
+    told = workdir.decode_file("codec", place, str(tmp_path / "out.wav"), layers)
+    codes_RS, *how = codec.asked.pop()
+    np.testing.assert_array_equal(codes_RS, np.repeat([[0], [1], [2]], layers or LEVELS, axis=1))
+    assert how == [23, layers] and told == {"out": str(tmp_path / "out.wav"), "seconds": 0.023}
+    sound_LC, rate = files.read(tmp_path / "out.wav")
+    assert rate == 1000 and (sound_LC == 0.25).all()
+
+
+def test_more_layers_than_a_codec_has_are_refused(codec, tmp_path):
+    files.write(tmp_path / "in.wav", np.zeros((45, 1)), 1000)
+    place = str(tmp_path / "codes.npz")
+    with pytest.raises(UserError, match=f"--layers={LEVELS + 1}: this codec has {LEVELS}"):
+        workdir.encode_file("codec", str(tmp_path / "in.wav"), place, LEVELS + 1)
+    assert not Path(place).exists()
+    workdir.encode_file("codec", str(tmp_path / "in.wav"), place, None)
+    with pytest.raises(UserError, match=f"--layers={LEVELS + 1}: this codec has {LEVELS}"):
+        workdir.decode_file("codec", place, str(tmp_path / "out.wav"), LEVELS + 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"codes": np.full((LEVELS, 3), 64)},
+        {"codes": np.full((LEVELS, 3), -1)},
+        {"codes": np.zeros((LEVELS, 3))},
+        {"codes": np.zeros(3, int)},
+        {"codes": np.zeros((LEVELS + 1, 3), int)},
+        {"length": 31},
+        {"length": 20},
+        {"sample_rate": 1001},
+    ],
+)
+def test_codes_that_are_not_this_codecs_are_refused(codec, tmp_path, change):
+    place = tmp_path / "codes.npz"
+    good = {"codes": np.full((LEVELS, 3), 63), "length": 21, "sample_rate": 1000}
+    for length in (21, 30):
+        np.savez(place, **good | {"length": length})
+        workdir.decode_file("codec", str(place), str(tmp_path / "out.wav"), None)
+    np.savez(place, **good | change)
+    with pytest.raises(UserError, match="not those of codec: use the codec that made it"):
+        workdir.decode_file("codec", str(place), str(tmp_path / "out.wav"), None)
+
+
+# MARK: systems
+
+
+@pytest.fixture
+def khala(monkeypatch):
+    """Calls of Khala's `generate`, of a workdir that is of Khala."""
+    calls = []
+
+    def generate(requests, out, *, superres=None, codec=None, options=(), audio=None):
+        calls.append((requests, out, superres, codec, options, audio))
+        return ["songs"]
+
+    config = configuration("khala/superres:tiny")
+    monkeypatch.setattr(workdir, "read", lambda place, *stages: config)
+    monkeypatch.setattr(workdir, "system", lambda config: SimpleNamespace(generate=generate))
+    return calls
+
+
+def test_what_is_said_reaches_the_system_and_what_is_not_does_not(khala):
+    how = {"superres": "s", "codec": None, "options": {"top_k": 0}, "audio": "", "mesh": {}, "lm": None}
+    assert workdir.generate(["a song"], "o", "s", None, **how) == ["songs"]
+    assert workdir.generate(["a song"], "o", "s", "khala", superres="s", audio="in.wav") == ["songs"]
+    assert khala == [
+        (["a song"], Path("o"), "s", None, {"top_k": 0}, None),
+        (["a song"], Path("o"), "s", None, (), "in.wav"),
+    ]
+
+
+def test_what_means_nothing_to_a_system_is_refused(khala):
+    with pytest.raises(UserError, match="--lm means nothing to the system khala, which w is of"):
+        workdir.generate([], "o", "w", None, lm="l")
+    with pytest.raises(UserError, match="--system=aar: w is of the system khala"):
+        workdir.generate([], "o", "w", "aar")
+    assert khala == []
+
+
+def test_a_stage_is_made_of_absolute_places_and_of_no_foreign_workdir(monkeypatch, tmp_path):
+    """What a workdir names, later commands find from anywhere; what is not there stays as it was written."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("tokens", "codec", "clap", "other"):
+        (tmp_path / name).mkdir()
+    config, order = configuration("aar/lm:tiny"), []
+    config.data.update({"path": "tokens", "codec": "codec", "clap": "clap"})
+    config.init_from = "other"
+    monkeypatch.setattr(workdir.checkpoint, "check", lambda place, config: order.append(("check", config.init_from)))
+    system = SimpleNamespace(stage=lambda config, place: order.append(("stage", place)) or "a stage")
+    monkeypatch.setattr(workdir, "system", lambda config: system)
+    assert workdir.stage(config, "w") == "a stage"
+    assert config.data.to_dict() == {name: str(tmp_path / value) for name, value in
+                                     (("path", "tokens"), ("codec", "codec"), ("clap", "clap"))}  # fmt: skip
+    assert order == [("check", str(tmp_path / "other")), ("stage", Path("w"))]
+    config.data.path = "builtin:3"
+    workdir.stage(config, "w")
+    assert config.data.path == "builtin:3"
+    order.clear()
+    assert workdir.blueprint(config) == "a stage" and order == [("stage", None)]
+
+
+@pytest.mark.parametrize("mesh", [None, "a mesh"])
+def test_weights_are_those_of_the_step_on_the_mesh_that_is_asked_for(monkeypatch, mesh):
+    config, asked = configuration("khala/codec:tiny"), []
+
+    def load_model(place, make, step, shardings):
+        asked.append((place, make(), step, shardings and shardings("a tree")))
+        return "the model"
+
+    monkeypatch.setattr(workdir, "read", lambda place, *stages: asked.append((place, stages)) or config)
+    monkeypatch.setattr(workdir, "system", lambda config: SimpleNamespace(make_model=lambda config: lambda rngs: "m"))
+    monkeypatch.setattr(workdir.checkpoint, "load_model", load_model)
+    monkeypatch.setattr(workdir, "shardings", lambda tree, mesh: (tree, mesh))
+    assert workdir.load("w", "codec", step=3, mesh=mesh) == (config, "the model")
+    assert asked == [("w", ("codec",)), ("w", "m", 3, mesh and ("a tree", mesh))]
+    asked.clear()
+    assert workdir.load_codec("w", 5) == "the model"
+    assert asked == [("w", ("codec",)), ("w", "m", 5, None)]
+
+
+def test_facts_are_those_of_the_configuration_or_of_the_checkpoint(monkeypatch):
+    config = configuration("khala/codec:tiny")
+    held = []
+    monkeypatch.setattr(workdir, "read", lambda place: config)
+    monkeypatch.setattr(workdir, "_facts", lambda config, whose: {"of": whose})
+    monkeypatch.setattr(workdir.stored, "describe", lambda *asked: held.append(asked) or "what it holds")
+    monkeypatch.setattr(workdir.checkpoint, "steps", lambda place: [])
+    plain = {"system": "khala", "stage": "codec"}
+    assert workdir.inspect(config, None) == plain | {"of": "the configuration"}
+    found = plain | {"workdir": "w", "of": "w/config.json"}
+    assert workdir.inspect(None, "w") == found and held == []
+    assert workdir.inspect(None, "w", step=0) == found | {"checkpoint": "what it holds"}
+    assert workdir.inspect(None, "w", weights=True) == found | {"checkpoint": "what it holds"}
+    monkeypatch.setattr(workdir.checkpoint, "steps", lambda place: [4])
+    assert workdir.inspect(None, "w") == found | {"checkpoint": "what it holds"}
+    assert held == [("w", 0, False), ("w", None, True), ("w", None, False)]

@@ -1,0 +1,371 @@
+"""Of each flag of each verb, what it changes in what is asked of the rooms below: a new flag needs a row."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hiermusic.parallel.chips import CHIPS
+from hiermusic.sweep.plan import Budget, Estimate
+from hiermusic.sweep.runs import Run
+from hiermusic.systems.requests import Request
+from hiermusic.tokens.prompt import Prompt
+
+from .calls import told
+
+ROOT = Path(__file__).parents[2]
+CODEC = f"{ROOT}/configs/khala/codec.py"
+GONE = object()  # of a function that is then not called
+
+
+def configuration(preset: str = "tiny", steps: int | None = None, **mesh: int):
+    scope: dict = {}
+    exec(Path(CODEC).read_text(), scope)
+    config = scope["get_config"](preset)
+    config.mesh.update(mesh)
+    config.train.steps = steps or config.train.steps
+    return config
+
+
+def asked(name: str = "song", seed: int = 0, like: str = "", seconds: float = 2.0, **words) -> Request:
+    return Request(name, Prompt(seconds=seconds, **words), seed, like)
+
+
+class Case(NamedTuple):
+    """A verb: words with which it runs, what the functions below return, and of each flag words and what they change.
+
+    Where a flag belongs to another way to call the verb, the name of the case has a second word.
+    """
+
+    words: tuple[str, ...]
+    below: dict[str, Any]
+    flags: dict[str, tuple[tuple[str, ...], dict[str, Any]]]
+
+
+def at(value: Any, *places: str) -> dict[str, Any]:
+    """The same at each of these places."""
+    return dict.fromkeys(places, value)
+
+
+def one(flag: str, value: str, *places: str, to: Any = None) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
+    """The row of a flag whose value, or what it is read as, arrives at these places."""
+    return {flag: ((f"--{flag}={value}",), at(value if to is None else to, *places))}
+
+
+def page(flag: str, value: str, folder: str, place: str, out: str) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
+    """The row of a flag that also decides in which folder a report comes to lie."""
+    return {flag: ((f"--{flag}={value}",), {place: value, out: folder, "out": f"a line\n{folder}/report.html"})}
+
+
+SONG = "workdir.generate"
+PROMPTS = [asked("song-001", 7, tags="a"), asked("x", 3, "clip.wav"), asked("song-003", 9)]
+GENERATE = Case(
+    ("--superres=s", "--seconds=2", "--out=o"),
+    {"hiermusic.systems.workdir.generate": [{"wav": "song.wav", "seconds": 2.0}]},
+    one("system", "khala", f"{SONG}.name")
+    | one("superres", "t", f"{SONG}.model", f"{SONG}.superres")
+    | one("backbone", "b", f"{SONG}.backbone")
+    | one("lm", "l", f"{SONG}.lm")
+    | one("codec", "c", f"{SONG}.codec")
+    | one("out", "p", f"{SONG}.out")
+    | one("like", "clip.wav", f"{SONG}.requests", to=[asked(like="clip.wav")])
+    | one("tags", "slow, piano", f"{SONG}.requests", to=[asked(tags="slow, piano")])
+    | one("lyrics", "la\\nlu", f"{SONG}.requests", to=[asked(lyrics="la\nlu")])
+    | one("instrumental", "true", f"{SONG}.requests", to=[asked(instrumental=True)])
+    | one("seconds", "3.5", f"{SONG}.requests", to=[asked(seconds=3.5)])
+    | one("seed", "5", f"{SONG}.requests", to=[asked(seed=5)])
+    | {"prompts": (("--prompts=p.jsonl", "--seed=7"), {f"{SONG}.requests": PROMPTS})}
+    | one("temperature", "0", f"{SONG}.options", to={"temperature": 0.0})
+    | one("top_k", "0", f"{SONG}.options", to={"top_k": 0})
+    | one("top_p", "0.5", f"{SONG}.options", to={"top_p": 0.5})
+    | one("guidance", "2", f"{SONG}.options", to={"guidance": 2.0})
+    | one("min_share", "0", f"{SONG}.options", to={"min_share": 0.0})
+    | one("backbone_too", "true", f"{SONG}.backbone_too", to=True)
+    | one("mesh", "fsdp=4, tensor=2", f"{SONG}.mesh", to={"fsdp": 4, "tensor": 2}),
+)
+
+RECORDS = {"hiermusic.data.records.read_summary": lambda: SUMMARY, "hiermusic.data.tfds_builder.export_tfds": "t/x"}
+SUMMARY = SimpleNamespace(path="o", tracks=3, seconds=9.0, splits={"train": 2, "valid": 1}, division=None, skipped=())
+TFDS = {"tfds": (("--tfds=t",), {"tfds_builder.export_tfds.records": "o", "tfds_builder.export_tfds.data_dir": "t"})}
+WRITE = "records.write_audio"
+OUT = ("records.read_summary.out",)
+
+SWEPT = Estimate("r", 20, 0, 1000, 1e6, 60.0, 1e12)
+STARTS = ("lock.owned", "launch.here", "results.read_wall", "results.rows_of", "results.write")
+SMALL, TINY = told(configuration("small")), told(configuration())
+MESH = SimpleNamespace(shape={"data": 4})
+LINES = "compile._lines.facts"
+WEIGHTS = SimpleNamespace(shapes={"a": jax.ShapeDtypeStruct((2,), np.float32)}, step=4, part="ema", read=len)
+
+FITS = {"programs": [{"fits": True}], "fits": True}
+
+
+def facts(preset: str = "tiny") -> dict[str, Any]:
+    """What `compile` tells of a slice of four chips."""
+    config, chip = configuration(preset), CHIPS["v5e"]
+    return {
+        **{"system": "khala", "stage": "codec", "preset": preset, "topology": "v5e:2x2", "slices": 1, "chips": 4},
+        **{"chip": chip.name, "memory_per_chip": chip.memory, "mesh": {"data": 4}, "parameters": 1000},
+        **{"batch_size": config.train.batch_size, "remat": config.model.remat},
+    }
+
+
+CASES = {
+    "generate": GENERATE,
+    "continue": Case(
+        (*GENERATE.words, "in.wav"),
+        GENERATE.below,
+        GENERATE.flags,
+    ),
+    "data": Case(
+        ("--source=s", "--out=o"),
+        {
+            "hiermusic.data.sources.open_source": SimpleNamespace(tracks=["track"], fingerprint="print"),
+            "hiermusic.data.records.write_audio": None,
+            **RECORDS,
+        },
+        one("source", "m", "sources.open_source.path")
+        | one("out", "p", f"{WRITE}.out", *OUT)
+        | one("sample_rate", "8000", f"{WRITE}.sample_rate", to=8000)
+        | one("channels", "1", f"{WRITE}.channels", to=1)
+        | one("valid_fraction", "0", f"{WRITE}.valid_fraction", to=0.0)
+        | one("segment_seconds", "5", f"{WRITE}.segment_seconds", to=5.0)
+        | TFDS,
+    ),
+    "tokenize": Case(
+        ("--codec=c", "--data=d", "--out=o"),
+        {"hiermusic.systems.workdir.tokenise": None, **RECORDS},
+        one("codec", "k", "workdir.tokenise.codec_dir")
+        | one("data", "e", "workdir.tokenise.data")
+        | one("out", "p", "workdir.tokenise.out", *OUT)
+        | one("split_at", "4", "workdir.tokenise.split_at", to=4)
+        | TFDS,
+    ),
+    "encode": Case(
+        ("--codec=c", "in.wav", "codes.npz"),
+        {"hiermusic.systems.workdir.encode_file": {"codes": [2, 3], "seconds": 1.0}},
+        one("codec", "k", "workdir.encode_file.codec_dir") | one("layers", "3", "workdir.encode_file.layers", to=3),
+    ),
+    "decode": Case(
+        ("--codec=c", "codes.npz", "out.wav"),
+        {"hiermusic.systems.workdir.decode_file": {"seconds": 1.0}},
+        one("codec", "k", "workdir.decode_file.codec_dir") | one("layers", "3", "workdir.decode_file.layers", to=3),
+    ),
+    "train": Case(
+        (f"--config={CODEC}:tiny", "--workdir=w"),
+        {
+            "hiermusic.systems.workdir.blueprint": "blueprint",
+            "hiermusic.train.loop.check": None,
+            "hiermusic.train.lock.owned": nullcontext(),
+            "hiermusic.systems.workdir.stage": "stage",
+            "hiermusic.train.checkpoint.latest_step": 2,
+            "hiermusic.train.loop.run": {"step": 10**9, "loss": 1.0},
+        },
+        one(
+            "config",
+            f"{CODEC}:small",
+            *("workdir.blueprint.config", "loop.check.config", "workdir.stage.config", "loop.run.config"),
+            to=SMALL,
+        )
+        | {
+            "workdir": (
+                ("--workdir=v",),
+                at("v", "lock.owned.folder", "workdir.stage.workdir", "loop.run.workdir")
+                | at("v", "checkpoint.latest_step.workdir")
+                | {"out": f"v: trained to step {10**9}, loss 1.0"},
+            )
+        }
+        | one("progress", "false", "loop.run.progress", to=False),
+    ),
+    "inspect": Case(
+        ("--workdir=w",),
+        {"hiermusic.systems.workdir.inspect": {"stage": "codec"}},
+        one("workdir", "v", "workdir.inspect.workdir")
+        | one("step", "0", "workdir.inspect.step", to=0)
+        | one("weights", "true", "workdir.inspect.weights", to=True),
+    ),
+    "inspect config": Case(
+        (f"--config={CODEC}:tiny",),
+        {"hiermusic.systems.workdir.inspect": {"stage": "codec"}},
+        one("config", f"{CODEC}:small", "workdir.inspect.config", to=SMALL),
+    ),
+    "evaluate": Case(
+        ("--workdir=w",),
+        {"hiermusic.evaluate.run.evaluate": {"rows": 1}, "hiermusic.evaluate.run.lines": ["a line"]},
+        page("workdir", "v", "v/evaluation", "run.evaluate.workdir", "run.evaluate.out")
+        | one("data", "d", "run.evaluate.data")
+        | page("out", "o", "o", "run.evaluate.out", "run.evaluate.out")
+        | one("seconds", "3", "run.evaluate.seconds", to=3.0)
+        | one("tracks", "5", "run.evaluate.tracks", to=5),
+    ),
+    "evaluate songs": Case(
+        ("--songs=s",),
+        {"hiermusic.evaluate.run.evaluate_songs": {"rows": 1}, "hiermusic.evaluate.run.lines": ["a line"]},
+        page("songs", "t", "t/evaluation", "run.evaluate_songs.folder", "run.evaluate_songs.out")
+        | one("data", "d", "run.evaluate_songs.data")
+        | page("out", "o", "o", "run.evaluate_songs.out", "run.evaluate_songs.out")
+        | one("tracks", "5", "run.evaluate_songs.tracks", to=5),
+    ),
+    "demo": Case(
+        (f"--configs={ROOT}/configs",),
+        {
+            "hiermusic.demo.khala.demo": "khala's",
+            "hiermusic.demo.aar.demo": "aar's",
+            "hiermusic.demo.runner.run": "report.html",
+        },
+        {
+            "system": (
+                ("--system=aar",),
+                {
+                    "khala.demo": GONE,
+                    "aar.demo.folder": Path("out/demo-aar"),
+                    "aar.demo.configs": ROOT / "configs",
+                    "runner.run.demo": "aar's",
+                    "runner.run.folder": Path("out/demo-aar"),
+                },
+            )
+        }
+        | one("workdir", "w", "khala.demo.folder", "runner.run.folder", to=Path("w"))
+        | one("configs", "c", "khala.demo.configs", to=Path("c")),
+    ),
+    "sweep": Case(
+        ("--sweep=one.py", "--workdir=w"),
+        {
+            "hiermusic.sweep.runs.runs_of": [Run("r", {"x": 1}, "c.py", {}, "w/r")],
+            "hiermusic.sweep.plan.estimate": [SWEPT],
+            "hiermusic.sweep.plan.lines": ["the plan"],
+            "hiermusic.sweep.launch.here": (True, 1.0),
+            "hiermusic.train.lock.owned": nullcontext(),
+            "hiermusic.sweep.results.read_wall": lambda: {},
+            "hiermusic.sweep.results.rows_of": ["row"],
+            "hiermusic.sweep.results.write": ({}, ["a table"]),
+        },
+        {"sweep": (("--sweep=other.py",), {"runs.runs_of.path": "other.py", "results.write.is_scaling": True})}
+        | one("config", f"{CODEC}:small", "runs.runs_of.config")
+        | {
+            "workdir": (
+                ("--workdir=v",),
+                at("v", "runs.runs_of.folder", "lock.owned.folder", "results.read_wall.folder", "results.write.folder")
+                | {"out": "a table\nv/results.md"},
+            )
+        }
+        | {"list": (("--list",), {"plan.estimate.here": False, "out": "the plan"} | at(GONE, *STARTS))}
+        | {
+            "results": (
+                ("--results",),
+                {"plan.estimate.here": False} | at(GONE, "lock.owned", "launch.here", "plan.lines")
+                | {"results.rows_of.wall": {}},
+            )
+        }
+        | {
+            "launcher": (
+                ("--launcher=print",),
+                {"plan.estimate.here": False, "out": "hiermusic train --config=c.py --workdir=w/r --config.x=1"}
+                | at(GONE, *STARTS),
+            )
+        }
+        | one("chip", "h100", "plan.lines.budget", to=Budget(CHIPS["h100"], 1, 0.4))
+        | one("chips", "8", "plan.lines.budget", to=Budget(CHIPS["v5e"], 8, 0.4))
+        | one("mfu", "0.5", "plan.lines.budget", to=Budget(CHIPS["v5e"], 1, 0.5))
+        | one("progress", "false", "launch.here.progress", to=False),
+    ),
+    "reshard": Case(
+        ("--workdir=w", "--out=o", "--mesh=fsdp=2"),
+        {
+            "hiermusic.systems.workdir.read": configuration,
+            "hiermusic.systems.workdir.blueprint": "stage",
+            "hiermusic.verbs.checkpoints._on_cpu": None,
+            "hiermusic.parallel.mesh.mesh_of": "mesh",
+            "hiermusic.parallel.mesh.BatchPlacement": None,
+            "hiermusic.train.loop.abstract_state": (None, "abstract"),
+            "hiermusic.parallel.mesh.shardings": "shardings",
+            "hiermusic.train.checkpoint.place": "placed",
+            "hiermusic.train.stored.reshard": {"step": 4, "bytes": 8},
+        },
+        one("workdir", "v", "workdir.read.workdir", "stored.reshard.workdir")
+        | {"out": (("--out=p",), {"stored.reshard.out": "p", "out": "p: step 4 for a mesh of data=-1, fsdp=2, "
+                                  "context=1, tensor=1, 0.0 MB"})}
+        | {
+            "mesh": (
+                ("--mesh=data=2,tensor=3",),
+                at(
+                    told(configuration(data=2, tensor=3)),
+                    *("workdir.blueprint.config", "mesh.mesh_of.config", "stored.reshard.config"),
+                )
+                | {"checkpoints._on_cpu.devices": 6, "mesh.mesh_of.devices": "6 devices"}
+                | {"out": "o: step 4 for a mesh of data=2, fsdp=1, context=1, tensor=3, 0.0 MB"},
+            )
+        }
+        | one("step", "0", "stored.reshard.step", to=0)
+        | one("weights_only", "true", "stored.reshard.weights_only", to=True)
+        | one("dtype", "bfloat16", "stored.reshard.dtype"),
+    ),
+    "export": Case(
+        ("--workdir=w", "--out=o"),
+        {
+            "hiermusic.systems.workdir.read": configuration,
+            "hiermusic.verbs.checkpoints._on_cpu": None,
+            "hiermusic.verbs.checkpoints._evaluation": ["a measure"],
+            "hiermusic.train.stored.open_weights": WEIGHTS,
+            "hiermusic.train.log.read_metrics": [{"step": 4, "loss": 1.0}, {"step": 5, "loss": 0.5}],
+            "hiermusic.pretrained.card.write": "the card",
+            "hiermusic.pretrained.export.write": ["model.safetensors"],
+            "hiermusic.pretrained.export.total_bytes": 8,
+        },
+        one(
+            "workdir",
+            "v",
+            *("workdir.read.workdir", "stored.open_weights.workdir", "log.read_metrics.workdir"),
+            "checkpoints._evaluation.run",
+        )
+        | {"out": (("--out=p",), {"export.write.out": "p", "out": "p: model.safetensors (0.0 MB, float32)"})}
+        | one("step", "0", "stored.open_weights.step", to=0)
+        | one("dtype", "bfloat16", "stored.open_weights.dtype")
+        | one("licence", "cc0", "card.write.licence"),
+    ),
+    "compile": Case(
+        (f"--config={CODEC}:tiny", "--topology=v5e:2x2"),
+        {
+            "hiermusic.systems.workdir.blueprint": "stage",
+            "hiermusic.parallel.topology.topology": ["a device"] * 4,
+            "hiermusic.parallel.chips.chip_of": CHIPS["v5e"],
+            "hiermusic.train.loop.check": (None, MESH),
+            "hiermusic.train.compile.parameters": 1000,
+            "hiermusic.train.compile.jobs": ["an update"],
+            "hiermusic.train.compile.fit": {"largest": {"none": 8}},
+            "hiermusic.systems.programs.generation": ["a song"],
+            "hiermusic.parallel.aot.examine": {"fits": True},
+            "hiermusic.verbs.compile._lines": ["a line"],
+        },
+        {
+            "config": (
+                (f"--config={CODEC}:small",),
+                at(SMALL, "workdir.blueprint.config", "loop.check.config")
+                | at(SMALL, "compile.parameters.config", "compile.jobs.config")
+                | {LINES: facts("small") | FITS},
+            ),
+            "topology": (
+                ("--topology=v6e-8",),
+                {"topology.topology.name": "v6e-8", LINES: facts() | FITS | {"topology": "v6e-8"}},
+            ),
+            "slices": (("--slices=2",), {"topology.topology.slices": 2, LINES: facts() | FITS | {"slices": 2}}),
+            "fit": (
+                ("--fit",),
+                at(GONE, "compile.jobs", "aot.examine")
+                | {"compile.fit.build": "a function", "compile.fit.config": TINY}
+                | {"compile.fit.devices": ["a device"] * 4, "compile.fit.chip": CHIPS["v5e"]}
+                | {"compile.fit.say": "a function", LINES: facts() | {"fit": {"largest": {"none": 8}}}},
+            ),
+            "generate": (
+                ("--generate",),
+                {"compile.jobs": GONE, "aot.examine.job": "a song"}
+                | {"programs.generation.config": TINY, "programs.generation.mesh": MESH},
+            ),
+            "out": (("--out=o/facts.json",), {"written": {"o/facts.json"}}),
+        }
+        | one("effort", "-1", "jax.config.jax_exec_time_optimization_effort", to=-1.0),
+    ),
+}

@@ -1,0 +1,84 @@
+"""Each flag of each verb changes what is asked of the rooms below, as the table says, and nothing else of it."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from hiermusic import cli
+
+from .calls import called, record
+from .table import CASES, CODEC, GONE
+
+HOSTS = {"coordinator": "h:1", "processes": 3, "process": 2, "start_timeout": 9.0}
+PROMPTS = [{"tags": "a", "seconds": 2}, {"name": "x", "seconds": 2, "seed": 3, "like": "clip.wav"}, {"seconds": 2}]
+ROWS = [(name, flag) for name, case in CASES.items() for flag in case.flags]
+
+
+def flags_of(verb: str) -> set[str]:
+    values = cli.Values()
+    cli.VERBS[verb].define(values)
+    return set(values)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder with the files that the table names; what a verb does to the process is undone."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in PROMPTS))
+    Path("c/khala").mkdir(parents=True)
+    Path("c/khala/codec.py").touch()
+    sweep = f"CONFIG = '{CODEC}:tiny'\ndef get_hyper(hyper): pass\n"
+    Path("one.py").write_text(sweep)
+    Path("other.py").write_text(sweep + "SCALING = True\n")
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_flag_has_a_row(verb):
+    rows = {flag for name, case in CASES.items() if name.split()[0] == verb for flag in case.flags}
+    defined = flags_of(verb)
+    shared = {"json"} | (set(HOSTS) if "coordinator" in defined else set())
+    assert rows == defined - shared
+
+
+@pytest.mark.parametrize(("name", "flag"), ROWS, ids=[f"{name}-{flag}" for name, flag in ROWS])
+def test_a_flag_changes_the_call(name, flag, monkeypatch, capsys):
+    case, verb = CASES[name], name.split()[0]
+    calls = record(monkeypatch, case.below)
+    plain = called(capsys, calls, verb, *case.words)
+    words, changes = case.flags[flag]
+    gone = tuple(f"{place}." for place, value in changes.items() if value is GONE)
+    expected = {place: value for place, value in plain.items() if not place.startswith(gone or "\0")}
+    expected |= {place: value for place, value in changes.items() if value is not GONE}
+    files = set(Path().rglob("*"))
+    found = called(capsys, calls, verb, *case.words, *words)
+    if "written" in expected:
+        found["written"] = {str(path) for path in set(Path().rglob("*")) - files if path.is_file()}
+    assert found == expected
+    assert found != plain
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "json" in flags_of(name.split()[0])])
+def test_json_is_one_object_with_what_came_back(name, monkeypatch, capsys):
+    case = CASES[name]
+    calls = record(monkeypatch, case.below)
+    out = called(capsys, calls, name.split()[0], *case.words, "--json")["out"]
+    assert isinstance(json.loads(out), dict)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "coordinator" in flags_of(name.split()[0])])
+def test_processes_of_one_run_are_joined_before_anything_is_asked(name, monkeypatch, capsys):
+    case, joined = CASES[name], []
+    calls = record(monkeypatch, case.below)
+    later = ("sources.open_source", "workdir.", "run.", "loop.")
+
+    def join(*place):
+        joined.append(place)
+        assert not any(key.startswith(later) for key in calls)
+        return nullcontext()
+
+    monkeypatch.setattr("hiermusic.parallel.hosts.joined", join)
+    called(capsys, calls, name.split()[0], *case.words, *(f"--{flag}={value}" for flag, value in HOSTS.items()))
+    assert joined == [tuple(HOSTS.values())] and calls
