@@ -1,8 +1,11 @@
 """Every test runs on eight fake CPU devices, with programs compiled quickly and kept in a persistent cache."""
 
+import importlib.util
 import os
 import signal
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small programs that run a few times each: optimising their machine code would take half of the suite's time.
@@ -16,3 +19,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 def pytest_configure():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, by what the tests start too
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The model and the sampler in NumPy."""
+    spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -179,6 +179,19 @@ def test_noise_is_for_training_past_the_codebooks(codec):
     assert not differ(quantise=False) and not differ(train=False)
 
 
+def test_past_the_codebooks_nothing_of_them_moves_or_is_paid():
+    """However often the trunk is warmed up in training, the codebooks neither start nor cost."""
+    codec = nnx.jit(lambda: Codec(TINY, rngs=nnx.Rngs(0)))()
+    before = jax.tree.map(np.asarray, nnx.state(codec.quantiser))
+    out = nnx.jit(lambda codec, wav, key: codec.forward(wav, key=key, train=True, quantise=False))(
+        codec, _noise(12 * HOP), jax.random.key(0)
+    )
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, nnx.state(codec.quantiser)))
+    assert not codec.quantiser.initialised[...] and float(out.commitment) == 0
+    heard = nnx.jit(lambda codec, wav: codec.decoder(codec.encoder(wav)))(codec, _noise(12 * HOP))
+    np.testing.assert_allclose(out.wav_BLC, heard, atol=1e-5)
+
+
 @pytest.mark.parametrize("noise_db", [(3.0,), (10.0, 0.0), (1.0, 2.0, 3.0)])
 def test_noise_is_a_rising_pair(noise_db):
     with pytest.raises(UserError, match="give the lowest and the highest"):

@@ -12,7 +12,14 @@ import soundfile
 
 from hiermusic.data import pipeline
 from hiermusic.data.fingerprint import BLOCK, BLOCKS, of_file
-from hiermusic.data.pipeline import NoTracks, resolve, token_examples, waveform_batches
+from hiermusic.data.pipeline import (
+    NoTracks,
+    example_batches,
+    resolve,
+    row_generators,
+    token_examples,
+    waveform_batches,
+)
 from hiermusic.data.records import AudioSource, write_audio
 from hiermusic.data.sources import Track
 from hiermusic.data.tokenise import tokenise
@@ -63,9 +70,13 @@ def test_train_crops_lie_inside_their_tracks_and_visit_everything(audio):
     # A short last segment is lengthened by what comes before it, not by silence.
     assert (offsets == 950).any()
     # Every segment comes exactly once an epoch: 30 segments are 6 batches of 5.
-    for epoch in range(3):
-        rows = np.concatenate([places(batches[i])[:, 0] - 1 for i in range(6 * epoch, 6 * epoch + 6)])
+    epochs = [
+        np.concatenate([places(batches[i])[:, 0] - 1 for i in range(6 * epoch, 6 * epoch + 6)]) for epoch in range(3)
+    ]
+    for rows in epochs:
         assert np.bincount(rows // 2000).tolist() == [0, 0] + [3] * 10
+    # in another order, and at other places
+    assert (epochs[0] // 2000 != epochs[1] // 2000).any() and (np.sort(epochs[0]) != np.sort(epochs[1])).any()
 
 
 def test_valid_batches_are_centre_crops_whatever_the_seed(audio):
@@ -112,15 +123,21 @@ def test_crops_longer_than_segments_are_refused(audio):
         waveform_batches(audio, "train", 501, 2)
 
 
-def test_token_examples(audio, tmp_path):
-    hierarchy = Hierarchy.uniform(3, 100, 1024)
+@pytest.fixture(scope="module")
+def tokens(audio, tmp_path_factory):
+    """Ten tracks to train on and two held out, codes of three levels."""
+    out = tmp_path_factory.mktemp("tokens")
     tokenise(
         lambda wav_LC: np.repeat(places(wav_LC[None])[0, ::10, None] // 2000, 3, 1),
-        *(audio, tmp_path, hierarchy, 2, "fake"),
+        *(audio, out, Hierarchy.uniform(3, 100, 1024), 2, "fake"),
         progress=False,
     )
-    first, again = (token_examples(tmp_path, "train", 3, "coarse") for _ in range(2))
-    other = token_examples(tmp_path, "train", 4, "coarse")
+    return out
+
+
+def test_token_examples(tokens):
+    first, again = (token_examples(tokens, "train", 3, "coarse") for _ in range(2))
+    other = token_examples(tokens, "train", 4, "coarse")
     names = [[dataset[i]["meta"]["id"] for i in range(30)] for dataset in (first, again, other)]
     assert names[0] == names[1] != names[2]
     for epoch in range(3):
@@ -128,10 +145,43 @@ def test_token_examples(audio, tmp_path):
     assert names[0][:10] != names[0][10:20]
     example = first[5]
     assert example["codes"].shape == (125, 2) and example["meta"]["tags"] == str(example["codes"][0, 0])
-    valid = token_examples(tmp_path, "valid", 3)
+    valid = token_examples(tokens, "valid", 3)
     assert len(valid) == 2 and valid[0]["codes"].shape == (125, 3)
     with pytest.raises(NoTracks, match="no test tracks"):
-        token_examples(tmp_path, "test")
+        token_examples(tokens, "test")
+
+
+def test_batches_of_examples_are_a_function_of_seed_batch_and_row(tokens):
+    def names(examples):
+        return [example["meta"]["id"] for example in examples]
+
+    def made(seed=3, rows=range(4), split="train"):
+        return example_batches(tokens, split, seed, "coarse", 4, rows)
+
+    whole, one_by_one = made(), token_examples(tokens, "train", 3, "coarse")
+    for index in (0, 2, 50):
+        assert names(whole[index]) == names(one_by_one[4 * index + row] for row in range(4))
+        assert names(made(rows=(1, 3))[index]) == names(whole[index][row] for row in (1, 3))
+    assert names(whole[0] + whole[1]) != names(made(seed=4)[0] + made(seed=4)[1])
+    # ten tracks are an epoch: two of them are five batches, the second in another order
+    epochs = [name for index in range(5) for name in names(whole[index])]
+    assert len(set(epochs[:10])) == len(set(epochs[10:])) == 10 and epochs[:10] != epochs[10:]
+    assert whole[0][0]["codes"].shape == (125, 2)
+    valid = made(split="valid")
+    assert len(valid) == 1 and sorted(names(valid[0])) == ["t0", "t0", "t1", "t1"]  # filled up
+
+
+def test_every_row_of_every_batch_draws_from_a_generator_of_its_own():
+    drawn = {
+        (seed, index, row): row_generators(seed, index, [row])[0].integers(2**62)
+        for seed in (0, 3)
+        for index in (0, 7)
+        for row in (0, 1, 5)
+    }
+    whole_batch = {np.random.default_rng((seed, index)).integers(2**62) for seed in (0, 3) for index in (0, 7)}
+    assert len({*drawn.values(), *whole_batch}) == 12 + 4
+    together = [generator.integers(2**62) for generator in row_generators(3, 7, (5, 0))]
+    assert together == [drawn[3, 7, 5], drawn[3, 7, 0]]
 
 
 @pytest.fixture

@@ -78,6 +78,17 @@ def test_rate_and_channels_are_brought_to_the_records(tmp_path):
     assert source.track(0).shape == (800, 2) and source.track(1).shape == (800, 2)
 
 
+def test_seconds_are_those_of_the_sound_at_whatever_rate_it_came(tmp_path):
+    lengths = {"a": (4000, 16000, 0.25), "b": (4410, 44100, 0.1), "c": (1000, RATE, 0.125)}
+    given = [Track(name, lambda n=n, rate=rate: (noise(1, n), rate, {})) for name, (n, rate, _) in lengths.items()]
+    summary = write(tmp_path, given)
+    for entry in AudioSource(tmp_path).tracks:
+        seconds = lengths[entry["id"]][2]
+        assert (entry["seconds"], entry["samples"]) == (seconds, round(seconds * RATE))
+    assert summary.seconds == pytest.approx(0.475)
+    assert json.loads((tmp_path / "info.json").read_text())["seconds"] == pytest.approx(0.475)
+
+
 def test_samples_round_to_the_nearest_and_clip():
     pcm_LC = records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
     assert pcm_LC.dtype == np.int16 and pcm_LC.ravel().tolist() == [0, 1, -1, 32767, -32768]

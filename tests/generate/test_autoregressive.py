@@ -1,8 +1,5 @@
-"""Cached decoding against the plainest loop there is: the whole row anew for every position."""
+"""Cached decoding against the plainest loop there is, in NumPy: the whole row anew for every position."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,13 +10,12 @@ from hiermusic.generate import autoregressive
 from hiermusic.generate.autoregressive import generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
-from hiermusic.tokens.visibility import Visibility
 
 EOS, SIZES = 1, (12, 12, 12)
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
 SEEDS = [3, 1, 4]
-SAME = {"sizes": SIZES, "top_k": 8}  # few different settings, so that few programs are compiled
+CUT = {"top_k": 4, "top_p": 0.8}
+SAME = {"sizes": SIZES, **CUT}  # few different settings, so that few programs are compiled
 LAYOUTS = {
     "flatten": [pattern.flatten((n, n, n)) for n in (4, 7, 5)],
     "flatten unequal": [pattern.flatten((n, 2 * n, 4 * n)) for n in (1, 3, 2)],
@@ -29,33 +25,29 @@ LAYOUTS = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def whole_row(graphdef, weights, text_1S, reads_1SK):
-    model = nnx.merge(graphdef, weights)
-    return model.trunk(model.embed(text_1S, reads_1SK), visibility=Visibility.causal())[0]
+@pytest.fixture(scope="module")
+def plain(reference, model):
+    """One sample in NumPy: no cache, the whole row anew for every position, layouts filled to the end."""
+    config, w = model.config, reference.weights_of(model)
 
+    def decode(prompt, layout, seed, *, unprompted=None, guidance=1.0, **options):
+        codes = [np.full(n, -1) for n in layout.lengths]
+        for s in range(layout.positions):
+            reads_SK, hidden = layout.build(codes)[0][: s + 1], []
+            for words in [prompt] if unprompted is None else [prompt, unprompted]:
+                text_S = [*words, *[-1] * s]
+                before_SK = np.full((len(words) - 1, len(codes)), -1)
+                rows = np.concatenate([before_SK, reads_SK])
+                hidden.append(reference.row(config, w, text_S, rows, sees_SS=np.tri(len(text_S), dtype=bool))[-1])
+            for k, t in enumerate(layout.predicts_SK[s]):
+                if t >= 0:
+                    logits = [reference.code_logits(config, w, x, k) for x in hidden]
+                    if len(logits) == 2:
+                        logits[0] = logits[1] + guidance * (logits[0] - logits[1])
+                    codes[k][t] = reference.draw(logits[0], reference.key_of(seed, s, k), **options)
+        return codes
 
-def plain(model, prompt, layout, seed, *, unprompted=None, guidance=1.0, room=96, **options):
-    """One sample without a cache, layouts filled to the end."""
-    graphdef, weights = nnx.split(model)
-    codes = [np.full(n, -1) for n in layout.lengths]
-    keys = sample_keys(jnp.array([seed]))
-    for s in range(layout.positions):
-        reads_SK, _ = layout.build(codes)
-        hidden = []
-        for words in [prompt] if unprompted is None else [prompt, unprompted]:
-            text_1S = np.full((1, room), -1, np.int32)
-            text_1S[0, : len(words)] = words
-            reads_1SK = np.full((1, room, len(codes)), -1, np.int32)
-            first = len(words) - 1
-            reads_1SK[0, first : first + s + 1] = reads_SK[: s + 1]
-            hidden.append(whole_row(graphdef, weights, text_1S, reads_1SK)[first + s])
-        for k, t in enumerate(layout.predicts_SK[s]):
-            if t >= 0:
-                logits = [model.level_logits(x, k)[None] for x in hidden]
-                logits = logits[0] if len(logits) == 1 else guide(*logits, guidance)
-                codes[k][t] = sample(logits, fold_keys(fold_keys(keys, s), k), **options)[0]
-    return codes
+    return decode
 
 
 def by_level(sample):
@@ -69,22 +61,30 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_batch_of_unequal_requests_equals_plain_decoding_of_each(model, name):
-    samples = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, **SAME)
+def test_a_batch_of_unequal_requests_equals_plain_decoding_of_each(model, plain, name):
+    samples = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, temperature=1.5, **SAME)
     for made, prompt, layout, seed in zip(samples, PROMPTS, LAYOUTS[name], SEEDS, strict=True):
         assert not made.ended
-        for drawn, expected in zip(by_level(made), plain(model, prompt, layout, seed, top_k=8), strict=True):
+        for drawn, expected in zip(by_level(made), plain(prompt, layout, seed, temperature=1.5, **CUT), strict=True):
             np.testing.assert_array_equal(drawn, expected)
 
 
-def test_greedy_and_guided_equal_plain_decoding(model):
+def test_none_of_the_cuts_is_idle(plain):
+    """Leaving one out draws other tokens, so that decoding which agrees with all of them makes all of them."""
+    how, request = {"temperature": 1.5, **CUT}, (PROMPTS[0], LAYOUTS["flatten"][0], SEEDS[0])
+    for name in how:
+        less = {key: value for key, value in how.items() if key != name}
+        assert not np.array_equal(plain(*request, **how), plain(*request, **less)), name
+
+
+def test_greedy_and_guided_equal_plain_decoding(model, plain):
     greedy = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, temperature=0.0, **SAME)
     options = {"temperature": 0.0, "guidance": 2.5, "unprompted": [2, 3]}
     each = options | {"unprompted": [[2, 3]] * len(PROMPTS)}
     guided = generate(model, PROMPTS, LAYOUTS["flatten"], seeds=SEEDS, **SAME, **each)
     for one, other, prompt, layout in zip(greedy, guided, PROMPTS, LAYOUTS["flatten"], strict=True):
-        np.testing.assert_array_equal(one.codes.T, plain(model, prompt, layout, 0, temperature=0.0))
-        np.testing.assert_array_equal(other.codes.T, plain(model, prompt, layout, 0, **options))
+        np.testing.assert_array_equal(one.codes.T, plain(prompt, layout, 0, temperature=0.0))
+        np.testing.assert_array_equal(other.codes.T, plain(prompt, layout, 0, **options))
     assert any((a.codes != b.codes).any() for a, b in zip(greedy, guided, strict=True))
 
 
@@ -122,7 +122,7 @@ class Ending(TokenLM):
 def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(model, make):
     ending, heard = Ending(model.config, rngs=nnx.Rngs(0)), []
     layouts, sizes = [make((n, n, n)) for n in (4, 130, 6)], (5, 3, 4)
-    made = generate(ending, PROMPTS, layouts, seeds=SEEDS, sizes=sizes, eos=EOS, min_frames=5, top_k=8,
+    made = generate(ending, PROMPTS, layouts, seeds=SEEDS, sizes=sizes, eos=EOS, min_frames=5, **CUT,
                     progress=lambda *done: heard.append(done))
     for one, frames, ended in zip(made, (4, 5, 5), (False, True, True), strict=True):
         assert one.codes.shape == (frames, 3) and one.ended == ended
@@ -132,14 +132,14 @@ def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(
 
 def test_every_sample_has_its_own_least_length(model):
     ending, layouts = Ending(model.config, rngs=nnx.Rngs(0)), [pattern.flatten((9, 9, 9))] * 3
-    made = generate(ending, PROMPTS, layouts, seeds=SEEDS, sizes=(5, 3, 4), eos=EOS, min_frames=[2, 9, 5], top_k=8)
+    made = generate(ending, PROMPTS, layouts, seeds=SEEDS, sizes=(5, 3, 4), eos=EOS, min_frames=[2, 9, 5], **CUT)
     assert [len(one.codes) for one in made] == [2, 9, 5]
 
 
 def test_without_an_end_every_layout_is_filled_with_legal_tokens(model):
     sizes = (5, 3, 4)
     for name in ("delay", "level major"):
-        made = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, sizes=sizes, top_k=8, temperature=5.0)
+        made = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, sizes=sizes, temperature=5.0, **CUT)
         for one, layout in zip(made, LAYOUTS[name], strict=True):
             assert tuple(len(codes) for codes in by_level(one)) == layout.lengths
             assert all((codes >= 0).all() and (codes < n).all() for codes, n in zip(by_level(one), sizes, strict=True))
@@ -196,7 +196,7 @@ def test_few_programs_serve_many_lengths(model):
     assert autoregressive._decode._cache_size() - before <= 1
 
 
-def test_a_condition_reaches_prefill_and_every_step(conditioned):
+def test_a_condition_reaches_prefill_and_every_step(conditioned, reference):
     """Against the whole row anew, guided from one condition to another."""
     lm = conditioned(12, levels=2)
     draw = np.random.default_rng(2)
@@ -204,17 +204,19 @@ def test_a_condition_reaches_prefill_and_every_step(conditioned):
     layouts, same = [pattern.flatten((n, n)) for n in (6, 4)], {"sizes": (12, 12), "temperature": 4.0}
     how = {"seeds": [3, 1], "guidance": 2.5, "cond": cond, "uncond": uncond, **same}
     made = generate(lm, [[0], [0]], layouts, **how)
-    hidden = jax.jit(lambda lm, batch: lm.hidden(batch, visibility=Visibility.causal())[0])
+    config, w = lm.config, reference.weights_of(lm)
     for b, layout in enumerate(layouts):
-        codes, keys = [np.full(n, -1) for n in layout.lengths], sample_keys(jnp.array(how["seeds"][b : b + 1]))
+        codes = [np.full(n, -1) for n in layout.lengths]
         for s in range(layout.positions):
-            reads_SK = np.full((12, 2), -1, np.int32)
-            reads_SK[: s + 1] = layout.build(codes)[0][: s + 1]
-            row = {"text": np.where(np.arange(12) == 0, 0, -1)[None], "reads": reads_SK[None]}
+            row = {"text_S": [0, *[-1] * s], "reads_SK": layout.build(codes)[0][: s + 1]}
             k = int(layout.predicts_SK[s].argmax())
-            logits = guide(*(lm.level_logits(hidden(lm, row | {"cond": vector[None]})[s], k)[None]
-                             for vector in (cond[b], uncond)), 2.5)
-            codes[k][layout.predicts_SK[s, k]] = sample(logits, fold_keys(fold_keys(keys, s), k), temperature=4.0)[0]
+            told, untold = (
+                reference.code_logits(
+                    config, w, reference.row(config, w, **row, sees_SS=np.tri(s + 1, dtype=bool), cond_U=vector)[-1], k
+                )
+                for vector in (cond[b], uncond))
+            logits, key = untold + 2.5 * (told - untold), reference.key_of(how["seeds"][b], s, k)
+            codes[k][layout.predicts_SK[s, k]] = reference.draw(logits, key, temperature=4.0)
         np.testing.assert_array_equal(made[b].codes.T, codes)
     plainly = generate(lm, [[0], [0]], layouts, seeds=[3, 1], cond=cond, **same)
     assert any((one.codes != other.codes).any() for one, other in zip(made, plainly, strict=True))

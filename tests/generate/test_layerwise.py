@@ -1,8 +1,5 @@
-"""Layer-wise refinement against one unpadded pass after another."""
+"""Layer-wise refinement against one unpadded pass after another, in NumPy."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,54 +10,61 @@ from hiermusic.generate import layerwise
 from hiermusic.generate.layerwise import refine
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
-from hiermusic.tokens.visibility import Visibility
 
 SIZES, MARKERS = (12, 12, 12), (39, 38, 37)
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
 FRAMES, SEEDS = (7, 12, 4), [3, 1, 4]
 GIVEN = [np.random.default_rng(t).integers(0, 12, (t, 1)) for t in FRAMES]
-BATCH = {"markers": MARKERS, "sizes": SIZES}
+CUT = {"top_k": 4, "top_p": 0.8}
+BATCH = {"markers": MARKERS, "sizes": SIZES, **CUT}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(graphdef, weights, text_1S, reads_1SK, level):
-    model = nnx.merge(graphdef, weights)
-    x_1SD = model.trunk(model.embed(text_1S, reads_1SK), visibility=Visibility.full())
-    return model.level_logits(x_1SD[0], level)
+@pytest.fixture(scope="module")
+def plain(reference, model):
+    """One sample in NumPy, pass by pass, at its own length."""
+    config, w = model.config, reference.weights_of(model)
+
+    def refined(prompt, codes_TK, seed, *, unprompted=None, guidance=1.0, **options):
+        codes = [*codes_TK.T, *np.full((3 - codes_TK.shape[1], len(codes_TK)), -1)]
+        for k in range(codes_TK.shape[1], 3):
+            reads_TK = pattern.layer_pass((len(codes_TK),) * 3, k).build(codes)[0]
+            logits = []
+            for words in [prompt] if unprompted is None else [prompt, unprompted]:
+                text_S = [*words[:-1], MARKERS[k], *[-1] * len(codes_TK)]
+                reads_SK = np.concatenate([np.full((len(words), 3), -1), reads_TK])
+                sees_SS = np.ones((len(text_S), len(text_S)), bool)
+                hidden_TD = reference.row(config, w, text_S, reads_SK, sees_SS=sees_SS)[len(words) :]
+                logits.append(reference.code_logits(config, w, hidden_TD, k))
+            if len(logits) == 2:
+                logits[0] = logits[1] + guidance * (logits[0] - logits[1])
+            for t, row in enumerate(logits[0]):
+                codes[k][t] = reference.draw(row, reference.key_of(seed, k, t), **options)
+        return np.stack(codes, axis=1)
+
+    return refined
 
 
-def plain(model, prompt, codes_TK, seed, *, unprompted=None, guidance=1.0, **options):
-    """One sample, pass by pass, at its own length."""
-    keys = sample_keys(jnp.array([seed]))
-    codes = [*codes_TK.T, *np.full((3 - codes_TK.shape[1], len(codes_TK)), -1)]
-    for k in range(codes_TK.shape[1], 3):
-        layout = pattern.layer_pass((len(codes_TK),) * 3, k)
-        reads_SK, _ = layout.build(codes)
-        logits = []
-        for words in [prompt] if unprompted is None else [prompt, unprompted]:
-            text_S = [*words[:-1], MARKERS[k], *[-1] * len(codes_TK)]
-            reads_1SK = np.concatenate([np.full((len(words), 3), -1, np.int32), reads_SK])[None]
-            logits.append(logits_of(*nnx.split(model), np.array([text_S]), reads_1SK, k)[len(words) :])
-        logits_TV = logits[0] if len(logits) == 1 else guide(*logits, guidance)
-        for t, row in enumerate(logits_TV):
-            codes[k][t] = sample(row[None], fold_keys(fold_keys(keys, k), t), **options)[0]
-    return np.stack(codes, axis=1)
-
-
-def test_a_padded_batch_equals_plain_passes_of_each(model):
-    made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH)
+def test_a_padded_batch_equals_plain_passes_of_each(model, plain):
+    made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, temperature=1.5, **BATCH)
     for one, *request in zip(made, PROMPTS, GIVEN, SEEDS, strict=True):
-        np.testing.assert_array_equal(one, plain(model, *request, top_k=10))
+        np.testing.assert_array_equal(one, plain(*request, temperature=1.5, **CUT))
         assert one.dtype == np.int32
 
 
-def test_greedy_and_guided(model):
+def test_none_of_the_cuts_is_idle(plain):
+    """Leaving one out draws other tokens, so that passes which agree with all of them make all of them."""
+    how, request = {"temperature": 1.5, **CUT}, (PROMPTS[1], GIVEN[1], SEEDS[1])
+    for name in how:
+        less = {key: value for key, value in how.items() if key != name}
+        assert (plain(*request, **how) != plain(*request, **less)).any(), name
+
+
+def test_greedy_and_guided(model, plain):
     options = {"temperature": 0.0, "guidance": 3.0, "unprompted": [2, 3]}
     each = options | {"unprompted": [[2, 3]] * len(PROMPTS)}
     made = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH, **each)
     for one, *request in zip(made, PROMPTS, GIVEN, SEEDS, strict=True):
-        np.testing.assert_array_equal(one, plain(model, *request, **options))
+        np.testing.assert_array_equal(one, plain(*request, **options))
     with pytest.raises(UserError, match="guidance"):
         refine(model, PROMPTS, GIVEN, seeds=SEEDS, guidance=3.0, **BATCH)
 
@@ -107,7 +111,7 @@ def test_the_seed_decides_and_the_given_levels_stay(model):
 def test_every_pass_carries_its_own_marker(model):
     given = np.zeros((20, 1), int)
     made = refine(model, [PROMPTS[0]], [given], seeds=[0], temperature=0.0, **BATCH)[0]
-    other = refine(model, [PROMPTS[0]], [given], seeds=[0], temperature=0.0, sizes=SIZES, markers=(39, 38, 30))[0]
+    other = refine(model, [PROMPTS[0]], [given], seeds=[0], temperature=0.0, **BATCH | {"markers": (39, 38, 30)})[0]
     np.testing.assert_array_equal(made[:, :2], other[:, :2])
     assert (made[:, 2] != other[:, 2]).any()
 
@@ -122,7 +126,7 @@ class Greedy(TokenLM):
 
 def test_an_adversarial_head_draws_nothing_illegal(model):
     greedy = Greedy(model.config, rngs=nnx.Rngs(0))
-    for one in refine(greedy, PROMPTS, GIVEN, seeds=SEEDS, markers=MARKERS, sizes=(12, 3, 4)):
+    for one in refine(greedy, PROMPTS, GIVEN, seeds=SEEDS, **BATCH | {"sizes": (12, 3, 4)}):
         assert (one >= 0).all() and (one < (12, 3, 4)).all()
 
 

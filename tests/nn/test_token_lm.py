@@ -147,6 +147,37 @@ def test_nothing_to_predict_is_no_loss():
     assert value == 0 and metrics["count_K"].sum() == 0 and np.isfinite(metrics["ce_K"]).all()
 
 
+def test_a_key_is_what_drops():
+    """All the way down to the trunk: two keys drop differently, no key drops nothing."""
+    config = dataclasses.replace(CONFIG, transformer=dataclasses.replace(TRUNK, dropout=0.5))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: TokenLM(config, rngs=nnx.Rngs(0))))
+    noisy = nnx.merge(graphdef, nnx.state(build(CONFIG)))
+    run = jax.jit(functools.partial(TokenLM.loss, visibility=Visibility.causal()))
+    one, again, other = (float(run(noisy, draw(), key=jax.random.key(seed))[0]) for seed in (1, 1, 2))
+    calm = float(loss(CONFIG, draw())[0])
+    assert one == again and len({one, other, calm}) == 3
+    np.testing.assert_allclose(run(noisy, draw(), key=None)[0], calm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["full", "causal"])
+def test_what_padding_reads_changes_no_loss(rule):
+    """Padding predicts nothing and is seen by nobody, whatever stands there."""
+    batch = draw()
+    valid_BS = np.arange(S) < np.array([[6], [S]])
+    batch["valid"] = valid_BS
+    batch["targets"] = np.where(valid_BS[..., None], batch["targets"], -1)
+    batch["text_targets"] = np.where(valid_BS, batch["text_targets"], -1)
+    other = batch | {
+        "text": np.where(valid_BS, batch["text"], (batch["text"] + 2) % 11),
+        "reads": np.where(valid_BS[..., None], batch["reads"], (batch["reads"] + 3) % 8),
+    }
+    run = functools.partial(_loss, build(CONFIG), visibility=getattr(Visibility, rule)())
+    for one, two in zip(jax.tree.leaves(run(batch)), jax.tree.leaves(run(other)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    seen = batch | {"valid": np.ones_like(valid_BS)}
+    assert (float(run(seen)[0]) != float(run(batch)[0])) == (rule == "full")
+
+
 def test_unpredicted_levels_get_no_head_gradient():
     batch = draw() | {"level": np.full(B, 1, np.int32)}
     grads = jax.jit(jax.grad(lambda model: model.loss(batch, visibility=Visibility.full())[0]))(build(CONFIG))

@@ -1,6 +1,9 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 
@@ -23,6 +26,26 @@ def test_top_k_and_top_p_cut_the_tail():
     np.testing.assert_allclose(draws(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.03)
     np.testing.assert_allclose(draws(top_p=1e-6), [1, 0, 0, 0])
     np.testing.assert_allclose(draws(top_k=3, top_p=0.9), np.array([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.03)
+
+
+@pytest.mark.parametrize("barred", [False, True])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.7}], ids=str)
+def test_every_token_is_the_one_drawn_by_hand(cut, barred, reference):
+    """Rows of random logits against candidates picked one by one in NumPy, with the same noise."""
+    rows, keys = 3 * np.random.default_rng(0).normal(size=(40, 11)).astype(np.float32), sample_keys(jnp.arange(40))
+    allowed = np.arange(11) % 3 != 1 if barred else np.ones(11, bool)
+    run = jax.jit(functools.partial(sample, **cut))
+    for temperature in (0.0, 0.5, 2.0):
+        drawn = run(rows, keys, temperature=temperature, allowed=allowed[None])
+        how = {"temperature": temperature, "allowed": allowed, **cut}
+        assert drawn.tolist() == [reference.draw(row, key, **how) for row, key in zip(rows, keys, strict=True)]
+
+
+def test_keys_are_of_the_seed_and_of_every_place(reference):
+    keys = fold_keys(fold_keys(sample_keys(jnp.array([3, 5])), 12), 1)
+    for key, seed in zip(keys, (3, 5), strict=True):
+        same, turned = (jax.random.key_data(reference.key_of(seed, *at)) for at in ((12, 1), (1, 12)))
+        assert (jax.random.key_data(key) == same).all() and (jax.random.key_data(key) != turned).any()
 
 
 def test_ties_at_the_edge_are_kept():

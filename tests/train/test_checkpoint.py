@@ -265,6 +265,27 @@ def test_a_workdir_keeps_its_config(toy, tmp_path):
         read_config(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("field", ["batch_size", "seed", "learning_rate", "warmup_steps", "schedule"])
+def test_a_run_is_not_resumed_as_another_training(toy, tmp_path, field):
+    claim(tmp_path, toy.config())
+    before = (tmp_path / "config.json").read_bytes()
+    config = toy.config()
+    config.train[field] = "cosine" if field == "schedule" else 2 * config.train[field]
+    with pytest.raises(UserError, match=rf"train.{field}=.*, not {config.train[field]!r}: take another") as told:
+        claim(tmp_path, config)
+    assert "\n" not in str(told.value) and (tmp_path / "config.json").read_bytes() == before
+
+
+def test_another_model_or_other_data_is_no_resumed_run(toy, tmp_path):
+    for part, name, value in (("model", "width", 5), ("data", "kind", "records")):
+        claim(tmp_path / part, toy.config())
+        config = toy.config()
+        with config.unlocked():
+            config[part][name] = value
+        with pytest.raises(UserError, match=rf"{part}.{name}"):
+            claim(tmp_path / part, config)
+
+
 @pytest.fixture
 def mounted(tmp_path):
     """Mounts a file system of 64 KiB with options."""

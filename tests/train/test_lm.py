@@ -161,9 +161,62 @@ def test_a_run_in_pieces_is_a_run(tmp_path):
 
 
 class Scale(nnx.Module):
+    """Its loss tells what it was called with: the mean of its scale, and a draw of the key."""
+
     def __init__(self, rngs):
-        self.scale = nnx.Param(jnp.zeros(3))
+        self.scale = nnx.Param(jnp.zeros(3), axes=(None,))
         self.seen = nnx.Variable(jnp.zeros(3))
+
+    def loss(self, batch, *, visibility, key=None):
+        loss = self.scale[...].mean() + batch["rows"].mean()
+        drawn = jnp.zeros(()) if key is None else jax.random.uniform(key)
+        return loss, {"loss": loss, "draw": drawn, "square": drawn**2, "count_K": jnp.ones(1), "ce_K": loss[None]}
+
+
+ROWS = {"rows": jnp.zeros((4, 1))}
+
+
+def scaled(model=2.0, ema=5.0, **options):
+    """A stage of `Scale` and its state, the average unlike the model."""
+    stage, _ = make_stage(10, Scale, **options)
+    module = stage.create(nnx.Rngs(0))
+    module.model.scale[...] = jnp.full(3, model)
+    if hasattr(module, "ema"):
+        module.ema.scale[...] = jnp.full(3, ema)
+    return stage, module
+
+
+def test_a_step_is_trained_with_its_key():
+    """The same key draws alike, another one anew, and it is there at all."""
+    stage, module = scaled()
+    draws = [float(stage.step(module, ROWS, None, jax.random.key(seed))["draw"]) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2] and 0 not in draws
+
+
+def test_every_piece_of_a_batch_draws_anew():
+    _, module = scaled()
+    _, metrics = _gradients(module.model, ROWS, None, jax.random.key(0), 4)
+    assert float(metrics["square"] - metrics["draw"] ** 2) > 1e-3  # their variance
+
+
+def test_validation_is_of_the_average_and_draws_nothing():
+    stage, module = scaled()
+    found = stage.evaluate(module, ROWS, None, jax.random.key(1))
+    assert float(found["loss"]) == 5.0 and float(found["draw"]) == 0.0
+    stage, module = scaled()
+    stage.ema_decay = 0.0
+    assert float(stage.evaluate(module, ROWS, None, jax.random.key(1))["loss"]) == 2.0
+
+
+def test_a_step_moves_the_average_by_its_decay():
+    """After one update of a young average a tenth of the past stays, and a decay below that is kept to."""
+    for decay, past in ((0.9, 0.1), (0.05, 0.05)):
+        stage, module = scaled()
+        stage.ema_decay = decay
+        stage.step(module, ROWS, None, jax.random.key(0))
+        newest = np.asarray(module.model.scale[...])
+        assert (newest < 2.0).all()
+        np.testing.assert_allclose(module.ema.scale[...], past * 5.0 + (1 - past) * newest, rtol=1e-5)
 
 
 def test_prepared_weights_reach_the_average():

@@ -129,11 +129,47 @@ def test_the_profiler_traces_the_steps_it_is_told(toy, tmp_path):
     assert not (tmp_path / "other" / "profile").exists()
 
 
-def test_validation_averages_what_each_batch_measured(toy, tmp_path):
-    final, stage = train(toy, tmp_path, steps=4, valid_every=2, valid_batches=3, show_every=3)
-    assert [("valid/loss" in record) for record in read_metrics(tmp_path)] == [False, True, False, True]
-    assert np.isfinite(final["valid/on_mean"]) and final["valid/on_mean"] != final["valid/loss"]
+def told(stage, evaluate):
+    """The stage, its validation measuring what `evaluate` makes of (batch, task, key)."""
+    stage.evaluate = lambda module, batch, task, key: evaluate(batch, task, key)
+    return stage
+
+
+def test_validation_is_the_exact_mean_of_what_each_batch_measured(toy, tmp_path):
+    """Batches 0, 1 and 2 measure 1, 4 and 16, and one thing only where the task is the mean, as in batch 1."""
+
+    def measured(batch, task, key):
+        value = 4.0 ** batch["scale"]
+        return {"loss": value, "on_mean": jnp.where(task == "mean", value, jnp.nan), "never": jnp.full(2, jnp.nan)}
+
+    for steps, batches in ((2, 0), (4, 2)):
+        config = toy.config(steps=steps, valid_every=2, valid_batches=batches, show_every=3)
+        stage = told(toy.ToyStage(config), measured)
+        toy.run(stage, config, tmp_path, progress=False)
+    _, all_three, nothing, first_two = read_metrics(tmp_path)
+    assert all_three["valid/loss"] == 7.0 and first_two["valid/loss"] == 2.5 and "valid/loss" not in nothing
+    assert all_three["valid/on_mean"] == first_two["valid/on_mean"] == 4.0
+    assert all_three["valid/never"] == [None, None]
     assert stage.shown == [3]
+
+
+def test_every_step_draws_anew_and_every_validation_alike(toy, tmp_path):
+    draws = {}
+    for seed in (3, 4):
+        config = toy.config(steps=6, valid_every=3, seed=seed)
+        stage = told(
+            toy.ToyStage(config),
+            lambda batch, task, key: {"loss": jax.random.uniform(key), "square": jax.random.uniform(key) ** 2},
+        )
+        step = stage.step
+        stage.step = lambda *inputs, step=step: step(*inputs) | {"draw": jax.random.uniform(inputs[3])}
+        toy.run(stage, config, tmp_path / str(seed), progress=False)
+        records = read_metrics(tmp_path / str(seed))
+        draws[seed] = [record["draw"] for record in records]
+        once, again = (records[step - 1] for step in (3, 6))
+        assert once["valid/loss"] == again["valid/loss"]
+        assert once["valid/square"] - once["valid/loss"] ** 2 > 1e-4  # each of its batches has a draw of its own
+    assert len({*draws[3], *draws[4]}) == 12
 
 
 def sent(toy, number, at=5):

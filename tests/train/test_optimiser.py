@@ -8,7 +8,7 @@ from flax import nnx
 from hiermusic.errors import UserError
 from hiermusic.nn.transformer import Transformer, TransformerConfig
 from hiermusic.parallel.mesh import make_mesh, shardings
-from hiermusic.train.optimiser import OptimiserConfig, decay_mask, muon_dimensions
+from hiermusic.train.optimiser import OptimiserConfig, average, decay_mask, muon_dimensions
 
 
 class Model(nnx.Module):
@@ -175,6 +175,21 @@ def test_weight_decay_is_the_same_at_every_width():
         still = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
         moved = updated(model, still, optimiser="adamw", learning_rate=0.1, weight_decay=0.5)
         np.testing.assert_allclose(moved["layers"]["ffn"]["up"], -0.05 * before, rtol=1e-4)
+
+
+class Averaged(nnx.Module):
+    def __init__(self, value):
+        self.weight, self.book = nnx.Param(jnp.full(2, value)), nnx.Variable(jnp.full(2, value))
+
+
+@pytest.mark.parametrize(("updates", "past"), [(0, 0.0), (1, 0.1), (9, 0.5), (71, 0.8), (72, 0.8), (10_000, 0.8)])
+def test_a_young_average_forgets_faster_and_a_grown_one_by_its_decay(updates, past):
+    past = min(past, updates / (9 + updates))
+    ema, model = Averaged(1.0), Averaged(3.0)
+    average(ema, model, 0.8, updates)
+    np.testing.assert_allclose(ema.weight[...], past * 1.0 + (1 - past) * 3.0, rtol=1e-6)
+    np.testing.assert_array_equal(ema.book[...], 3.0)  # what no gradient trains is the newest
+    np.testing.assert_array_equal(model.weight[...], 3.0)
 
 
 @pytest.mark.parametrize(
