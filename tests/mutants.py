@@ -237,7 +237,7 @@ def _imported(path: Path) -> frozenset[str]:
 
 
 def tests_of(root: Path, file: str) -> list[str]:
-    """The fast tests of a module, its own first: those of its room, then those elsewhere that import it."""
+    """The fast tests of a module, its own first: those of its room; where none of them imports it, others that do."""
     module = Path(file).with_suffix("")
     room, stem, dotted = module.parts[1], module.name, ".".join(module.parts)
     every = test_files(root)
@@ -245,6 +245,8 @@ def tests_of(root: Path, file: str) -> list[str]:
     own += [test for test in ELSEWHERE.get(room, ()) if test in every and test not in own]
     others = [test for test in every if test not in own and not test.startswith(LONG)]
     others = [test for test in others if dotted in _imported(root / test)]
+    if any(dotted in _imported(root / test) for test in own):
+        others = []
     own.sort(key=lambda test: (f"test_{stem}" not in test, dotted not in _imported(root / test)))
     return own + others
 
@@ -263,7 +265,7 @@ class Copy:
 
     def run(self, tests: Sequence[str], limit: float, *more: str) -> tuple[int | None, str, float]:
         """Exit status (None: it was out of time), what pytest said, and the seconds it took."""
-        environment = os.environ | {"PYTHONPATH": str(self.root), "JAX_COMPILATION_CACHE_DIR": str(self.cache)}
+        environment = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), **os.environ, "PYTHONPATH": str(self.root)}
         options = ("-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--basetemp", str(self.root / "tmp"))
         command = [sys.executable, "-m", "pytest", *options, *more, *tests]
         began = time.monotonic()

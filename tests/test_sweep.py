@@ -281,7 +281,7 @@ def test_the_table_tells_final_best_and_unfinished(tmp_path):
     assert np.asarray(Image.open(tmp_path / "results.png").convert("L")).std() > 5
     assert results.read_wall(str(tmp_path)) == {"a": 12.3}
     (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(UserError, match=r"results\.json is not what"):
+    with pytest.raises(UserError, match=r"results\.json cannot be read as .* \(KeyError: 'runs'\): delete it"):
         results.read_wall(str(tmp_path))
 
 
