@@ -16,7 +16,7 @@ from hiermusic.nn.norms import unit
 from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import pattern, rows, sequence
 
-_LARGEST = 1 << 26  # positions of a window times levels
+_LARGEST = 1 << 24  # positions of a window times levels
 
 
 @functools.cache
