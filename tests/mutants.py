@@ -179,15 +179,16 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str | bytes))
 
 
-def sources(root: Path) -> list[Path]:
-    return sorted((root / PACKAGE).rglob("*.py"))
+def source_of(root: Path, file: str) -> str:
+    """The text of a module; nothing where it is gone."""
+    return (root / file).read_text(encoding="utf-8") if (root / file).is_file() else ""
 
 
 def draw(root: Path, count: int, seed: int) -> list[Fault]:
     """So many faults over all rooms in proportion to their lines: in each a kind at a time, then one of that kind."""
     kinds: dict[str, dict[str, list[Fault]]] = defaultdict(lambda: defaultdict(list))
     lines: Counter[str] = Counter()
-    for path in sources(root):
+    for path in sorted((root / PACKAGE).rglob("*.py")):
         text, file = path.read_text(encoding="utf-8"), path.relative_to(root).as_posix()
         for fault in faults_of(text, file):
             kinds[fault.room][fault.kind].append(fault)
@@ -203,7 +204,7 @@ def draw(root: Path, count: int, seed: int) -> list[Fault]:
             while open_kinds := sorted(kind for kind, faults in kinds[room].items() if faults):
                 faults = kinds[room][chance.choice(open_kinds)]
                 fault = faults.pop(chance.randrange(len(faults)))
-                if is_other(fault, (root / fault.file).read_text(encoding="utf-8")):
+                if is_other(fault, source_of(root, fault.file)):
                     drawn.append(fault)
                     break
     return drawn
@@ -289,10 +290,10 @@ class Copy:
 
     def try_out(self, fault: Fault, tests: Sequence[str], limit: float) -> dict:
         """What became of a fault: noticed or not, by which test, in how many seconds."""
-        path = self.root / fault.file
-        whole, status = path.read_text(encoding="utf-8"), path.stat()
+        path, whole = self.root / fault.file, source_of(self.root, fault.file)
+        faulty, status = fault.put(whole), path.stat()
         try:
-            path.write_text(fault.put(whole), encoding="utf-8")
+            path.write_text(faulty, encoding="utf-8")
             # times of their own: compiled files are told apart by seconds and size, which two faults may share
             os.utime(path, (status.st_atime, time.time_ns() % 10**9))
             code, words, seconds = self.run(tests, limit)
@@ -408,13 +409,12 @@ def table(faults: Sequence[Fault], done: dict[str, dict], equivalent: set[str]) 
     head = ("room", "faults", "equivalent", "tried", "by the room's tests", "by the suite", "passed", "noticed")
     rows: dict[str, Counter[str]] = {room: Counter() for room in sorted({fault.room for fault in faults})}
     rows["all"] = Counter()
-    passed, alike = [], []
+    passed = []
     for fault in faults:
         room, suite = (done.get(f"{which} {fault.id}") for which in ("room", "suite"))
         facts = ["faults"]
         if fault.id in equivalent:
             facts.append("equivalent")
-            alike.append(fault)
         elif room:
             noticed = "by the room's tests" if room["noticed"] else suite and suite["noticed"] and "by the suite"
             facts += ["tried", noticed or "passed"]
@@ -455,7 +455,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     equivalent = {fault.id for fault in read_faults(beside / "mutants_equivalent.jsonl")}
     if given.list:
         for fault in faults:
-            say(f"{fault.id} {fault.kind}: {fault}")
+            there = is_other(fault, source_of(given.root, fault.file))
+            say(f"{fault.id} {fault.kind}: {fault}" + ("" if there else " (no longer there)"))
     elif given.table:
         for name, part in parts.items():
             say(f"### {name}\n\n{table(part, Log(given.out / 'log.jsonl').read(), equivalent)}\n")
