@@ -450,7 +450,7 @@ def main(seed: int, first: int, stop: int) -> None:
     """Runs cases [first, stop), one JSON object a line: before each its number, after it what was wrong."""
     warm()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST, most))
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST if most == resource.RLIM_INFINITY else min(MOST, most), most))
     start = peak()
     for number in range(first, stop):
         print(json.dumps({"begun": number, "kind": list(KINDS)[number % len(KINDS)]}), flush=True)
