@@ -150,6 +150,8 @@ def test_as_many_files_may_be_open_as_the_system_allows():
         ("khala/codec", "train.batch_size=0", "train.batch_size=0: give a whole number of 1 or more"),
         ("aar/lm", "model.depth=0", "model.depth=0: give whole numbers of 1 or more"),
         ("aar/codec", "model.fold=0", "model.fold=0: give whole numbers of 1 or more"),
+        ("khala/codec", "model.latent=99999999", "model.latent=99999999: no size of a model exceeds 16,777,216"),
+        ("aar/ar_baseline", "model.window=900000", "a window of 900000 frames of 6 levels is too long: lower it"),
     ],
 )
 def test_sizes_that_are_none(capsys, stage, setting, words):

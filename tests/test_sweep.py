@@ -280,9 +280,10 @@ def test_the_table_tells_final_best_and_unfinished(tmp_path):
     assert set(lines) <= set((tmp_path / "results.md").read_text().splitlines())
     assert np.asarray(Image.open(tmp_path / "results.png").convert("L")).std() > 5
     assert results.read_wall(str(tmp_path)) == {"a": 12.3}
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(UserError, match=r"results\.json is not what"):
-        results.read_wall(str(tmp_path))
+    for text, why in (("{}", "KeyError: 'runs'"), ("[" * 100_000, "RecursionError")):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match=rf"results\.json cannot be read as .* \({why}.*\): delete it"):
+            results.read_wall(str(tmp_path))
 
 
 @pytest.mark.parametrize("count", [3, 6])

@@ -214,18 +214,18 @@ def _open(path: str | Path) -> "Iterator[soundfile.SoundFile]":
     path = Path(path)
     if "\0" in str(path):
         raise UserError(f"{path}: no file has such a name; check the path.")
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; name an audio file.")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: is empty (0 bytes); get it again.")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a directory; name an audio file.")
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; check the path.")
+        if path.stat().st_size == 0:
+            raise UserError(f"{path}: is empty (0 bytes); get it again.")
         raw = open(path, "rb")  # by Python, which tells a fault of the machine from one of the file
     except OSError as error:
         if is_passing(error):
             raise
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its permissions.") from None
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); check its name and permissions.") from None
     with raw:
         try:
             file = soundfile.SoundFile(raw.fileno(), closefd=False)

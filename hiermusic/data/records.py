@@ -185,7 +185,9 @@ def read_summary(out: str | os.PathLike) -> Summary | None:
     with reading(out / "info.json", do=REMEDY):
         info = read_json(out / "info.json")
         skipped = tuple((name, reason) for name, reason in info["skipped"])
-        return Summary(out, info["tracks"], info["seconds"], info["splits"], skipped, info.get("division"))
+        summary = Summary(out, info["tracks"], info["seconds"], info["splits"], skipped, info.get("division"))
+        str(summary)  # one that cannot be told is none
+        return summary
 
 
 def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray, dict]:
@@ -336,6 +338,8 @@ class TokenSource:
         self.info = read_info(path, "tokens")
         with reading(self.path / "info.json", do=REMEDY):
             whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
+            if type(split_at) is not int or not 0 < split_at <= len(whole):
+                raise ValueError("its split_at is no number of levels")
             streams = _bounds(whole, split_at)
         wanted = {"coarse": slice(0, split_at), "all": slice(None)}[levels] if isinstance(levels, str) else levels
         start, stop, step = wanted.indices(len(whole))
@@ -460,7 +464,7 @@ def _finished(places: Sequence[Path], count: int) -> list[dict] | None:
             return None
         with places[0].open(encoding="utf-8") as lines:
             entries = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return entries if len(entries) == count and all(isinstance(entry, dict) for entry in entries) else None
 
@@ -469,7 +473,7 @@ def _begun_shards(out: Path) -> int | None:
     """The number of shards that a directory was begun with, if it was: how many is not for a later run to change."""
     try:
         return read_json(out / "parts" / "plan.json")["shards"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -72,14 +72,14 @@ def open_source(path: str, kind: str = "auto") -> Source:
         if scheme in ("tfds", "builtin"):
             kind = scheme
         else:
-            kind = "folder" if Path(path).is_dir() else "manifest"
+            kind = "folder" if os.path.isdir(path) else "manifest"
     if kind in ("tfds", "builtin"):
         name, _, query = (rest if colon and scheme == kind else path).partition("?")
         options = dict(parse_qsl(query))
         return _builtin(name, options, path) if kind == "builtin" else _tfds(name, options, path)
     if kind not in ("folder", "manifest"):
         raise UserError(f"data of kind {kind!r}: the kinds are auto, records, folder, manifest, tfds and builtin")
-    if not Path(path).exists():
+    if not os.path.exists(path):  # and not a Path's `exists`, which stumbles over names that are too long
         raise UserError(f"{path} does not exist: give a folder, a manifest, tfds:NAME or builtin:N")
     return folder(path) if kind == "folder" else manifest(path)
 
@@ -149,6 +149,8 @@ def manifest(path: str | os.PathLike) -> Source:
         name = str(row.get("path") or "").strip()
         if not name:
             raise UserError(f"{path} line {line} has no path: every row needs one")
+        if not (path.parent / name).name:
+            raise UserError(f"{path} line {line}: {name} is no file: every row names one")
         if name in seen:
             raise UserError(f"{path} lists {name} twice, in lines {seen[name]} and {line}: keep one")
         seen[name] = line
@@ -312,8 +314,8 @@ def _tfds_directory(name: str, path: str) -> Path:
     """The folder of a prepared data set's newest version; `name` is that folder, one above it, or a TFDS name."""
     from tensorflow_datasets.core import constants
 
-    root = Path(name) if Path(name).is_dir() else Path(constants.DATA_DIR).expanduser() / name
-    if (root / "dataset_info.json").is_file():
+    root = Path(name) if os.path.isdir(name) else Path(constants.DATA_DIR).expanduser() / name
+    if os.path.isfile(root / "dataset_info.json"):
         return root
     found = [info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/dataset_info.json")]
     configs = {place.parent for place in found}

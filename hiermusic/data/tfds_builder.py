@@ -9,8 +9,9 @@ import tensorflow_datasets as tfds
 
 from hiermusic.data.codes import as_groups, rate_groups
 from hiermusic.data.records import AudioSource, TokenSource, read_json, to_pcm
+from hiermusic.data.shards import REMEDY
 from hiermusic.data.sidecars import TEXT_FIELDS
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, reading
 
 # `features.Audio` cannot be constructed without TensorFlow; a tensor of raw bytes holds the same, and faster.
 _TEXTS = {name: tfds.features.Text() for name in ("id", *TEXT_FIELDS)}
@@ -32,7 +33,9 @@ def export_tfds(records: str | os.PathLike, data_dir: str | os.PathLike) -> Path
     if not info.is_file():
         raise UserError(f"{records} holds no finished records (no info.json): write them first")
     kinds = {"audio": HiermusicAudio, "tokens": HiermusicTokens}
-    builder = kinds[read_json(info)["kind"]](records, data_dir=os.fspath(data_dir))
+    with reading(info, do=REMEDY):
+        kind = kinds[read_json(info)["kind"]]
+    builder = kind(records, data_dir=os.fspath(data_dir))
     builder.download_and_prepare()
     return Path(builder.data_dir)
 

@@ -1,5 +1,6 @@
 """How near generated songs come to the music they were learnt from, and whether they are what was asked for."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ import numpy as np
 
 from hiermusic.audio import files, music
 from hiermusic.data.records import AudioSource, read_json
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, reading
 from hiermusic.evaluate import obedience
 from hiermusic.evaluate.detectors import hear
 from hiermusic.evaluate.music import ANCHORS, anchored, describe, table
 from hiermusic.evaluate.parts import Each, columns, in_memory, row
 from hiermusic.evaluate.scores import gap
+from hiermusic.tokens.prompt import Prompt
 
 TRAINING_TRACKS = 256  # that songs are compared with and detectors learn from, at most
 VERSIONS = {"after super-resolution": ".wav", "backbone only": ".backbone.wav"}
@@ -35,15 +37,17 @@ def read(folder: str | Path) -> list[Made]:
     """The songs that `hiermusic generate` left in a folder, by name; with --backbone_too of both versions.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or a JSON that is not what `hiermusic generate` writes.
     """
     found = []
     for path in sorted(Path(folder).glob("*.json")):
         try:
             facts = read_json(path)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(facts, dict) and "prompt" in facts and path.with_suffix(".wav").is_file():
+            with reading(path, "a song", "make it again, or take it out of the folder"):
+                _check(facts)
             found.append((path, facts))
     if not found:
         raise UserError(f"{folder} holds no songs: give the folder that `hiermusic generate --out` wrote")
@@ -53,6 +57,20 @@ def read(folder: str | Path) -> list[Made]:
         Made(path.stem, facts, {name: path.with_suffix(suffix) for name, suffix in versions.items()})
         for path, facts in found
     ]
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    """Stumbles over a song's JSON in which what is measured, or measured by, is of another kind."""
+    asked = Prompt.from_json(facts["prompt"]).seconds
+    told = [facts["seconds"], *([] if asked is None else [asked])]
+    if min(told) <= 0:
+        raise ValueError("a length in it is not above nought")
+    for version in (facts, facts.get("backbone", {})):
+        told += [version[name] for name in ("loudness", "peak", "clipped") if version.get(name) is not None]
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in told):
+        raise ValueError("a length or a measure in it is no number")
+    if not isinstance(facts.get("workdirs", {}).get("codec", ""), str):
+        raise ValueError("its codec is no folder")
 
 
 def evaluate_songs(
@@ -176,7 +194,7 @@ def _told(song: Made, version: str, seconds: float) -> dict[str, float]:
     """What only the song's JSON knows: the sound before the limiter, and the length asked for."""
     facts = song.facts.get("backbone", {}) if version == "backbone only" else song.facts
     told = {name: facts[name] for name in ("loudness", "peak") if facts.get(name) is not None}
-    if "clipped" in facts:
+    if facts.get("clipped") is not None:
         told["clipped"] = 100 * facts["clipped"]
     return told | {"length": seconds / (song.facts["prompt"].get("seconds") or np.nan)}
 

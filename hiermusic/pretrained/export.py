@@ -145,13 +145,17 @@ def dotted(tree: Any, separator: str = ".") -> dict[str, Any]:
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of leaves that are named by their dotted keys."""
+    """Nested dicts of leaves that are named by their dotted keys; UserError where one lies inside another."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split(".")
         node = tree
         for key in parents:
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or last in node:
+            raise UserError(f"the weight '{name}' and another lie inside each other: {REMEDY}")
         node[last] = leaf
     return tree
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hiermusic.errors import UserError, replacing
+from hiermusic.errors import reading, replacing
 from hiermusic.evaluate.plots import GREY, INDIGO, INK, ORANGE, STYLE, TEAL
 from hiermusic.sweep import scaling
 from hiermusic.sweep.plan import Estimate, short
@@ -64,11 +64,9 @@ def read_wall(folder: str) -> dict[str, float]:
     path = Path(folder) / "results.json"
     if not path.is_file():
         return {}
-    try:
+    with reading(path, "the results of a sweep", "delete it"):
         rows = json.loads(path.read_text())["runs"]
-        return {row["run"]: row["wall_seconds"] for row in rows if row["wall_seconds"] is not None}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what `hiermusic sweep` writes ({type(error).__name__}): delete it") from error
+        return {str(row["run"]): float(row["wall_seconds"]) for row in rows if row["wall_seconds"] is not None}
 
 
 def write(folder: str, runs: Sequence[Run], rows: Sequence[Row], is_scaling: bool) -> tuple[dict[str, Any], list[str]]:

@@ -16,6 +16,8 @@ from hiermusic.nn.norms import unit
 from hiermusic.systems.aar_model import PriorConfig
 from hiermusic.tokens import pattern, rows, sequence
 
+_LARGEST = 1 << 24  # positions of a window times levels
+
 
 @functools.cache
 def layout(name: str, frames: int, levels: int) -> pattern.Layout:
@@ -23,6 +25,8 @@ def layout(name: str, frames: int, levels: int) -> pattern.Layout:
     patterns = {"flatten": pattern.flatten, "delay": pattern.delay}
     if name not in patterns:
         raise UserError(f"model.pattern is '{name}': choose next_scale, {', '.join(patterns)}")
+    if frames * levels**2 > _LARGEST:
+        raise UserError(f"a window of {frames} frames of {levels} levels is too long: lower it")
     return patterns[name]((frames,) * levels)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hiermusic.errors import UserError, reading
+from hiermusic.errors import UserError, brief, reading
 from hiermusic.tokens.prompt import Prompt
 
 _LONGEST_NAME = 200  # bytes: file systems hold 255, of which endings and temporary names take some
@@ -27,7 +27,7 @@ class Request:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise UserError(f"the seed {self.seed!r} is not an integer in 0..{2**32 - 1}")
         if (self.prompt.seconds or 0) > _MOST_SECONDS:
-            raise UserError(f"{self.prompt.seconds:.4g} seconds are more than a song has: ask for less")
+            raise UserError(f"{brief(self.prompt.seconds, 20)} seconds are more than a song has: ask for less")
 
     def to_json(self) -> dict:
         """The request as a JSON object, without the file."""

@@ -31,6 +31,7 @@ _COUNTS = {  # fields of `model` that mean nothing below 1, whichever system the
     *("codebooks", "codes", "levels", "latent", "code_latent", "cond", "window", "length", "text_limit"),
     *("sample_rate", "channels", "fold", "strides", "dilations", "phi_kernel"),
 }
+_MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
 
 def system(config: ConfigDict, whose: str = "the configuration") -> ModuleType:
@@ -47,6 +48,8 @@ def _check_sizes(config: ConfigDict) -> None:
         entries = value if isinstance(value, list | tuple) else (value,)
         if name in _COUNTS and not all(type(entry) is int and entry > 0 for entry in entries):
             raise UserError(f"model.{name}={value}: give whole numbers of 1 or more")
+        if any(type(entry) is int and entry > _MOST for entry in entries):
+            raise UserError(f"model.{name}={value}: no size of a model exceeds {_MOST:,}")
     batch = config.train.batch_size
     if type(batch) is not int or batch < 1:
         raise UserError(f"train.batch_size={batch}: give a whole number of 1 or more")

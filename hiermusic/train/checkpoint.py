@@ -241,7 +241,7 @@ def _note_records(workdir: Path, config: Any) -> None:
     if not path or not info.is_file():
         return
     now, before = {"path": path, "sha256": hashlib.sha256(info.read_bytes()).hexdigest()}, None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         before = json.loads(notes.read_text())
     if before == now:
         return

@@ -176,7 +176,7 @@ def _read(path: Path) -> dict:
     """Who wrote the file; nothing where that cannot be told."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -281,3 +281,5 @@ def test_a_name_that_is_no_text(tmp_path):
     assert len(files.read(path)[0]) == 4410
     with pytest.raises(UserError, match="no file has such a name"):
         files.read(f"{tmp_path}/a\0.wav")
+    with pytest.raises(UserError, match=r"cannot be opened \(File name too long\); check its name"):
+        files.read(tmp_path / ("a" * 300))

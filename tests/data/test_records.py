@@ -51,6 +51,29 @@ def digests(path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("change", [{"seconds": []}, {"splits": []}, {"division": {"given": 1}}])
+def test_a_summary_that_cannot_be_told_is_refused(tmp_path, change):
+    write(tmp_path, tracks(2))
+    info = json.loads((tmp_path / "info.json").read_text())
+    (tmp_path / "info.json").write_text(json.dumps(info | change))
+    with pytest.raises(UserError, match=r"info\.json cannot be read .*: remove the folder"):
+        records.read_summary(tmp_path)
+
+
+DEEP = "[" * 100_000  # on which a parser gives up with another error than on what is no JSON
+
+
+def test_notes_of_a_begun_run_that_are_no_notes_are_written_anew(tmp_path):
+    write(tmp_path, tracks(2), worker=(0, 2), shards=2)
+    for name in ("00000.jsonl", "00001.jsonl"):
+        (tmp_path / "parts" / name).write_text(DEEP + "\n")
+    assert write(tmp_path, tracks(2), shards=2).tracks == 2
+    (tmp_path / "info.json").unlink()
+    (tmp_path / "parts" / "plan.json").write_text(DEEP)
+    with pytest.raises(UserError, match=r"plan\.json cannot be read .*: remove the folder"):
+        write(tmp_path, tracks(2))
+
+
 def test_round_trip_is_exact(tmp_path):
     written = write(tmp_path, tracks(5), shards=2)
     source = AudioSource(tmp_path)
@@ -319,6 +342,15 @@ def test_coarse_levels_need_no_fine_files(tmp_path, audio):
     assert coarse.hierarchy == UNIFORM.select(0, 2)
     with pytest.raises(UserError, match="is missing"):
         TokenSource(tmp_path / "tokens", "all")
+
+
+def test_a_number_of_coarse_levels_that_is_none_is_told(tmp_path, audio):
+    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    info = json.loads((tmp_path / "tokens/info.json").read_text())
+    for split_at in (0.5, 0, 6, True, "2"):
+        (tmp_path / "tokens/info.json").write_text(json.dumps(info | {"split_at": split_at}))
+        with pytest.raises(UserError, match=r"info\.json cannot be read .*: remove the folder"):
+            TokenSource(tmp_path / "tokens", "coarse")
 
 
 def test_levels_of_several_rates(tmp_path, audio):

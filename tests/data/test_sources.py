@@ -294,6 +294,7 @@ def test_manifest(tmp_path, kind):
         ("a.jsonl", '{"path": "x.wav"}\n{"path" "y"}\n', "line 2 cannot be read as JSON"),
         ("a.jsonl", '["x.wav"]\n', "line 1 is not a JSON object"),
         ("a.jsonl", '{"tags": "folk"}\n', "line 1 has no path"),
+        ("a.jsonl", '{"path": "/"}\n', "line 1: / is no file: every row names one"),
         ("a.jsonl.gz", "not gzip", "cannot be read"),
         ("a.xlsx", "path", "must end in"),
     ],
@@ -316,6 +317,8 @@ def test_manifest_errors_name_the_line(tmp_path, name, text, words):
         ("builtin:1?seconds=nan", "builtin:1.seconds=nan: give songs"),
         ("builtin:99999999999", "give songs"),
         ("tfds:no_such_data_set_of_ours", "no_such_data_set_of_ours is not prepared"),
+        ("x" * 300, "x does not exist"),
+        ("tfds:" + "x" * 300, "x is not prepared"),
     ],
 )
 def test_bad_paths(path, words):

@@ -86,6 +86,9 @@ def test_wrong_questions_are_told(exported, query, words):
 def test_no_records_no_export(tmp_path):
     with pytest.raises(UserError, match="no finished records"):
         export_tfds(tmp_path, tmp_path / "tfds")
+    (tmp_path / "info.json").write_text('{"kind": "songs"}')
+    with pytest.raises(UserError, match=r"info\.json cannot be read \(KeyError: 'songs'\): remove the folder"):
+        export_tfds(tmp_path, tmp_path / "tfds")
 
 
 class Spoken(tfds.core.GeneratorBasedBuilder):

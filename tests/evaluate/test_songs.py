@@ -159,6 +159,38 @@ def test_a_folder_without_songs(tmp_path):
         songs.read(tmp_path)
 
 
+def test_what_a_song_does_not_tell_is_left_out():
+    made = songs.Made("a", {"prompt": {"seconds": 2.0}, "clipped": None, "peak": None, "loudness": -9.0}, {})
+    assert songs._told(made, "songs", 1.0) == {"loudness": -9.0, "length": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"seconds": "6"}, "it holds other things"),
+        ({"seconds": None}, "it holds other things"),
+        ({"seconds": 0}, "a length in it is not above nought"),
+        ({"seconds": float("inf")}, "a length or a measure in it is no number"),
+        ({"prompt": ["slow"]}, "a prompt is a JSON object, not list"),
+        ({"prompt": {"tags": 3}}, "the prompt's 'tags' cannot be 3"),
+        ({"clipped": "0"}, "a length or a measure in it is no number"),
+        ({"backbone": []}, "it holds other things"),
+        ({"workdirs": {"codec": 3}}, "its codec is no folder"),
+    ],
+)
+def test_a_song_that_cannot_be_measured_is_told(tmp_path, change, why):
+    write(tmp_path, "a", tune(0)[:100], None)
+    path = tmp_path / "a.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(UserError) as told:
+        songs.read(tmp_path)
+    assert why in str(told.value)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="holds no songs"):
+        songs.read(tmp_path)
+
+
 def test_the_verb_leaves_results_and_a_page(tmp_path, capsys):
     made, out = tmp_path / "made", tmp_path / "made" / "evaluation"
     made.mkdir()

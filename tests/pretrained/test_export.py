@@ -110,6 +110,12 @@ def test_bfloat16_is_widened_again(weights, tmp_path):
     assert np.array_equal(model.layers[0].kernel[...], rounded["layers.0.kernel"].astype(np.float32))
 
 
+@pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("a.b.c", "a.b")])
+def test_weights_inside_each_other_are_told(names):
+    with pytest.raises(UserError, match=f"the weight '{names[1]}' and another lie inside each other: export the model"):
+        export.nested(dict.fromkeys(names, 1))
+
+
 def test_what_is_refused(weights, tmp_path):
     out = tmp_path / "out"
     write(out, weights)

@@ -30,6 +30,7 @@ def test_line_ends_of_unicode_and_a_mark_at_the_beginning_are_taken(tmp_path):
         ({"name": "歌" * 70, "seconds": 1}, "has 210 bytes"),
         ({"name": "a.backbone", "seconds": 1}, "line 1: the name 'a.backbone' is kept for the backbone's own sound"),
         ({"seconds": 1e308}, "line 1: 1e+308 seconds are more than a song has"),
+        ({"seconds": 10**400}, "line 1: 100000000 ... 000000 seconds are more than a song has"),
         ('{"seconds": 1' + "0" * 5000 + "}", "line 1: Exceeds the limit"),
         ("[" * 100_000, "line 1: maximum recursion depth exceeded"),
     ],

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiermusic.errors import UserError
@@ -19,6 +19,7 @@ def test_the_papers_schedules(kind, total):
     assert sum(schedule(kind, 75, 16)) == total
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(PAPER)), st.data())
 def test_any_window_and_count_give_increasing_scales_up_to_the_window(kind, data):
     window = data.draw(st.integers(1, 2000))

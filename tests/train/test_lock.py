@@ -86,6 +86,13 @@ def test_what_was_made_for_the_lock_alone_goes_with_it(tmp_path):
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["kept"]
 
 
+def test_a_lock_file_of_any_kind_keeps_nobody_out(hurried, tmp_path):
+    for text in ("[" * 100_000, "[]", "", "\udcff"):
+        (tmp_path / lock.NAME).write_text(text, errors="surrogateescape")
+        with owned(tmp_path):
+            assert json.loads((tmp_path / lock.NAME).read_text())["process"] == os.getpid()
+
+
 def test_an_owner_on_another_machine_lives_while_its_beat_does(hurried, tmp_path, capsys):
     left_by(tmp_path)
     beating = threading.Timer(0.1, left_by, [tmp_path], {"beat": 8})
