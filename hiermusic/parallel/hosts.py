@@ -138,13 +138,15 @@ def _asked(coordinator: str | None, processes: int | None, process: int | None) 
 
 def _detected(timeout: float) -> _Place | None:
     """The place that the cluster gives this process, as JAX recognises it; None outside of one."""
-    from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize asks when it is given nothing
-
     # any other pod of Kubernetes, such as a notebook, is no cluster
-    told = {"JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "SLURM_JOB_ID"}
+    addresses = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "TPU_PROCESS_ADDRESSES_PATH"}
+    told = {"JOB_COMPLETION_INDEX", "SLURM_JOB_ID", *addresses}
     if "KUBERNETES_SERVICE_HOST" in os.environ and not told & os.environ.keys():
         return None
     try:
+        # what jax.distributed.initialize asks when it is given nothing; no public name of JAX tells without starting
+        from jax._src.clusters import ClusterEnv
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))

@@ -187,7 +187,7 @@ class CodecStage:
             return scalar, (output, values, moved)
 
         (_, (output, values, moved)), gradients = nnx.value_and_grad(loss, has_aux=True)(module.model)
-        squares = jnp.square(optax.global_norm(gradients))
+        squares = jnp.square(optax.tree.norm(gradients))
         metrics = {
             "loss": self._total(values),
             **values,
@@ -197,7 +197,7 @@ class CodecStage:
         if task.discriminate:
             fool = jax.lax.stop_gradient(output.wav_BLC)
             metrics["discriminator"], against = nnx.value_and_grad(discriminator_objective)(judge, wav_BLC, fool)
-            squares += jnp.square(optax.global_norm(against))
+            squares += jnp.square(optax.tree.norm(against))
             module.discriminator_optimiser.update(module.discriminator, against)
         metrics["grad_norm"] = jnp.sqrt(squares)
         module.optimiser.update(module.model, gradients)

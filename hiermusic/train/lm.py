@@ -104,7 +104,7 @@ class LMStage:
         gradients, metrics = _gradients(module.model, batch, task, key, self.accumulate)
         metrics = {
             **_measured(metrics),
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "learning_rate": self.rate(module.optimiser.step[...]),
         }
         module.optimiser.update(module.model, gradients)

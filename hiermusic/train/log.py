@@ -1,7 +1,10 @@
 """What a run leaves to look at: metrics.jsonl, TensorBoard events and samples."""
 
+import io
 import json
 import math
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -62,15 +65,13 @@ class Log:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def _append(self, record: dict[str, Any]) -> None:
-        from tensorboardX import summary
-
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         scalars = [pair for name, value in record.items() for pair in _scalars(name, value)]
-        self._board.write(record["step"], [summary.scalar(tag, number) for tag, number in scalars])
+        self._board.write(record["step"], [{"tag": tag, "simple_value": number} for tag, number in scalars])
 
     def _audio(self, name: str, wav_LC: np.ndarray, sample_rate: int, step: int) -> None:
-        from tensorboardX import summary
+        from PIL import Image
 
         from hiermusic.audio.files import write
         from hiermusic.audio.pictures import mel_shades, palette
@@ -78,31 +79,46 @@ class Log:
         path = self.workdir / "samples" / f"{name}-{step}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, wav_LC, sample_rate)
-        sound = summary.audio(name, np.clip(wav_LC, -1, 1), sample_rate)
-        picture = summary.image(f"{name}/mel", palette()[mel_shades(wav_LC, sample_rate)], dataformats="HWC")
-        self._board.write(step, [sound, picture])
+        length, channels = wav_LC.shape
+        sound = {
+            "sample_rate": sample_rate,
+            "num_channels": channels,
+            "length_frames": length,
+            "encoded_audio_string": path.read_bytes(),
+            "content_type": "audio/wav",
+        }
+        colours_MTC = palette()[mel_shades(wav_LC, sample_rate)]
+        png = io.BytesIO()
+        Image.fromarray(colours_MTC).save(png, "PNG")
+        height, width, colours = colours_MTC.shape
+        picture = {"height": height, "width": width, "colorspace": colours, "encoded_image_string": png.getvalue()}
+        self._board.write(step, [{"tag": name, "audio": sound}, {"tag": f"{name}/mel", "image": picture}])
 
 
 class _Board:
-    """TensorBoard events, written at once: tensorboardX's own thread would wait for ever behind a full disk."""
+    """TensorBoard events, written at once: tensorboardX's own writer would wait for ever behind a full disk."""
 
     def __init__(self, folder: Path, first: int):
         """Opens a file of events whose steps begin at `first`; TensorBoard drops what older files say of them."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto.event_pb2 import Event
 
-        self._event = Event
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = EventsWriter(str(folder / "events"))
-        self._events.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._event, self._records = Event, RecordWriter(str(folder / name))
+        self._append(file_version="brain.Event:2")
+        self._append(step=first, session_log={"status": "START"})
 
-    def write(self, step: int, summaries: Sequence[Any]) -> None:
-        for part in summaries:
-            self._events.write_event(self._event(wall_time=time.time(), step=step, summary=part))
-        self._events.flush()
+    def write(self, step: int, values: Sequence[dict[str, Any]]) -> None:
+        """Writes the values of one step, each by the fields of TensorBoard's `Summary.Value`."""
+        self._append(step=step, summary={"value": values})
+        self._records.flush()
 
     def close(self) -> None:
-        self._events.close()
+        self._records.close()
+
+    def _append(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:

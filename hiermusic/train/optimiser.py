@@ -182,7 +182,7 @@ def _of_params(model: nnx.Module, fact: Callable[[nnx.Param, Sequence[str | None
         return param.replace(fact(param, param.get_metadata().get("axes") or (None,) * param.ndim))
 
     params = nnx.state(model, nnx.Param)
-    return nnx.pure(jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
+    return nnx.as_pure(jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
 def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax.Array = 0) -> None:

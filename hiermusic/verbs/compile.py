@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hiermusic.console import say
-from hiermusic.verbs.flags import Values, Verb, answer, boolean, config, integer, need, number, positional, string
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, choice, config, integer, need, positional, string
 
 _DOES_NOT_FIT = 3  # exit status
 _GIB = 2**30
+_EFFORTS = ("O0", "O1", "O2", "O3")
 
 
 def _define_compile(values: Values) -> None:
@@ -19,7 +20,7 @@ def _define_compile(values: Values) -> None:
     integer(values, "slices", "how many such slices, joined by the data-centre network", 1)
     boolean(values, "fit", "find the largest batch that fits under each remat policy")
     boolean(values, "generate", "compile what generation runs instead of the training step")
-    number(values, "effort", "of the compiler for the program's speed; -1 compiles fastest", 0.0, lower=-1.0, upper=1.0)
+    choice(values, "effort", "of the compiler for the program's speed, if not its own: O0 compiles fastest", _EFFORTS)
     string(values, "out", "file that gets the JSON object too")
     boolean(values, "json", "print one JSON object")
 
@@ -31,7 +32,7 @@ def _compile(values: Values, given: list[str]) -> None:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # programs for absent devices are written there but not read
     import jax
 
-    jax.config.update("jax_exec_time_optimization_effort", values.effort)
+    jax.config.update("jax_optimization_level", values.effort or "UNKNOWN")
     from hiermusic.errors import UserError, replacing
     from hiermusic.parallel.aot import examine
     from hiermusic.parallel.chips import chip_of

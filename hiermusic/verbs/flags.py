@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -54,6 +54,10 @@ def number(
 
 def boolean(values: Values, name: str, text: str, default: bool = False) -> None:
     flags.DEFINE_bool(name, default, text, flag_values=values)
+
+
+def choice(values: Values, name: str, text: str, words: Sequence[str], default: str | None = None) -> None:
+    flags.DEFINE_enum(name, default, words, text, flag_values=values)
 
 
 def config(values: Values) -> None:

@@ -1,6 +1,7 @@
 """Processes that cannot come together say so, each in one line, before JAX is started."""
 
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -177,6 +178,21 @@ def test_slurm_is_recognised(port, monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("JAX_COORDINATOR_PORT", str(port))
     assert f"process 1 waited 0.3 s for the coordinator at 127.0.0.1:{port}" in refused()
+
+
+def test_a_jax_that_recognises_no_clusters_is_told_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax._src.clusters", None)
+    assert "or --processes=1 for this one alone" in refused()
+    with hosts.joined(processes=1):
+        assert hosts.workers() == (0, 1)
+
+
+@pytest.mark.parametrize("name", ["JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES_PATH"])
+def test_a_pod_of_several_asks_jax(monkeypatch, name):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(name, "0")
+    monkeypatch.setitem(sys.modules, "jax._src.clusters", None)
+    assert "the cluster does not say which processes run together" in refused()
 
 
 def test_a_pod_that_is_no_job_runs_alone(monkeypatch):

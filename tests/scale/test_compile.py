@@ -47,6 +47,7 @@ def run(monkeypatch, capsys):
         (["--topology=v5e:4x4", "--config.mesh.tensor=8"], "do not divide over 8 devices"),
         (["--topology=v5e:4x4", "--config.train.batch_size=8"], "make it a multiple of 16"),
         (["--topology=v5e:4x4", "--fit", "--generate"], "leave --generate out"),
+        (["--topology=v5e:4x4", "--effort=-1"], "value should be one of <O0|O1|O2|O3>"),
         ([], "--topology is needed"),
     ],
 )
@@ -55,6 +56,12 @@ def test_bad_input_is_one_line_before_anything_is_compiled(run, arguments, words
     status, out, err = run(BACKBONE, *arguments)
     lines = [line for line in err.splitlines() if line.startswith("hiermusic")]
     assert status == 1 and out == "" and len(lines) == 1 and words in lines[0] and "Traceback" not in err
+
+
+def test_the_effort_is_told_to_the_compiler(run):
+    for words, level in (["--effort=O0"], "O0"), ([], "UNKNOWN"):
+        run(BACKBONE, "--topology=v5e:4x4", "--fit", "--generate", *words)
+        assert jax.config.jax_optimization_level == level
 
 
 @pytest.mark.parametrize("stage", STAGES)

