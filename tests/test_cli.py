@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -210,6 +211,8 @@ def test_a_machine_without_a_home_or_a_user(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert "does not exist" in fails(capsys, "data", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'o'}")
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a folder named ~ is not what was meant
+    core = SimpleNamespace(constants=SimpleNamespace(DATA_DIR="~/data"))  # TFDS takes seconds to import
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", core)
     assert "is not prepared" in fails(capsys, "data", "--source=tfds:gone", f"--out={tmp_path / 'o'}")
 
 
