@@ -12,7 +12,7 @@ being written. A trial is good if
 * metrics.jsonl holds every step once, in order, and at most its last line is torn.
 
 At the end each run is completed and compared, bit for bit, with one that nobody killed. Exit status 1 if anything is
-wrong.
+wrong. Other verbs, and two starts at once, are tried by `kill_others.py`.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,6 +117,13 @@ def test_a_verb_is_a_process_with_an_exit_status():
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
+def test_a_command_ends_with_the_one_that_started_it(monkeypatch, capsys):
+    watched = []
+    monkeypatch.setattr(cli, "end_with_parent", lambda: watched.append(True))
+    cli.main(["-h"])
+    assert watched == [True]
+
+
 def test_the_package_alone_imports_nothing_heavy():
     code = (
         "import sys, hiermusic, hiermusic.cli; print([m for m in ('jax', 'tensorflow', 'torch') if m in sys.modules])"
@@ -207,6 +215,10 @@ def test_a_machine_without_a_home_or_a_user(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert "does not exist" in fails(capsys, "data", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'o'}")
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ  # a folder named ~ is not what was meant
+    core = SimpleNamespace(constants=SimpleNamespace(DATA_DIR="~/data"))  # TFDS takes seconds to import
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets.core", core)
+    assert "is not prepared" in fails(capsys, "data", "--source=tfds:gone", f"--out={tmp_path / 'o'}")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,10 @@ def resolve(
                 f"{sample_rate} Hz are needed: give the audio itself, or records written with these settings"
             )
         return Path(path)
-    source = open_source(path, kind)
+    memory = Path(cache_dir) / "files.json"
+    first = open_source(path, kind, memory) if workers()[0] == 0 else None
+    wait_for_all(f"files of {path}")  # so that one process reads them all, and the others what it remembers
+    source = first or open_source(path, kind, memory)
     settings = [source.fingerprint, sample_rate, channels, segment_seconds, valid_fraction]
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     out = Path(cache_dir) / f"{source.name}-{fingerprint[:12]}"

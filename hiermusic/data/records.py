@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # One record a chunk, else a random read decodes its neighbours too. PCM gains nothing from zstd, 10-bit codes a third.
 AUDIO_OPTIONS = "group_size:1,uncompressed"
 TOKEN_OPTIONS = "group_size:1,zstd:3"
+_BLOCK = 1 << 20  # frames that are rounded at a time
 
 _LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # as `errors.replacing` and `shards.shard_writers` name what they write
 T = TypeVar("T")
@@ -90,7 +91,11 @@ def read_info(path: str | os.PathLike, kind: str) -> dict:
 
 def to_pcm(wav_LC: Float32[np.ndarray, "L C"]) -> Int16[np.ndarray, "L C"]:
     """Waveform in [-1, 1] as 16-bit samples, rounded to the nearest: 16-bit input comes back bit for bit."""
-    return np.clip(np.rint(wav_LC * 32768.0), -32768, 32767).astype("<i2")
+    pcm_LC = np.empty(wav_LC.shape, "<i2")
+    for start in range(0, len(wav_LC), _BLOCK):  # hours of sound are not to be in memory several times
+        block_LC = wav_LC[start : start + _BLOCK] * np.float32(32768.0)
+        pcm_LC[start : start + _BLOCK] = np.clip(np.rint(block_LC, out=block_LC), -32768, 32767, out=block_LC)
+    return pcm_LC
 
 
 def from_pcm(pcm_LC: Int16[np.ndarray, "L C"]) -> Float32[np.ndarray, "L C"]:
@@ -150,7 +155,7 @@ def write_audio(
         except UserError as problem:
             return {"id": track.id, "skipped": str(problem)}, np.zeros((0, channels), "<i2")
         pcm_LC = to_pcm(wav_LC)
-        digest = hashlib.sha256(pcm_LC.tobytes()).hexdigest()
+        digest = hashlib.sha256(pcm_LC).hexdigest()
         entry = {"id": track.id, "split": track.split, "samples": len(pcm_LC), "sha256": digest}
         return {**entry, "seconds": round(len(pcm_LC) / sample_rate, 6), "meta": meta}, pcm_LC
 

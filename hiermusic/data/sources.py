@@ -7,9 +7,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import parse_qsl
@@ -19,10 +20,10 @@ import numpy as np
 from hiermusic.audio import files
 from hiermusic.console import warn
 from hiermusic.data import sidecars, splits
-from hiermusic.data.fingerprint import of_file
+from hiermusic.data.fingerprint import of_files
 from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields, timed_lines
 from hiermusic.data.tfds_features import refuse_code
-from hiermusic.errors import UserError, is_passing, patiently, reading
+from hiermusic.errors import UserError, brief, is_passing, patiently, reading
 
 # The last ones libsndfile may not decode: they are listed so that they are named as skipped, not passed over.
 SUFFIXES = {*files.EXTENSIONS, ".aifc", ".oga", ".opus", ".m4a", ".aac", ".wma"}
@@ -57,13 +58,14 @@ class Source:
     fingerprint: str
 
 
-def open_source(path: str, kind: str = "auto") -> Source:
+def open_source(path: str, kind: str = "auto", memory: Path | None = None) -> Source:
     """The tracks that a path names.
 
     Args:
       path: a folder; a manifest (.csv, .jsonl, .jsonl.gz); "tfds:NAME?split=train&audio=audio&sample_rate=16000" (NAME
         as TFDS knows it, or the folder of a prepared version; all after ? optional); "builtin:N?seconds=8-16&seed=0".
       kind: "folder", "manifest", "tfds" or "builtin"; "auto" tells by the path.
+      memory: a file in which to remember what files hold, so that those not written to since are not read again.
     Raises:
       UserError: the path does not exist, or cannot be understood.
     """
@@ -76,15 +78,15 @@ def open_source(path: str, kind: str = "auto") -> Source:
     if kind in ("tfds", "builtin"):
         name, _, query = (rest if colon and scheme == kind else path).partition("?")
         options = dict(parse_qsl(query))
-        return _builtin(name, options, path) if kind == "builtin" else _tfds(name, options, path)
+        return _builtin(name, options, path) if kind == "builtin" else _tfds(name, options, path, memory)
     if kind not in ("folder", "manifest"):
         raise UserError(f"data of kind {kind!r}: the kinds are auto, records, folder, manifest, tfds and builtin")
     if not os.path.exists(path):  # and not a Path's `exists`, which stumbles over names that are too long
         raise UserError(f"{path} does not exist: give a folder, a manifest, tfds:NAME or builtin:N")
-    return folder(path) if kind == "folder" else manifest(path)
+    return folder(path, memory) if kind == "folder" else manifest(path, memory)
 
 
-def folder(path: str | os.PathLike) -> Source:
+def folder(path: str | os.PathLike, memory: Path | None = None) -> Source:
     """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json).
 
     What lies in a subfolder named after a split (train/, Validation/, test/: `splits.NAMES`) is of that split, whatever
@@ -103,7 +105,7 @@ def folder(path: str | os.PathLike) -> Source:
         rows.append((name, file, {"split": split} if split else {}))
     if not rows:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
-    return _file_source(root.resolve().name, sorted(rows, key=lambda row: row[0]))
+    return _file_source(root.resolve().name, sorted(rows, key=lambda row: row[0]), memory)
 
 
 def _below(root: Path) -> Iterator[Path]:
@@ -133,7 +135,7 @@ def _mix(stem: Path) -> Path:
     return stem.parent.parent / stem.stem.rpartition(".")[0]
 
 
-def manifest(path: str | os.PathLike) -> Source:
+def manifest(path: str | os.PathLike, memory: Path | None = None) -> Source:
     """The files a CSV or JSONL(.gz) manifest lists, relative paths taken from the manifest's own folder.
 
     Columns: path, and where known lyrics, tags (or style), description, genre, language, split, instrumental (or
@@ -160,7 +162,7 @@ def manifest(path: str | os.PathLike) -> Source:
             raise UserError(f"{path} line {line}: {problem}") from None
     if not rows:
         raise UserError(f"{path} lists no files")
-    return _file_source(path.stem.removesuffix(".jsonl"), rows)
+    return _file_source(path.stem.removesuffix(".jsonl"), rows, memory)
 
 
 def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
@@ -196,14 +198,16 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _file_source(name: str, rows: Iterable[tuple[str, Path, Meta]]) -> Source:
+def _file_source(name: str, rows: Sequence[tuple[str, Path, Meta]], memory: Path | None) -> Source:
     """Tracks of files; the fingerprint covers the path and content of each file and its sidecars, and the metadata."""
     digest, tracks = hashlib.sha256(), []
-    for track_id, file, meta in rows:
-        stamps = [of_file(place) for place in (file, *(file.with_suffix(suffix) for suffix in sidecars.SUFFIXES))]
-        digest.update(json.dumps([track_id, stamps, meta]).encode())
+    places = [(file, *(file.with_suffix(suffix) for suffix in sidecars.SUFFIXES)) for _, file, _ in rows]
+    found = iter(of_files(list(chain.from_iterable(places)), memory))
+    for (track_id, file, meta), own in zip(rows, places, strict=True):
+        held = list(islice(found, len(own)))
+        digest.update(json.dumps([track_id, held, meta]).encode())
         split = meta.get("split")
-        if split is None and stamps[-1]:
+        if split is None and held[-1]:
             split = patiently(partial(sidecars.sidecar_split, file))
         tracks.append(Track(track_id, _Loader(file, {k: v for k, v in meta.items() if k != "split"}), split))
     return Source(name, tracks, digest.hexdigest())
@@ -221,7 +225,7 @@ class _Loader:
         try:
             wav_LC, rate = files.read(self.file)
         except UserError as problem:
-            raise UserError(str(problem).removeprefix(f"{self.file}: ")) from None
+            raise UserError(str(problem).removeprefix(brief(f"{self.file}: ") + " ")) from None
         meta = sidecars.sidecars(self.file, len(wav_LC) / rate) | self.meta
         if odd := files.oddity(wav_LC):
             warn(f"{self.file}: {odd}")
@@ -277,7 +281,7 @@ def _range(text: str) -> tuple[float, float]:
     return float(low), float(high or low)
 
 
-def _tfds(name: str, options: dict[str, str], path: str) -> Source:
+def _tfds(name: str, options: dict[str, str], path: str, memory: Path | None) -> Source:
     """A prepared TFDS data set of audio, read through `as_data_source`, which needs no TensorFlow."""
     split = _option(options, "split", None, str, path)
     key = _option(options, "audio", None, str, path)
@@ -306,7 +310,7 @@ def _tfds(name: str, options: dict[str, str], path: str) -> Source:
         for index in range(len(rows))
     ]
     sizes = {part: len(rows) for part, rows in parts.items()}
-    told = [[of_file(file) for file in sorted(place.iterdir())], sizes, key, rate]
+    told = [of_files(sorted(place.iterdir()), memory), sizes, key, rate]
     return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(told).encode()).hexdigest())
 
 
@@ -314,7 +318,7 @@ def _tfds_directory(name: str, path: str) -> Path:
     """The folder of a prepared data set's newest version; `name` is that folder, one above it, or a TFDS name."""
     from tensorflow_datasets.core import constants
 
-    root = Path(name) if os.path.isdir(name) else Path(constants.DATA_DIR).expanduser() / name
+    root = Path(name) if os.path.isdir(name) else Path(os.path.expanduser(constants.DATA_DIR)) / name
     if os.path.isfile(root / "dataset_info.json"):
         return root
     found = [info.parent for depth in ("*", "*/*") for info in root.glob(f"{depth}/dataset_info.json")]

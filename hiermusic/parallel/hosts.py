@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import jax
 
-from hiermusic.errors import UserError
+from hiermusic.console import warn
+from hiermusic.errors import UserError, brief
 from hiermusic.parallel import relay
 from hiermusic.parallel.messages import HELLO_BYTES, Closed, is_closed, keep_alive, read_line, send
 
@@ -246,6 +247,7 @@ def _not_listening(port: int, error: OSError) -> UserError:
 def _gather(place: _Place, timeout: float, listener: socket.socket) -> dict[int, socket.socket]:
     """Process 0: the connections of all others, once all are there and agree. Whoever is none of them is sent away."""
     peers: dict[int, socket.socket] = {}
+    refused: list[str] = []
     deadline = time.monotonic() + timeout
     try:
         while len(peers) < place.processes - 1:
@@ -267,19 +269,14 @@ def _gather(place: _Place, timeout: float, listener: socket.socket) -> dict[int,
                     if peer is not None:
                         peer.close()
                     continue
-            if processes == place.processes and not 0 <= process < processes:
-                send(peer, ["refused", f"process {process} is none of 0..{processes - 1}: number them from 0"])
+            if fault := _fault(place, process, processes, peers):
+                send(peer, ["refused", fault])
                 peer.close()
+                if len(refused) < 4 and fault not in refused:  # anybody may call, and as often as he likes
+                    refused.append(fault)
+                    warn(f"sent away at {place.coordinator}: {fault}")
                 continue
-            twice = process == 0 or (process in peers and not is_closed(peers[process]))
-            peers[process if not twice else -1] = peer
-            if processes != place.processes:
-                raise UserError(
-                    f"process {process} was started with --processes={processes}, process 0 with "
-                    f"--processes={place.processes}: give all the same"
-                )
-            if twice:
-                raise UserError(f"two processes were started with --process={process}: number them from 0")
+            peers[process] = peer
     except UserError as error:
         for peer in peers.values():
             send(peer, ["refused", str(error)])
@@ -287,6 +284,20 @@ def _gather(place: _Place, timeout: float, listener: socket.socket) -> dict[int,
     for peer in peers.values():
         send(peer, ["go"])
     return peers
+
+
+def _fault(place: _Place, process: int, processes: int, peers: dict[int, socket.socket]) -> str | None:
+    """Why a process is none of this run's; None where it is one."""
+    if processes != place.processes:
+        return brief(
+            f"process {process} was started with --processes={processes}, process 0 with "
+            f"--processes={place.processes}: give all the same"
+        )
+    if not 0 <= process < processes:
+        return brief(f"process {process} is none of 0..{processes - 1}: number them from 0")
+    if process == 0 or (process in peers and not is_closed(peers[process])):
+        return f"two processes were started with --process={process}: number them from 0"
+    return None
 
 
 def _call(place: _Place, timeout: float) -> dict[int, socket.socket]:
@@ -449,7 +460,8 @@ class _Link:
             time.sleep(2.0)  # what is wrong there is often wrong here too, and then better told by its own words
         line = _words(f"process {process}", self.place, LOST if how == "lost" else "failed, see what it says")
         with self.lock:  # held for ever: only one thread speaks
-            os.write(2, f"{line}\n".encode())
+            with suppress(OSError):  # whoever read standard error may be gone
+                os.write(2, f"{line}\n".encode())
             self.leave(1)
 
     def leave(self, status: int) -> None:

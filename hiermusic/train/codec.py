@@ -173,7 +173,8 @@ class CodecStage:
         return Work(flops=flops, tokens=int(seconds * codec.hierarchy.tokens_per_second), seconds=float(seconds))
 
     def held(self, batch: Batch) -> tuple[float, float]:
-        return 1.0, 1.0  # only a track shorter than a crop is padded
+        share = float(np.mean([_sounding(wav_LC) for wav_LC in batch["wav"]]) / batch["wav"].shape[1])
+        return share, share
 
     def step(self, module: CodecState, batch: Mapping[str, Array], task: Phase, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
@@ -238,6 +239,13 @@ class CodecStage:
     def _total(self, values: Mapping[str, Array]) -> Float[Array, ""]:
         names = [name for name in ("waveform", "stft", "mel", "commitment") if name in values]
         return sum(getattr(self.objective, name) * values[name] for name in names)
+
+
+def _sounding(wav_LC: Float[np.ndarray, "L C"]) -> int:
+    """Samples of a crop before the zeros at its end, with which tracks that are shorter are filled up."""
+    if wav_LC[-1].any():
+        return len(wav_LC)
+    return int(np.flatnonzero(wav_LC.any(axis=1))[-1:].sum()) + bool(wav_LC.any())
 
 
 @jax.jit(static_argnums=0)

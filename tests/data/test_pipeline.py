@@ -1,5 +1,7 @@
 """Batches as pure functions of (seed, i), and `resolve`."""
 
+import errno
+import hashlib
 import os
 import pickle
 import shutil
@@ -11,7 +13,7 @@ import pytest
 import soundfile
 
 from hiermusic.data import pipeline
-from hiermusic.data.fingerprint import BLOCK, BLOCKS, of_file
+from hiermusic.data.fingerprint import of_files
 from hiermusic.data.pipeline import (
     NoTracks,
     example_batches,
@@ -234,18 +236,49 @@ def test_music_is_known_by_its_content(tmp_path, capsys):
     assert "has changed" not in capsys.readouterr().err
 
 
-def test_a_long_file_is_known_by_blocks_of_it(tmp_path):
-    content = bytearray(np.random.default_rng(0).bytes(BLOCKS * BLOCK * 3 + 5))
-    path = tmp_path / "long.wav"
+def test_every_byte_of_a_file_counts(tmp_path):
+    content = bytearray(np.random.default_rng(0).bytes(1 << 20))
+    path, memory = tmp_path / "long.wav", tmp_path / "memory" / "files.json"
     path.write_bytes(content)
-    before = of_file(path)
-    assert before == of_file(path) and before[0] == len(content)
-    for place in (0, len(content) - 1):
+    stamp = path.stat()
+    (before,) = of_files([path], memory)
+    assert of_files([path]) == of_files([path], memory) == [before]
+    for place in (0, 300_001, len(content) - 1):
         content[place] ^= 1
         path.write_bytes(content)
-        assert of_file(path) not in (before, None)
-        before = of_file(path)
-    assert of_file(tmp_path) is None and of_file(tmp_path / "gone") is None
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as an editor that keeps the time leaves it
+        (now,) = of_files([path], memory)
+        assert now not in (before, None)
+        before = now
+    os.utime(path)
+    assert of_files([path, tmp_path, tmp_path / "gone"], memory) == [before, None, None]
+
+
+def test_what_was_not_written_to_is_not_read_again(tmp_path, monkeypatch):
+    places, memory = [tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "files.json"
+    for place in places:
+        place.write_bytes(place.name.encode())
+    found, read = of_files(places, memory), []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: read.append(str(file.name)) or digest(file, how))
+    assert of_files(places, memory) == found and not read
+    os.utime(places[1], ns=(1, 1))
+    assert of_files(places, memory) == found and read == [str(places[1])]
+    for damage in ("", "[]", '{"a": 1}'):
+        memory.write_text(damage)
+        assert of_files(places, memory) == found
+
+
+def test_a_fault_of_the_machine_is_no_other_file(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").write_bytes(b"a")
+    monkeypatch.setattr("hiermusic.errors._PAUSES", (0.0,))
+
+    def none_left(file, how):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(hashlib, "file_digest", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        of_files([tmp_path / "a.wav"])
 
 
 def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
@@ -258,7 +291,7 @@ def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
         monkeypatch.setattr(pipeline, "workers", lambda which=which: (which, 2))
         out = resolve(tmp_path, tmp_path / "together", RATE, 1, progress=False)
         assert len(list(out.glob("*.arrayrecord"))) == 2 - which and (out / "info.json").is_file() == (which == 0)
-    assert waited == [f"records {out.name}"] * 2
+    assert waited == [f"files of {tmp_path}", f"records {out.name}"] * 2
     assert len(AudioSource(alone)) == 33
     for name in ("info.json", *(path.name for path in alone.glob("*.arrayrecord"))):
         assert (out / name).read_bytes() == (alone / name).read_bytes()

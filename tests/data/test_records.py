@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def test_seconds_are_those_of_the_sound_at_whatever_rate_it_came(tmp_path):
 def test_samples_round_to_the_nearest_and_clip():
     pcm_LC = records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
     assert pcm_LC.dtype == np.int16 and pcm_LC.ravel().tolist() == [0, 1, -1, 32767, -32768]
+
+
+def test_rounding_takes_the_memory_of_its_result(monkeypatch):
+    wav_LC = np.random.default_rng(0).uniform(-1, 1, (1 << 18, 2)).astype(np.float32)
+    whole_LC = records.to_pcm(wav_LC)
+    monkeypatch.setattr(records, "_BLOCK", 1 << 12)
+    tracemalloc.start()
+    pcm_LC = records.to_pcm(wav_LC)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * pcm_LC.nbytes
+    np.testing.assert_array_equal(pcm_LC, whole_LC)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_names_that_are_no_text(tmp_path):
     assert track.id == "\\xff.wav" and len(track.load()[0]) == 800
     (tmp_path / "list.jsonl").write_text('{"path": "a\\u0000.wav"}\n{"path": "\\ud800.wav"}\n')
     for track in open_source(str(tmp_path / "list.jsonl")).tracks:
-        with pytest.raises(UserError, match=r"no file has such a name|no such file"):
+        with pytest.raises(UserError, match=r"^no file has such a name|^no such file"):
             track.load()
 
 

@@ -71,24 +71,43 @@ def test_what_answers_must_be_a_coordinator():
 
 
 @pytest.mark.parametrize("process", [1, 2])
-def test_all_must_have_been_told_the_same(port, process):
+def test_who_was_told_another_count_is_sent_away_and_process_0_says_so_and_waits_on(port, process, capsys):
     where, told = f"127.0.0.1:{port}", []
-    thread = threading.Thread(target=lambda: told.append(refused(where, 2, 0, timeout=20.0)))
-    thread.start()
-    told.append(refused(where, 3, process, timeout=20.0))
-    thread.join()
-    said = f"process {process} was started with --processes=3, process 0 with --processes=2"
-    assert len(told) == 2 and all(words.startswith(said) for words in told)
+    first = threading.Thread(target=lambda: told.append(refused(where, 2, 0, timeout=3.0)))
+    first.start()
+    said = f"process {process} was started with --processes=3, process 0 with --processes=2: give all the same"
+    for _ in range(2):
+        assert refused(where, 3, process, timeout=20.0) == said
+    first.join()
+    assert told == [
+        f"waited 3 s at {where} for process 1 of 2: start every process, with the same --coordinator and --processes"
+    ]
+    assert capsys.readouterr().err == f"sent away at {where}: {said}\n"  # once, however often
 
 
-def test_two_of_one_number_are_refused(port):
+def test_whoever_calls_does_not_fill_the_log(port, capsys):
+    first = threading.Thread(target=lambda: refused(f"127.0.0.1:{port}", 2, 0, timeout=2.0))
+    first.start()
+    for count in range(3, 30):
+        with connect(port) as stranger:
+            stranger.sendall(f'["hiermusic", 1, {count}]\n'.encode())
+            stranger.recv(1)
+    first.join()
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+def test_the_second_of_one_number_is_refused(port, capsys):
     where, told = f"127.0.0.1:{port}", []
-    threads = [threading.Thread(target=lambda i=i: told.append(refused(where, 3, i, timeout=20.0))) for i in (0, 1, 1)]
+    threads = [threading.Thread(target=lambda i=i: told.append(refused(where, 3, i, timeout=4.0))) for i in (0, 1, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 3 and set(told) == {"two processes were started with --process=1: number them from 0"}
+    twice = "two processes were started with --process=1: number them from 0"
+    missing = (
+        f"waited 4 s at {where} for process 2 of 3: start every process, with the same --coordinator and --processes"
+    )
+    assert sorted(told) == [twice, missing, missing] and capsys.readouterr().err == f"sent away at {where}: {twice}\n"
 
 
 @pytest.mark.parametrize("coordinator", ["localhost", "127.0.0.1"])
@@ -158,6 +177,17 @@ def test_a_later_line_that_is_none_ends_the_connection_as_lost(links, monkeypatc
         link.failing = True
     links[1].peers[0].sendall(line)
     assert ended.wait(20)
+
+
+def test_a_standard_error_that_is_gone_keeps_no_process_from_ending(links, monkeypatch):
+    def gone(number, data):
+        raise OSError(5, "Input/output error")
+
+    left = []
+    monkeypatch.setattr(hosts.os, "write", gone)
+    monkeypatch.setattr(links[0], "leave", left.append)
+    links[0]._end("lost", 1)
+    assert left == [1]
 
 
 def test_one_that_was_started_again_takes_its_own_place(port):

@@ -76,6 +76,15 @@ def test_no_track_held_out_is_no_validation_and_no_showcase():
     stage.showcase(None, None, 1)
 
 
+def test_the_zeros_that_fill_up_a_short_track_are_no_audio():
+    stage, _ = make_stage()
+    wav_BLC = np.full((4, 512, 1), 0.1, np.float32)
+    wav_BLC[:, 100] = 0  # silence within a crop is audio
+    assert stage.held({"wav": wav_BLC}) == (1.0, 1.0)
+    wav_BLC[0, 256:], wav_BLC[1] = 0, 0
+    assert stage.held({"wav": wav_BLC}) == (0.625, 0.625)
+
+
 def test_phases_follow_the_step():
     stage, _ = make_stage()
     plain, judged = Phase(True, False, False), Phase(True, True, True)
