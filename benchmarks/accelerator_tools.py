@@ -1,7 +1,6 @@
 """What the sections of `accelerator.py` are told, and what they measure with."""
 
 import contextlib
-import runpy
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -65,7 +64,9 @@ class Bench:
 
 
 def configuration(name: str, preset: str):
-    return runpy.run_path(str(HERE.parent / "configs" / f"{name}.py"))["get_config"](preset)
+    from hiermusic import presets
+
+    return presets.read(f"configs/{name}.py:{preset}")
 
 
 def fresh(make: Callable, placement: Any = None):

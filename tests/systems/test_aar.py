@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from flax import nnx
 
-from hiermusic import cli
+from hiermusic import cli, presets
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.data.records import TokenSource
@@ -26,13 +26,8 @@ MODELS = ["aar", pytest.param("baseline", marks=pytest.mark.slow)]  # fixtures
 
 def configuration(name: str, **changes):
     """A configuration with fields of its model changed."""
-    import importlib.util
-
     file, _, preset = name.partition(":")
-    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(preset)
+    config = presets.read(f"configs/aar/{file}.py:{preset}")
     config.model.update(changes)
     return config
 

@@ -10,6 +10,7 @@ import soundfile
 from flax import nnx
 from ml_collections import ConfigDict
 
+from hiermusic import presets
 from hiermusic.audio import files
 from hiermusic.data.records import TokenSource
 from hiermusic.errors import UserError
@@ -21,14 +22,11 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
 RATE, HOP = 22_050, 1024
 
 
 def config(stage: str, preset: str) -> ConfigDict:
-    scope: dict = {}
-    exec((CONFIGS / f"{stage}.py").read_text(), scope)
-    return scope["get_config"](preset)
+    return presets.read(f"configs/khala/{stage}.py:{preset}")
 
 
 @pytest.mark.parametrize(
