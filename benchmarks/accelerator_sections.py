@@ -181,7 +181,7 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
             begin = time.monotonic()
             config.model.remat = remat
             try:
-                stage = khala.stage(config, None)
+                stage = khala.stage(config)
                 task = stage.examples()[-1][0]
                 for record in step(bench, stage, task, token_batch(config, rows), f"{name}, remat {remat}", True):
                     sizes = {"layers": config.model.layers, "of": whole, "positions": config.model.length, "rows": rows}
@@ -449,7 +449,7 @@ def codec(bench: Bench) -> Iterator[Record]:
         config.model.dtype, done, size = dtype, False, rows
         while not done and size:
             config.train.batch_size = size
-            stage = khala.stage(config, None)
+            stage = khala.stage(config)
             task = stage.examples()[-1][0]
             wav = np.random.default_rng(0).normal(size=stage.shape).astype(np.float32) / 10
             try:

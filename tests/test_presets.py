@@ -118,7 +118,7 @@ def test_a_file_that_is_not_there_is_one_line(name, capsys):
         with pytest.raises(SystemExit):
             cli.main(["inspect", *flags])
         assert capsys.readouterr().err == f"hiermusic inspect: {words}\n"
-    with pytest.raises(UserError, match="unknown preset 'huge' of .*: choose tiny, small or paper"):
+    with pytest.raises(UserError, match=r"unknown preset 'huge' of .*: choose tiny, small or paper"):
         presets.read("configs/aar/lm.py:huge")
 
 

@@ -40,7 +40,13 @@ if TYPE_CHECKING:
 LIMITS = jax.ShapeDtypeStruct((2,), jnp.float32)  # of loss and gradient norm, as `make_update`'s function takes them
 
 
-def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -> dict[str, Any]:
+def run(
+    stage: Stage,
+    config: Any,
+    workdir: str | Path,
+    progress: bool = True,
+    checked: tuple[LoopConfig, jax.sharding.Mesh] | None = None,
+) -> dict[str, Any]:
     """Trains `stage` in `workdir`, resuming from its newest checkpoint if it has one.
 
     Args:
@@ -48,6 +54,7 @@ def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -
       config: the run's ml_collections config, of which `train` (see `LoopConfig`) and, if there, `mesh` are read here.
       workdir: gets config.json, checkpoints/, metrics.jsonl, TensorBoard events, samples/.
       progress: shows a progress bar on standard error.
+      checked: what `check` gave, where it has been asked already.
     Returns:
       The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run.
     Raises:
@@ -55,7 +62,7 @@ def run(stage: Stage, config: Any, workdir: str | Path, progress: bool = True) -
         checkpoint, a full disk, or too many skipped steps in a row.
     """
     begin = time.time()
-    options, mesh = check(stage, config)
+    options, mesh = checked or check(stage, config)
     with owned(workdir):
         moved = _moved_rate(workdir, config)
         claim(workdir, config)

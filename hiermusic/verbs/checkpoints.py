@@ -70,7 +70,7 @@ def _reshard(values: Values, given: list[str]) -> None:
 
     mesh = mesh_of(config, jax.devices()[:devices])
     BatchPlacement(mesh, config.train.batch_size)
-    abstract = loop.abstract_state(workdir.blueprint(config), config.train.seed)[1]
+    abstract = loop.abstract_state(workdir.stage(config), config.train.seed)[1]
     facts = stored.reshard(
         values.workdir,
         values.out,

@@ -42,13 +42,14 @@ def _train(values: Values, given: list[str]) -> None:
     from hiermusic.train.lock import owned
 
     with together(values):
-        loop.check(workdir.blueprint(values.config), values.config)
+        stage = workdir.stage(values.config)
+        checked = loop.check(stage, values.config)
         first, steps = workers()[0] == 0, values.config.train.steps
         with owned(values.workdir):
-            stage = workdir.stage(values.config, values.workdir)
+            workdir.open_data(stage, values.config, values.workdir)
             if first:
                 say(f"{values.workdir}: from step {latest_step(values.workdir) or 0} to step {steps}")
-            metrics = loop.run(stage, values.config, values.workdir, progress=values.progress and first)
+            metrics = loop.run(stage, values.config, values.workdir, values.progress and first, checked)
         if metrics["step"] < steps:
             if first:
                 say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")

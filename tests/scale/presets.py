@@ -98,7 +98,7 @@ class Placed:
     """A stage's fresh state and its update on a mesh of as many devices as the mesh names."""
 
     def __init__(self, config: ConfigDict):
-        self.stage = workdir.blueprint(config)
+        self.stage = workdir.stage(config)
         sizes = [size for size in config.mesh.to_dict().values() if isinstance(size, int)]
         self.mesh = mesh_of(config, jax.devices()[: int(np.prod(sizes))])
         self.graphdef, self.abstract = loop.abstract_state(self.stage, 0)
