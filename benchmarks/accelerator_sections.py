@@ -186,7 +186,7 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
                 return attention_proof(f"remat {remat}", program, lambda: paper_step(name, rows, remat), True)
 
             try:
-                for record in step(bench, khala.stage(config, None), token_batch(config, rows), proof):
+                for record in step(bench, khala.stage(config), token_batch(config, rows), proof):
                     sizes = {"layers": config.model.layers, "of": whole, "positions": config.model.length, "rows": rows}
                     took = time.monotonic() - begin
                     record = {**record, "model": name, "remat": remat, **sizes, "took": took}
@@ -498,7 +498,7 @@ def codec(bench: Bench) -> Iterator[Record]:
         config.model.dtype, done, size = dtype, False, rows
         while not done and size:
             config.train.batch_size = size
-            stage = khala.stage(config, None)
+            stage = khala.stage(config)
             wav = np.random.default_rng(0).normal(size=stage.shape).astype(np.float32) / 10
             try:
                 for record in step(bench, stage, {"wav": wav}):

@@ -1,7 +1,6 @@
 """What the sections of `accelerator.py` are told, and what they measure with."""
 
 import contextlib
-import runpy
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -77,7 +76,9 @@ LESS = {
 
 
 def configuration(name: str, preset: str):
-    config = runpy.run_path(str(HERE.parent / "configs" / "khala" / f"{name}.py"))["get_config"](preset)
+    from hiermusic import presets
+
+    config = presets.read(f"configs/khala/{name}.py:{preset}")
     if preset == "tiny":
         config.model.update(LESS[name])
     return config

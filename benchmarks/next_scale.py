@@ -16,24 +16,22 @@ The codec computes in float32 in any case, as configured.
 """
 
 import argparse
-import runpy
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from hiermusic import presets
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.systems import aar, aar_rows
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "aar"
 Build = Callable[[Callable[[nnx.Rngs], nnx.Module]], nnx.Module]
 COLUMNS = ("contender", "passes", "wall, s", "CPU, s", "real-time factor", "compile, s")
 
@@ -76,7 +74,7 @@ class _Enough(Exception):
 
 def read_config(name: str, preset: str) -> ConfigDict:
     """A configuration of configs/aar."""
-    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](preset)
+    return presets.read(f"configs/aar/{name}.py:{preset}")
 
 
 def codec_of(model: ConfigDict, preset: str, build: Build) -> Codec:

@@ -1,7 +1,6 @@
 """The `hiermusic` command: finds the verb, reads its flags, and says in one line whatever is wrong."""
 
 import os
-import re
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from absl import flags, logging
 from hiermusic.children import end_with_parent
 from hiermusic.console import open_closed_streams, say
 from hiermusic.errors import UserError, brief
+from hiermusic.presets import unquoted
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
 from hiermusic.verbs.flags import Values, Verb, local, show
 
@@ -48,12 +48,7 @@ def _with_flagfiles(argv: list[str]) -> list[str]:
         raise UserError(f"--flagfile cannot be read ({error}): give a text file with one flag a line") from error
 
 
-def _parse(name: str, values: Values, argv: list[str]) -> list[str]:
-    for argument in argv:
-        if argument.startswith("--config="):
-            path = argument.removeprefix("--config=").split(":")[0]
-            if not Path(path).is_file():
-                raise UserError(f"no configuration file at {path}: give --config=FILE.py[:preset]")
+def _parse(name: str, values: Values) -> list[str]:
     try:
         return values(sys.argv)[1:]
     except UserError:
@@ -61,11 +56,10 @@ def _parse(name: str, values: Values, argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise UserError(f"{error} (hiermusic {name} -h lists the flags)") from error
     except (AttributeError, KeyError) as error:
-        field = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "; "))  # a message in several layers of quotes
+        field = unquoted(error)
         raise UserError(f"the configuration has no field {field} (look into the file given with --config)") from error
-    except Exception as error:  # a configuration file is a program
-        told = f"{type(error).__name__}: {error}"
-        raise UserError(f"the configuration cannot be made ({told}): look into the file given with --config") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the configuration does not take its settings: {unquoted(error)}") from error
 
 
 def _keep_compiled_programs() -> None:
@@ -119,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         if {"-h", "--help"} & set(rest):
             show(_explain(name, verb, values))
             return
-        given = _parse(name, values, rest)
+        given = _parse(name, values)
         local(values, given)
         verb.run(values, given)
     except UserError as error:

@@ -12,9 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from hiermusic import cli
+from hiermusic import cli, presets
 from hiermusic.errors import UserError
+from hiermusic.systems import khala, workdir
+from hiermusic.train import loop
 from hiermusic.verbs import flags
+from hiermusic.verbs.flags import mesh_sizes
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"{ROOT}/configs/khala/codec.py"
@@ -165,6 +168,50 @@ def test_as_many_files_may_be_open_as_the_system_allows():
 def test_sizes_that_are_none(capsys, stage, setting, words):
     line = fails(capsys, "inspect", f"--config={ROOT}/configs/{stage}.py:tiny", f"--config.{setting}")
     assert line == f"hiermusic inspect: {words}" or line.startswith(f"hiermusic inspect: {words}, such as")
+
+
+@pytest.mark.parametrize("system", ["khala", "aar"])
+def test_a_stage_that_the_system_has_not(capsys, system):
+    line = fails(capsys, "inspect", f"--config={ROOT}/configs/{system}/codec.py:tiny", "--config.stage=vocoder")
+    stages = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline"}[system]
+    assert line == f"hiermusic inspect: the configuration is of the stage 'vocoder'; {system} has {stages}"
+
+
+def test_what_a_configuration_is_stands_in_its_stage():
+    """Fields that another stage has too change nothing."""
+    told = []
+    for fields in ({}, {"strides": (2, 2), "given": 1}):
+        config = presets.read("configs/khala/backbone.py:tiny")
+        config.model.update(fields)
+        told.append((khala.token_lm_config(config), khala.hierarchy(config)))
+    assert told[0] == told[1] and told[0][0].end is not None
+    superres = presets.read("configs/khala/superres.py:tiny")
+    del superres.model["given"]
+    assert khala.token_lm_config(superres).end is None
+
+
+def test_a_mesh_is_read_in_one_way(capsys, tmp_path):
+    assert mesh_sizes("fsdp=4, tensor=2") == {"fsdp": 4, "tensor": 2} and mesh_sizes(None) == mesh_sizes("") == {}
+    assert mesh_sizes("data=-1") == {"data": -1}
+    for text in ("fsdp", "fsdp=2,", ",fsdp=2", "fsdp=two", "fsdp=2,fsdp=4", "fsdp=2=3", "fsdp=2;tensor=2"):
+        with pytest.raises(UserError, match="give each axis once with its devices, such as --mesh=fsdp=4,tensor=2"):
+            mesh_sizes(text)
+    (tmp_path / "config.json").write_text(presets.read("configs/khala/backbone.py:tiny").to_json())
+    generate = ("generate", "--backbone=b", f"--out={tmp_path / 'o'}", "--seconds=1")
+    for verb in (generate, ("reshard", f"--workdir={tmp_path}", f"--out={tmp_path / 'o'}")):
+        assert "--mesh=fsdp=2,: give each axis once" in fails(capsys, *verb, "--mesh=fsdp=2,")
+    assert not (tmp_path / "o").exists()
+
+
+def test_train_makes_its_stage_and_checks_it_once(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(workdir, "stage", lambda config: asked.append("made") or "stage")
+    monkeypatch.setattr(loop, "check", lambda stage, config: asked.append("checked") or "found")
+    monkeypatch.setattr(workdir, "open_data", lambda stage, config, place: asked.append("opened"))
+    ran = {"step": 900, "loss": 1.0}
+    monkeypatch.setattr(loop, "run", lambda *given: asked.append((given[0], *given[3:])) or ran)
+    cli.main(["train", f"--config={CONFIG}:tiny", f"--workdir={tmp_path / 'w'}", "--noprogress"])
+    assert asked == ["made", "checked", "opened", ("stage", False, "found")]
 
 
 @pytest.mark.parametrize(

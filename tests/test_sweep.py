@@ -134,7 +134,7 @@ def test_the_shipped_sweeps_can_be_costed(name):
 
 
 def test_the_shipped_meshes_fill_eight_devices(monkeypatch):
-    monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(workdirs, "open_data", lambda *_: None)
     monkeypatch.setattr(plan, "_held", lambda *_: (1.0, 1.0))  # there are no data
     for run in runs.runs_of("configs/sweeps/mesh.py", BACKBONE, {"model.layers": 1}, "none"):
         assert plan._estimate(run, True).left == 20
@@ -144,7 +144,7 @@ def test_the_cost_is_work_times_steps():
     settings = {"train.steps": 10, "train.batch_size": 4, "model.layers": 1}
     got = plan._estimate(one_run(settings), False)
     config = one_run(settings).load()
-    stage, tokens = workdirs.blueprint(config), 10 * 4 * config.model.length
+    stage, tokens = workdirs.stage(config), 10 * 4 * config.model.length
     task, _ = stage.examples()[0]
     assert (got.flops, got.tokens) == (10 * stage.work(task).flops, tokens)
     assert got.seconds == pytest.approx(tokens / 2 / (22050 / 512))
@@ -168,7 +168,7 @@ def test_padding_costs_nothing_and_the_same_whatever_the_seed_and_the_batch(monk
         def held(self, batch):
             return batch
 
-    monkeypatch.setattr(workdirs, "blueprint", Padded)
+    monkeypatch.setattr(workdirs, "stage", Padded)
     configs = [ConfigDict({"train": {"seed": seed, "batch_size": size}}) for seed, size in ((1, 2), (2, 4))]
     assert [plan._held(config, True) for config in configs] == [(0.5, 0.75)] * 2 and len(set(asked)) == 1
 
@@ -185,7 +185,7 @@ def test_padding_costs_nothing_and_the_same_whatever_the_seed_and_the_batch(monk
 
 def test_a_run_of_several_tasks_costs_their_mean():
     settings = {"train.steps": 10, "model.layers": 1, "model.levels": 4}
-    stage = workdirs.blueprint(one_run(settings, SUPERRES).load())
+    stage = workdirs.stage(one_run(settings, SUPERRES).load())
     each = [stage.work(task).flops for task, _ in stage.examples()]
     assert len(set(each)) == 2
     assert plan._estimate(one_run(settings, SUPERRES), False).flops == pytest.approx(10 * sum(each) / 2)
@@ -201,7 +201,7 @@ def test_a_run_of_several_tasks_costs_their_mean():
     ],
 )
 def test_a_run_that_cannot_start_is_told_before_any_does(settings, words, monkeypatch):
-    monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(workdirs, "open_data", lambda *_: None)
     with pytest.raises(UserError, match=words):
         plan._estimate(one_run(settings | {"model.layers": 1}), True)
 
@@ -344,7 +344,7 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setenv("STARTED", str(tmp_path / "started"))
     monkeypatch.setattr(plan, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(count))
-    monkeypatch.setattr(workdirs, "stage", lambda config, workdir: workdirs.blueprint(config))
+    monkeypatch.setattr(workdirs, "open_data", lambda *_: None)
     monkeypatch.setattr(plan, "_held", lambda *_: (1.0, 1.0))  # there are no data
     return tmp_path / "started"
 

@@ -22,7 +22,13 @@ from hiermusic.evaluate import report, sections
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the demo, and the file that only stands when it is done (None: the command knows itself)."""
+    """One command of the demo.
+
+    Args:
+      name: what the ledger keeps it under.
+      words: what is said and shown of it.
+      arguments: what follows `hiermusic`.
+    """
 
     name: str
     words: str

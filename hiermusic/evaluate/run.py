@@ -18,7 +18,7 @@ from hiermusic.data.records import AudioSource, TokenSource
 from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
-from hiermusic.evaluate.codec import Coder, evaluate_codec
+from hiermusic.evaluate.codec import Coder, evaluate_codec, layers_name
 from hiermusic.evaluate.music import MEASURES, anchored
 from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
@@ -28,7 +28,7 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens import rows
 from hiermusic.train.checkpoint import latest_step
 
-HEARD_LAYERS = (2, 8, 16, 32, 64)
+HEARD_LAYERS = (2, 8, 16, 32)  # of a codec, besides all it has
 HEARD_SONGS = 12
 
 Chapters = Callable[[], list[report.Section]]
@@ -234,13 +234,13 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
 
 
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
-    """A clip and what some of the layers make of it, written as wav files to be played."""
+    """A clip, what its first layers make of it and what all do, written as wav files to be played."""
     folder.mkdir(parents=True, exist_ok=True)
     rate, depth = codec.sample_rate, len(codec.hierarchy)
     codes_RS = encode_long(codec, wav_LC)
     sounds = {"truth": wav_LC}
-    for layers in (n for n in HEARD_LAYERS if n <= depth):
-        sounds[f"{layers} layers"] = decode_long(codec, codes_RS, length=len(wav_LC), layers=layers)
+    for layers in (*(n for n in HEARD_LAYERS if n < depth), depth):
+        sounds[layers_name(layers)] = decode_long(codec, codes_RS, length=len(wav_LC), layers=layers)
     players = []
     for label, sound_LC in sounds.items():
         path = folder / f"{name}-{label.replace(' ', '-')}.wav"

@@ -88,9 +88,9 @@ def _estimate(run: Run, here: bool) -> Estimate:
         config.init_from = os.path.abspath(config.init_from)  # as its workdir has it
     try:
         checkpoint.check(run.workdir, config)
-        # a codec's stage would turn its data into records first
-        look = config.stage == "codec" or not here
-        stage = workdirs.blueprint(config) if look else workdirs.stage(config, run.workdir)
+        stage = workdirs.stage(config)
+        if here and config.stage != "codec":  # which would turn its data into records first
+            workdirs.open_data(stage, config, run.workdir)
         options = loop.check(stage, config)[0] if here else loop.LoopConfig.of(config.train)
         model = nnx.merge(*loop.abstract_state(stage, options.seed)).model
         works = [stage.work(task) for task, _ in stage.examples()]
@@ -115,7 +115,7 @@ def _held(config: ConfigDict, here: bool) -> tuple[float, float]:
     be to train here."""
     config = config.copy_and_resolve_references()
     config.train.seed, config.train.batch_size = 0, SAMPLED
-    stage = workdirs.blueprint(config)
+    stage = workdirs.stage(config)
     if not any("valid" in shapes for _, shapes in stage.examples()):
         return 1.0, 1.0
     try:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from hiermusic import presets
 from hiermusic.errors import UserError
 from hiermusic.sweep import hyper
 from hiermusic.sweep.hyper import Settings
@@ -38,7 +38,7 @@ class Run:
 
     def arguments(self) -> list[str]:
         """What follows `hiermusic` to train it."""
-        return ["train", f"--config={self.config}", f"--workdir={self.workdir}", *self._overrides()]
+        return ["train", f"--config={self.config}", f"--workdir={self.workdir}", *presets.overrides(self._settings())]
 
     def load(self) -> ConfigDict:
         """Its configuration, by the parser that the command line has.
@@ -46,33 +46,24 @@ class Run:
         Raises:
           UserError: a field that is not there, or a value of another type.
         """
-        argv = ["hiermusic", f"--config={self.config}", *self._overrides()]
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
         try:
-            values(argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = re.sub(r"[\\'\"]", "", str(error).replace("\\n", "; "))  # a message in several layers of quotes
-            raise UserError(f"run {self.name}: {self.config} does not take its settings: {reason}") from error
-        return values.config
+            return presets.load(self.config, self._settings())
+        except UserError as error:
+            raise UserError(f"run {self.name}: {error}") from error
 
-    def _overrides(self) -> list[str]:
-        return [f"--config.{name}={_text(value)}" for name, value in (self.common | self.settings).items()]
-
-
-def _text(value) -> str:
-    return str(tuple(value) if isinstance(value, list) else value)
+    def _settings(self) -> Settings:
+        return self.common | self.settings
 
 
 def read(path: str) -> ModuleType:
-    """A sweep file: `get_hyper(hyper)`, the `CONFIG` it sweeps, and `SCALING` where it is one.
+    """A sweep file, or the package's own: `get_hyper(hyper)`, the `CONFIG` it sweeps, and `SCALING` where it is one.
 
     Raises:
       UserError: no such file, one that cannot be run, or one without `get_hyper`.
     """
-    if not Path(path).is_file():
+    if not (file := presets.locate(path)).is_file():
         raise UserError(f"no sweep file at {path}: give --sweep=FILE.py")
-    spec = importlib.util.spec_from_file_location(f"sweep_{Path(path).stem}", path)
+    spec = importlib.util.spec_from_file_location(f"sweep_{file.stem}", file)
     if spec is None:
         raise UserError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -123,7 +114,7 @@ def _short(fields) -> dict[str, str]:
 
 
 def _name(settings: Settings, short: dict[str, str]) -> str:
-    full = ",".join(f"{short[name]}={_text(value)}" for name, value in settings.items())
+    full = ",".join(f"{short[name]}={presets.as_text(value)}" for name, value in settings.items())
     name = re.sub(r"[^\w.,=+-]+", "-", full, flags=re.ASCII)
     if name == full and len(name) <= LONGEST_NAME:
         return name

@@ -46,6 +46,8 @@ from hiermusic.train.stage import Work
 
 __all__ = ["cross_entropy", "generate", "inspect", "make_model", "program", "stage"]
 
+STAGES = ("codec", "lm", "ar_baseline")
+
 # MARK: models
 
 
@@ -59,38 +61,32 @@ def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of what a configuration trains, whichever stage it is."""
     if config.stage == "codec":
-        codec = codec_config(config.model)
+        codec = codec_config(config)
         return lambda rngs: Codec(codec, rngs=rngs)
-    prior = prior_config(config.model)
+    prior = prior_config(config)
     return lambda rngs: Prior(prior, rngs=rngs)
 
 
 # MARK: stages
 
 
-def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
-    """The training stage of a configuration.
-
-    Args:
-      config: of any stage.
-      workdir: waveforms are first turned into records under it; None leaves the data alone, for a stage that is only
-        looked at or compiled.
-    Raises:
-      UserError: data that is not there or of another kind.
-    """
+def stage(config: ConfigDict) -> CodecStage | LMStage:
+    """The training stage of a configuration, its data still to be opened."""
     if config.stage == "codec":
         spectra = tuple(config.loss.mel_windows)
         bands = (config.loss.mel_bands,) * len(spectra)
         objective = ObjectiveConfig(**{**config.loss, "mel_windows": spectra, "mel_bands": bands})
-        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
-    make = windows(config, workdir is not None)
-    if workdir is not None:
+        return parts.codec_stage(config, codec_config(config), make_discriminator(config), objective)
+    make = windows(config, data=False)
+
+    def open_tokens(workdir: Path) -> None:
+        nonlocal make
+        make = windows(config)
         check_tokens(config, config.data.path)
         if make.vectors:
             check_vectors(make.vectors, config.data.path)
         if not checkpoint.steps(workdir):  # a run that goes on has the quantiser in its checkpoint
             check_codec(config, codec_of(config)[0])
-    visibility = make.prior.visibility
 
     def prepare(module: nnx.Module) -> None:
         codec = workdirs.load_codec(*codec_of(config))
@@ -105,20 +101,21 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         make_model(config),
         train=lambda rows: aar_rows.batches(config, make, "train", rows),
         valid=lambda rows: aar_rows.batches(config, make, "valid", rows),
-        examples=[(visibility, aar_rows.shapes(make, config.train.batch_size))],
+        examples=[(make.prior.visibility, aar_rows.shapes(make, config.train.batch_size))],
         work=partial(_work, config),
-        length=length(config.model),
+        length=length(config),
         trunk=make.prior.lm.transformer,
         prepare=prepare,
+        open=open_tokens,
     )
 
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
-    model, prior, batch = config.model, prior_config(config.model), config.train.batch_size
+    model, prior, batch = config.model, prior_config(config), config.train.batch_size
     heads = 1 if prior.next_scale else model.levels
-    flops = prior.lm.flops(length(model), visibility, heads)
+    flops = prior.lm.flops(length(config), visibility, heads)
     seconds = window_seconds(model)
-    tokens = float(hierarchy(model).tokens_per_second) * seconds
+    tokens = float(hierarchy(config).tokens_per_second) * seconds
     return Work(flops=3 * flops * batch, tokens=round(tokens * batch), seconds=seconds * batch)
 
 
@@ -136,8 +133,8 @@ def inspect(config: ConfigDict) -> dict:
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
     params = parts.counts(model)
     params["total"] = sum(params.values())
-    tokens, frame_rate = hierarchy(config.model), config.model.sample_rate / hop(config.model)
-    positions = config.train.crop_frames if config.stage == "codec" else length(config.model)
+    tokens, frame_rate = hierarchy(config), config.model.sample_rate / hop(config.model)
+    positions = config.train.crop_frames if config.stage == "codec" else length(config)
     told = parts.facts(config, dict(params), tokens, frame_rate, positions)
     if config.stage == "codec":
         discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
@@ -196,10 +193,9 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
       config: of any stage.
       rows: songs made at once.
     """
-    model, sampling = config.model, config.sampling if "sampling" in config else {}
     if config.stage == "codec":
-        return parts.decoding(codec_config(model), rows)
-    prior, make = prior_config(model), make_model(config)
+        return parts.decoding(codec_config(config), rows)
+    model, sampling, prior, make = config.model, config.sampling, prior_config(config), make_model(config)
     seconds, trunk = window_seconds(model) * rows, prior.lm.transformer
     cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
     if prior.next_scale:
@@ -211,7 +207,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         lm, quantiser = nnx.eval_shape(served)
         options = {"seeds": range(rows), "context": prior.context, "uncond_U": uncond_U, **sampling}
         run, arguments = nextscale.program(lm, quantiser, cond_BU, **options)
-        name, positions, share = "generate: a window", length(model), 1.0
+        name, positions, share = "generate: a window", length(config), 1.0
     else:
         lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
         layouts = [aar_rows.layout(model.pattern, model.window, model.levels)] * rows
@@ -219,6 +215,6 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}
         run, arguments = autoregressive.chunk(lm, [[0]] * rows, layouts, cache_dtype=model.dtype, **options)
         positions = autoregressive.CHUNK
-        name, share = f"generate: {positions} steps", positions / length(model)
-    tokens = float(hierarchy(model).tokens_per_second) * seconds * share
+        name, share = f"generate: {positions} steps", positions / length(config)
+    tokens = float(hierarchy(config).tokens_per_second) * seconds * share
     return parts.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)

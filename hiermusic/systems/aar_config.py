@@ -22,14 +22,13 @@ from hiermusic.tokens import scales
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
-def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
-    """The quantiser that a codec has or whose codes a token model predicts."""
-    learning = {
-        name: model[name] for name in ("decay", "kmeans_iterations", "dead_share", "straight_through") if name in model
-    }
+def quantiser_config(config: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
+    """The quantiser that a codec has, with how it learns, or whose codes a token model predicts."""
+    model, learning = config.model, {}
+    if config.stage == "codec":
+        learning = {name: model[name] for name in ("decay", "kmeans_iterations", "dead_share")}
     match model.quantiser:
         case "residual":
-            learning.pop("straight_through", None)
             return QuantiserConfig(levels=model.levels, codes=model.codes, **learning)
         case "multiscale":
             sizes = tuple(model.scales) or scales.schedule(model.schedule, model.window, model.levels)
@@ -38,8 +37,8 @@ def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
                 raise UserError(f"model.scales end at {sizes[-1]}, model.window is {model.window}: make them equal")
             if len(sizes) != model.levels:
                 raise UserError(f"model.scales has {len(sizes)} scales: set model.levels={len(sizes)}")
-            if "quantiser_objective" in model:
-                learning["objective"] = model.quantiser_objective
+            if config.stage == "codec":
+                learning |= {"straight_through": model.straight_through, "objective": model.quantiser_objective}
             return MultiscaleConfig(
                 scales=sizes,
                 codes=model.codes,
@@ -53,8 +52,9 @@ def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
     raise UserError(f"model.quantiser is '{model.quantiser}': choose multiscale or residual")
 
 
-def codec_config(model: ConfigDict) -> CodecConfig:
+def codec_config(config: ConfigDict) -> CodecConfig:
     """SAT, or the same trunk with a residual quantiser."""
+    model = config.model
     trunk = SeanetConfig(
         fold=model.fold,
         strides=tuple(model.strides),
@@ -66,12 +66,13 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         remat=model.remat,
     )
     windowed = model.windowed and model.quantiser == "multiscale"  # a row of the other is a single frame
-    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), windowed)
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(config), windowed)
 
 
-def prior_config(model: ConfigDict) -> PriorConfig:
+def prior_config(config: ConfigDict) -> PriorConfig:
     """AAR of a depth, or the baseline of the same depth."""
-    quantiser, depth, next_scale = quantiser_config(model), model.depth, model.pattern == "next_scale"
+    model = config.model
+    quantiser, depth, next_scale = quantiser_config(config), model.depth, model.pattern == "next_scale"
     if next_scale != (model.quantiser == "multiscale"):
         raise UserError(
             f"model.pattern={model.pattern} does not go with model.quantiser={model.quantiser}: next_scale predicts "
@@ -95,7 +96,7 @@ def prior_config(model: ConfigDict) -> PriorConfig:
         adaptive=True,
         ffn="gelu",
         positions="learned",
-        max_positions=length(model),
+        max_positions=length(config),
         qk_norm="unit",
         bias="all_but_key",
         drop_path=model.drop_path * depth / 24,
@@ -128,10 +129,11 @@ def prior_config(model: ConfigDict) -> PriorConfig:
     )
 
 
-def length(model: ConfigDict) -> int:
+def length(config: ConfigDict) -> int:
     """Positions of a token model's row."""
+    model = config.model
     if model.pattern == "next_scale":
-        return model.context + sum(quantiser_config(model).slots)
+        return model.context + sum(quantiser_config(config).slots)
     return aar_rows.layout(model.pattern, model.window, model.levels).positions
 
 
@@ -140,9 +142,9 @@ def hop(model: ConfigDict) -> int:
     return model.fold * math.prod(model.strides)
 
 
-def hierarchy(model: ConfigDict) -> Hierarchy:
+def hierarchy(config: ConfigDict) -> Hierarchy:
     """The tokens of a codec, or those that a token model predicts."""
-    quantiser = quantiser_config(model)
+    model, quantiser = config.model, quantiser_config(config)
     rate = Fraction(model.sample_rate, hop(model) * quantiser.frames)
     return Hierarchy.of_rows(quantiser.slots, rate, model.codes)
 
@@ -164,7 +166,7 @@ def windows(config: ConfigDict, data: bool = True) -> aar_rows.Windows:
     if data and model.listener and config.data.clap:
         raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
     seconds = window_seconds(model)
-    return aar_rows.Windows(prior_config(model), model.window, seconds, model.pattern, model.references, vectors)
+    return aar_rows.Windows(prior_config(config), model.window, seconds, model.pattern, model.references, vectors)
 
 
 def check_vectors(vectors: aar_rows.Vectors, path: str) -> None:
@@ -176,7 +178,7 @@ def check_vectors(vectors: aar_rows.Vectors, path: str) -> None:
 
 def check_tokens(config: ConfigDict, path: str) -> None:
     """UserError when the token records at `path` are not what a configuration's model predicts."""
-    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config.model)
+    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config)
     if (found.sizes, found.rates) != (wanted.sizes, wanted.rates):
         raise UserError(
             f"{path} holds {_rates(found)}, the model predicts {_rates(wanted)}: take tokens of a codec with the same "
@@ -197,16 +199,16 @@ def check_codec(config: ConfigDict, codec: str) -> None:
     theirs = workdirs.read(codec, "codec")
     if theirs.get("system") != "aar":
         raise UserError(f"{codec} is a codec of the system {theirs.get('system')}: give one of configs/aar/codec.py")
-    wanted, model = quantiser_config(config.model), config.model
-    found = quantiser_config(theirs.model)
+    wanted, model = quantiser_config(config), config.model
+    found = quantiser_config(theirs)
     width = theirs.model.code_latent if theirs.model.quantiser == "multiscale" else theirs.model.latent
     names = ("slots", "codes", "phis", "kernel", "gamma")
     same = type(found) is type(wanted) and width == model.code_latent
-    same = same and hierarchy(theirs.model).rates == hierarchy(model).rates
+    same = same and hierarchy(theirs).rates == hierarchy(config).rates
     if not same or any(getattr(found, n, None) != getattr(wanted, n, None) for n in names):
         raise UserError(
-            f"{codec} has a {theirs.model.quantiser} quantiser of {_described(theirs.model, width)}, the model was "
-            f"made for a {model.quantiser} one of {_described(model, model.code_latent)}: make them equal"
+            f"{codec} has a {theirs.model.quantiser} quantiser of {_described(theirs, width)}, the model was "
+            f"made for a {model.quantiser} one of {_described(config, model.code_latent)}: make them equal"
         )
 
 
@@ -216,8 +218,8 @@ def check_codebooks(coder: Codec, codec: str, model: Prior, lm: str) -> None:
         raise UserError(f"{codec} has other codebooks than {lm} was trained with: give the codec of its tokens")
 
 
-def _described(model: ConfigDict, width: int) -> str:
-    rate = float(hierarchy(model).tokens_per_second)
+def _described(config: ConfigDict, width: int) -> str:
+    model, rate = config.model, float(hierarchy(config).tokens_per_second)
     told = f"{model.levels} levels, {model.codes} codes of {width} channels, {rate:g} tokens a second"
     if model.quantiser == "multiscale":
         told += f", windows of {model.window} frames, phi {model.phi}"

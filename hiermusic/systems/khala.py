@@ -54,6 +54,8 @@ from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
 
+STAGES = ("codec", "backbone", "superres")
+
 # MARK: models
 
 
@@ -84,8 +86,9 @@ def codec_config(model: ConfigDict) -> CodecConfig:
     )
 
 
-def token_lm_config(model: ConfigDict) -> TokenLMConfig:
-    """The backbone or the super-resolution model of a configuration's `model`."""
+def token_lm_config(config: ConfigDict) -> TokenLMConfig:
+    """The backbone or the super-resolution model of a configuration; songs end where the backbone ends them."""
+    model = config.model
     trunk = TransformerConfig(
         layers=model.layers,
         width=model.width,
@@ -106,7 +109,7 @@ def token_lm_config(model: ConfigDict) -> TokenLMConfig:
         levels=model.levels,
         codes=model.codes,
         text_size=ids.text_size,
-        end=None if "given" in model else ids.eos,
+        end=ids.eos if config.stage == "backbone" else None,
         transformer=trunk,
         head=model.head,
         code_bias=model.codec_tables,
@@ -127,31 +130,25 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     if config.stage == "codec":
         codec = codec_config(config.model)
         return lambda rngs: Codec(codec, rngs=rngs)
-    token_lm = token_lm_config(config.model)
+    token_lm = token_lm_config(config)
     return lambda rngs: TokenLM(token_lm, rngs=rngs)
 
 
 # MARK: stages
 
 
-def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
-    """The training stage of a configuration.
-
-    Args:
-      config: of any stage.
-      workdir: waveforms are first turned into records under it; None leaves the data alone, for a stage that is only
-        looked at or compiled.
-    Raises:
-      UserError: data that is not there or of another kind.
-    """
+def stage(config: ConfigDict) -> CodecStage | LMStage:
+    """The training stage of a configuration, its data still to be opened."""
     if config.stage == "codec":
         objective = ObjectiveConfig(**config.loss, stft_sizes=tuple(config.discriminator.fft_sizes))
-        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective, workdir)
-    if workdir is not None:
+        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config), objective)
+
+    def open_tokens(workdir: Path) -> None:
         _check_tokens(config, config.data.path)
         tell_cut(config)
         if config.model.codec_tables and not checkpoint.steps(workdir):  # a run that goes on has its tables
             _check_codec(config.data.path)
+
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
         config,
@@ -161,8 +158,9 @@ def stage(config: ConfigDict, workdir: Path | None) -> CodecStage | LMStage:
         examples=shapes(config),
         work=partial(_work, config),
         length=config.model.length,
-        trunk=token_lm_config(config.model).transformer,
+        trunk=token_lm_config(config).transformer,
         prepare=lambda module: _start(config, module.model),
+        open=open_tokens,
     )
 
 
@@ -175,11 +173,11 @@ def _start(config: ConfigDict, model: TokenLM) -> None:
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
     """What one update of a token model amounts to; a super-resolution batch predicts one level of every frame."""
-    model, tokens = config.model, hierarchy(config.model)
+    model, tokens = config.model, hierarchy(config)
     positions = config.train.batch_size * model.length
     frames = positions / (model.levels if config.stage == "backbone" else 1)
     heads = model.levels if config.stage == "backbone" else 1
-    flops = token_lm_config(model).flops(model.length, visibility, heads) * config.train.batch_size
+    flops = token_lm_config(config).flops(model.length, visibility, heads) * config.train.batch_size
     return Work(flops=3 * flops, tokens=positions, seconds=frames / float(tokens.rates[0]))
 
 
@@ -194,7 +192,7 @@ def _check_codec(tokens: str) -> None:
 
 
 def _check_tokens(config: ConfigDict, path: str) -> None:
-    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config.model)
+    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config)
     if (found.sizes, found.rates) != (wanted.sizes, wanted.rates):
         stored = len(read_info(path, "tokens")["hierarchy"])
         raise UserError(
@@ -268,7 +266,7 @@ def _check_fits(run: str | None, coder: Codec) -> None:
     """UserError when the model of a workdir speaks of other tokens than the codec's."""
     if run is None:
         return
-    tokens = hierarchy(workdirs.read(run).model)
+    tokens = hierarchy(workdirs.read(run))
     found = coder.hierarchy.select(0, len(tokens))
     if (found.sizes, found.rates) != (tokens.sizes, tokens.rates):
         raise UserError(
@@ -286,7 +284,7 @@ def _coarse(
     if not requests:
         return []
     words, levels = tokenizer(config.model), config.model.levels
-    rate = hierarchy(config.model).rates[0]
+    rate = hierarchy(config).rates[0]
     how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
     songs.tell_cut(requests, words, **how)
     prompts = [compose(r.prompt, words, **how) for r in requests]
@@ -361,7 +359,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     model = config.model
     if config.stage == "codec":
         return parts.decoding(codec_config(model), rows)
-    rate, make, trunk = float(hierarchy(model).rates[0]), make_model(config), token_lm_config(model).transformer
+    rate, make, trunk = float(hierarchy(config).rates[0]), make_model(config), token_lm_config(config).transformer
     prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
@@ -394,7 +392,7 @@ def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone."""
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
     params = parts.counts(model)
-    tokens = hierarchy(config.model)
+    tokens = hierarchy(config)
     if config.stage == "codec":
         params["quantiser"] += math.prod(model.quantiser.codebooks.shape)  # moved by averages, not by gradients
         discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))

@@ -39,9 +39,10 @@ def tokenizer(model: ConfigDict) -> TextTokenizer:
     return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
 
 
-def hierarchy(model: ConfigDict) -> Hierarchy:
+def hierarchy(config: ConfigDict) -> Hierarchy:
     """The token hierarchy of a codec's or a token model's configuration."""
-    if "strides" in model:
+    model = config.model
+    if config.stage == "codec":
         rate = Fraction(model.sample_rate, model.fold * int(np.prod(model.strides)))
         return Hierarchy.uniform(model.codebooks, rate, model.codes)
     return Hierarchy.uniform(model.levels, Fraction(model.frame_rate), model.codes)

@@ -67,7 +67,6 @@ def codec_stage(
     codec: CodecConfig,
     make_discriminator: Callable[[nnx.Rngs], Discriminator],
     objective: ObjectiveConfig,
-    workdir: Path | None,
 ) -> CodecStage:
     """The training stage of a codec on crops of `train.crop_frames` frames.
 
@@ -76,10 +75,8 @@ def codec_stage(
       codec: what is trained.
       make_discriminator: what it is trained against.
       objective: the losses.
-      workdir: waveforms are first turned into records under it; None leaves the data alone, for a stage that is only
-        looked at or compiled.
     Raises:
-      UserError: crops that are not whole rows of codes, or no such data.
+      UserError: crops that are not whole rows of codes.
     """
     settings, data = config.train, config.data
     samples = settings.crop_frames * codec.hop
@@ -88,7 +85,10 @@ def codec_stage(
             f"train.crop_frames={settings.crop_frames} is no multiple of the quantiser's window of "
             f"{codec.quantiser.frames} frames"
         )
-    if workdir is not None:
+    records: Path | None = None
+
+    def open_records(workdir: Path) -> None:
+        nonlocal records
         records = pipeline.resolve(
             data.path,
             workdir / "data",
@@ -111,6 +111,7 @@ def codec_stage(
         train=lambda rows: batches("train", rows),
         valid=lambda rows: batches("valid", rows),
         prepare=lambda module: start_from(config.init_from, module.model),
+        open=open_records,
     )
 
 

@@ -24,6 +24,7 @@ from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint, stored
+from hiermusic.train.stage import Stage
 
 SYSTEMS = ("khala", "aar")
 _COUNTS = {  # fields of `model` that mean nothing below 1, whichever system they are of
@@ -35,12 +36,16 @@ _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration nam
 
 
 def system(config: ConfigDict, whose: str = "the configuration") -> ModuleType:
-    """The module of `hiermusic.systems` a configuration belongs to; UserError, of `whose`, where its sizes are none."""
+    """The module of `hiermusic.systems` a configuration belongs to; UserError, of `whose`, where it is of no
+    stage or its sizes are none."""
     if config.get("system") not in SYSTEMS:
         raise UserError(f"the configuration's system is '{config.get('system')}'; there are {', '.join(SYSTEMS)}")
     with _understood(whose):
         _check_sizes(config)
-    return importlib.import_module(f"hiermusic.systems.{config.system}")
+    ours = importlib.import_module(f"hiermusic.systems.{config.system}")
+    if (stage := config.get("stage")) not in ours.STAGES:
+        raise UserError(f"{whose} is of the stage '{stage}'; {config.system} has {', '.join(ours.STAGES)}")
+    return ours
 
 
 def _check_sizes(config: ConfigDict) -> None:
@@ -98,23 +103,27 @@ def _absolute(config: ConfigDict) -> None:
             fields[name] = os.path.abspath(fields[name])
 
 
-def stage(config: ConfigDict, workdir: str | Path):
-    """The training stage of a configuration; its data is resolved first, records going under `workdir`.
+def stage(config: ConfigDict) -> Stage:
+    """The training stage of a configuration, to be looked at, checked or compiled; its data is still to be opened."""
+    ours = system(config)
+    with _understood("the configuration"):
+        return ours.stage(config)
 
+
+def open_data(stage: Stage, config: ConfigDict, workdir: str | Path) -> None:
+    """Finds the data that a stage is to be trained on in a workdir.
+
+    Args:
+      stage: of `config`.
+      config: gets whole paths, which later commands follow from the workdir.
+      workdir: new, or of the same configuration; gets the records that have to be made.
     Raises:
       UserError: bad data, or a workdir of another configuration, which is left as it is.
     """
     _absolute(config)
     with reading(Path(workdir) / "config.json", "the configuration of a workdir", "take another workdir"):
         checkpoint.check(workdir, config)
-    return system(config).stage(config, Path(workdir))
-
-
-def blueprint(config: ConfigDict):
-    """The training stage of a configuration without its data: to be looked at, checked or compiled."""
-    ours = system(config)
-    with _understood("the configuration"):
-        return ours.stage(config, None)
+    stage.open(Path(workdir))
 
 
 def load(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -79,6 +80,7 @@ class CodecStage:
       train: rows of a batch -> an endless data set of those rows, float32 [B, L, C] in [-1, 1].
       valid: the same for a finite one; raises NoTracks where no track is held out.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
+      open: called with the workdir, to find and check the data before the first batch.
     Raises:
       UserError: settings that no codec can be trained with.
     """
@@ -94,10 +96,11 @@ class CodecStage:
         train: Callable[[Sequence[int]], "grain.MapDataset"],
         valid: Callable[[Sequence[int]], "grain.MapDataset"],
         prepare: Callable[[nnx.Module], None] = lambda module: None,
+        open: Callable[[Path], None] = lambda workdir: None,
     ):
         self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
         self.trunk, self.length = None, 0
-        self._train, self._valid, self._prepare = train, valid, prepare
+        self._train, self._valid, self._prepare, self.open = train, valid, prepare, open
         self.shape = (config.train.batch_size, *crop)
         if (parts := config.train.get("accumulate", 1)) > 1:
             raise UserError(

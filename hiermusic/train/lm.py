@@ -1,6 +1,7 @@
 """Trains token models: anything with `.loss(batch, visibility=..., key=...) -> (loss, metrics)`."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -47,6 +48,7 @@ class LMStage:
       length: positions of a row.
       trunk: of the model.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
+      open: called with the workdir, to find and check the data before the first batch.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class LMStage:
         length: int,
         trunk: TransformerConfig,
         prepare: Callable[[nnx.Module], None] = lambda module: None,
+        open: Callable[[Path], None] = lambda workdir: None,
     ):
         self.make_model, self.train_batches, self._valid, self._prepare = make_model, train, valid, prepare
+        self.open = open
         self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -48,6 +49,9 @@ class Stage(Protocol):
 
     trunk: "TransformerConfig | None"
     length: int
+
+    def open(self, workdir: Path) -> None:
+        """Finds and checks the data, before batches are asked for; what has to be made of it lies under `workdir`."""
 
     def create(self, rngs: nnx.Rngs) -> nnx.Module:
         """Builds the whole training state, under jit.

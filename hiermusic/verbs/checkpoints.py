@@ -5,8 +5,9 @@ import json
 import math
 from pathlib import Path
 
+from hiermusic.configs import common
 from hiermusic.errors import UserError, reading
-from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, need, positional, string
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, mesh_sizes, need, positional, string
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -42,14 +43,10 @@ def _define_reshard(values: Values) -> None:
     boolean(values, "json", "print one JSON object")
 
 
-def _mesh(text: str | None, sizes: dict) -> dict:
+def _mesh(named: dict[str, int], sizes: dict) -> dict:
     """The mesh of the new workdir; an axis that --mesh leaves out has size 1, but `data` fills what is there."""
-    if text:
-        try:
-            named = {axis.strip(): int(size) for axis, size in (part.split("=") for part in text.split(","))}
-        except ValueError:
-            raise UserError(f"--mesh={text}: give axes and counts, such as --mesh=fsdp=8,tensor=2") from None
-        sizes = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": sizes.get("across", "data")} | named
+    if named:
+        sizes = common.MESH | {"across": sizes.get("across", common.MESH["across"])} | named
     open_axes = [axis for axis, size in sizes.items() if size == -1 and axis != "data"]
     if open_axes:
         raise UserError(f"mesh.{open_axes[0]} is -1, which says nothing of the shards: give a count with --mesh")
@@ -62,7 +59,7 @@ def _reshard(values: Values, given: list[str]) -> None:
     from hiermusic.systems import workdir
 
     config = workdir.read(values.workdir)
-    config.mesh = _mesh(values.mesh, dict(config.get("mesh", {})))
+    config.mesh = _mesh(mesh_sizes(values.mesh), dict(config.get("mesh", {})))
     devices = math.prod(max(size, 1) for axis, size in config.mesh.items() if axis != "across")
     _on_cpu(devices)
     import jax
@@ -73,7 +70,7 @@ def _reshard(values: Values, given: list[str]) -> None:
 
     mesh = mesh_of(config, jax.devices()[:devices])
     BatchPlacement(mesh, config.train.batch_size)
-    abstract = loop.abstract_state(workdir.blueprint(config), config.train.seed)[1]
+    abstract = loop.abstract_state(workdir.stage(config), config.train.seed)[1]
     facts = stored.reshard(
         values.workdir,
         values.out,

@@ -42,7 +42,7 @@ def _compile(values: Values, given: list[str]) -> None:
 
     if values.fit and values.generate:
         raise UserError("--fit looks at training: leave --generate out")
-    build, settings = workdir.blueprint, values.config
+    build, settings = workdir.stage, values.config
     devices = topology(values.topology, values.slices)
     chip, (_, mesh) = chip_of(devices[0]), loop.check(build(settings), settings, devices)
     facts: dict[str, Any] = {

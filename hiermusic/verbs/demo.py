@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 from hiermusic.errors import UserError
+from hiermusic.presets import locate
 from hiermusic.verbs.flags import Values, Verb, positional, show, string
 
 _SYSTEMS = ("khala", "aar")
@@ -12,7 +13,7 @@ _SYSTEMS = ("khala", "aar")
 def _define_demo(values: Values) -> None:
     string(values, "system", f"whose: {' or '.join(_SYSTEMS)}", "khala")
     string(values, "workdir", "folder for everything the demo makes; default: out/demo, out/demo-aar")
-    string(values, "configs", "folder of the configuration files", "configs")
+    string(values, "configs", "folder of configurations; where it is not here, the package's own", "configs")
 
 
 def _demo(values: Values, given: list[str]) -> None:
@@ -20,8 +21,8 @@ def _demo(values: Values, given: list[str]) -> None:
     name, configs = values.system, Path(values.configs)
     if name not in _SYSTEMS:
         raise UserError(f"--system={name}: there is a demo of {', '.join(_SYSTEMS)}")
-    if not (configs / name / "codec.py").is_file():
-        raise UserError(f"no configurations in {configs}: run in the project's folder, or give --configs=FOLDER")
+    if not locate(configs / name / "codec.py").is_file():
+        raise UserError(f"no configurations in {configs}: give --configs=FOLDER with {name}/codec.py and its like")
     from hiermusic.demo import runner
 
     folder = Path(values.workdir or ("out/demo" if name == "khala" else f"out/demo-{name}"))

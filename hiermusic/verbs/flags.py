@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from hiermusic import presets
 from hiermusic.console import say
 from hiermusic.errors import UserError
 
@@ -61,9 +62,21 @@ def choice(values: Values, name: str, text: str, words: Sequence[str], default: 
 
 
 def config(values: Values) -> None:
-    config_flags.DEFINE_config_file(
-        "config", None, "FILE.py[:preset]; --config.a.b=value overrides a field", flag_values=values
-    )
+    presets.declare(values)
+
+
+def mesh_sizes(text: str | None) -> dict[str, int]:
+    """What --mesh=axis=devices,... says: axis -> devices; nothing where it is not given."""
+    if not text:
+        return {}
+    pairs = [part.split("=") for part in text.split(",")]
+    try:
+        sizes = {axis.strip(): int(devices) for axis, devices in pairs}
+    except ValueError:
+        sizes = {}
+    if len(sizes) < len(pairs):
+        raise UserError(f"--mesh={text}: give each axis once with its devices, such as --mesh=fsdp=4,tensor=2")
+    return sizes
 
 
 def hosts(values: Values) -> None:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.verbs.flags import (
@@ -16,6 +18,7 @@ from hiermusic.verbs.flags import (
     need,
     number,
     positional,
+    show,
     string,
     together,
 )
@@ -39,13 +42,14 @@ def _train(values: Values, given: list[str]) -> None:
     from hiermusic.train.lock import owned
 
     with together(values):
-        loop.check(workdir.blueprint(values.config), values.config)
+        stage = workdir.stage(values.config)
+        checked = loop.check(stage, values.config)
         first, steps = workers()[0] == 0, values.config.train.steps
         with owned(values.workdir):
-            stage = workdir.stage(values.config, values.workdir)
+            workdir.open_data(stage, values.config, values.workdir)
             if first:
                 say(f"{values.workdir}: from step {latest_step(values.workdir) or 0} to step {steps}")
-            metrics = loop.run(stage, values.config, values.workdir, progress=values.progress and first)
+            metrics = loop.run(stage, values.config, values.workdir, values.progress and first, checked)
         if metrics["step"] < steps:
             if first:
                 say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
@@ -58,6 +62,7 @@ def _define_inspect(values: Values) -> None:
     string(values, "workdir", "a training run or an exported model, instead of --config")
     integer(values, "step", "which checkpoint of the workdir; default: the newest", lower=0)
     boolean(values, "weights", "also list the name, shape and dtype of every weight of the checkpoint")
+    boolean(values, "resolved", "print every field of the configuration as one JSON object, and nothing else")
     boolean(values, "json", "print one JSON object")
 
 
@@ -67,17 +72,30 @@ def _inspect(values: Values, given: list[str]) -> None:
         raise UserError("give either --config or --workdir")
     if values.config and (values.step is not None or values.weights):
         raise UserError("--step and --weights look at a checkpoint: give --workdir instead of --config")
+    if values.resolved and (values.step is not None or values.weights):
+        raise UserError("--resolved looks at the configuration alone: leave --step and --weights out")
+    if values.config and values.resolved:
+        show(_resolved(values.config))
+        return
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so a training run may have the accelerator
     from hiermusic.systems import workdir
 
+    if values.resolved:
+        show(_resolved(workdir.read(values.workdir)))
+        return
     facts = workdir.inspect(values.config, values.workdir, values.step, values.weights)
     params, stored = facts.get("params", {}), facts.get("checkpoint")
     width = max(map(len, params), default=0)
     lines = [f"{name:<{width}}  {count:>15,}" for name, count in params.items()]
     lines += [f"{name}: {value}" for name, value in facts.items() if name not in ("params", "checkpoint")]
     answer(values, facts, lines + (_checkpoint(stored) if stored else []))
+
+
+def _resolved(config: ConfigDict) -> str:
+    """Every field, as config.json has them."""
+    return config.to_json_best_effort(indent=2, sort_keys=True)
 
 
 def _checkpoint(facts: dict) -> list[str]:

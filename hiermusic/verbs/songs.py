@@ -8,6 +8,7 @@ from hiermusic.verbs.flags import (
     boolean,
     hosts,
     integer,
+    mesh_sizes,
     need,
     number,
     positional,
@@ -53,15 +54,6 @@ def _options(values: Values) -> dict:
     return {name: getattr(values, name) for name in names if getattr(values, name) is not None}
 
 
-def _mesh(text: str | None) -> dict[str, int]:
-    """axis=devices,... as a dictionary."""
-    try:
-        pairs = [part.split("=") for part in (text or "").split(",") if part]
-        return {axis.strip(): int(devices) for axis, devices in pairs}
-    except ValueError:
-        raise UserError(f"--mesh={text}: give axis=devices,... such as fsdp=4,tensor=2") from None
-
-
 def _generate(values: Values, given: list[str], audio: str | None = None) -> None:
     positional(given)
     need(values, "out")
@@ -88,7 +80,7 @@ def _generate(values: Values, given: list[str], audio: str | None = None) -> Non
             options=_options(values),
             audio=audio,
             backbone_too=values.backbone_too,
-            mesh=_mesh(values.mesh),
+            mesh=mesh_sizes(values.mesh),
         )
         answer(values, {"songs": songs}, [f"{song['wav']}: {song['seconds']:.2f} s" for song in songs])
 

@@ -3,13 +3,13 @@
 import shlex
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from hiermusic.console import say
 from hiermusic.errors import UserError
+from hiermusic.presets import locate
 from hiermusic.verbs.flags import (
     Values,
     Verb,
@@ -41,8 +41,8 @@ class _SweepFlag(flags.Flag):
             own = getattr(runs.read(argument), "CONFIG", None)
             if own is None:
                 raise UserError(f"{argument} names no configuration: give it a CONFIG, or give --config=FILE.py:preset")
-            if not Path(own.split(":")[0]).is_file():
-                raise UserError(f"{argument} sweeps {own}, which is not here: run in the project's folder")
+            if not locate(own.split(":")[0]).is_file():
+                raise UserError(f"{argument} sweeps {own}, which is not here: give --config=FILE.py:preset")
             self._values["config"].parse(own)
 
 

@@ -121,14 +121,33 @@ def test_a_codec_is_measured_on_held_out_clips_and_its_yardsticks_at_its_rates(c
 
 
 def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_layers(codec, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "HEARD_LAYERS", (1, 2, 3))
+    monkeypatch.setattr(run, "HEARD_LAYERS", (1,))
     wav_LC = np.full((50, 1), 0.25)
     players = run.reconstructions(codec, wav_LC, tmp_path / "sounds", "clip")
-    assert [player.label for player in players] == ["truth", "1 layers", "2 layers"]
-    assert [player.path.name for player in players] == ["clip-truth.wav", "clip-1-layers.wav", "clip-2-layers.wav"]
+    assert [player.label for player in players] == ["truth", "1 layer", "2 layers"]
+    assert [player.path.name for player in players] == ["clip-truth.wav", "clip-1-layer.wav", "clip-2-layers.wav"]
     for player, value in zip(players, (0.25, 0.01, 0.02), strict=True):
         sound_LC, _ = files.read(player.path)
         np.testing.assert_allclose(sound_LC, np.full((50, 1), value), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "heard"), [(64, [2, 8, 16, 32, 64]), (16, [2, 8, 16]), (10, [2, 8, 10]), (6, [2, 6]), (2, [2]), (1, [1])]
+)
+def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monkeypatch):
+    asked = []
+
+    def decode(codec, codes_RS, *, length, layers):
+        asked.append(layers)
+        return np.zeros((length, 1), np.float32)
+
+    monkeypatch.setattr(run, "encode_long", lambda codec, wav_LC: None)
+    monkeypatch.setattr(run, "decode_long", decode)
+    codec = SimpleNamespace(sample_rate=8000, hierarchy=range(depth))
+    players = run.reconstructions(codec, np.zeros((80, 1), np.float32), tmp_path, "clip")
+    assert asked == heard
+    assert [player.label for player in players] == ["truth", *(f"{n} layer{'s' * (n > 1)}" for n in heard)]
+    assert (tmp_path / f"clip-{heard[-1]}-layer{'s' * (heard[-1] > 1)}.wav").is_file()
 
 
 def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):

@@ -1,6 +1,5 @@
 """Small versions of every stage, their batches, and a few steps of them on any mesh."""
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from hiermusic import presets
 from hiermusic.parallel.mesh import BatchPlacement, mesh_of, shardings
 from hiermusic.systems import workdir
 from hiermusic.train import loop
@@ -53,10 +53,7 @@ SIZES = {
 
 def load(stage: str, preset: str) -> ConfigDict:
     """The configuration of a stage of Khala, or of one of `FILES`."""
-    spec = importlib.util.spec_from_file_location(stage, CONFIGS / f"{FILES.get(stage, f'khala/{stage}')}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(preset)
+    return presets.read(f"configs/{FILES.get(stage, f'khala/{stage}')}.py:{preset}")
 
 
 def small(stage: str, mesh: Mapping[str, int]) -> ConfigDict:
@@ -101,7 +98,7 @@ class Placed:
     """A stage's fresh state and its update on a mesh of as many devices as the mesh names."""
 
     def __init__(self, config: ConfigDict):
-        self.stage = workdir.blueprint(config)
+        self.stage = workdir.stage(config)
         sizes = [size for size in config.mesh.to_dict().values() if isinstance(size, int)]
         self.mesh = mesh_of(config, jax.devices()[: int(np.prod(sizes))])
         self.graphdef, self.abstract = loop.abstract_state(self.stage, 0)

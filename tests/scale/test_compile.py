@@ -69,8 +69,8 @@ def test_every_stage_lowers_for_a_slice(stage):
     pytest.importorskip("libtpu")
     devices = topology("v5e:2x2")
     config = small(stage, {"data": -1, "tensor": 2})
-    _, mesh = loop.check(workdir.blueprint(config), config, devices)
-    found = compile.jobs(workdir.blueprint, config, mesh)
+    _, mesh = loop.check(workdir.stage(config), config, devices)
+    found = compile.jobs(workdir.stage, config, mesh)
     with jax.set_mesh(mesh):
         modules = [job.lower().as_text() for job in found]
     assert [job.name for job in found] == {
@@ -88,8 +88,8 @@ def test_a_model_of_vectors_lowers_without_them():
     pytest.importorskip("libtpu")
     config = small("lm", {"data": -1, "tensor": 2})
     config.model.listener = 0
-    _, mesh = loop.check(workdir.blueprint(config), config, topology("v5e:2x2"))
-    (job,) = compile.jobs(workdir.blueprint, config, mesh)
+    _, mesh = loop.check(workdir.stage(config), config, topology("v5e:2x2"))
+    (job,) = compile.jobs(workdir.stage, config, mesh)
     with jax.set_mesh(mesh):
         assert "mhlo.num_partitions = 4" in job.lower().as_text()
     assert any(transfer.axis == "tensor" for transfer in job.load().transfers)  # what activations cost is told too
@@ -102,7 +102,7 @@ def test_generation_lowers_for_a_slice(stage):
     config = small(stage, {"data": -1, "tensor": 2})
     if "text_limit" in config.model:
         config.model.text_limit = 16
-    _, mesh = loop.check(workdir.blueprint(config), config, devices)
+    _, mesh = loop.check(workdir.stage(config), config, devices)
     (job,) = programs.generation(config, mesh)
     with jax.set_mesh(mesh):
         assert "mhlo.num_partitions = 4" in job.lower().as_text()
@@ -117,8 +117,8 @@ def test_recomputing_costs_the_forward_pass_it_repeats():
     for policy in compile.POLICIES:
         config = small("backbone", {"data": -1})
         config.model.update({"remat": policy, "length": 256})  # long enough for the attention kernel
-        _, mesh = loop.check(workdir.blueprint(config), config, devices)
-        (job,) = compile.jobs(workdir.blueprint, config, mesh)
+        _, mesh = loop.check(workdir.stage(config), config, devices)
+        (job,) = compile.jobs(workdir.stage, config, mesh)
         loads[policy] = job.load()
     assert len({load.flops for load in loads.values()}) == 1
     assert loads["none"].recomputed == 0 < loads["dots"].recomputed < loads["full"].recomputed
@@ -196,7 +196,7 @@ def test_facts_of_a_compiled_step(run, tmp_path):
     (program,) = facts["programs"]
     config = load("backbone", "tiny")
     config.mesh.update({"data": 2, "fsdp": 4, "tensor": 2})
-    _, state = abstract_state(workdir.blueprint(config), 0)
+    _, state = abstract_state(workdir.stage(config), 0)
     placement = shardings(state, mesh_of(config, topology("v5e:4x4")))
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(placement), strict=True)
     held = sum(leaf.dtype.itemsize * math.prod(split.shard_shape(leaf.shape)) for leaf, split in leaves)

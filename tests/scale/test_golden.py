@@ -38,7 +38,7 @@ def holds(name: str, found: dict) -> None:
 
 @pytest.mark.parametrize("stage", ["codec", "backbone", "superres"])
 def test_every_weight_lies_where_it_lay(stage):
-    _, state = loop.abstract_state(workdir.blueprint(load(stage, "paper")), 0)
+    _, state = loop.abstract_state(workdir.stage(load(stage, "paper")), 0)
     found = {}
     for name, sizes in SLICES.items():
         mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))

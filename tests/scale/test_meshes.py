@@ -68,7 +68,7 @@ def test_codebooks_of_eight_devices_are_those_of_one():
 def test_tiny_presets_take_eight_devices_by_one_flag(stage, axis):
     config = load(stage, "tiny")
     config.mesh[axis] = 8
-    _, mesh = loop.check(workdir.blueprint(config), config)
+    _, mesh = loop.check(workdir.stage(config), config)
     assert mesh.shape[axis] == 8 and mesh.size == 8
 
 
@@ -91,7 +91,7 @@ def test_a_rule_that_cannot_be_met_is_one_line(stage, mesh, change, words):
         config.update(change)
         config.mesh.update(mesh)
     with pytest.raises(UserError) as raised:
-        loop.check(workdir.blueprint(config), config)
+        loop.check(workdir.stage(config), config)
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 

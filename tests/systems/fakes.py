@@ -1,6 +1,5 @@
 """What the tests of this room put in place of data, and what they share."""
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,13 @@ import soundfile
 from flax import nnx
 from ml_collections import ConfigDict
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+from hiermusic import presets
 
 
 def configuration(name: str, **model: Any) -> ConfigDict:
     """The configuration of SYSTEM/STAGE:PRESET with fields of its model changed."""
     file, _, preset = name.partition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).name, CONFIGS / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(preset)
+    config = presets.read(f"configs/{file}.py:{preset}")
     config.model.update(model)
     return config
 

@@ -49,9 +49,9 @@ def test_every_preset_is_built(stage):
     for preset in ("tiny", "small", "paper"):
         config = configuration(f"aar/{stage}:{preset}")
         assert system.inspect(config)["params"]["total"] > 0
-        built = system.stage(config, None)
+        built = system.stage(config)
         if stage != "codec":
-            work = built.work(aar_config.prior_config(config.model).visibility)
+            work = built.work(aar_config.prior_config(config).visibility)
             assert work.seconds == config.train.batch_size and work.flops > 0
 
 
@@ -63,7 +63,8 @@ def test_a_model_begins_at_the_frequencies_of_its_codes(request, which, tmp_path
     at = request.getfixturevalue(which)
     config = workdir.read(at.lm)
     assert config.model.codec_tables
-    stage = system.stage(config, tmp_path)
+    stage = system.stage(config)
+    stage.open(tmp_path)
     module = stage.create(nnx.Rngs(0))
     stage.prepare(module)
     make, train = aar_config.windows(config), TokenSource(config.data.path, split="train")
@@ -87,7 +88,8 @@ def test_what_is_measured_is_what_is_counted(request, which):
 
 
 def test_batches_are_a_function_of_seed_and_step(aar):
-    stage = workdir.stage(workdir.read(aar.lm), aar.lm)
+    stage = workdir.stage(workdir.read(aar.lm))
+    stage.open(aar.lm)
     _, whole = stage.train_batches([0, 1])[7]
     _, second = stage.train_batches([1])[7]
     for name, value in second.items():
@@ -110,7 +112,8 @@ def test_weights_to_start_from_leave_the_codecs_codebooks(aar, monkeypatch, tmp_
     monkeypatch.setattr(workdir, "load_codec", lambda *_: codec)
     config = workdir.read(aar.lm)
     config.init_from = str(aar.lm)
-    stage = system.stage(config, tmp_path)
+    stage = system.stage(config)
+    stage.open(tmp_path)
     module = stage.create(nnx.Rngs(1))
     stage.prepare(module)
     np.testing.assert_array_equal(module.model.quantiser.codebooks[...], codec.quantiser.codebooks[...])

@@ -81,7 +81,7 @@ def test_what_reshard_refuses(capsys, khala, run, tmp_path):
     assert "do not divide over 2 devices of mesh axis 'tensor'" in said("--mesh=tensor=2")
     assert "train.batch_size=2 does not divide over the 4 devices" in said("--mesh=data=4")
     assert "mesh axis 'model' is unknown" in said("--mesh=model=2")
-    assert "give axes and counts, such as" in said("--mesh=fsdp")
+    assert "give each axis once with its devices, such as" in said("--mesh=fsdp")
     assert "mesh.fsdp is -1, which says nothing of the shards" in said("--mesh=fsdp=-1")
     assert "no checkpoint of step 3" in said("--step=3")
     assert "--dtype=int8: choose float32 or bfloat16" in said("--dtype=int8", "--weights_only")

@@ -10,6 +10,7 @@ import soundfile
 from flax import nnx
 from ml_collections import ConfigDict
 
+from hiermusic import presets
 from hiermusic.audio import files
 from hiermusic.data.records import TokenSource
 from hiermusic.errors import UserError
@@ -21,14 +22,11 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
 RATE, HOP = 22_050, 1024
 
 
 def config(stage: str, preset: str) -> ConfigDict:
-    scope: dict = {}
-    exec((CONFIGS / f"{stage}.py").read_text(), scope)
-    return scope["get_config"](preset)
+    return presets.read(f"configs/khala/{stage}.py:{preset}")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +143,9 @@ def test_layer_distributions():
 def test_token_models_begin_with_what_the_codec_knows(khala):
     """Codes near each other in the codec are near each other in both tables, and heads predict their frequencies."""
     settings = trained(khala, "backbone")
-    module = system.stage(settings, khala.backbone).create(nnx.Rngs(0))
-    system.stage(settings, khala.backbone).prepare(module)
+    stage = system.stage(settings)
+    module = stage.create(nnx.Rngs(0))
+    stage.prepare(module)
     quantiser = workdirs.load_codec(khala.codec).quantiser
     counts_KV = np.asarray(quantiser.ema_counts[...][:2]) + 0.5
     bias_KV = np.asarray(module.model.code_bias[...])
@@ -170,15 +169,15 @@ def test_tokens_whose_codec_is_gone_are_told_before_anything_is_drawn(khala, tmp
     info = json.loads((tmp_path / "tokens" / "info.json").read_text())
     (tmp_path / "tokens" / "info.json").write_text(json.dumps(info | {"codec": f"{tmp_path}/gone@4"}))
     with pytest.raises(UserError, match=r"gone, which is not there.*codec_tables=False"):
-        system.stage(settings, tmp_path / "new")
+        system.stage(settings).open(tmp_path / "new")
     settings.model.codec_tables = False
-    system.stage(settings, tmp_path / "new")
+    system.stage(settings).open(tmp_path / "new")
 
 
 def test_superres_starts_from_the_backbone(khala):
     settings = trained(khala, "superres")
     settings.model.codec_tables = False
-    stage = system.stage(settings, khala.superres)
+    stage = system.stage(settings)
     module = stage.create(nnx.Rngs(0))
     fresh = np.asarray(module.model.code_embed[...])
     stage.prepare(module)

@@ -14,6 +14,7 @@ import pytest
 
 from hiermusic import console
 from hiermusic.errors import UserError
+from hiermusic.train import loop
 from hiermusic.train.checkpoint import latest_step, load_weights
 from hiermusic.train.log import read_metrics
 
@@ -218,6 +219,14 @@ def test_without_held_out_tracks_it_trains_and_says_so_before_the_first_step(toy
     assert toy.run(stage, config, tmp_path, progress=False)["step"] == 4
     assert "no track is held out, so it trains without validation\n" in "".join(said)
     assert capsys.readouterr().err == "" and not any("valid/loss" in record for record in read_metrics(tmp_path))
+
+
+def test_what_was_checked_is_not_checked_again(toy, tmp_path, monkeypatch):
+    config = toy.config(steps=1)
+    stage = toy.ToyStage(config)
+    checked = loop.check(stage, config)
+    monkeypatch.setattr(loop, "check", None)
+    assert toy.run(stage, config, tmp_path, progress=False, checked=checked)["step"] == 1
 
 
 def test_held_out_tracks_are_looked_up_once_and_their_loss_is_told(toy, tmp_path, capsys):

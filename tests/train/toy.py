@@ -45,6 +45,9 @@ class ToyStage:
         self.optimiser = OptimiserConfig.of(config.train)
         self.shown = []
 
+    def open(self, workdir):
+        pass
+
     def create(self, rngs):
         return State(rngs, self.config.model.width, self.optimiser, 100)
 

@@ -366,6 +366,6 @@ CASES = {
             ),
             "out": (("--out=o/facts.json",), {"written": {"o/facts.json"}}),
         }
-        | one("effort", "-1", "jax.config.jax_exec_time_optimization_effort", to=-1.0),
+        | one("effort", "O0", "jax.config.jax_optimization_level", to="O0"),
     ),
 }

@@ -25,16 +25,13 @@ Where the paper and the released code (qiuk2/AAR) differ, the code's number stan
 
 from ml_collections import ConfigDict
 
+from hiermusic.configs import common
 from hiermusic.errors import UserError
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     """The configuration of a preset: tiny, small, paper or paper128."""
-    config = ConfigDict()
-    config.system = "aar"
-    config.stage = "codec"
-    config.preset = preset
-    config.init_from = ""
+    config = common.config("aar", "codec", preset)
 
     config.data = ConfigDict()
     config.data.path = "builtin:40"
@@ -92,41 +89,24 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.loss.floor_db = -60.0
     config.loss.balance = False
 
-    config.train = ConfigDict()
     config.train.steps = 130_000
     config.train.batch_size = 1536
     config.train.crop_frames = 75
-    config.train.seed = 0
     config.train.learning_rate = 3e-4
     config.train.schedule = "cosine"
     config.train.warmup_steps = 2600
-    config.train.decay_steps = 0
     config.train.final_share = 0.0
     config.train.optimiser = "adam"
     config.train.betas = (0.5, 0.9)
     config.train.weight_decay = 0.0
     config.train.clip_norm = 1.0
-    config.train.accumulate = 1
-    config.train.ema_decay = 0.0
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
     config.train.discriminator_updates = (2, 3)
     config.train.log_every = 50
     config.train.valid_every = 5000
-    config.train.valid_batches = 8
     config.train.checkpoint_every = 5000
     config.train.show_every = 5000
-    config.train.keep = 2
-    config.train.keep_every = 0
-    config.train.max_skipped = 50
-    config.train.spike_window = 128
-    config.train.spike_sigma = 6.0
-    config.train.peak_tflops = 0.0
-    config.train.profile_step = 0
-    config.train.profile_steps = 3
-    config.train.hang_seconds = 600.0
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
 
     match preset:
         case "paper":

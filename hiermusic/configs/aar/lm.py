@@ -19,16 +19,13 @@ has one bias for all, so that a scale's own frequencies have to be learned by th
 
 from ml_collections import ConfigDict
 
+from hiermusic.configs import common
 from hiermusic.errors import UserError
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     """The configuration of a preset: tiny, small or paper."""
-    config = ConfigDict()
-    config.system = "aar"
-    config.stage = "lm"
-    config.preset = preset
-    config.init_from = ""
+    config = common.config("aar", "lm", preset)
 
     config.data = ConfigDict()
     config.data.path = ""
@@ -64,39 +61,21 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.remat = "none"
 
-    config.train = ConfigDict()
     config.train.steps = 100_000
     config.train.batch_size = 2048
-    config.train.seed = 0
     config.train.learning_rate = 1e-4
     config.train.schedule = "wsd"
     config.train.warmup_steps = 500
-    config.train.decay_steps = 0
     config.train.decay_share = 0.945
     config.train.final_share = 0.01
     config.train.optimiser = "adamw"
     config.train.betas = (0.9, 0.95)
     config.train.weight_decay = 0.05
     config.train.clip_norm = 2.0
-    config.train.accumulate = 1
-    config.train.ema_decay = 0.0
-    config.train.log_every = 20
     config.train.valid_every = 2000
-    config.train.valid_batches = 8
     config.train.checkpoint_every = 2000
-    config.train.keep = 2
-    config.train.keep_every = 0
-    config.train.max_skipped = 50
-    config.train.spike_window = 128
-    config.train.spike_sigma = 6.0
-    config.train.peak_tflops = 0.0
-    config.train.profile_step = 0
-    config.train.profile_steps = 3
-    config.train.hang_seconds = 600.0
 
     config.sampling = ConfigDict({"temperature": 1.0, "top_k": 200, "top_p": 0.95, "guidance": 5.0})
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
 
     match preset:
         case "paper":

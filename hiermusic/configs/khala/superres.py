@@ -1,52 +1,50 @@
-"""Khala's backbone: a causal transformer over the first two codec layers of a whole track, interleaved frame by frame.
+"""Khala's super-resolution model: fills codec layers 2 to 63, one full-attention pass a layer over the whole track.
 
-    hiermusic train --config=configs/khala/backbone.py:tiny --workdir=out/backbone --config.data.path=TOKENS
+    hiermusic train --config=configs/khala/superres.py:tiny --workdir=out/superres --config.data.path=TOKENS \\
+      --config.init_from=out/backbone
 
-| preset | where                      | expect                                                                  |
-|--------|----------------------------|-------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~5 minutes  | 71 % of a unigram model's bits on held-out songs; chords without a beat   |
-| small  | one GPU, days              | untried; 12 layers of width 768                                           |
-| paper  | 64 GPUs, 354 k steps       | 1.617 B parameters, 16,384 positions: about six minutes of music          |
-| 3b     | a pod                      | 3.142 B parameters; not trained                                           |
-| 7b     | a pod                      | 6.605 B parameters; not trained                                           |
+| preset | where                      | expect                                                                      |
+|--------|----------------------------|-----------------------------------------------------------------------------|
+| tiny   | two CPU cores, ~4 minutes  | under a unigram model's bits on coarse layers, as many on the fine ones       |
+| small  | one GPU, days              | untried; 12 layers of width 768                                               |
+| paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
+| 3b     | a pod                      | 3.532 B parameters; not trained                                               |
+| 7b     | a pod                      | 7.125 B parameters; not trained                                               |
 
-The ladder above `paper` keeps its heads' size, batch and learning rate, and scales initialisation and step sizes by
-width (`base_width`). What fits where stands in docs/scale.md.
-
-Learning rate, decay and betas are not in the paper: they are TinyLlama's, whose block and warm-up it shares.
+A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
+prediction of a layer that is drawn for each row (Task 1). The share is not in the paper; 0 is its negative ablation.
+Without `init_from` the trunk starts at random. `sampling.layers` is how many layers a song gets, 0 for all;
+`sampling.final_temperature` is that of the last, to which the temperature goes evenly.
 """
 
 from ml_collections import ConfigDict
 
+from hiermusic.configs import common
 from hiermusic.errors import UserError
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     """The configuration of a preset: tiny, small, paper, 3b or 7b."""
-    config = ConfigDict()
-    config.system = "khala"
-    config.stage = "backbone"
-    config.preset = preset
-    config.init_from = ""
+    config = common.config("khala", "superres", preset)
 
     config.data = ConfigDict()
     config.data.path = ""
     config.data.crop = "start"
 
     config.model = ConfigDict()
-    config.model.levels = 2
+    config.model.levels = 64
+    config.model.given = 2
     config.model.codes = 1024
     config.model.frame_rate = "44100/2048"
     config.model.tokenizer = "llama31"
     config.model.tokenizer_file = ""
     config.model.duration_unit = 60.0
-    config.model.text_limit = 4096
-    config.model.keep_description = True
-    config.model.length = 16_384
+    config.model.text_limit = 2048
+    config.model.keep_description = False
+    config.model.length = 8192
     config.model.head = "window"
     config.model.z_loss = 0.0
     config.model.codec_tables = False
-    config.model.prompt_dropout = 0.0
     config.model.layers = 24
     config.model.width = 2048
     config.model.heads = 32
@@ -61,38 +59,24 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
 
-    config.train = ConfigDict()
-    config.train.steps = 354_000
+    config.train.task0_share = 0.25
+    config.train.layer_distribution = "uniform"
+    config.train.steps = 10_000
     config.train.batch_size = 256
-    config.train.seed = 0
-    config.train.learning_rate = 4e-4
+    config.train.learning_rate = 2e-4
     config.train.schedule = "cosine"
     config.train.warmup_steps = 2000
-    config.train.decay_steps = 0
     config.train.final_share = 0.1
     config.train.optimiser = "adamw"
     config.train.betas = (0.9, 0.95)
     config.train.weight_decay = 0.1
     config.train.clip_norm = 1.0
-    config.train.accumulate = 1
-    config.train.ema_decay = 0.0
-    config.train.log_every = 20
-    config.train.valid_every = 2000
-    config.train.valid_batches = 8
-    config.train.checkpoint_every = 2000
-    config.train.keep = 2
-    config.train.keep_every = 0
-    config.train.max_skipped = 50
-    config.train.spike_window = 128
-    config.train.spike_sigma = 6.0
-    config.train.peak_tflops = 0.0
-    config.train.profile_step = 0
-    config.train.profile_steps = 3
-    config.train.hang_seconds = 600.0
+    config.train.valid_every = 1000
+    config.train.checkpoint_every = 1000
 
-    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 50, "top_p": 1.0, "guidance": 1.0})
-
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"})
+    config.sampling = ConfigDict(
+        {"layers": 0, "temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0}
+    )
 
     match preset:
         case "paper":
@@ -115,9 +99,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.kv_heads = 4
             config.model.ffn_width = 2048
             config.model.tokenizer = "bytes"
-            config.model.length = 8192
-            config.model.text_limit = 2048
-            config.train.steps = 100_000
+            config.model.length = 4096
+            config.train.steps = 50_000
             config.train.batch_size = 16
         case "tiny":
             config.model.codes = 256
@@ -126,8 +109,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.tokenizer = "bytes"
             config.model.duration_unit = 1.0
             config.model.text_limit = 128
-            config.model.keep_description = False  # the built-in songs' tags say more in fewer letters
-            config.model.length = 736
+            config.model.length = 432
             config.model.layers = 3
             config.model.width = 128
             config.model.heads = 2
@@ -137,7 +119,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.ffn_width = 256
             config.model.dtype = "float32"
             config.model.remat = "none"
-            config.sampling.top_k = 15
+            config.sampling.temperature = 0.0
+            config.sampling.final_temperature = 0.0
             config.train.steps = 240
             config.train.batch_size = 8
             config.train.learning_rate = 2e-3
@@ -145,9 +128,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.ema_decay = 0.98
             config.train.log_every = 10
             config.train.valid_every = 80
-            config.train.valid_batches = 1
+            config.train.valid_batches = 8
             config.train.checkpoint_every = 80
         case _:
             choices = "tiny, small, paper, 3b or 7b"
-            raise UserError(f"unknown preset '{preset}' of configs/khala/backbone.py: choose {choices}")
+            raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose {choices}")
     return config

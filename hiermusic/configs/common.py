@@ -1,0 +1,31 @@
+"""What the configurations of all stages begin with: the loop's fields and the mesh; each then says what its stage is.
+
+A field that `hiermusic/train/settings.py` gives the loop is in every preset from there.
+"""
+
+from dataclasses import MISSING, fields
+
+from ml_collections import ConfigDict
+
+from hiermusic.train.settings import LoopConfig
+
+MESH = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"}  # all devices share the batch
+
+
+def config(system: str, stage: str, preset: str) -> ConfigDict:
+    """A configuration without data, model and recipe.
+
+    Args:
+      system, stage, preset: what it is of, in the fields of these names.
+    """
+    loop = {field.name: field.default for field in fields(LoopConfig) if field.default is not MISSING}
+    return ConfigDict(
+        {
+            "system": system,
+            "stage": stage,
+            "preset": preset,
+            "init_from": "",
+            "train": {**loop, "decay_steps": 0, "ema_decay": 0.0},
+            "mesh": MESH,
+        }
+    )

@@ -1,0 +1,190 @@
+"""Configurations by name: the package's presets from any folder, a person's own files, and what all stages share."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from hiermusic import cli, presets
+from hiermusic.configs import common
+from hiermusic.errors import UserError
+from hiermusic.train.settings import LoopConfig
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("khala/codec", "khala/backbone", "khala/superres", "aar/codec", "aar/lm", "aar/ar_baseline")
+LADDER = ("tiny", "small", "paper", "3b", "7b")
+PRESETS = [
+    *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
+    *(f"configs/{stage}.py:{preset}" for stage in STAGES[3:] for preset in LADDER[:3]),
+    "configs/aar/codec.py:paper128",
+]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_file_of_a_stage_is_known_here():
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("[!s]*/*.py")} == {
+        f"configs/{stage}.py" for stage in STAGES
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_found_from_any_folder_and_says_what_it_is(name):
+    config, (path, preset) = presets.read(name), name.split(":")
+    assert f"configs/{config.system}/{config.stage}.py" == path and config.preset == preset
+    assert config == presets.read(f"{ROOT}/{name}")
+    assert LoopConfig.of(config.train).batch_size == config.train.batch_size
+
+
+def test_a_file_that_is_here_comes_before_the_packages(tmp_path):
+    mine = tmp_path / "configs" / "khala" / "codec.py"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(
+        "from hiermusic import presets\n"
+        'def get_config(preset="mine"):\n'
+        '    config = presets.read("configs/khala/backbone.py:tiny")\n'
+        "    config.preset = preset\n"
+        "    return config\n"
+    )
+    assert presets.read("configs/khala/codec.py").preset == "mine"
+    assert presets.read("configs/khala/codec.py:other").preset == "other"
+    assert presets.read("configs/khala/backbone.py").preset == "tiny"  # which is not here
+    shutil.copy(ROOT / "configs" / "aar" / "lm.py", tmp_path / "copied.py")
+    assert presets.read("copied.py:small") == presets.read("configs/aar/lm.py:small")
+
+
+def test_a_new_field_of_the_loop_is_in_every_preset(monkeypatch):
+    @dataclass(frozen=True)
+    class Later(LoopConfig):
+        pace: int = 3
+
+    monkeypatch.setattr(common, "LoopConfig", Later)
+    assert all(presets.read(name).train.pace == 3 for name in PRESETS)
+    assert presets.load(PRESETS[0], {"train.pace": 5}).train.pace == 5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_does_not_say_again_what_all_have(stage):
+    """Before it comes to its presets, a file gives a shared field only where its value is another."""
+    shared = common.config("", "", "").train
+    (make,) = [node for node in ast.parse((ROOT / "configs" / f"{stage}.py").read_text()).body
+               if isinstance(node, ast.FunctionDef)]  # fmt: skip
+    given = {
+        ast.unparse(node.targets[0]): node.value
+        for node in make.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
+    again = [name for name, value in given.items() if value.value == shared.get(name.removeprefix("config.train."))]
+    assert again == [] and "config.mesh" not in given and "config.train.steps" in given
+    assert {field.name for field in fields(LoopConfig)} - {"steps", "batch_size"} <= set(shared)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config(:\n", "SyntaxError"),
+        ("import no_such_module\n", "no_such_module"),
+        ("x = 1\n", "KeyError: 'get_config'"),
+        ("def get_config(preset):\n    return int('x')\n", "takes|missing"),
+        ("def get_config():\n    return int('x')\n", "ValueError: invalid literal"),
+        ("def get_config():\n    return {'train': {}}\n", "get_config gives a dict where a ConfigDict belongs"),
+        ("def get_config():\n    pass\n", "get_config gives a NoneType where a ConfigDict belongs"),
+    ],
+)
+def test_a_file_that_makes_no_configuration_is_one_line(text, words, tmp_path, capsys):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(UserError, match=words) as told:
+        presets.read("c.py")
+    assert "look into c.py" in str(told.value) and "Traceback" not in str(told.value)
+    with pytest.raises(SystemExit):
+        cli.main(["inspect", "--config=c.py"])
+    err = capsys.readouterr().err
+    assert err.startswith("hiermusic inspect: the configuration cannot be made") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["nowhere.py:tiny", "configs/khala/nowhere.py", "configs", "configs/khala", ""])
+def test_a_file_that_is_not_there_is_one_line(name, capsys):
+    words = f"no configuration file at {name.split(':')[0]}: give --config=FILE.py[:preset]"
+    for flags in ([f"--config={name}"], ["--config", name]):
+        with pytest.raises(SystemExit):
+            cli.main(["inspect", *flags])
+        assert capsys.readouterr().err == f"hiermusic inspect: {words}\n"
+    with pytest.raises(UserError, match=r"unknown preset 'huge' of .*: choose tiny, small or paper"):
+        presets.read("configs/aar/lm.py:huge")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_resolved_is_every_field_and_nothing_else(name, capsys):
+    cli.main(["inspect", f"--config={name}", "--resolved", "--config.train.steps=7", "--config.mesh.fsdp=4"])
+    out, err = capsys.readouterr()
+    wanted = presets.load(name, {"train.steps": 7, "mesh.fsdp": 4})
+    assert json.loads(out) == json.loads(wanted.to_json()) and err == ""
+    assert json.loads(out)["train"]["steps"] == 7 and json.loads(out)["mesh"]["fsdp"] == 4
+
+
+def test_resolved_of_a_workdir_is_its_own(capsys, tmp_path):
+    config = presets.load("configs/khala/codec.py:tiny", {"train.steps": 7})
+    (tmp_path / "config.json").write_text(config.to_json())
+    cli.main(["inspect", f"--workdir={tmp_path}", "--resolved"])
+    assert json.loads(capsys.readouterr().out) == json.loads(config.to_json())
+    for flag in ("--weights", "--step=3"):
+        with pytest.raises(SystemExit):
+            cli.main(["inspect", f"--workdir={tmp_path}", "--resolved", flag])
+        out, err = capsys.readouterr()
+        assert out == "" and "--resolved looks at the configuration alone: leave --step and --weights out" in err
+
+
+def test_the_page_on_sweeps_names_those_that_come_with_the_package():
+    page = (ROOT / "docs" / "sweeps.md").read_text()
+    for path in (ROOT / "configs" / "sweeps").glob("*.py"):
+        assert f"`{path.name}`" in page
+
+
+def commands(page: Path) -> list[str]:
+    """What stands behind --config= and --sweep= in a page, and at the beginning of a line."""
+    return re.findall(r"(?:--(?:config|sweep)=|^)(configs/[\w./:-]+)", page.read_text(), re.MULTILINE)
+
+
+def test_whatever_the_pages_name_is_found():
+    code = [*(ROOT / "hiermusic" / "verbs").glob("*.py"), *(ROOT / "configs").rglob("*.py")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "scale_rows.txt", *code]
+    named = {name for page in pages for name in commands(page)}
+    wrong = {"configs/khala/codec.py:huge", "configs/sweeps/gone.py"}  # of docs/bad_input.md
+    assert len(named - wrong) > 15 and wrong <= named
+    for name in named - wrong:
+        if name.startswith("configs/sweeps/"):
+            assert presets.locate(name).is_file(), name
+        else:
+            presets.read(name)
+
+
+def test_a_wheel_carries_the_presets(tmp_path):
+    """What setuptools would put into one, from another folder: the files of the presets lie in no package of Python."""
+    pytest.importorskip("setuptools")
+    tree, wheel, empty = (tmp_path / name for name in ("tree", "wheel", "empty"))
+    for folder in (tree, empty):
+        folder.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "hiermusic", tree / "hiermusic", ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import setup; setup()"
+    subprocess.run([sys.executable, "-c", build, "build_py", f"--build-lib={wheel}"], cwd=tree, check=True)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from hiermusic import presets\n"
+        "assert presets.__file__.startswith(sys.argv[1])\n"
+        "assert presets.locate('configs/sweeps/sat.py').is_file()\n"
+        "print('[' + ', '.join(presets.read(name).to_json() for name in sys.argv[2:]) + ']')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(wheel), *PRESETS], cwd=empty, check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout) == [json.loads(presets.read(name).to_json()) for name in PRESETS]
