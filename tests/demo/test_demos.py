@@ -44,7 +44,7 @@ def test_every_command_is_one_of_the_command_line(demo, monkeypatch):
         monkeypatch.setattr("sys.argv", [f"hiermusic {verb}", *words])
         values = cli.Values()
         cli.VERBS[verb].define(values)
-        assert cli._parse(verb, values, words) == []
+        assert cli._parse(verb, values) == []
         if verb == "train":
             path, _, preset = config_flags.get_config_filename(values["config"]).partition(":")
             assert preset == "tiny" and Path(path).is_file() and values.config.preset == "tiny"
@@ -119,18 +119,18 @@ def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):
         monkeypatch.setattr("sys.argv", ["hiermusic train", *step.arguments[1:]])
         values = cli.Values()
         cli.VERBS["train"].define(values)
-        cli._parse("train", values, list(step.arguments[1:]))
+        cli._parse("train", values)
         return values.config
 
     demo = khala.demo(FOLDER, CONFIGS)
-    codec = khala_rows.hierarchy(config(demo, "codec").model)
+    codec = khala_rows.hierarchy(config(demo, "codec"))
     for name in ("backbone", "superres"):
-        wanted = khala_rows.hierarchy(config(demo, name).model)
+        wanted = khala_rows.hierarchy(config(demo, name))
         found = codec.select(0, len(wanted))
         assert (found.sizes, found.rates) == (wanted.sizes, wanted.rates)
     demo = aar.demo(FOLDER, CONFIGS)
     for codec, model in (("sat", "aar"), ("rvq", "ar")):
-        one, other = (aar_config.hierarchy(config(demo, name).model) for name in (codec, model))
+        one, other = (aar_config.hierarchy(config(demo, name)) for name in (codec, model))
         assert (one.sizes, one.rates) == (other.sizes, other.rates)
 
 

@@ -38,14 +38,14 @@ def made(monkeypatch):
 def test_token_models_train_on_one_split_and_are_validated_on_the_other(made, name):
     config = configuration(f"{name}:tiny")
     system = khala if name.startswith("khala") else aar
-    system.stage(config, None)
+    system.stage(config)
     for given, split in ((made.given.train, "train"), (made.given.valid, "valid")):
         which, found, rows = given([1, 2])
         assert (found, rows) == (split, [1, 2])
         if system is khala:
             assert which == name.removeprefix("khala/")
         else:
-            assert which.pattern == config.model.pattern and which.prior == aar_config.prior_config(config.model)
+            assert which.pattern == config.model.pattern and which.prior == aar_config.prior_config(config)
 
 
 @pytest.mark.parametrize("name", ["khala", "aar"])
@@ -56,8 +56,10 @@ def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypa
     monkeypatch.setattr(parts.pipeline, "resolve", lambda *where, **how: asked.append((where, how)) or "records")
     monkeypatch.setattr(parts.pipeline, "waveform_batches", lambda *arguments: arguments)
     system = khala if name == "khala" else aar
-    system.stage(config, Path("w"))
-    codec = system.codec_config(config.model)
+    system.stage(config)
+    assert asked == []
+    made.given.open(Path("w"))
+    codec = system.codec_config(config.model if name == "khala" else config)
     how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4}
     assert asked == [(("music", Path("w/data"), codec.sample_rate, codec.channels), how)]
     samples = config.train.crop_frames * codec.hop
@@ -70,7 +72,7 @@ def test_a_stage_that_is_only_looked_at_touches_no_data(made, monkeypatch):
     monkeypatch.setattr(parts.pipeline, "resolve", None)
     for name in ("khala/codec", "aar/codec"):
         system = khala if name.startswith("khala") else aar
-        system.stage(configuration(f"{name}:tiny"), None)
+        system.stage(configuration(f"{name}:tiny"))
 
 
 @pytest.mark.parametrize("tables", [True, False])
@@ -82,7 +84,7 @@ def test_khalas_token_models_begin_with_their_codec_and_then_another_run(made, m
     monkeypatch.setattr(khala.workdirs, "load_codec", lambda run, step: f"{run}@{step}")
     monkeypatch.setattr(parts, "start_from_codec", lambda codec, model: order.append((codec, model)))
     monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
-    khala.stage(config, None)
+    khala.stage(config)
     made.given.prepare(SimpleNamespace(model="the model"))
     assert order == [("codec of tokens@6", "the model")] * tables + [("other", "the model")]
 
@@ -97,7 +99,7 @@ def test_aars_models_begin_with_their_codec_another_run_and_the_codecs_codes(mad
     monkeypatch.setattr(aar, "_trained", lambda config, windows, path, most: (path, most))
     monkeypatch.setattr(parts, "start_from_codec", lambda codec, lm, counts: order.append((codec, lm, counts)))
     monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
-    aar.stage(config, None)
+    aar.stage(config)
     model = SimpleNamespace(lm="the lm", take_quantiser=lambda taken: order.append(taken))
     made.given.prepare(SimpleNamespace(model=model))
     begun = [(quantiser, "the lm", ("tokens", aar.TRACKS_COUNTED))] * tables
@@ -116,12 +118,16 @@ def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch
     for steps, expected in (([], ["tokens", "codec"]), ([4], ["tokens"])):
         checked.clear()
         monkeypatch.setattr(aar.checkpoint, "steps", lambda workdir, steps=steps: steps)
-        aar.stage(config, Path("w"))
+        aar.stage(config)
+        assert checked == []
+        made.given.open(Path("w"))
         assert checked == expected
     config.model.listener, config.data.clap = 0, "v.npz"
     monkeypatch.setattr(aar_config.aar_rows, "Vectors", lambda path, width: (path, width))
-    aar.stage(config, Path("w"))
+    aar.stage(config)
+    made.given.open(Path("w"))
     assert checked[-1] == (("v.npz", config.model.cond), "tokens")
+    assert made.given.train([1])[0].vectors == made.given.valid([1])[0].vectors == ("v.npz", config.model.cond)
 
     checked.clear()
     monkeypatch.setattr(khala, "_check_tokens", lambda config, path: checked.append(path))
@@ -133,13 +139,15 @@ def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch
         checked.clear()
         config.model.codec_tables = tables
         monkeypatch.setattr(khala.checkpoint, "steps", lambda workdir, steps=steps: steps)
-        khala.stage(config, Path("w"))
+        khala.stage(config)
+        assert checked == []
+        made.given.open(Path("w"))
         assert checked == ["tokens", "told", "codec of tokens"][:expected]
 
 
 def test_a_corpus_in_which_nothing_is_held_out_is_not_validated_on():
     """By a real stage: where the data set has no such track there are no held-out batches."""
-    stage = khala.stage(configuration("khala/backbone:tiny"), None)
+    stage = khala.stage(configuration("khala/backbone:tiny"))
 
     def none(rows):
         raise NoTracks("none")
@@ -153,22 +161,22 @@ def test_work_is_counted_over_a_whole_batch(name):
     """Three times a forward pass; tokens and seconds of all rows."""
     config = configuration(f"{name}:tiny")
     system = khala if name.startswith("khala") else aar
-    stage = system.stage(config, None)
+    stage = system.stage(config)
     task = stage.examples()[0][0]
     one = stage.work(task)
     config.train.batch_size *= 2
-    two = system.stage(config, None).work(task)
+    two = system.stage(config).work(task)
     assert (two.flops, two.tokens, two.seconds) == (2 * one.flops, 2 * one.tokens, 2 * one.seconds)
     model, batch = config.model, config.train.batch_size
     if system is aar:
-        seconds, tokens = aar_config.window_seconds(model), float(aar_config.hierarchy(model).tokens_per_second)
-        lm = aar_config.prior_config(model).lm
-        forward = lm.flops(aar_config.length(model), task, 1 if name == "aar/lm" else model.levels)
+        seconds, tokens = aar_config.window_seconds(model), float(aar_config.hierarchy(config).tokens_per_second)
+        lm = aar_config.prior_config(config).lm
+        forward = lm.flops(aar_config.length(config), task, 1 if name == "aar/lm" else model.levels)
         assert two.seconds == seconds * batch and two.tokens == round(tokens * seconds * batch)
     else:
         rate = 22050 / 512
         levels = model.levels if name == "khala/backbone" else 1
-        forward = khala.token_lm_config(model).flops(model.length, task, levels)
+        forward = khala.token_lm_config(config).flops(model.length, task, levels)
         assert two.tokens == batch * model.length
         assert two.seconds == pytest.approx(batch * model.length / levels / rate)
     assert two.flops == pytest.approx(3 * forward * batch)

@@ -148,26 +148,37 @@ def test_what_means_nothing_to_a_system_is_refused(khala):
     assert khala == []
 
 
-def test_a_stage_is_made_of_absolute_places_and_of_no_foreign_workdir(monkeypatch, tmp_path):
+def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatch, tmp_path):
     """What a workdir names, later commands find from anywhere; what is not there stays as it was written."""
     monkeypatch.chdir(tmp_path)
     for name in ("tokens", "codec", "clap", "other"):
         (tmp_path / name).mkdir()
     config, order = configuration("aar/lm:tiny"), []
-    config.data.update({"path": "tokens", "codec": "codec", "clap": "clap"})
+    given = {"path": "tokens", "codec": "codec", "clap": "clap"}
+    config.data.update(given)
     config.init_from = "other"
     monkeypatch.setattr(workdir.checkpoint, "check", lambda place, config: order.append(("check", config.init_from)))
-    system = SimpleNamespace(stage=lambda config, place: order.append(("stage", place)) or "a stage")
+    stage = SimpleNamespace(open=lambda place: order.append(("open", place)))
+    system = SimpleNamespace(stage=lambda config: order.append("made") or stage)
     monkeypatch.setattr(workdir, "system", lambda config: system)
-    assert workdir.stage(config, "w") == "a stage"
-    assert config.data.to_dict() == {name: str(tmp_path / value) for name, value in
-                                     (("path", "tokens"), ("codec", "codec"), ("clap", "clap"))}  # fmt: skip
-    assert order == [("check", str(tmp_path / "other")), ("stage", Path("w"))]
-    config.data.path = "builtin:3"
-    workdir.stage(config, "w")
-    assert config.data.path == "builtin:3"
+    assert workdir.stage(config) is stage and order == ["made"]
+    assert config.data.to_dict() == given and config.init_from == "other"
     order.clear()
-    assert workdir.blueprint(config) == "a stage" and order == [("stage", None)]
+    workdir.open_data(stage, config, "w")
+    assert config.data.to_dict() == {name: str(tmp_path / value) for name, value in given.items()}
+    assert order == [("check", str(tmp_path / "other")), ("open", Path("w"))]
+    config.data.path = "builtin:3"
+    workdir.open_data(stage, config, "w")
+    assert config.data.path == "builtin:3"
+
+    def refuse(place, config):
+        raise UserError("of another configuration")
+
+    order.clear()
+    monkeypatch.setattr(workdir.checkpoint, "check", refuse)
+    with pytest.raises(UserError, match="of another configuration"):
+        workdir.open_data(stage, config, "w")
+    assert order == []
 
 
 @pytest.mark.parametrize("mesh", [None, "a mesh"])

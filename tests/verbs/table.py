@@ -1,5 +1,6 @@
 """Of each flag of each verb, what it changes in what is asked of the rooms below: a new flag needs a row."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hiermusic import presets
 from hiermusic.parallel.chips import CHIPS
 from hiermusic.sweep.plan import Budget, Estimate
 from hiermusic.sweep.runs import Run
@@ -22,9 +24,7 @@ GONE = object()  # of a function that is then not called
 
 
 def configuration(preset: str = "tiny", steps: int | None = None, **mesh: int):
-    scope: dict = {}
-    exec(Path(CODEC).read_text(), scope)
-    config = scope["get_config"](preset)
+    config = presets.read(f"{CODEC}:{preset}")
     config.mesh.update(mesh)
     config.train.steps = steps or config.train.steps
     return config
@@ -96,6 +96,7 @@ OUT = ("records.read_summary.out",)
 SWEPT = Estimate("r", 20, 0, 1000, 1e6, 60.0, 1e12)
 STARTS = ("lock.owned", "launch.here", "results.read_wall", "results.rows_of", "results.write")
 SMALL, TINY = told(configuration("small")), told(configuration())
+RESOLVED = json.dumps(configuration().to_dict(), indent=2, sort_keys=True)
 MESH = SimpleNamespace(shape={"data": 4})
 LINES = "compile._lines.facts"
 WEIGHTS = SimpleNamespace(shapes={"a": jax.ShapeDtypeStruct((2,), np.float32)}, step=4, part="ema", read=len)
@@ -157,23 +158,23 @@ CASES = {
     "train": Case(
         (f"--config={CODEC}:tiny", "--workdir=w"),
         {
-            "hiermusic.systems.workdir.blueprint": "blueprint",
-            "hiermusic.train.loop.check": None,
-            "hiermusic.train.lock.owned": nullcontext(),
             "hiermusic.systems.workdir.stage": "stage",
+            "hiermusic.train.loop.check": "checked",
+            "hiermusic.train.lock.owned": nullcontext(),
+            "hiermusic.systems.workdir.open_data": None,
             "hiermusic.train.checkpoint.latest_step": 2,
             "hiermusic.train.loop.run": {"step": 10**9, "loss": 1.0},
         },
         one(
             "config",
             f"{CODEC}:small",
-            *("workdir.blueprint.config", "loop.check.config", "workdir.stage.config", "loop.run.config"),
+            *("workdir.stage.config", "loop.check.config", "workdir.open_data.config", "loop.run.config"),
             to=SMALL,
         )
         | {
             "workdir": (
                 ("--workdir=v",),
-                at("v", "lock.owned.folder", "workdir.stage.workdir", "loop.run.workdir")
+                at("v", "lock.owned.folder", "workdir.open_data.workdir", "loop.run.workdir")
                 | at("v", "checkpoint.latest_step.workdir")
                 | {"out": f"v: trained to step {10**9}, loss 1.0"},
             )
@@ -182,15 +183,22 @@ CASES = {
     ),
     "inspect": Case(
         ("--workdir=w",),
-        {"hiermusic.systems.workdir.inspect": {"stage": "codec"}},
+        {"hiermusic.systems.workdir.inspect": {"stage": "codec"}, "hiermusic.systems.workdir.read": configuration},
         one("workdir", "v", "workdir.inspect.workdir")
         | one("step", "0", "workdir.inspect.step", to=0)
-        | one("weights", "true", "workdir.inspect.weights", to=True),
+        | one("weights", "true", "workdir.inspect.weights", to=True)
+        | {
+            "resolved": (
+                ("--resolved",),
+                {"workdir.inspect": GONE, "workdir.read.workdir": "w", "out": RESOLVED},
+            )
+        },
     ),
     "inspect config": Case(
         (f"--config={CODEC}:tiny",),
         {"hiermusic.systems.workdir.inspect": {"stage": "codec"}},
-        one("config", f"{CODEC}:small", "workdir.inspect.config", to=SMALL),
+        one("config", f"{CODEC}:small", "workdir.inspect.config", to=SMALL)
+        | {"resolved": (("--resolved",), at(GONE, "workdir.inspect", "jax.config") | {"out": RESOLVED})},
     ),
     "evaluate": Case(
         ("--workdir=w",),
@@ -256,7 +264,8 @@ CASES = {
         | {
             "results": (
                 ("--results",),
-                {"plan.estimate.here": False} | at(GONE, "lock.owned", "launch.here", "plan.lines")
+                {"plan.estimate.here": False}
+                | at(GONE, "lock.owned", "launch.here", "plan.lines")
                 | {"results.rows_of.wall": {}},
             )
         }
@@ -276,7 +285,7 @@ CASES = {
         ("--workdir=w", "--out=o", "--mesh=fsdp=2"),
         {
             "hiermusic.systems.workdir.read": configuration,
-            "hiermusic.systems.workdir.blueprint": "stage",
+            "hiermusic.systems.workdir.stage": "stage",
             "hiermusic.verbs.checkpoints._on_cpu": None,
             "hiermusic.parallel.mesh.mesh_of": "mesh",
             "hiermusic.parallel.mesh.BatchPlacement": None,
@@ -286,14 +295,21 @@ CASES = {
             "hiermusic.train.stored.reshard": {"step": 4, "bytes": 8},
         },
         one("workdir", "v", "workdir.read.workdir", "stored.reshard.workdir")
-        | {"out": (("--out=p",), {"stored.reshard.out": "p", "out": "p: step 4 for a mesh of data=-1, fsdp=2, "
-                                  "context=1, tensor=1, 0.0 MB"})}
+        | {
+            "out": (
+                ("--out=p",),
+                {
+                    "stored.reshard.out": "p",
+                    "out": "p: step 4 for a mesh of data=-1, fsdp=2, context=1, tensor=1, 0.0 MB",
+                },
+            )
+        }
         | {
             "mesh": (
                 ("--mesh=data=2,tensor=3",),
                 at(
                     told(configuration(data=2, tensor=3)),
-                    *("workdir.blueprint.config", "mesh.mesh_of.config", "stored.reshard.config"),
+                    *("workdir.stage.config", "mesh.mesh_of.config", "stored.reshard.config"),
                 )
                 | {"checkpoints._on_cpu.devices": 6, "mesh.mesh_of.devices": "6 devices"}
                 | {"out": "o: step 4 for a mesh of data=2, fsdp=1, context=1, tensor=3, 0.0 MB"},
@@ -329,7 +345,7 @@ CASES = {
     "compile": Case(
         (f"--config={CODEC}:tiny", "--topology=v5e:2x2"),
         {
-            "hiermusic.systems.workdir.blueprint": "stage",
+            "hiermusic.systems.workdir.stage": "stage",
             "hiermusic.parallel.topology.topology": ["a device"] * 4,
             "hiermusic.parallel.chips.chip_of": CHIPS["v5e"],
             "hiermusic.train.loop.check": (None, MESH),
@@ -343,7 +359,7 @@ CASES = {
         {
             "config": (
                 (f"--config={CODEC}:small",),
-                at(SMALL, "workdir.blueprint.config", "loop.check.config")
+                at(SMALL, "workdir.stage.config", "loop.check.config")
                 | at(SMALL, "compile.parameters.config", "compile.jobs.config")
                 | {LINES: facts("small") | FITS},
             ),

@@ -8,7 +8,8 @@ import pytest
 
 from hiermusic import cli
 from hiermusic.errors import UserError
-from hiermusic.verbs import checkpoints, songs
+from hiermusic.verbs import checkpoints
+from hiermusic.verbs.flags import mesh_sizes
 
 from .calls import called, record
 from .table import CASES, WEIGHTS
@@ -115,17 +116,11 @@ def test_a_card_tells_the_training_up_to_its_step(monkeypatch, capsys):
 def test_the_mesh_of_a_new_workdir():
     """Axes that are left out have size 1, `data` takes what is there; where slices are joined stays."""
     own = {"data": -1, "fsdp": 4, "context": 1, "tensor": 2, "across": "fsdp"}
-    assert checkpoints._mesh(None, own) == own
-    assert checkpoints._mesh(" fsdp=2", own) == {"data": -1, "fsdp": 2, "context": 1, "tensor": 1, "across": "fsdp"}
+    assert checkpoints._mesh(mesh_sizes(None), own) == own
+    found = checkpoints._mesh(mesh_sizes(" fsdp=2"), own)
+    assert found == {"data": -1, "fsdp": 2, "context": 1, "tensor": 1, "across": "fsdp"}
     with pytest.raises(UserError, match=r"mesh\.tensor is -1"):
-        checkpoints._mesh("tensor=-1", own)
-
-
-@pytest.mark.parametrize(("text", "sizes"), [(None, {}), ("", {}), ("fsdp=4, tensor=2", {"fsdp": 4, "tensor": 2})])
-def test_a_mesh_to_generate_on(text, sizes):
-    assert songs._mesh(text) == sizes
-    with pytest.raises(UserError, match="--mesh=fsdp: give axis=devices"):
-        songs._mesh("fsdp")
+        checkpoints._mesh(mesh_sizes("tensor=-1"), own)
 
 
 def test_skipped_inputs_and_splits_are_told(monkeypatch, capsys):
