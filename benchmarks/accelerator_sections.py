@@ -222,7 +222,7 @@ def paper_step(name: str, rows: int, remat: str):
     config.model.remat = remat
     mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return traced(khala.stage(config, None), token_batch(config, rows), mesh)[0]
+        return traced(khala.stage(config), token_batch(config, rows), mesh)[0]
 
 
 def traced(stage, batch: Record, mesh):

@@ -85,8 +85,8 @@ class Process:
         children.subprocess = SimpleNamespace(Popen=self._fork, DEVNULL=None)
         # a fork as well, and not a thread: the next fork of a process with JAX's threads would hang
         plan.ProcessPoolExecutor = lambda count, **how: ProcessPoolExecutor(count, **how | {"mp_context": FORK})
-        workdirs.blueprint = lambda config: toy.ToyStage(config, pause=0.02)
-        workdirs.stage = lambda config, workdir: workdirs.blueprint(config)
+        workdirs.stage = lambda config: toy.ToyStage(config, pause=0.02)
+        workdirs.open_data = lambda stage, config, workdir: None
         status = 0
         try:
             cli.main(list(arguments))
