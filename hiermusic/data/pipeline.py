@@ -14,16 +14,10 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from hiermusic.console import say
-from hiermusic.data.records import (
-    AudioSource,
-    TokenSource,
-    differences,
-    from_pcm,
-    read_info,
-    read_summary,
-    write_audio,
-)
+from hiermusic.data.audio_records import AudioSource, differences, from_pcm, write_audio
+from hiermusic.data.records import read_info, read_summary
 from hiermusic.data.sources import open_source
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import wait_for_all, workers
 
@@ -55,7 +49,7 @@ def resolve(
       cache_dir: where records are kept; the same music with the same settings is found there again.
       sample_rate: Hz; channels: 1 or 2, of the records.
       kind: "records" or a kind of source; "auto" tells by the path.
-      segment_seconds, valid_fraction: as in `records.write_audio`.
+      segment_seconds, valid_fraction: as in `audio_records.write_audio`.
     Raises:
       UserError: the path does not exist, holds nothing readable, or holds records of another rate or channel count.
     """
@@ -191,7 +185,7 @@ class _Rows:
 def token_examples(
     path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all"
 ) -> "grain.MapDataset":
-    """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `records.TokenSource`), shuffled.
+    """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `token_records.TokenSource`), shuffled.
 
     "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides.
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from hiermusic.data.audio_records import AudioSource, to_pcm
 from hiermusic.data.codes import as_groups, rate_groups
-from hiermusic.data.records import AudioSource, TokenSource, read_json, to_pcm
+from hiermusic.data.records import read_json
 from hiermusic.data.sidecars import TEXT_FIELDS
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 
 # `features.Audio` cannot be constructed without TensorFlow; a tensor of raw bytes holds the same, and faster.

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.codes import Codes
-from hiermusic.data.records import AudioSource, Summary, write_tokens
+from hiermusic.data.records import Summary
+from hiermusic.data.token_records import write_tokens
 from hiermusic.tokens.hierarchy import Hierarchy
 
 

@@ -33,12 +33,12 @@ def _define_data(values: Values) -> None:
 def _data(values: Values, given: list[str]) -> None:
     positional(given)
     need(values, "source", "out")
-    from hiermusic.data import records, sources
+    from hiermusic.data import audio_records, sources
     from hiermusic.parallel.hosts import wait_for_all, workers
 
     with together(values):
         source = sources.open_source(values.source)
-        records.write_audio(
+        audio_records.write_audio(
             source.tracks,
             values.out,
             values.sample_rate,

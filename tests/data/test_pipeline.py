@@ -11,11 +11,11 @@ import pytest
 import soundfile
 
 from hiermusic.data import pipeline
+from hiermusic.data.audio_records import AudioSource, write_audio
 from hiermusic.data.fingerprint import BLOCK, BLOCKS, of_file
 from hiermusic.data.pipeline import NoTracks, resolve, token_examples, waveform_batches
-from hiermusic.data.records import AudioSource, write_audio
-from hiermusic.data.sources import Track
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy
 

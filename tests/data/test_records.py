@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.data import ahead, records
-from hiermusic.data.records import AudioSource, TokenSource, write_audio
-from hiermusic.data.sources import Track, open_source
+from hiermusic.data import ahead, audio_records, records
+from hiermusic.data.audio_records import AudioSource, write_audio
+from hiermusic.data.sources import open_source
+from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 
@@ -79,7 +81,7 @@ def test_rate_and_channels_are_brought_to_the_records(tmp_path):
 
 
 def test_samples_round_to_the_nearest_and_clip():
-    pcm_LC = records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
+    pcm_LC = audio_records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
     assert pcm_LC.dtype == np.int16 and pcm_LC.ravel().tolist() == [0, 1, -1, 32767, -32768]
 
 

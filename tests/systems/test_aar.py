@@ -13,7 +13,7 @@ from flax import nnx
 from hiermusic import cli
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long, encode_long
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.systems import aar as system
 from hiermusic.systems import aar_config, songs, workdir
