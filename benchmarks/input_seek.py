@@ -18,7 +18,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from hiermusic.data import pipeline
+from hiermusic.data import audio_records, pipeline, token_records
 from hiermusic.data.tracks import Track
 from hiermusic.tokens.hierarchy import Hierarchy
 

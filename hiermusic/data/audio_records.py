@@ -1,9 +1,13 @@
-"""Audio records: tracks as 16-bit segments in ArrayRecord shards."""
+"""Audio records: tracks as 16-bit segments in ArrayRecord shards, one series of shards a stem.
+
+The mix lies in `audio-*` shards, another stem in `audio.STEM-*` ones: records of mixes alone have the former only. The
+stems of a track have the same samples in the same segments.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +30,7 @@ from hiermusic.data.records import (
     write_shards,
 )
 from hiermusic.data.shards import REMEDY, default_shards
+from hiermusic.data.stems import ALONE, MIX, NAMES, combine
 from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError, reading
 
@@ -55,6 +60,7 @@ def write_audio(
     *,
     segment_seconds: float = 10.0,
     valid_fraction: float = 0.1,
+    stems: Sequence[str] = ALONE,
     shards: int | None = None,
     fingerprint: str | None = None,
     worker: tuple[int, int] = (0, 1),
@@ -70,7 +76,8 @@ def write_audio(
       sample_rate: Hz of the records; channels: 1 or 2.
       segment_seconds: length of a record; a track's last one is shorter.
       valid_fraction: share that becomes `valid` where the tracks name none (see `splits.divide`).
-      shards: files; None for one every 32 tracks.
+      stems: those to be kept, in the order of `stems.NAMES`; a track without one of them is skipped.
+      shards: files of a stem; None for one every 32 tracks.
       fingerprint: names what is written (None: the tracks' ids); a directory begun with another one is refused.
       worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
     Returns:
@@ -90,27 +97,31 @@ def write_audio(
         "inputs": len(tracks),
         "fingerprint": fingerprint or hashlib.sha256(ids.encode()).hexdigest(),
     }
+    if tuple(stems) != ALONE:
+        plan["stems"] = list(stems)
     segment = round(segment_seconds * sample_rate)
 
-    def load(index: int) -> tuple[dict, np.ndarray]:
+    def load(index: int) -> tuple[dict, list[np.ndarray]]:
         track = tracks[index]
         try:
-            wav_LC, meta = _prepared(track, sample_rate, channels)
+            wavs, meta = _prepared(track, sample_rate, channels, stems)
         except UserError as problem:
-            return {"id": track.id, "skipped": str(problem)}, np.zeros((0, channels), "<i2")
-        pcm_LC = to_pcm(wav_LC)
-        digest = hashlib.sha256(pcm_LC.tobytes()).hexdigest()
-        entry = {"id": track.id, "split": track.split, "samples": len(pcm_LC), "sha256": digest}
-        return {**entry, "seconds": round(len(pcm_LC) / sample_rate, 6), "meta": meta}, pcm_LC
+            return {"id": track.id, "skipped": str(problem)}, []
+        parts = [to_pcm(wav_LC) for wav_LC in wavs]
+        samples = len(parts[0])
+        entry = {"id": track.id, "split": track.split, "samples": samples, "sha256": _digest(parts, stems)}
+        return {**entry, "seconds": round(samples / sample_rate, 6), "meta": meta}, parts
 
-    def write(loaded: tuple[dict, np.ndarray], writers: "Sequence[ArrayRecordWriter]") -> dict:
-        entry, pcm_LC = loaded
-        for start in range(0, len(pcm_LC), segment):
-            writers[0].write(pcm_LC[start : start + segment].tobytes())
+    def write(loaded: tuple[dict, list[np.ndarray]], writers: "Sequence[ArrayRecordWriter]") -> dict:
+        entry, parts = loaded
+        for writer, pcm_LC in zip(writers, parts, strict=False):
+            for start in range(0, len(pcm_LC), segment):
+                writer.write(pcm_LC[start : start + segment].tobytes())
         return entry
 
     label = progress and "reading audio"
-    entries = write_shards(out, plan, ("audio",), OPTIONS, partial(ahead, load), write, worker, label)
+    prefixes = tuple(map(_prefix, stems))
+    entries = write_shards(out, plan, prefixes, OPTIONS, partial(ahead, load), write, worker, label)
     if entries is not None:
         skipped = [(entry["id"], entry["skipped"]) for entry in entries if "skipped" in entry]
         kept = [entry for entry in entries if "skipped" not in entry]
@@ -126,17 +137,37 @@ def write_audio(
     return read_summary(out)
 
 
-def _prepared(track: Track, sample_rate: int, channels: int) -> tuple[np.ndarray, dict]:
-    """A track's checked waveform at the records' rate and channels, and its metadata."""
-    wav_LC, rate, meta = track.load()
-    if len(wav_LC) == 0:
-        raise UserError("holds no samples")
-    if not np.isfinite(wav_LC).all():
-        raise UserError("holds samples that are not finite numbers")
-    wav_LC = files.resample(files.to_channels(wav_LC, channels), rate, sample_rate)
-    if len(wav_LC) == 0:
+def _prefix(stem: str) -> str:
+    """What the names of a stem's shards begin with."""
+    return "audio" if stem == MIX else f"audio.{stem}"
+
+
+def _digest(parts: Sequence[np.ndarray], wanted: Sequence[str]) -> str:
+    """What two copies of a recording share: the samples of the mix, or of all stems where it is not kept."""
+    digest = hashlib.sha256()
+    for pcm_LC in parts[:1] if wanted[0] == MIX else parts:
+        digest.update(pcm_LC.tobytes())
+    return digest.hexdigest()
+
+
+def _prepared(
+    track: Track, sample_rate: int, channels: int, wanted: Sequence[str]
+) -> tuple[list[np.ndarray], dict]:
+    """The wanted stems of a track as checked waveforms at the records' rate and channels, and its metadata."""
+    sound, rate, meta = track.load()
+    given = sound if isinstance(sound, Mapping) else {MIX: sound}
+    ready = {}
+    for name, wav_LC in given.items():
+        its = "" if given is not sound else f"its {name} "
+        if len(wav_LC) == 0:
+            raise UserError(f"{its}holds no samples")
+        if not np.isfinite(wav_LC).all():
+            raise UserError(f"{its}holds samples that are not finite numbers")
+        ready[name] = files.resample(files.to_channels(wav_LC, channels), rate, sample_rate)
+    wavs = combine(track.id, ready, wanted, sample_rate)
+    if len(wavs[0]) == 0:
         raise UserError(f"is too short to hold a sample at {sample_rate} Hz")
-    return wav_LC, meta
+    return wavs, meta
 
 
 def differences(path: str | os.PathLike, other: str | os.PathLike) -> tuple[int, int]:
@@ -148,16 +179,35 @@ def differences(path: str | os.PathLike, other: str | os.PathLike) -> tuple[int,
     return len(one - two), len(two - one)
 
 
-class AudioSource:
-    """Random access to the audio records of a directory; picklable.
+def check_stems(path: str | os.PathLike, info: Mapping, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The stems that finished audio records keep; UserError where one of the wanted ones is not among them."""
+    with reading(Path(path) / "info.json", do=REMEDY):
+        kept = tuple(map(str, info.get("stems", ALONE)))
+    if missing := [name for name in wanted if name not in kept]:
+        every = ",".join(name for name in NAMES if name in (*kept, *missing))
+        raise UserError(
+            f"{path} keeps of its tracks the {' and '.join(kept)}, not the {' and '.join(missing)}: write the records "
+            f"again with --stems={every}"
+        )
+    return kept
 
-    Attributes: `info`, `sample_rate`, `channels`, `segment_samples`, `tracks` (one dict a track: id, split, samples,
-    sha256, seconds, meta; not those that were left out), `train` and `valid` (indices into `tracks`).
+
+class AudioSource:
+    """Random access to one stem in the audio records of a directory; picklable.
+
+    Only the shards of that stem are opened. Sources of other stems of the same directory have the same tracks, splits
+    and segments, sample for sample.
+
+    Attributes: `info`, `stems` (those that are kept), `sample_rate`, `channels`, `segment_samples`, `tracks` (one dict
+    a track: id, split, samples, sha256, seconds, meta; not those that were left out), `train` and `valid` (indices into
+    `tracks`).
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, stem: str = MIX):
+        """Opens the shards of a stem; UserError where there are none."""
         self.path = Path(path)
         self.info = read_info(path, "audio")
+        self.stems = check_stems(path, self.info, (stem,))
         self.sample_rate: int = self.info["sample_rate"]
         self.channels: int = self.info["channels"]
         with reading(self.path / "info.json", do=REMEDY):
@@ -166,7 +216,7 @@ class AudioSource:
                 raise ValueError("a segment holds no sample")
         written = read_entries(self.path / "tracks.jsonl", self.info, _AUDIO_ENTRY)
         counts = [-(-track["samples"] // self.segment_samples) for track in written]
-        self._records = open_shards(self.path, "audio", self.info["shards"], sum(counts))
+        self._records = open_shards(self.path, _prefix(stem), self.info["shards"], sum(counts))
         ends = np.cumsum(counts).tolist()
         kept = [index for index, track in enumerate(written) if track["split"]]
         self.tracks = [written[index] for index in kept]

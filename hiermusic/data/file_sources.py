@@ -5,7 +5,8 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from hiermusic.console import warn
 from hiermusic.data import sidecars, splits
 from hiermusic.data.fingerprint import of_file
 from hiermusic.data.sidecars import Meta, fields
+from hiermusic.data.stems import ALONE, MIX, NAMES, PACKED, UNPACK, Sound, is_group, needed, one_rate
+from hiermusic.data.stems import place as stem_place
 from hiermusic.data.tracks import Source, Track
 from hiermusic.errors import UserError, is_passing, patiently, reading
 
@@ -26,26 +29,64 @@ SUFFIXES = {*files.EXTENSIONS, ".aifc", ".oga", ".opus", ".m4a", ".aac", ".wma"}
 _LONGEST_LINE = 1 << 24  # letters of a manifest
 
 
-def folder(path: str | os.PathLike) -> Source:
+@dataclass(frozen=True)
+class _Listed:
+    """A track of files: its id, the files of its stems, beside which of them its sidecars lie, and what is known."""
+
+    id: str
+    stems: Mapping[str, Sequence[Path]]
+    beside: Path
+    meta: Meta
+
+
+def folder(path: str | os.PathLike, stems: Sequence[str] = ALONE) -> Source:
     """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json).
 
     What lies in a subfolder named after a split (train/, Validation/, test/: `splits.NAMES`) is of that split, whatever
-    its sidecar says. Links to folders are followed. Stems are no tracks of their own: stems/song.vocals.wav is passed
-    over where song.wav lies beside stems/.
+    its sidecar says. Links to folders are followed. Stems are no tracks of their own but parts of one: song_vocals.wav
+    beside song.wav, beside song_instrumental.wav, or in stems/ beside song.wav; vocals.wav and what lies beside it in
+    the folder song/ (`stems.place`, `stems.is_group`).
     """
     root = Path(path)
-    found = [file for file in _below(root) if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    found = sorted(file for file in _below(root) if _is_audio(file) and not file.name.startswith("."))
+    groups: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    placed = {file: place for file in found if (place := stem_place(file, root))}
+    for file, (song, stem) in placed.items():
+        groups[song][stem].append(file)
     mixes = {file.with_suffix("") for file in found}
-    found = [file for file in found if file.parent.name != "stems" or _mix(file) not in mixes]
-    rows = []
     for file in found:
-        *above, _ = file.relative_to(root).parts
-        split = splits.named(above[0]) if above else None
-        name = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
-        rows.append((name, file, {"split": split} if split else {}))
+        if file not in placed and (song := file.with_suffix("")) in groups:
+            groups[song][MIX].append(file)
+    groups = {song: group for song, group in groups.items() if is_group(group)}
+    grouped = {file for group in groups.values() for files_of in group.values() for file in files_of}
+
+    def is_part(file: Path) -> bool:
+        packed = file.name.lower().endswith(PACKED) and file.with_name(file.name[: -len(PACKED)]) in groups
+        return file in grouped or packed or (file.parent.name == "stems" and _mix(file) in mixes)
+
+    alone = [file for file in found if not is_part(file)]
+    rows = [_Listed(_name(file, root), {MIX: [file]}, file, _split(file, root)) for file in alone]
+    for song, group in groups.items():
+        beside = group[MIX][0] if MIX in group else Path(f"{song}.wav")
+        rows.append(_Listed(_name(beside if MIX in group else song, root), group, beside, _split(song, root)))
     if not rows:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
-    return _file_source(root.resolve().name, sorted(rows, key=lambda row: row[0]))
+    return _file_source(root.resolve().name, sorted(rows, key=lambda row: row.id), stems)
+
+
+def _is_audio(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES or file.name.lower().endswith(PACKED)
+
+
+def _name(file: Path, root: Path) -> str:
+    inside = file.relative_to(root) if file != root else Path(root.resolve().name)
+    return os.fsencode(inside.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _split(file: Path, root: Path) -> Meta:
+    above = file.relative_to(root).parts[:-1]
+    split = splits.named(above[0]) if above else None
+    return {"split": split} if split else {}
 
 
 def _below(root: Path) -> Iterator[Path]:
@@ -75,11 +116,12 @@ def _mix(stem: Path) -> Path:
     return stem.parent.parent / stem.stem.rpartition(".")[0]
 
 
-def manifest(path: str | os.PathLike) -> Source:
+def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE) -> Source:
     """The files a CSV or JSONL(.gz) manifest lists, relative paths taken from the manifest's own folder.
 
     Columns: path, and where known lyrics, tags (or style), description, genre, language, split, instrumental (or
-    vocals, whose "no" means instrumental); others are left out. Sidecars fill in what the manifest leaves open.
+    vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path, ...,
+    beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open.
     """
     path = Path(path)
     if not path.is_file():
@@ -88,19 +130,23 @@ def manifest(path: str | os.PathLike) -> Source:
     rows = []
     for line, raw in _manifest_rows(path):
         row = {str(key).strip().lower(): value for key, value in raw.items()}
-        name = str(row.get("path") or "").strip()
+        columns = {MIX: "path"} | {stem: f"{stem}_path" for stem in NAMES[1:]}
+        given = {stem: str(row.get(column) or "").strip() for stem, column in columns.items()}
+        given = {stem: name for stem, name in given.items() if name}
+        name = next(iter(given.values()), "")
         if not name:
             raise UserError(f"{path} line {line} has no path: every row needs one")
         if name in seen:
             raise UserError(f"{path} lists {name} twice, in lines {seen[name]} and {line}: keep one")
         seen[name] = line
         try:
-            rows.append((name, path.parent / name, fields(row)))
+            parts = {stem: [path.parent / part] for stem, part in given.items()}
+            rows.append(_Listed(name, parts, path.parent / name, fields(row)))
         except UserError as problem:
             raise UserError(f"{path} line {line}: {problem}") from None
     if not rows:
         raise UserError(f"{path} lists no files")
-    return _file_source(path.stem.removesuffix(".jsonl"), rows)
+    return _file_source(path.stem.removesuffix(".jsonl"), rows, stems)
 
 
 def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
@@ -113,7 +159,8 @@ def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
             lines = _bounded(path, file)
             if kind == "csv":
                 reader = csv.DictReader(lines)
-                if "path" not in [str(name).strip().lower() for name in reader.fieldnames or ()]:
+                columns = {str(name).strip().lower() for name in reader.fieldnames or ()}
+                if columns.isdisjoint({"path", *(f"{stem}_path" for stem in NAMES[1:])}):
                     raise UserError(f"{path} has no column named path: its first line must name the columns")
                 for row in reader:
                     row.pop(None, None)  # cells beyond the named columns
@@ -136,33 +183,63 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _file_source(name: str, rows: Iterable[tuple[str, Path, Meta]]) -> Source:
+def _file_source(name: str, rows: Iterable[_Listed], stems: Sequence[str]) -> Source:
     """Tracks of files; the fingerprint covers the path and content of each file and its sidecars, and the metadata."""
     digest, tracks = hashlib.sha256(), []
-    for track_id, file, meta in rows:
-        stamps = [of_file(place) for place in (file, *(file.with_suffix(suffix) for suffix in sidecars.SUFFIXES))]
-        digest.update(json.dumps([track_id, stamps, meta]).encode())
-        split = meta.get("split")
+    for row in rows:
+        load = _loader(row, stems)
+        read = [file for files_of in load.stems.values() for file in files_of]
+        stamps = [of_file(place) for place in (*read, *map(row.beside.with_suffix, sidecars.SUFFIXES))]
+        told = [row.id, stamps, row.meta, *([] if _plain(load.stems) else [list(load.stems)])]
+        digest.update(json.dumps(told).encode())
+        split = row.meta.get("split")
         if split is None and stamps[-1]:
-            split = patiently(partial(sidecars.sidecar_split, file))
-        tracks.append(Track(track_id, _Loader(file, {k: v for k, v in meta.items() if k != "split"}), split))
+            split = patiently(partial(sidecars.sidecar_split, row.beside))
+        tracks.append(Track(row.id, load, split))
     return Source(name, tracks, digest.hexdigest())
+
+
+def _loader(row: _Listed, stems: Sequence[str]) -> "_Loader":
+    """What reads of a track the stems that are wanted, or, where they do not follow from its own, says so."""
+    meta = {key: value for key, value in row.meta.items() if key != "split"}
+    try:
+        return _Loader({stem: row.stems[stem] for stem in needed(stems, row.stems)}, row.beside, meta)
+    except UserError as problem:
+        return _Loader({}, row.beside, meta, str(problem))
+
+
+def _plain(stems: Mapping[str, Sequence[Path]]) -> bool:
+    return tuple(stems) == ALONE
 
 
 @dataclass(frozen=True)
 class _Loader:
-    file: Path
+    stems: Mapping[str, Sequence[Path]]
+    beside: Path
     meta: Meta
+    problem: str = ""
 
-    def __call__(self) -> tuple[np.ndarray, int, Meta]:
+    def __call__(self) -> tuple[Sound, int, Meta]:
         return patiently(self._read)
 
-    def _read(self) -> tuple[np.ndarray, int, Meta]:
+    def _read(self) -> tuple[Sound, int, Meta]:
+        if self.problem:
+            raise UserError(self.problem)
+        read = {stem: self._sound(stem, paths) for stem, paths in self.stems.items()}
+        wav_LC, rate = next(iter(read.values()))
+        return *one_rate(read), sidecars.sidecars(self.beside, len(wav_LC) / rate) | self.meta
+
+    def _sound(self, stem: str, paths: Sequence[Path]) -> tuple[np.ndarray, int]:
+        if len(paths) > 1:
+            raise UserError(f"has two files of its {stem}, {paths[0].name} and {paths[1].name}: keep one")
+        (file,) = paths
+        if file.name.lower().endswith(PACKED):
+            raise UserError(f"packs several sounds in one file: {UNPACK}")
         try:
-            wav_LC, rate = files.read(self.file)
+            wav_LC, rate = files.read(file)
         except UserError as problem:
-            raise UserError(str(problem).removeprefix(f"{self.file}: ")) from None
-        meta = sidecars.sidecars(self.file, len(wav_LC) / rate) | self.meta
+            said = str(problem).removeprefix(f"{file}: ")
+            raise UserError(said if _plain(self.stems) else f"{file.name}: {said}") from None
         if odd := files.oddity(wav_LC):
-            warn(f"{self.file}: {odd}")
-        return wav_LC, rate, meta
+            warn(f"{file}: {odd}")
+        return wav_LC, rate

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -61,6 +61,8 @@ def read_info(path: str | os.PathLike, kind: str) -> dict:
     """The settings and counts of a complete record directory; UserError where there is none of that kind."""
     place = Path(path) / "info.json"
     if not place.is_file():
+        if found := _below(Path(path), kind):
+            raise UserError(f"{path} holds {kind} records of {', '.join(found)}: name one, such as {path}/{found[0]}")
         raise UserError(f"{path} holds no finished {kind} records (no info.json): write them first")
     with reading(place, do=REMEDY):
         info = read_json(place)
@@ -72,6 +74,16 @@ def read_info(path: str | os.PathLike, kind: str) -> dict:
         if not isinstance(info["splits"], dict):
             raise ValueError("its splits are no object")
     return info
+
+
+def _below(path: Path, kind: str) -> list[str]:
+    """The finished records of a kind in the folders below one, by their paths from there."""
+    found = []
+    for place in chain(path.glob("*/info.json"), path.glob("*/*/info.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            if read_json(place)["kind"] == kind:
+                found.append(place.parent.relative_to(path).as_posix())
+    return sorted(found)
 
 
 def read_summary(out: str | os.PathLike) -> Summary | None:
@@ -113,11 +125,11 @@ def _lines(entries: Iterable[Mapping]) -> str:
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def open_shards(folder: Path, stream: str, shards: int, count: int) -> Shards:
-    records = Shards(shard_paths(folder, stream, shards))
+def open_shards(folder: Path, prefix: str, shards: int, count: int) -> Shards:
+    records = Shards(shard_paths(folder, prefix, shards))
     if len(records) != count:
         raise UserError(
-            f"{folder} is damaged ({len(records)} {stream} records where tracks.jsonl tells of {count}): {REMEDY}"
+            f"{folder} is damaged ({len(records)} {prefix} records where tracks.jsonl tells of {count}): {REMEDY}"
         )
     return records
 
@@ -125,7 +137,7 @@ def open_shards(folder: Path, stream: str, shards: int, count: int) -> Shards:
 def write_shards(
     out: Path,
     plan: Mapping,
-    streams: Sequence[str],
+    prefixes: Sequence[str],
     options: str,
     read: Callable[[Iterable[int]], Generator[T, None, None]],
     write: "Callable[[T, Sequence[ArrayRecordWriter]], dict]",
@@ -146,17 +158,17 @@ def write_shards(
     every = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in range(shards)}
     blocks = {shard: every[shard] for shard in range(worker[0], shards, worker[1])}
     total, hidden = sum(map(len, blocks.values())), not label or worker[0] > 0
-    paths = {stream: shard_paths(out, stream, shards) for stream in streams}
+    paths = {prefix: shard_paths(out, prefix, shards) for prefix in prefixes}
 
     def finished(shard: int, block: range) -> list[dict] | None:
-        return _finished([parts / f"{shard:05d}.jsonl", *(paths[stream][shard] for stream in streams)], len(block))
+        return _finished([parts / f"{shard:05d}.jsonl", *(paths[prefix][shard] for prefix in prefixes)], len(block))
 
     missing = {shard: block for shard, block in blocks.items() if finished(shard, block) is None}
     shown = bar("track", total, label=label or "", shown=not hidden)
     with shown, closing(read(chain.from_iterable(missing.values()))) as tracks:
         shown.update(total - sum(map(len, missing.values())))
         for shard, block in missing.items():
-            places = [paths[stream][shard] for stream in streams]
+            places = [paths[prefix][shard] for prefix in prefixes]
             entries = []
             with disk_errors(places[0]), shard_writers(places, options) as writers:
                 for _ in block:
@@ -194,8 +206,8 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
         return
     with reading(place, do=REMEDY):
         begun = dict(read_json(place))
-    for key in plan:
-        if begun.get(key) != plan[key]:
+    for key in (*plan, *begun):  # what only one of them says is another setting too
+        if begun.get(key) != plan.get(key):
             raise UserError(f"{out} was begun with another {key}: remove it or choose another directory")
 
 

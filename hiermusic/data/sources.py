@@ -2,14 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-import numpy as np
-
 from hiermusic.data.file_sources import folder, manifest
 from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields, timed_lines
+from hiermusic.data.stems import ALONE, INSTRUMENTAL, MIX, VOCALS, Sound
 from hiermusic.data.tfds_source import tfds
 from hiermusic.data.tracks import Source, Track, no_more, option
 from hiermusic.errors import UserError
@@ -17,13 +17,14 @@ from hiermusic.errors import UserError
 _MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 
 
-def open_source(path: str, kind: str = "auto") -> Source:
+def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE) -> Source:
     """The tracks that a path names.
 
     Args:
       path: a folder; a manifest (.csv, .jsonl, .jsonl.gz); "tfds:NAME?split=train&audio=audio&sample_rate=16000" (NAME
         as TFDS knows it, or the folder of a prepared version; all after ? optional); "builtin:N?seconds=8-16&seed=0".
       kind: "folder", "manifest", "tfds" or "builtin"; "auto" tells by the path.
+      stems: what is wanted of every track; nothing else of it is read.
     Raises:
       UserError: the path does not exist, or cannot be understood.
     """
@@ -36,15 +37,15 @@ def open_source(path: str, kind: str = "auto") -> Source:
     if kind in ("tfds", "builtin"):
         name, _, query = (rest if colon and scheme == kind else path).partition("?")
         options = dict(parse_qsl(query))
-        return _builtin(name, options, path) if kind == "builtin" else tfds(name, options, path)
+        return (_builtin if kind == "builtin" else tfds)(name, options, path, stems)
     if kind not in ("folder", "manifest"):
         raise UserError(f"data of kind {kind!r}: the kinds are auto, records, folder, manifest, tfds and builtin")
     if not Path(path).exists():
         raise UserError(f"{path} does not exist: give a folder, a manifest, tfds:NAME or builtin:N")
-    return folder(path) if kind == "folder" else manifest(path)
+    return folder(path, stems) if kind == "folder" else manifest(path, stems)
 
 
-def _builtin(name: str, options: dict[str, str], path: str) -> Source:
+def _builtin(name: str, options: dict[str, str], path: str, stems: Sequence[str]) -> Source:
     count = option({"count": name or "32"}, "count", 0, int, path)
     span = option(options, "seconds", (8.0, 16.0), _range, path)
     seed = option(options, "seed", 0, int, path)
@@ -58,22 +59,25 @@ def _builtin(name: str, options: dict[str, str], path: str) -> Source:
     from hiermusic.data import composer, corpus
 
     composer.check_genres(genres)
+    if missing := [stem for stem in stems if stem not in (MIX, VOCALS, INSTRUMENTAL)]:
+        raise UserError(f"{path} has no stem {missing[0]}: its songs have {MIX}, {VOCALS} and {INSTRUMENTAL}")
     how = {"seed": seed, "seconds_range": span, "genres": genres}
-    tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, index, how)) for index in range(count)]
+    tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, index, how, stems)) for index in range(count)]
     digest = hashlib.sha256(json.dumps([count, how]).encode())
     for part in ("composer", "corpus", "lyrics", "synth", "voice"):  # other code makes other songs of the same seed
         digest.update(Path(corpus.__file__).with_name(f"{part}.py").read_bytes())
     return Source(f"builtin-{count}", tracks, digest.hexdigest())
 
 
-def _load_song(index: int, how: dict) -> tuple[np.ndarray, int, Meta]:
+def _load_song(index: int, how: dict, stems: Sequence[str]) -> tuple[Sound, int, Meta]:
     from hiermusic.data import corpus
 
     song = corpus.nth_song(index, **how)
     truth = corpus.truth(song)
     meta = {"lyrics": song.lyrics, "lines": timed_lines(truth["lines"])} if song.lyrics else {}
     rest = {name: value for name, value in truth.items() if name not in (*TEXT_FIELDS, "instrumental")}
-    return song.mix, song.sample_rate, fields(truth) | meta | {"truth": rest}
+    sound = song.mix if tuple(stems) == ALONE else {stem: getattr(song, stem) for stem in stems}
+    return sound, song.sample_rate, fields(truth) | meta | {"truth": rest}
 
 
 def _range(text: str) -> tuple[float, float]:

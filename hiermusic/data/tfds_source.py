@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,13 @@ from hiermusic.audio import files
 from hiermusic.data import splits
 from hiermusic.data.fingerprint import of_file
 from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields
+from hiermusic.data.stems import ALONE, MIX, Sound, one_rate
 from hiermusic.data.tfds_features import refuse_code
 from hiermusic.data.tracks import Source, Track, no_more, option
 from hiermusic.errors import UserError
 
 
-def tfds(name: str, options: dict[str, str], path: str) -> Source:
+def tfds(name: str, options: dict[str, str], path: str, stems: Sequence[str] = ALONE) -> Source:
     """A prepared TFDS data set of audio, read through `as_data_source`, which needs no TensorFlow."""
     split = option(options, "split", None, str, path)
     key = option(options, "audio", None, str, path)
@@ -35,15 +36,16 @@ def tfds(name: str, options: dict[str, str], path: str) -> Source:
     except Exception as problem:  # TFDS raises what it likes for a split that is not there or files that are not whole
         raise UserError(f"{path} cannot be read: {' '.join(str(problem).split())[:200]}") from None
     key = key or _audio_key(kinds, rates, path)
-    if key not in kinds:
-        raise UserError(f"{path} has no feature {key!r}, only {', '.join(kinds)}")
+    keys = {stem: stem_feature(key, stem) for stem in stems}
+    if missing := [feature for feature in keys.values() if feature not in kinds]:
+        raise UserError(f"{path} has no feature {missing[0]!r}, only {', '.join(kinds)}")
     rate = rate or rates.get(key) or (builder.info.metadata or {}).get("sample_rate")
     if not rate or not files.RATES[0] <= int(rate) <= files.RATES[1]:
         raise UserError(f"{path} says no sample rate that recordings have: add sample_rate=HZ after ?")
     tracks = [
         Track(
             f"{part}/{index:07d}",
-            partial(_TfdsLoader(rows, key, int(rate)), index),
+            partial(_TfdsLoader(rows, keys, int(rate)), index),
             None if split else splits.named(part),  # a part that was asked for alone is the whole: it is divided
         )
         for part, rows in parts.items()
@@ -51,7 +53,13 @@ def tfds(name: str, options: dict[str, str], path: str) -> Source:
     ]
     sizes = {part: len(rows) for part, rows in parts.items()}
     told = [[of_file(file) for file in sorted(place.iterdir())], sizes, key, rate]
+    told += [] if tuple(stems) == ALONE else [list(stems)]
     return Source(builder.info.name, tracks, hashlib.sha256(json.dumps(told).encode()).hexdigest())
+
+
+def stem_feature(key: str, stem: str) -> str:
+    """The feature of a stem, in a data set whose mix is the feature `key`."""
+    return key if stem == MIX else f"{key}_{stem}"
 
 
 def _tfds_directory(name: str, path: str) -> Path:
@@ -117,26 +125,29 @@ def _audio_key(kinds: Mapping[str, str], rates: Mapping[str, int], path: str) ->
 @dataclass(frozen=True)
 class _TfdsLoader:
     rows: Any
-    key: str
+    keys: Mapping[str, str]
     rate: int
 
-    def __call__(self, index: int) -> tuple[np.ndarray, int, Meta]:
+    def __call__(self, index: int) -> tuple[Sound, int, Meta]:
         row = self.rows[index]
         found = {name: row[name] for name in (*TEXT_FIELDS, "instrumental") if name in row}
         meta = fields({k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in found.items()})
-        if isinstance(row[self.key], bytes):
-            wav_LC, rate = _decode(row[self.key])
+        return *one_rate({stem: self._samples(row[key], key) for stem, key in self.keys.items()}), meta
+
+    def _samples(self, value: Any, key: str) -> tuple[np.ndarray, int]:
+        if isinstance(value, bytes):
+            wav_LC, rate = _decode(value)
             if not files.RATES[0] <= rate <= files.RATES[1]:
                 raise UserError(f"its audio is said to have {rate} Hz")
-            return wav_LC, rate, meta
-        sound = np.asarray(row[self.key])
+            return wav_LC, rate
+        sound = np.asarray(value)
         if sound.ndim not in (1, 2) or sound.dtype.kind not in "iuf":
-            raise UserError(f"its {self.key!r} is {sound.dtype} {sound.shape}, not samples")
+            raise UserError(f"its {key!r} is {sound.dtype} {sound.shape}, not samples")
         wav_LC = sound.astype(np.float32).reshape(len(sound), sound.shape[1] if sound.ndim == 2 else 1)
         if sound.dtype.kind != "f":  # TFDS keeps 16-bit samples in integers of any width
             wide = sound.size and max(-int(sound.min()), int(sound.max())) > 32768
             wav_LC /= 2.0**31 if wide else 2.0**15
-        return wav_LC, self.rate, meta
+        return wav_LC, self.rate
 
 
 def _decode(file: bytes) -> tuple[np.ndarray, int]:

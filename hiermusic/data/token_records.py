@@ -70,22 +70,22 @@ def write_tokens(
     def read(indices: Iterable[int]) -> Generator[tuple[Codes, Mapping], None, None]:
         return (encode(index) for index in indices)
 
-    streams = tuple(_bounds(hierarchy, split_at))
+    prefixes = tuple(_bounds(hierarchy, split_at))
     label = progress and "tokenising"
-    entries = write_shards(out, plan, streams, OPTIONS, read, write, worker, label)
+    entries = write_shards(out, plan, prefixes, OPTIONS, read, write, worker, label)
     if entries is not None:
         finish(out, plan, entries, [])
     return read_summary(out)
 
 
 def _bounds(hierarchy: Hierarchy, split_at: int) -> dict[str, tuple[int, int]]:
-    """Streams of a token directory and the levels each holds; no `fine` where every level is coarse."""
-    streams = {"coarse": (0, split_at), "fine": (split_at, len(hierarchy))}
-    return {name: bounds for name, bounds in streams.items() if bounds[0] < bounds[1]}
+    """Prefixes of a directory's shards and the levels each holds; no `fine` where every level is coarse."""
+    levels = {"coarse": (0, split_at), "fine": (split_at, len(hierarchy))}
+    return {prefix: bounds for prefix, bounds in levels.items() if bounds[0] < bounds[1]}
 
 
 class TokenSource:
-    """Random access to the token records of a directory, opening only the streams the levels need; picklable.
+    """Random access to the token records of a directory, opening only the shards the levels need; picklable.
 
     Args:
       path: the directory.
@@ -101,20 +101,20 @@ class TokenSource:
         self.info = read_info(path, "tokens")
         with reading(self.path / "info.json", do=REMEDY):
             whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
-            streams = _bounds(whole, split_at)
+            bounds = _bounds(whole, split_at)
         wanted = {"coarse": slice(0, split_at), "all": slice(None)}[levels] if isinstance(levels, str) else levels
         start, stop, step = wanted.indices(len(whole))
         if start >= stop or step != 1:
             raise UserError(f"levels {levels} of {path}: it has the levels 0..{len(whole) - 1}")
         self.hierarchy = whole.select(start, stop)
         entries = read_entries(self.path / "tracks.jsonl", self.info, ENTRY)
-        self._streams = []
-        for name, (low, high) in streams.items():
+        self._shards = []
+        for prefix, (low, high) in bounds.items():
             if start < high and low < stop:
                 stored = pieces(whole, low, high)
                 needed = {piece.group: piece for piece in pieces(whole, max(start, low), min(stop, high))}
-                records = open_shards(self.path, name, self.info["shards"], len(entries))
-                self._streams.append((records, stored, needed))
+                records = open_shards(self.path, prefix, self.info["shards"], len(entries))
+                self._shards.append((records, stored, needed))
         self._rows = [row for row, entry in enumerate(entries) if split in (None, entry["split"])]
         self.tracks = [entries[row] for row in self._rows]
 
@@ -123,7 +123,7 @@ class TokenSource:
 
     def __getitem__(self, index: int) -> dict:
         groups: dict[int, list[np.ndarray]] = {}
-        for records, stored, needed in self._streams:
+        for records, stored, needed in self._shards:
             with reading(self.path, do=REMEDY):
                 parts = decode_tokens(records[self._rows[index]], stored)
             for piece, part in zip(stored, parts, strict=True):

@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from hiermusic.data.sidecars import Meta
+from hiermusic.data.stems import Sound
 from hiermusic.errors import UserError
 
 
@@ -16,7 +15,8 @@ class Track:
 
     Args:
       id: unique and stable, the path inside the folder where there is one.
-      load: reads it: float32 [L, C] in [-1, 1], its sample rate in Hz and its metadata (lyrics, tags, description,
+      load: reads it: its mix, float32 [L, C] in [-1, 1], or by name the stems from which those wanted of the source
+        follow (`stems.combine`); its sample rate in Hz; and its metadata (lyrics, tags, description,
         genre, language: str; instrumental: bool; lines: [[start, end, text], ...] in seconds; truth: dict, of built-in
         songs; only what is known).
         UserError, in a few words and without the name, where it cannot be read.
@@ -24,7 +24,7 @@ class Track:
     """
 
     id: str
-    load: Callable[[], tuple[np.ndarray, int, Meta]]
+    load: Callable[[], tuple[Sound, int, Meta]]
     split: str | None = None
 
 
