@@ -150,9 +150,7 @@ def _digest(parts: Sequence[np.ndarray], wanted: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _prepared(
-    track: Track, sample_rate: int, channels: int, wanted: Sequence[str]
-) -> tuple[list[np.ndarray], dict]:
+def _prepared(track: Track, sample_rate: int, channels: int, wanted: Sequence[str]) -> tuple[list[np.ndarray], dict]:
     """The wanted stems of a track as checked waveforms at the records' rate and channels, and its metadata."""
     sound, rate, meta = track.load()
     given = sound if isinstance(sound, Mapping) else {MIX: sound}

@@ -24,7 +24,7 @@ UNPACK = (
 _ALIASES = {"mixture": MIX, "no_vocals": INSTRUMENTAL, "accompaniment": INSTRUMENTAL}
 _WORDS = {**{name: name for name in NAMES}, **_ALIASES}
 # song_vocals, song.vocals and song_(Vocals): MUSDB18, Spleeter and Demucs call the whole file by the stem alone
-_NAMED = re.compile(rf"(?:(.+)[._ ])?\(?({'|'.join(_WORDS)})\)?", re.IGNORECASE)
+_NAMED = re.compile(rf"(?:(.+?)[._ ])?\(?({'|'.join(_WORDS)})\)?", re.IGNORECASE)
 
 Sound = np.ndarray | Mapping[str, np.ndarray]  # float32 [L, C]: the mix, or stems by name
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hiermusic.codec.codec import Codec
+from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.console import warn
 from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
@@ -196,6 +196,12 @@ def _codec_of(text: str) -> "Tokenizer":
     return Tokenizer(workdir, int(checkpoint.find(workdir, step).name))
 
 
+def _codec_config(config: ConfigDict) -> CodecConfig:
+    """What the codec of a configuration is, without its weights."""
+    make = system(config).make_model(config)
+    return nnx.eval_shape(lambda: make(nnx.Rngs(0))).config
+
+
 def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -> Path:
     """Audio records with the stems that streams are made of, at the highest rate that one of their codecs hears."""
     from hiermusic.data import pipeline, stems, streams
@@ -203,7 +209,7 @@ def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -
     from hiermusic.data.records import read_info
 
     configs = {name: read(tokenizer.workdir, "codec") for name, tokenizer in made_by.items()}
-    heard = [nnx.eval_shape(lambda c=c: system(c).make_model(c)(nnx.Rngs(0))).config for c in configs.values()]
+    heard = [_codec_config(config) for config in configs.values()]
     rate, channels = max(codec.sample_rate for codec in heard), max(codec.channels for codec in heard)
     used = {streams.stem_of(name) for name in made_by}
     wanted = tuple(stem for stem in stems.NAMES if stem in used)
