@@ -81,9 +81,7 @@ def _facts(summary) -> dict:
 
 def _define_tokenize(values: Values) -> None:
     string(values, "codec", "workdir of a trained codec, for one stream of the mix")
-    strings(
-        values, "stream", "STEM:CODEC or STEM/WORD:CODEC (vocals/semantic:out/codec), once for each stream of a track"
-    )
+    strings(values, "stream", "STEM:TOKENIZER or STEM/WORD:TOKENIZER (vocals/semantic:out/codec), once for each stream")
     string(values, "data", "audio records, folder, manifest, TFDS name or builtin:N")
     string(values, "out", "folder for the token records, or for one of each stream")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")

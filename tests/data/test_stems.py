@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from hiermusic.cli import main
 from hiermusic.data import file_sources, stems
 from hiermusic.data.audio_records import AudioSource, to_pcm, write_audio
 from hiermusic.data.pipeline import resolve
@@ -87,6 +88,29 @@ def test_stems_that_are_asked_for():
         stems.parse("mix,vocal")
     with pytest.raises(UserError, match="--stems=: '' is no stem"):
         stems.parse("")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "read"),
+    [
+        ("mix vocals drums bass", "mix", "mix"),
+        ("mix vocals drums bass", "mix instrumental", "mix drums bass"),
+        ("vocals drums bass", "mix vocals", "vocals drums bass"),
+        ("vocals instrumental drums bass", "mix", "vocals instrumental"),  # drums and bass are in it already
+        ("vocals instrumental", "vocals", "vocals"),
+        ("instrumental", "mix", "instrumental"),
+    ],
+)
+def test_what_is_read_for_what_is_wanted(given, wanted, read):
+    assert stems.needed(wanted.split(), given.split()) == tuple(read.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [("mix vocals", "instrumental"), ("mix", "vocals"), ("mix vocals", "bass")]
+)
+def test_what_does_not_follow(given, wanted):
+    with pytest.raises(UserError, match=rf"has no stem {wanted}, nor any that add up to it \(it has {given[:3]}"):
+        stems.needed([wanted], given.split())
 
 
 # Folders and manifests
@@ -212,6 +236,14 @@ def test_other_stems_and_other_files_of_them_make_other_records(tmp_path):
         resolve(before[1], tmp_path / "cache", RATE, 1)
 
 
+def test_built_in_songs_with_other_stems_are_other_records(tmp_path):
+    mixes, parts = (
+        resolve("builtin:1?seconds=1-1", tmp_path, RATE, 1, stems=wanted, progress=False)
+        for wanted in (("mix",), ("vocals", "instrumental"))
+    )
+    assert AudioSource(mixes).stems == ("mix",) and AudioSource(parts, "vocals").stems == ("vocals", "instrumental")
+
+
 # Lengths and levels
 
 
@@ -324,6 +356,14 @@ def test_the_built_in_corpus_keeps_its_exact_stems(tmp_path):
     assert abs(kept["mix"] - kept["vocals"] - kept["instrumental"]).max() <= 1  # each is rounded by itself
     with pytest.raises(UserError, match="has no stem drums: its songs have mix, vocals and instrumental"):
         open_source("builtin:1", stems=("drums",))
+
+
+def test_the_verb_keeps_the_stems_that_are_asked_for(tmp_path):
+    for name in ("a_vocals.wav", "a_instrumental.wav", "b_vocals.wav", "b_instrumental.wav"):
+        put(tmp_path / "music" / name, noise(len(name)))
+    where = (f"--source={tmp_path / 'music'}", f"--out={tmp_path / 'out'}", f"--sample_rate={RATE}", "--channels=1")
+    main(["data", *where, "--stems=instrumental,vocals"])
+    assert AudioSource(tmp_path / "out", "vocals").stems == ("vocals", "instrumental")
 
 
 def test_stems_through_tfds(tmp_path):

@@ -150,3 +150,10 @@ def test_codecs_that_hold_out_other_shares_need_records(codecs, corpus, tmp_path
     told = str(status) + capsys.readouterr().err
     assert "the codecs of vocals and mix hold out 0.2 and 0.5 of the tracks: give audio records" in told
     assert not (tmp_path / "out").exists() and not tokenize(*flags, f"--data={corpus}", f"--out={tmp_path / 'out'}")
+
+
+def test_a_trained_codec_makes_the_same_tokens_of_a_stream(khala, run, tmp_path):
+    run("tokenize", f"--stream=mix:{khala.codec}", f"--data={khala.corpus}", f"--out={tmp_path}")
+    for shard in khala.tokens.glob("*.arrayrecord"):
+        assert (tmp_path / "mix" / shard.name).read_bytes() == shard.read_bytes()
+    assert read_stream(tmp_path / "mix") == read_stream(khala.tokens)
