@@ -184,14 +184,13 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
 
 
 def _file_source(name: str, rows: Iterable[_Listed], stems: Sequence[str]) -> Source:
-    """Tracks of files; the fingerprint covers the path and content of each file and its sidecars, and the metadata."""
+    """Tracks of files; the fingerprint covers the id, content and sidecars of what is read, and the metadata."""
     digest, tracks = hashlib.sha256(), []
     for row in rows:
         load = _loader(row, stems)
         read = [file for files_of in load.stems.values() for file in files_of]
         stamps = [of_file(place) for place in (*read, *map(row.beside.with_suffix, sidecars.SUFFIXES))]
-        told = [row.id, stamps, row.meta, *([] if _plain(load.stems) else [list(load.stems)])]
-        digest.update(json.dumps(told).encode())
+        digest.update(json.dumps([row.id, stamps, row.meta]).encode())
         split = row.meta.get("split")
         if split is None and stamps[-1]:
             split = patiently(partial(sidecars.sidecar_split, row.beside))
@@ -206,10 +205,6 @@ def _loader(row: _Listed, stems: Sequence[str]) -> "_Loader":
         return _Loader({stem: row.stems[stem] for stem in needed(stems, row.stems)}, row.beside, meta)
     except UserError as problem:
         return _Loader({}, row.beside, meta, str(problem))
-
-
-def _plain(stems: Mapping[str, Sequence[Path]]) -> bool:
-    return tuple(stems) == ALONE
 
 
 @dataclass(frozen=True)
@@ -239,7 +234,7 @@ class _Loader:
             wav_LC, rate = files.read(file)
         except UserError as problem:
             said = str(problem).removeprefix(f"{file}: ")
-            raise UserError(said if _plain(self.stems) else f"{file.name}: {said}") from None
+            raise UserError(said if tuple(self.stems) == ALONE else f"{file.name}: {said}") from None
         if odd := files.oddity(wav_LC):
             warn(f"{file}: {odd}")
         return wav_LC, rate
