@@ -130,7 +130,10 @@ def test_music_is_brought_to_the_highest_rate_with_the_stems_that_are_used(codec
     [
         (("--stream=vocals:{slow}", "--codec={slow}"), "--codec goes with one stream of the mix: leave it out beside"),
         (("--stream=vocals:{slow}", "--tfds=t"), "--tfds goes with one stream of the mix"),
-        (("--stream=drums:{slow}",), "corpus keeps of its tracks the mix and vocals and instrumental, not the drums"),
+        (
+            ("--stream=mix:{slow}", "--stream=drums:{slow}"),
+            "corpus keeps of its tracks the mix and vocals and instrumental, not the drums",
+        ),
         (("--stream=vocals:{slow}@6",), "slow holds no checkpoint of step 6: it has 5, 20"),
         (("--stream=vocals",), "--stream=vocals: give STEM:TOKENIZER"),
         (("--stream=vocals:gs://bucket/codec",), "only places of this machine are read and written"),
