@@ -18,8 +18,8 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from hiermusic.data import pipeline, records
-from hiermusic.data.sources import Track
+from hiermusic.data import audio_records, pipeline, token_records
+from hiermusic.data.tracks import Track
 from hiermusic.tokens.hierarchy import Hierarchy
 
 RATE, CHANNELS, SEGMENT = 44_100, 2, 10.0
@@ -34,7 +34,7 @@ def write_audio(folder: Path, tracks: int, seconds: float) -> Path:
     def load():
         return draw.uniform(-0.5, 0.5, (round(seconds * RATE), CHANNELS)).astype(np.float32), RATE, {}
 
-    records.write_audio(
+    audio_records.write_audio(
         [Track(f"t{i}", load) for i in range(tracks)], folder, RATE, CHANNELS, segment_seconds=SEGMENT, progress=False
     )
     return folder
@@ -49,7 +49,8 @@ def write_tokens(folder: Path, tracks: int, seconds: float) -> Path:
         entry = {"id": str(index), "split": "train", "seconds": seconds, "meta": {"tags": "slow"}}
         return draw.integers(0, 1024, (frames, 64)), entry
 
-    records.write_tokens(tracks, encode, folder, Hierarchy.uniform(64, rate, 1024), 2, settings={}, progress=False)
+    hierarchy = Hierarchy.uniform(64, rate, 1024)
+    token_records.write_tokens(tracks, encode, folder, hierarchy, 2, settings={}, progress=False)
     return folder
 
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hiermusic.data.records import AudioSource
+from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.sources import open_source
 from hiermusic.errors import write_atomically
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hiermusic.audio import files
-from hiermusic.data import records
-from hiermusic.data.sources import Track
+from hiermusic.data import audio_records, records, token_records
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError, is_disk_full, replacing, write_atomically
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.train.log import Log, read_metrics
@@ -66,7 +66,7 @@ def tracks(count: int) -> list[Track]:
 
 
 def write(place: Path) -> records.Summary:
-    return records.write_audio(tracks(8), place, 44_100, 2, shards=4, progress=False)
+    return audio_records.write_audio(tracks(8), place, 44_100, 2, shards=4, progress=False)
 
 
 def test_audio_records_go_on_where_the_disk_was_full(disk, tmp_path):
@@ -92,7 +92,7 @@ def test_token_records_keep_no_half_of_a_shard(disk):
         return codes_TK, {"id": str(index), "split": "train", "seconds": 1.0, "meta": {}}
 
     with pytest.raises(UserError, match="the disk is full"):
-        records.write_tokens(
+        token_records.write_tokens(
             2, encode, disk / "t", Hierarchy.uniform(64, Fraction(21), 1024), 2, settings={}, progress=False
         )
     assert others(disk) == ["t/parts/plan.json"]

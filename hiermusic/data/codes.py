@@ -1,4 +1,4 @@
-"""How codes lie in a token record: runs of levels of one rate as arrays [T, K], cut where a stream begins."""
+"""How codes lie in a token record: runs of levels of one rate as arrays [T, K], cut where the fine ones begin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

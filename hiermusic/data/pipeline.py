@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,12 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from hiermusic.console import say
-from hiermusic.data.records import (
-    AudioSource,
-    TokenSource,
-    differences,
-    from_pcm,
-    read_info,
-    read_summary,
-    write_audio,
-)
+from hiermusic.data.audio_records import AudioSource, check_stems, differences, from_pcm, write_audio
+from hiermusic.data.records import read_info, read_summary
 from hiermusic.data.sources import open_source
+from hiermusic.data.stems import ALONE
+from hiermusic.data.streams import TokenStreams
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import wait_for_all, workers
 
@@ -44,6 +40,7 @@ def resolve(
     kind: str = "auto",
     segment_seconds: float = 10.0,
     valid_fraction: float = 0.1,
+    stems: Sequence[str] = ALONE,
     progress: bool = True,
 ) -> Path:
     """The audio record directory of whatever `path` names, written under `cache_dir` the first time.
@@ -55,13 +52,14 @@ def resolve(
       cache_dir: where records are kept; the same music with the same settings is found there again.
       sample_rate: Hz; channels: 1 or 2, of the records.
       kind: "records" or a kind of source; "auto" tells by the path.
-      segment_seconds, valid_fraction: as in `records.write_audio`.
+      segment_seconds, valid_fraction, stems: as in `audio_records.write_audio`.
     Raises:
       UserError: the path does not exist, holds nothing readable, or holds records of another rate or channel count.
     """
     path = os.fspath(path)
-    if kind == "records" or (kind == "auto" and (Path(path) / "tracks.jsonl").is_file()):
+    if kind == "records" or (kind == "auto" and is_records(path)):
         info = read_info(path, "audio")
+        check_stems(path, info, stems)
         if (info["sample_rate"], info["channels"]) != (sample_rate, channels):
             raise UserError(
                 f"{path} holds {info['channels']} channels at {info['sample_rate']} Hz where {channels} at "
@@ -69,10 +67,11 @@ def resolve(
             )
         return Path(path)
     memory = Path(cache_dir) / "files.json"
-    first = open_source(path, kind, memory) if workers()[0] == 0 else None
+    first = open_source(path, kind, stems, memory) if workers()[0] == 0 else None
     wait_for_all(f"files of {path}")  # so that one process reads them all, and the others what it remembers
-    source = first or open_source(path, kind, memory)
+    source = first or open_source(path, kind, stems, memory)
     settings = [source.fingerprint, sample_rate, channels, segment_seconds, valid_fraction]
+    settings += [] if tuple(stems) == ALONE else [list(stems)]
     fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     out = Path(cache_dir) / f"{source.name}-{fingerprint[:12]}"
     known = (out / "info.json").is_file()
@@ -83,6 +82,7 @@ def resolve(
         channels,
         segment_seconds=segment_seconds,
         valid_fraction=valid_fraction,
+        stems=stems,
         fingerprint=fingerprint,
         worker=workers(),
         progress=progress,
@@ -94,15 +94,20 @@ def resolve(
     return out
 
 
+def is_records(path: str | os.PathLike) -> bool:
+    """Whether a folder holds records rather than music."""
+    return (Path(path) / "tracks.jsonl").is_file()
+
+
 def _tell_changes(path: str, out: Path) -> None:
     """Says how records differ from those last written of the same music with the same settings, if there are any."""
-    settings = ("sample_rate", "channels", "segment_seconds", "valid_fraction")
+    settings = ("sample_rate", "channels", "segment_seconds", "valid_fraction", "stems")
     name, info = out.name.rpartition("-")[0], read_info(out, "audio")
     before = []
     for place in out.parent.glob(f"{glob.escape(name)}-" + "[0-9a-f]" * 12 + "/info.json"):
         with suppress(UserError):
             older = read_info(place.parent, "audio")
-            if place.parent != out and all(older.get(key) == info[key] for key in settings):
+            if place.parent != out and all(older.get(key) == info.get(key) for key in settings):
                 before.append(place)
     if before:
         last = max(before, key=lambda place: place.stat().st_mtime_ns).parent
@@ -192,23 +197,27 @@ class _Rows:
 
 
 def token_examples(
-    path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice = "all"
+    path: str | os.PathLike, split: str, seed: int = 0, levels: str | slice | Mapping[str, str | slice] = "all"
 ) -> "grain.MapDataset":
-    """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `records.TokenSource`), shuffled.
+    """Whole tracks as `{"codes": uint16 [T, K], "meta": {...}}` (see `token_records.TokenSource`), shuffled.
+
+    Several streams of each track are read together: codes are then a dict (see `streams.TokenStreams`).
 
     "train" is endless and shuffled anew each epoch; other splits are finite, in one order that `seed` decides.
 
     Args:
-      path: token record directory.
+      path: token record directory, or a folder of streams.
       split: "train", "valid" or "test".
       seed: of the order, and of any `random_map` that follows.
-      levels: "coarse", "all" or a slice of levels; files that hold none of them are not opened.
+      levels: "coarse", "all" or a slice of levels, or a dict of these by stream; files that hold none of them are not
+        opened.
     Raises:
       NoTracks: no track in the split.
     """
     import grain
 
-    source = TokenSource(path, levels, split)
+    kind = TokenStreams if isinstance(levels, Mapping) else TokenSource
+    source = kind(path, levels, split)
     _check_size(source, split, len(source), 1, "tracks")
     dataset = grain.MapDataset.source(source).seed(seed).shuffle()
     return dataset.repeat() if split == "train" else dataset
@@ -240,7 +249,9 @@ def row_generators(seed: int, index: int, rows: Sequence[int]) -> list[np.random
     return [np.random.default_rng((seed, index, 1 + row)) for row in rows]
 
 
-def _check_size(source: AudioSource | TokenSource, split: str, count: int, batch_size: int, unit: str) -> None:
+def _check_size(
+    source: AudioSource | TokenSource | TokenStreams, split: str, count: int, batch_size: int, unit: str
+) -> None:
     if count == 0:
         counts = ", ".join(f"{n} {name}" for name, n in source.info["splits"].items())
         raise NoTracks(f"{source.path} has no {split} tracks ({counts}): add music, or give the split in a manifest")

@@ -20,13 +20,13 @@ MAX_OPEN = 32  # of one source: a run reads from several, and many a system give
 REMEDY = "remove the folder and write the records again"
 
 
-def shard_paths(folder: Path, stream: str, shards: int) -> list[Path]:
-    """The files of a stream, in their order."""
-    return [folder / f"{stream}-{shard:05d}-of-{shards:05d}.arrayrecord" for shard in range(shards)]
+def shard_paths(folder: Path, prefix: str, shards: int) -> list[Path]:
+    """The files whose names begin so, in their order."""
+    return [folder / f"{prefix}-{shard:05d}-of-{shards:05d}.arrayrecord" for shard in range(shards)]
 
 
 def default_shards(tracks: int) -> int:
-    """How many files a stream has when nobody says."""
+    """How many files a series of shards has when nobody says."""
     return min(MAX_SHARDS, -(-tracks // TRACKS_PER_SHARD)) or 1
 
 

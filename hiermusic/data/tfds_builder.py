@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from hiermusic.data.audio_records import AudioSource, to_pcm
 from hiermusic.data.codes import as_groups, rate_groups
-from hiermusic.data.records import AudioSource, TokenSource, read_json, to_pcm
+from hiermusic.data.records import read_json
 from hiermusic.data.shards import REMEDY
 from hiermusic.data.sidecars import TEXT_FIELDS
+from hiermusic.data.stems import MIX
+from hiermusic.data.tfds_source import stem_feature
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, reading
 
 # `features.Audio` cannot be constructed without TensorFlow; a tensor of raw bytes holds the same, and faster.
@@ -41,13 +45,18 @@ def export_tfds(records: str | os.PathLike, data_dir: str | os.PathLike) -> Path
 
 
 class HiermusicAudio(tfds.core.GeneratorBasedBuilder):
-    """Whole tracks as 16-bit samples `audio` [L, C]; metadata["sample_rate"] in Hz."""
+    """Whole tracks as 16-bit samples `audio` [L, C] and, of further stems, `audio_STEM`; metadata["sample_rate"] in Hz.
+
+    UserError where the records do not keep the mix.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded; looking for checksums takes importlib_resources, which TFDS leaves out
 
     def __init__(self, records: str | os.PathLike, **kwargs):
         self._source = AudioSource(records)
+        others = (stem for stem in self._source.stems if stem != MIX)
+        self._stems = {"audio": self._source} | {stem_feature("audio", s): AudioSource(records, s) for s in others}
         super().__init__(file_format="array_record", **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -55,7 +64,7 @@ class HiermusicAudio(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Music as 16-bit samples, with its words.",
-            features=tfds.features.FeaturesDict({**_COMMON, "audio": audio}),
+            features=tfds.features.FeaturesDict({**_COMMON, **dict.fromkeys(self._stems, audio)}),
             metadata=tfds.core.MetadataDict(sample_rate=self._source.sample_rate),
             disable_shuffling=True,
         )
@@ -66,7 +75,8 @@ class HiermusicAudio(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, indices: Sequence[int]) -> Iterator[tuple[int, dict]]:
         for index in indices:
             track = self._source.tracks[index]
-            yield index, {**_common(track["id"], track["meta"]), "audio": to_pcm(self._source.track(index))}
+            sounds = {name: to_pcm(source.track(index)) for name, source in self._stems.items()}
+            yield index, {**_common(track["id"], track["meta"]), **sounds}
 
 
 class HiermusicTokens(tfds.core.GeneratorBasedBuilder):

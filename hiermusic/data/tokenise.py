@@ -1,4 +1,4 @@
-"""Turning a corpus of audio records into token records with a codec."""
+"""Turning a stem of audio records into token records with a codec."""
 
 import hashlib
 import json
@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from hiermusic.audio import files
+from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.codes import Codes
-from hiermusic.data.records import AudioSource, Summary, write_tokens
+from hiermusic.data.records import Summary
+from hiermusic.data.stems import MIX
+from hiermusic.data.token_records import write_tokens
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
@@ -20,6 +24,9 @@ def tokenise(
     split_at: int,
     codec_id: str,
     *,
+    stem: str = MIX,
+    sample_rate: int | None = None,
+    channels: int | None = None,
     shards: int | None = None,
     worker: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -29,12 +36,14 @@ def tokenise(
     A run that was interrupted continues at its first missing shard and ends with the same files.
 
     Args:
-      encode: waveform float32 [L, C] at the records' rate -> codes int [T, K], or a tuple of such arrays, one a rate
+      encode: waveform float32 [L, C] -> codes int [T, K], or a tuple of such arrays, one a rate
         group, where the levels differ in rate.
       audio_dir, out_dir: record directories; tracks keep their id, split and metadata.
       hierarchy: the codec's levels.
       split_at: levels below it go to the `coarse` files, the others to the `fine` ones.
-      codec_id: names the codec and its weights; a directory begun with another codec is refused.
+      codec_id: names the codec and its weights (`streams.Tokenizer`); a directory begun with another is refused.
+      stem: which one is encoded; the shards of others are not opened.
+      sample_rate, channels: Hz and number that `encode` takes; those of the records when left out.
       shards: files a stream; None for one every 32 tracks.
       worker: (which, of how many) processes that share the work; the one that ends last completes the directory.
     Returns:
@@ -42,16 +51,20 @@ def tokenise(
     Raises:
       UserError: no audio records there, or `out_dir` was begun with other settings.
     """
-    source = AudioSource(audio_dir)
+    source = AudioSource(audio_dir, stem)
+    rate = sample_rate or source.sample_rate
     told = [source.info["fingerprint"], [(track["id"], track["samples"], track["split"]) for track in source.tracks]]
     fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def encode_track(index: int) -> tuple[Codes, Mapping]:
         track = source.tracks[index]
         entry = {key: track[key] for key in ("id", "split", "seconds", "meta")}
-        return encode(source.track(index)), entry
+        wav_LC = files.to_channels(source.track(index), channels or source.channels)
+        return encode(files.resample(wav_LC, source.sample_rate, rate)), entry
 
-    settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": source.sample_rate}
+    settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": rate}
+    if stem != MIX:
+        settings["stem"] = stem
     return write_tokens(
         len(source),
         encode_track,

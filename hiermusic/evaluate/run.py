@@ -14,7 +14,8 @@ from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.console import bar, say
 from hiermusic.data import pipeline
-from hiermusic.data.records import AudioSource, TokenSource
+from hiermusic.data.audio_records import AudioSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines

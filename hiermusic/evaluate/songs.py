@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hiermusic.audio import files, music
-from hiermusic.data.records import AudioSource, read_json
+from hiermusic.data.audio_records import AudioSource
+from hiermusic.data.records import read_json
 from hiermusic.errors import UserError, reading
 from hiermusic.evaluate import obedience
 from hiermusic.evaluate.detectors import hear

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from hiermusic.codec.codec import Codec
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.systems import aar_rows, parts
 from hiermusic.systems import workdir as workdirs

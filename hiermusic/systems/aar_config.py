@@ -11,7 +11,7 @@ from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig

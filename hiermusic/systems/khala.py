@@ -26,7 +26,8 @@ from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.codec.residual import QuantiserConfig
-from hiermusic.data.records import TokenSource, read_info
+from hiermusic.data.records import read_info
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.nn.param import parameter_counts

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.console import warn
 from hiermusic.data import pipeline
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import workers
 from hiermusic.tokens import pattern, sequence

@@ -16,7 +16,7 @@ from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.data import pipeline
-from hiermusic.data.records import read_info
+from hiermusic.data.streams import Tokenizer, read_stream
 from hiermusic.errors import UserError
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.transformer import TransformerConfig
@@ -197,13 +197,12 @@ def stored_hierarchy(path: str, levels: int) -> Hierarchy:
         raise UserError(
             "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
         )
-    return Hierarchy.from_json(read_info(path, "tokens")["hierarchy"]).select(0, levels)
+    return read_stream(path).hierarchy.select(0, levels)
 
 
-def stored_codec(path: str) -> tuple[str, int]:
+def stored_codec(path: str) -> Tokenizer:
     """Workdir and checkpoint of the codec that made token records."""
-    codec, _, step = read_info(path, "tokens")["codec"].rpartition("@")
-    return codec, int(step)
+    return read_stream(path).tokenizer
 
 
 def facts(

@@ -4,27 +4,32 @@ import importlib
 import inspect as signatures
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from hiermusic.codec.codec import Codec
+from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.console import warn
 from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
+from hiermusic.pretrained.export import is_export
 from hiermusic.systems.requests import Request
 from hiermusic.train import checkpoint, stored
 from hiermusic.train.stage import Stage
+
+if TYPE_CHECKING:
+    from hiermusic.data.records import Summary
+    from hiermusic.data.streams import Tokenizer
 
 SYSTEMS = ("khala", "aar")
 _COUNTS = {  # fields of `model` that mean nothing below 1, whichever system they are of
@@ -147,30 +152,101 @@ def load_codec(workdir: str | Path, step: int | None = None) -> Codec:
 # MARK: codes
 
 
-def tokenise(codec_dir: str, data: str, out: str, *, split_at: int):
-    """Token records of `data` by a trained codec; goes on where an earlier call stopped. Returns its summary."""
+def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -> "dict[str, Summary]":
+    """Token records of `data` by trained codecs, one stream after the other; goes on where an earlier call stopped.
+
+    Args:
+      codecs: of each stream, by its name (see `data.streams`), the workdir, or WORKDIR@STEP, of its codec; the stream
+        without a name is that of the mix.
+      data: audio records, or music; records may have a higher rate and more channels than a codec hears.
+      out: the folder of the streams.
+      split_at: levels that lie apart from the finer ones; in a named stream of fewer levels they all do.
+    Returns:
+      The summary of each stream.
+    Raises:
+      UserError: no such codec, or no such stem in the data; nothing is written then.
+    """
     from hiermusic.codec.chunked import encode_long
-    from hiermusic.data import pipeline, records, tokenise
+    from hiermusic.data import records, streams, tokenise
     from hiermusic.tokens import rows
 
-    config, codec = load(codec_dir, "codec")
-    audio_dir = pipeline.resolve(
+    made_by = {name: _codec_of(text) for name, text in codecs.items()}
+    audio_dir = _audio_for(made_by, data, Path(out) / "audio")
+    for name, (workdir, step) in made_by.items():
+        codec = load_codec(workdir, step)
+
+        def encode(wav_LC: np.ndarray, codec: Codec = codec) -> rows.Streams:
+            return rows.to_streams(encode_long(codec, wav_LC), codec.slots)
+
+        tokenise.tokenise(
+            encode,
+            audio_dir,
+            Path(out) / name,
+            codec.hierarchy,
+            min(split_at, len(codec.hierarchy)) if name else split_at,
+            str(streams.Tokenizer(os.path.abspath(workdir), step)),
+            stem=streams.stem_of(name),
+            sample_rate=codec.sample_rate,
+            channels=codec.channels,
+            worker=workers(),
+        )
+        wait_for_all(f"tokens {Path(out) / name}")
+    return {name: records.read_summary(Path(out) / name) for name in codecs}
+
+
+def _codec_of(text: str) -> "Tokenizer":
+    """The codec that WORKDIR, or WORKDIR@STEP, names, its newest checkpoint where none is named."""
+    from hiermusic.data.streams import Tokenizer
+
+    workdir, at, number = text.rpartition("@")
+    if not (at and number.isdecimal()) or Path(text).is_dir():
+        workdir, number = text, ""
+    read(workdir, "codec")
+    step = int(number) if number else None
+    if is_export(workdir):
+        return Tokenizer(workdir, checkpoint.exported_step(workdir, step))
+    return Tokenizer(workdir, int(checkpoint.find(workdir, step).name))
+
+
+def _codec_config(config: ConfigDict) -> CodecConfig:
+    """What the codec of a configuration is, without its weights."""
+    make = system(config).make_model(config)
+    return nnx.eval_shape(lambda: make(nnx.Rngs(0))).config
+
+
+def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -> Path:
+    """Audio records with the stems that streams are made of, at the highest rate that one of their codecs hears."""
+    from hiermusic.data import pipeline, stems, streams
+    from hiermusic.data.audio_records import check_stems
+    from hiermusic.data.records import read_info
+
+    configs = {name: read(tokenizer.workdir, "codec") for name, tokenizer in made_by.items()}
+    heard = [_codec_config(config) for config in configs.values()]
+    rate, channels = max(codec.sample_rate for codec in heard), max(codec.channels for codec in heard)
+    used = {streams.stem_of(name) for name in made_by}
+    wanted = tuple(stem for stem in stems.NAMES if stem in used)
+    if pipeline.is_records(data):
+        info = read_info(data, "audio")
+        check_stems(data, info, wanted)
+        if info["sample_rate"] >= rate and info["channels"] >= channels:
+            return Path(data)
+    (first, config), *others = configs.items()
+    for name, other in others:
+        if other.data.valid_fraction != config.data.valid_fraction:
+            raise UserError(
+                f"the codecs of {first} and {name} hold out {config.data.valid_fraction} and "
+                f"{other.data.valid_fraction} of the tracks: give audio records with splits that suit both as --data"
+            )
+    return pipeline.resolve(
         data,
-        Path(out) / "audio",
-        codec.sample_rate,
-        codec.channels,
+        cache_dir,
+        rate,
+        channels,
         # the codec's own share, so that what it has not heard is held out from the token models too
         segment_seconds=config.data.segment_seconds,
         valid_fraction=config.data.valid_fraction,
+        stems=wanted,
     )
-    name = f"{os.path.abspath(codec_dir)}@{checkpoint.latest_step(codec_dir)}"
-
-    def encode(wav_LC: np.ndarray) -> rows.Streams:
-        return rows.to_streams(encode_long(codec, wav_LC), codec.slots)
-
-    tokenise.tokenise(encode, audio_dir, out, codec.hierarchy, split_at, name, worker=workers())
-    wait_for_all(f"tokens {out}")
-    return records.read_summary(Path(out))
 
 
 def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Verbs on sounds and tokens: data, tokenize, encode, decode."""
 
 from hiermusic.console import say
+from hiermusic.errors import UserError
 from hiermusic.verbs.flags import (
     Values,
     Verb,
@@ -12,6 +13,7 @@ from hiermusic.verbs.flags import (
     number,
     positional,
     string,
+    strings,
     together,
 )
 
@@ -24,6 +26,7 @@ def _define_data(values: Values) -> None:
     integer(values, "sample_rate", "samples a second of the records", 44100, lower=1000, upper=1_000_000)
     integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
     number(values, "valid_fraction", "share of tracks held out where no split is given", 0.1, lower=0.0, upper=1.0)
+    string(values, "stems", "what is kept of a track, by commas: mix, vocals, instrumental, drums, bass, other", "mix")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     number(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1, upper=3600.0)
     boolean(values, "json", "print one JSON object")
@@ -33,18 +36,21 @@ def _define_data(values: Values) -> None:
 def _data(values: Values, given: list[str]) -> None:
     positional(given)
     need(values, "source", "out")
-    from hiermusic.data import records, sources
+    from hiermusic.data import audio_records, sources
+    from hiermusic.data.stems import parse
     from hiermusic.parallel.hosts import wait_for_all, workers
 
+    wanted = parse(values.stems)
     with together(values):
-        source = sources.open_source(values.source)
-        records.write_audio(
+        source = sources.open_source(values.source, stems=wanted)
+        audio_records.write_audio(
             source.tracks,
             values.out,
             values.sample_rate,
             values.channels,
             segment_seconds=values.segment_seconds,
             valid_fraction=values.valid_fraction,
+            stems=wanted,
             fingerprint=source.fingerprint,
             worker=workers(),
         )
@@ -74,9 +80,10 @@ def _facts(summary) -> dict:
 
 
 def _define_tokenize(values: Values) -> None:
-    string(values, "codec", "workdir of a trained codec")
+    string(values, "codec", "workdir of a trained codec, for one stream of the mix")
+    strings(values, "stream", "STEM:TOKENIZER or STEM/WORD:TOKENIZER (vocals/semantic:out/codec), once for each stream")
     string(values, "data", "audio records, folder, manifest, TFDS name or builtin:N")
-    string(values, "out", "folder for the token records")
+    string(values, "out", "folder for the token records, or for one of each stream")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     integer(values, "split_at", "codec layers kept apart from the rest, for models that read only those", 2, lower=1)
     boolean(values, "json", "print one JSON object")
@@ -85,12 +92,21 @@ def _define_tokenize(values: Values) -> None:
 
 def _tokenize(values: Values, given: list[str]) -> None:
     positional(given)
-    need(values, "codec", "data", "out")
+    if values.stream and (values.codec or values.tfds):
+        other = "--codec" if values.codec else "--tfds"
+        raise UserError(f"{other} goes with one stream of the mix: leave it out beside --stream")
+    need(values, "stream" if values.stream else "codec", "data", "out")
+    from hiermusic.data import streams
     from hiermusic.systems import workdir
 
+    codecs = streams.parse(values.stream) if values.stream else {"": values.codec}
     with together(values):
-        workdir.tokenise(values.codec, values.data, values.out, split_at=values.split_at)
-        _tell(values)
+        made = workdir.tokenise(codecs, values.data, values.out, split_at=values.split_at)
+        if not values.stream:
+            _tell(values)
+        else:
+            facts = {name: _facts(summary) for name, summary in made.items()}
+            answer(values, {"out": values.out, "streams": facts}, [str(summary) for summary in made.values()])
 
 
 def _define_encode(values: Values) -> None:

@@ -34,6 +34,11 @@ def string(values: Values, name: str, text: str, default: str | None = None) -> 
     flags.DEFINE_string(name, default, text, flag_values=values)
 
 
+def strings(values: Values, name: str, text: str) -> None:
+    """A flag that may be given several times: a list, or None where it is not."""
+    flags.DEFINE_multi_string(name, None, text, flag_values=values)
+
+
 def integer(
     values: Values,
     name: str,
@@ -106,9 +111,12 @@ def local(values: Values, given: list[str]) -> None:
     places = [("", word) for word in given]
     for name in set(values) - set(_WORDS):
         value = values[name].value
-        places += _leaves(value, f"--{name}.") if isinstance(value, ConfigDict) else [(f"--{name}", value)]
+        if isinstance(value, ConfigDict):
+            places += _leaves(value, f"--{name}.")
+        else:
+            places += [(f"--{name}", one) for one in (value if isinstance(value, list) else [value])]
     for name, value in places:
-        if isinstance(value, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", value):
+        if isinstance(value, str) and re.match(r"(?:[\w/]*:)?[a-zA-Z][a-zA-Z0-9+.-]*://", value):
             place = f"{name}={value}" if name else value
             raise UserError(f"{place}: only places of this machine are read and written: mount it, or copy it here")
 

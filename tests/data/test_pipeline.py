@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from hiermusic.data import pipeline
+from hiermusic.data.audio_records import AudioSource, write_audio
 from hiermusic.data.fingerprint import of_files
 from hiermusic.data.pipeline import (
     NoTracks,
@@ -22,9 +23,8 @@ from hiermusic.data.pipeline import (
     token_examples,
     waveform_batches,
 )
-from hiermusic.data.records import AudioSource, write_audio
-from hiermusic.data.sources import Track
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy
 

@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.data import ahead, records
-from hiermusic.data.records import AudioSource, TokenSource, write_audio
-from hiermusic.data.sources import Track, open_source
+from hiermusic.data import ahead, audio_records, records
+from hiermusic.data.audio_records import AudioSource, write_audio
+from hiermusic.data.sources import open_source
+from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 
@@ -114,16 +116,16 @@ def test_seconds_are_those_of_the_sound_at_whatever_rate_it_came(tmp_path):
 
 
 def test_samples_round_to_the_nearest_and_clip():
-    pcm_LC = records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
+    pcm_LC = audio_records.to_pcm(np.asarray([[0.4 / 32768], [0.6 / 32768], [-0.6 / 32768], [1.0], [-2.0]], np.float32))
     assert pcm_LC.dtype == np.int16 and pcm_LC.ravel().tolist() == [0, 1, -1, 32767, -32768]
 
 
 def test_rounding_takes_the_memory_of_its_result(monkeypatch):
     wav_LC = np.random.default_rng(0).uniform(-1, 1, (1 << 18, 2)).astype(np.float32)
-    whole_LC = records.to_pcm(wav_LC)
-    monkeypatch.setattr(records, "_BLOCK", 1 << 12)
+    whole_LC = audio_records.to_pcm(wav_LC)
+    monkeypatch.setattr(audio_records, "_BLOCK", 1 << 12)
     tracemalloc.start()
-    pcm_LC = records.to_pcm(wav_LC)
+    pcm_LC = audio_records.to_pcm(wav_LC)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.2 * pcm_LC.nbytes

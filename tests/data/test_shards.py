@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from hiermusic.data import shards
-from hiermusic.data.records import AudioSource, TokenSource, read_summary, write_audio
+from hiermusic.data.audio_records import AudioSource, write_audio
+from hiermusic.data.records import read_summary
 from hiermusic.data.shards import Shards, shard_paths, shard_writers
-from hiermusic.data.sources import Track
+from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.data import corpus, sidecars, sources
+from hiermusic.data import corpus, file_sources, sidecars
 from hiermusic.data.sidecars import parse_lrc
 from hiermusic.data.sources import open_source
 from hiermusic.errors import UserError
@@ -231,7 +231,7 @@ def test_a_fault_that_passes_skips_nothing(tmp_path, monkeypatch):
     """Too many open files, once: read at the next try; for good: the run ends, and no track counts as unreadable."""
     write(tmp_path / "a.wav")
     (track,) = open_source(str(tmp_path)).tracks
-    real, left = sources.files.read, [2]
+    real, left = file_sources.files.read, [2]
 
     def read(path):
         left[0] -= 1
@@ -240,7 +240,7 @@ def test_a_fault_that_passes_skips_nothing(tmp_path, monkeypatch):
         return real(path)
 
     monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr(sources.files, "read", read)
+    monkeypatch.setattr(file_sources.files, "read", read)
     assert len(track.load()[0]) == 800 and left == [-1]
     left[0] = 100
     with pytest.raises(OSError, match="Too many open files"):
@@ -328,7 +328,7 @@ def test_bad_paths(path, words):
 
 
 def test_a_manifest_packed_to_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(file_sources, "_LONGEST_LINE", 100)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"path": "a.wav"}\n' + b" " * 10_000))
     (tmp_path / "a.csv").write_text("path\n" + "a" * 10_000)
     for name in ("a.jsonl.gz", "a.csv"):

@@ -9,10 +9,13 @@ import soundfile
 
 from hiermusic import cli
 from hiermusic.data import splits
+from hiermusic.data.audio_records import AudioSource, write_audio
 from hiermusic.data.pipeline import resolve, waveform_batches
-from hiermusic.data.records import AudioSource, TokenSource, read_summary, write_audio
-from hiermusic.data.sources import Track, open_source
+from hiermusic.data.records import read_summary
+from hiermusic.data.sources import open_source
+from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.tokens.hierarchy import Hierarchy
 
 RATE = 1000

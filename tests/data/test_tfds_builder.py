@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from hiermusic.data.audio_records import AudioSource, write_audio
 from hiermusic.data.pipeline import resolve
-from hiermusic.data.records import AudioSource, TokenSource, write_audio
-from hiermusic.data.sources import Track, open_source
+from hiermusic.data.sources import open_source
 from hiermusic.data.tfds_builder import export_tfds
+from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tokenise import tokenise
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 

@@ -143,8 +143,8 @@ def configurations() -> list[dict]:
 @cache
 def recorded() -> dict[str, Path]:
     """A folder of audio records and one of token records."""
-    from hiermusic.data import records
-    from hiermusic.data.sources import Track
+    from hiermusic.data import audio_records, token_records
+    from hiermusic.data.tracks import Track
     from hiermusic.tokens.hierarchy import Hierarchy
 
     root = Path(tempfile.mkdtemp(prefix="fuzz-records-"))
@@ -154,14 +154,14 @@ def recorded() -> dict[str, Path]:
         return rng.uniform(-0.5, 0.5, (3000, 1)).astype(np.float32), 2000, {"tags": f"tag {index}"}
 
     tracks = [Track(f"song-{i}", lambda i=i: load(i), split) for i, split in enumerate(("train", "train", "valid"))]
-    records.write_audio(tracks, root / "audio", 2000, 1, segment_seconds=1.0, progress=False)
+    audio_records.write_audio(tracks, root / "audio", 2000, 1, segment_seconds=1.0, progress=False)
     hierarchy = Hierarchy.of_rows((1, 1, 2), 10, 16)
 
     def encode(index: int) -> tuple[tuple[np.ndarray, ...], dict]:
         codes = tuple(rng.integers(0, 16, (15 * width, count)) for width, count in ((1, 2), (2, 1)))
         return codes, {"id": f"song-{index}", "split": "train", "seconds": 1.5, "meta": {}}
 
-    records.write_tokens(2, encode, root / "tokens", hierarchy, 1, settings={"codec": "c"}, progress=False)
+    token_records.write_tokens(2, encode, root / "tokens", hierarchy, 1, settings={"codec": "c"}, progress=False)
     return {kind: root / kind for kind in ("audio", "tokens")}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.systems import aar as system
 from hiermusic.systems import aar_config, workdir
 from hiermusic.tokens import sequence

@@ -7,7 +7,7 @@ import pytest
 
 from hiermusic import cli
 from hiermusic.audio import files
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.systems import aar_config, workdir
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long, encode_long
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.evaluate.run import held_out
 from hiermusic.evaluate.scores import clips_hash
 from hiermusic.systems import songs, workdir

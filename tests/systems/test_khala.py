@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from hiermusic import presets
 from hiermusic.audio import files
-from hiermusic.data.records import TokenSource
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import in_memory
 from hiermusic.evaluate.tokens import per_token
