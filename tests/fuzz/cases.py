@@ -331,7 +331,8 @@ def settings(chance: Chance, folder: Path) -> None:
 
 def records(chance: Chance, folder: Path) -> None:
     from hiermusic.data import pipeline
-    from hiermusic.data import records as reader
+    from hiermusic.data import audio_records, token_records
+    from hiermusic.data.records import read_summary
 
     kind = chance.choice(("audio", "tokens"))
     place = Path(shutil.copytree(recorded()[kind], folder / kind))
@@ -345,17 +346,17 @@ def records(chance: Chance, folder: Path) -> None:
             if path.name == "tracks.jsonl" and chance.random() < 0.8:  # with a checksum that fits
                 info = json.loads((recorded()[kind] / "info.json").read_text()) | {"tracks_sha256": None}
                 (place / "info.json").write_text(json.dumps(info))
-    taken(lambda: str(reader.read_summary(place)))
+    taken(lambda: str(read_summary(place)))
     if kind == "audio":
         taken(lambda: pipeline.resolve(place, folder / "cache", 2000, 1, progress=False))
-        taken(reader.differences, place, recorded()[kind])
-        source = reader.AudioSource(place)
+        taken(audio_records.differences, place, recorded()[kind])
+        source = audio_records.AudioSource(place)
         source.segments("valid")
         for index in range(min(len(source), 3)):
             taken(source.track, index)
     else:
         for levels in ("coarse", "all", slice(1, 3)):
-            source = reader.TokenSource(place, levels)
+            source = token_records.TokenSource(place, levels)
             for index in range(min(len(source), 3)):
                 taken(source.__getitem__, index)
 
