@@ -12,7 +12,8 @@
 Figures measured for each preset stand in docs/results.md. Loss weights, learning rate and crop are not in the paper:
 they follow EnCodec's published recipe, which it builds on. Dead codes are replaced below a share of their uniform use;
 the release's absolute threshold of 2 would be `model.dead_share=0.74` at this batch and is not the default.
-`tiny` is for the demo's songs; real music is rebuilt 8 dB better with `loss.mel=0.2` and `model.noise_db=()`.
+`tiny` is for the demo's songs; real music is rebuilt 7 dB better with `loss.mel=0.2`, `model.noise_db=()` and
+`model.mel_bands=0`.
 """
 
 from ml_collections import ConfigDict
