@@ -82,6 +82,7 @@ class Process:
     def _run(self, arguments: Sequence[str], errors: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), 1)
         os.dup2(errors, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # whatever stood there in the process it left
         children.subprocess = SimpleNamespace(Popen=self._fork, DEVNULL=None)
         # a fork as well, and not a thread: the next fork of a process with JAX's threads would hang
         plan.ProcessPoolExecutor = lambda count, **how: ProcessPoolExecutor(count, **how | {"mp_context": FORK})
@@ -204,7 +205,7 @@ class Sweep:
     def same(self, out: Path, whole: Path) -> list[str]:
         wrong = ["the records differ"] * (self._trained(out) != self._trained(whole))
         rows = [json.loads((place / "results.json").read_text())["runs"] for place in (out, whole)]
-        told = [[(row["name"], row["state"], row["step"], row["valid_loss"]) for row in each] for each in rows]
+        told = [[(row["run"], row["state"], row["step"], row["valid_loss"]) for row in each] for each in rows]
         return wrong + [f"the results differ: {told}"] * (told[0] != told[1] or len(told[0]) != 2)
 
     def _trained(self, out: Path) -> dict[str, list]:
