@@ -186,6 +186,8 @@ def test_a_standard_error_that_is_gone_keeps_no_process_from_ending(links, monke
     left = []
     monkeypatch.setattr(hosts.os, "write", gone)
     monkeypatch.setattr(links[0], "leave", left.append)
+    for link in links[1:]:
+        link.failing = True  # they live in this process, which would end with them
     links[0]._end("lost", 1)
     assert left == [1]
 
