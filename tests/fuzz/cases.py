@@ -330,8 +330,7 @@ def settings(chance: Chance, folder: Path) -> None:
 
 
 def records(chance: Chance, folder: Path) -> None:
-    from hiermusic.data import pipeline
-    from hiermusic.data import audio_records, token_records
+    from hiermusic.data import audio_records, pipeline, token_records
     from hiermusic.data.records import read_summary
 
     kind = chance.choice(("audio", "tokens"))
