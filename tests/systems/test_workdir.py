@@ -45,14 +45,17 @@ def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_pa
     monkeypatch.setattr(pipeline, "resolve", lambda *where, **how: asked.append((where, how)) or "records")
     monkeypatch.setattr(tokenise, "tokenise", lambda *given, **how: asked.append((given, how)))
     monkeypatch.setattr(records, "read_summary", lambda out: f"summary of {out}")
-    monkeypatch.setattr(workdir.checkpoint, "latest_step", lambda place: 12)
+    monkeypatch.setattr(workdir.checkpoint, "find", lambda place, step: Path(f"{place}/{step or 12}"))
+    monkeypatch.setattr(workdir, "_codec_config", lambda config: codec)
     monkeypatch.setattr(workdir, "workers", lambda: (1, 3))
     out = tmp_path / "tokens"
-    assert workdir.tokenise("codec", "music", str(out), split_at=2) == f"summary of {out}"
+    assert workdir.tokenise({"": "codec"}, "music", str(out), split_at=2) == {"": f"summary of {out}"}
     (where, how), ((encode, *given), shared) = asked
-    assert where == ("music", out / "audio", 1000, 1) and how == {"segment_seconds": 7.0, "valid_fraction": 0.4}
+    shares = {"segment_seconds": 7.0, "valid_fraction": 0.4, "stems": ("mix",)}
+    assert where == ("music", out / "audio", 1000, 1) and how == shares
     name = f"{Path('codec').absolute()}@12"
-    assert given == ["records", str(out), codec.hierarchy, 2, name] and shared == {"worker": (1, 3)}
+    assert given == ["records", out, codec.hierarchy, 2, name]
+    assert shared == {"stem": "mix", "sample_rate": 1000, "channels": 1, "worker": (1, 3)}
     wav_LC = np.zeros((25, 1))
     np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
 

@@ -90,7 +90,7 @@ GENERATE = Case(
 RECORDS = {"hiermusic.data.records.read_summary": lambda: SUMMARY, "hiermusic.data.tfds_builder.export_tfds": "t/x"}
 SUMMARY = SimpleNamespace(path="o", tracks=3, seconds=9.0, splits={"train": 2, "valid": 1}, division=None, skipped=())
 TFDS = {"tfds": (("--tfds=t",), {"tfds_builder.export_tfds.records": "o", "tfds_builder.export_tfds.data_dir": "t"})}
-WRITE = "records.write_audio"
+WRITE = "audio_records.write_audio"
 OUT = ("records.read_summary.out",)
 
 SWEPT = Estimate("r", 20, 0, 1000, 1e6, 60.0, 1e12)
@@ -125,7 +125,7 @@ CASES = {
         ("--source=s", "--out=o"),
         {
             "hiermusic.data.sources.open_source": SimpleNamespace(tracks=["track"], fingerprint="print"),
-            "hiermusic.data.records.write_audio": None,
+            "hiermusic.data.audio_records.write_audio": None,
             **RECORDS,
         },
         one("source", "m", "sources.open_source.path")
@@ -134,16 +134,22 @@ CASES = {
         | one("channels", "1", f"{WRITE}.channels", to=1)
         | one("valid_fraction", "0", f"{WRITE}.valid_fraction", to=0.0)
         | one("segment_seconds", "5", f"{WRITE}.segment_seconds", to=5.0)
+        | one("stems", "vocals,mix", "sources.open_source.stems", f"{WRITE}.stems", to=("mix", "vocals"))
         | TFDS,
     ),
     "tokenize": Case(
         ("--codec=c", "--data=d", "--out=o"),
         {"hiermusic.systems.workdir.tokenise": None, **RECORDS},
-        one("codec", "k", "workdir.tokenise.codec_dir")
+        one("codec", "k", "workdir.tokenise.codecs", to={"": "k"})
         | one("data", "e", "workdir.tokenise.data")
         | one("out", "p", "workdir.tokenise.out", *OUT)
         | one("split_at", "4", "workdir.tokenise.split_at", to=4)
         | TFDS,
+    ),
+    "tokenize streams": Case(
+        ("--stream=vocals:c", "--data=d", "--out=o"),
+        {"hiermusic.systems.workdir.tokenise": {"vocals": SUMMARY}},
+        one("stream", "mix/fine:k", "workdir.tokenise.codecs", to={"vocals": "c", "mix/fine": "k"}),
     ),
     "encode": Case(
         ("--codec=c", "in.wav", "codes.npz"),
