@@ -181,9 +181,15 @@ def test_dropout_reconstructs_each_item_from_its_first_levels():
     assert set(depths) == {1, 2, 3}
     before = nnx.clone(quantiser)
     out = _train(quantiser, x, key)
+    commitment = []
     for depth in (1, 2, 3):
-        expected = _decode(before, out.codes_BRS, depth)
+        expected = np.asarray(_decode(before, out.codes_BRS, depth))
         np.testing.assert_allclose(out.x_BTD[depths == depth], expected[depths == depth], atol=1e-6)
+        # an item pays for the levels that it is heard through, and for no other
+        left_over = np.where((depths >= depth)[:, None, None], (x - expected) ** 2, 0)
+        commitment.append(left_over.mean())
+    np.testing.assert_allclose(out.stats["commitment_K"], commitment, rtol=1e-4)
+    assert float(out.commitment) == pytest.approx(np.mean(commitment), rel=1e-4)
 
 
 def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
