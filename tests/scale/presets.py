@@ -43,6 +43,7 @@ SIZES = {
             "codes": 16,
             "kmeans_iterations": 4,
             "quantiser_dropout": "uniform",
+            "mel_bands": 0,  # a rounding there may turn a code over in the third step
         },
         "discriminator": {"fft_sizes": (78,), "filters": 8},
         "loss": {"stft": 0.1, "mel": 0.0, "waveform": 1.0, "balance": False},

@@ -11,10 +11,9 @@ from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.systems import aar_config, workdir
 
-from .fakes import CONFIGS as ALL
 from .fakes import write_clip
 
-CONFIGS = ALL / "aar"
+CONFIGS = Path(__file__).parents[2] / "configs" / "aar"
 
 
 def fails(capsys, *arguments) -> str:
