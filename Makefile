@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## corpus, codec, tokens, backbone, super-resolution, three songs and out/demo/report.html
 	$(BIN)/hiermusic demo --workdir=$(OUT)
 
-test: $(VENV)/.installed lint  ## everything that fits in ten minutes on two cores
+test: $(VENV)/.installed lint  ## all but the slow ones: some twenty minutes on two cores
 	$(BIN)/pytest -n 2 --dist loadscope -m "not slow"
 
 test-slow: $(VENV)/.installed  ## the others

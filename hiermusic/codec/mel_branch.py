@@ -1,5 +1,6 @@
 """A second way into the latents: how loud every band of a frame is, which strided convolutions are slow to learn."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -34,6 +35,7 @@ class MelBranch(nnx.Module):
         around_BCL = jnp.pad(jnp.moveaxis(wav_BLC, -1, 1), ((0, 0), (0, 0), (left, self.hop - left)))
         filters_FM = mel_filters(self.sample_rate, size, self.bands).T
         power_BCTF = power(stft(around_BCL, size, self.hop, center=False))
-        level_BCTM = 0.5 * jnp.log10(1 + power_BCTF @ filters_FM / _FLOOR)
+        mel_BCTM = jnp.matmul(power_BCTF, filters_FM, precision=jax.lax.Precision.HIGHEST)
+        level_BCTM = 0.5 * jnp.log10(1 + mel_BCTM / _FLOOR)
         B, C, T, M = level_BCTM.shape
         return self.conv(jnp.moveaxis(level_BCTM, 1, 2).reshape(B, T, C * M))
