@@ -39,6 +39,10 @@ class Style:
     def drums(self) -> bool:
         return "x" in (self.kick + self.snare + self.hat).lower()
 
+    def of(self, tempi: Sequence[float]) -> list[float]:
+        """Those of the tempi that this style plays."""
+        return [tempo for tempo in tempi if self.tempo[0] <= tempo <= self.tempo[1]]
+
 
 _SILENT = "." * _STEPS
 STYLES = (
@@ -126,22 +130,24 @@ class Score:
     lines: list[Line] = field(default_factory=list)
 
 
-def compose(rng: np.random.Generator, seconds: float, genres: Sequence[str] = ()) -> Score:
+def compose(
+    rng: np.random.Generator, seconds: float, genres: Sequence[str] = (), tempi: Sequence[float] = ()
+) -> Score:
     """Composes a song of a given length.
 
     Args:
       rng: the source of every choice.
       seconds: length, at least 1.
       genres: to choose from; all when empty.
+      tempi: beats a minute to choose from, as far as a style plays them; all that it plays when empty.
 
     Returns:
-      The score. More often than not the tempo, a whole number of beats a minute, is such that the song closes on the
-      tonic after its last bar.
+      The score. More often than not the tempo, a whole number of beats a minute where no others are given, is such that
+      the song closes on the tonic after its last bar.
     Raises:
-      UserError: an unknown genre.
+      UserError: an unknown genre, or one of which no tempo given is played.
     """
-    check_genres(genres)
-    choice = [style for style in STYLES if not genres or style.genre in genres]
+    choice = styles(genres, tempi)
     style = choice[rng.integers(len(choice))]
     low, high = style.tempo
     wanted = rng.uniform(low, high)
@@ -149,6 +155,8 @@ def compose(rng: np.random.Generator, seconds: float, genres: Sequence[str] = ()
     if rng.random() < 0.6:  # ends on a bar; otherwise the song is cut, and a length does not give the tempo away
         wanted = np.clip((bars * BEATS + 1) * 60 / seconds, low, high)
     tempo = float(np.floor(wanted))  # down, or the last bar would not end in time
+    if tempi:
+        tempo = float(min(style.of(tempi), key=lambda one: abs(one - wanted)))
     bars = max(1, int(np.ceil((seconds * tempo / 60 - 1.001) / BEATS)))
     mode = "minor" if rng.random() < (0.3 if style.genre in ("pop", "folk", "dance") else 0.55) else "major"
     voice = ("none", "female", "male")[rng.choice(3, p=(0.2, 0.4, 0.4))]
@@ -164,12 +172,18 @@ def compose(rng: np.random.Generator, seconds: float, genres: Sequence[str] = ()
     return score
 
 
-def check_genres(genres: Sequence[str]) -> None:
-    """UserError where one of these is no style."""
-    known = [style.genre for style in STYLES]
+def styles(genres: Sequence[str] = (), tempi: Sequence[float] = ()) -> list[Style]:
+    """The styles of these genres, of all when empty; UserError where one is no style, or plays none of the tempi."""
+    known = {style.genre: style for style in STYLES}
     for genre in genres:
         if genre not in known:
             raise UserError(f"there is no style {genre!r}: choose from {', '.join(known)}")
+    chosen = [style for style in STYLES if not genres or style.genre in genres]
+    for style in chosen:
+        if tempi and not style.of(tempi):
+            low, high = style.tempo
+            raise UserError(f"style {style.genre!r} plays none of the tempi: give one from {low:g} to {high:g} for it")
+    return chosen
 
 
 class _Composer:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -86,7 +87,9 @@ class Song:
         return "\n".join(rows)
 
 
-def song(seed: int, seconds: float, sample_rate: int = 44100, genres: Sequence[str] = ()) -> Song:
+def song(
+    seed: int, seconds: float, sample_rate: int = 44100, genres: Sequence[str] = (), tempi: Sequence[float] = ()
+) -> Song:
     """Composes and renders one song, a pure function of its arguments.
 
     Args:
@@ -94,16 +97,17 @@ def song(seed: int, seconds: float, sample_rate: int = 44100, genres: Sequence[s
       seconds: length, at least 1; the sound has round(seconds * sample_rate) samples.
       sample_rate: Hz.
       genres: styles to choose from (`composer.STYLES`); all when empty.
+      tempi: beats a minute to choose from; all that the style plays when empty.
 
     Raises:
-      UserError: seconds too short, seed negative or an unknown genre.
+      UserError: seconds too short, seed negative, an unknown genre, or one that none of the tempi suits.
     """
     if not seconds >= _SHORTEST:
         raise UserError(f"built-in song of {seconds} s: too short, ask for {_SHORTEST:g} s or more.")
     if seed < 0:
         raise UserError(f"built-in song {seed}: the seed must not be negative.")
     write, sound = (np.random.default_rng((seed, part)) for part in range(2))
-    score = compose(write, seconds, genres)
+    score = compose(write, seconds, genres, tempi)
     lines = _lyric_lines(score)
     vocals_LC, instrumental_LC = _render(sound, score, lines, seconds)
     length = round(seconds * sample_rate)
@@ -133,16 +137,18 @@ def song(seed: int, seconds: float, sample_rate: int = 44100, genres: Sequence[s
     )
 
 
-def corpus(
-    n: int, seed: int = 0, seconds_range: tuple[float, float] = (10.0, 30.0), genres: Sequence[str] = ()
-) -> Iterator[Song]:
-    """Iterates over n songs; song i is the same whatever n is (`nth_song`)."""
+def corpus(n: int, **how: Any) -> Iterator[Song]:
+    """Iterates over n songs; song i is `nth_song` of what is given, whatever n is."""
     for index in range(n):
-        yield nth_song(index, seed, seconds_range, genres)
+        yield nth_song(index, **how)
 
 
 def nth_song(
-    index: int, seed: int = 0, seconds_range: tuple[float, float] = (10.0, 30.0), genres: Sequence[str] = ()
+    index: int,
+    seed: int = 0,
+    seconds_range: tuple[float, float] = (10.0, 30.0),
+    genres: Sequence[str] = (),
+    tempi: Sequence[float] = (),
 ) -> Song:
     """One song of a corpus.
 
@@ -151,10 +157,11 @@ def nth_song(
       seed: of the whole corpus.
       seconds_range: least and greatest length; lengths are whole seconds, as prompts ask for them.
       genres: styles to choose from; all when empty.
+      tempi: beats a minute to choose from; all that a style plays when empty.
     """
     rng = np.random.default_rng((seed, index))
     number, seconds = int(rng.integers(2**31)), rng.uniform(*seconds_range)
-    return song(number, float(np.clip(round(seconds), *seconds_range)), genres=genres)
+    return song(number, float(np.clip(round(seconds), *seconds_range)), genres=genres, tempi=tempi)
 
 
 def export(song: Song, folder: str | Path, name: str, stems: str | Path | None = None) -> Path:

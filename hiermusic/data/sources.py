@@ -54,7 +54,8 @@ def _builtin(name: str, options: dict[str, str], path: str, stems: Sequence[str]
     span = option(options, "seconds", (8.0, 16.0), _range, path)
     seed = option(options, "seed", 0, int, path)
     genres = option(options, "styles", (), lambda text: tuple(text.split(",")), path)
-    no_more(options, "seconds, seed and styles", path)
+    tempi = option(options, "tempi", (), lambda text: tuple(float(tempo) for tempo in text.split(",")), path)
+    no_more(options, "seconds, seed, styles and tempi", path)
     if not (1 <= count <= _MOST_SONGS and 0 <= seed < 2**63 and 1 <= span[0] <= span[1] <= _LONGEST_SONG):
         raise UserError(
             f"{path}: give songs, seconds and seed as in builtin:40?seconds=8-16&seed=0 (1 to {_LONGEST_SONG} seconds, "
@@ -62,10 +63,10 @@ def _builtin(name: str, options: dict[str, str], path: str, stems: Sequence[str]
         )
     from hiermusic.data import composer, corpus
 
-    composer.check_genres(genres)
+    composer.styles(genres, tempi)
     if missing := [stem for stem in stems if stem not in (MIX, VOCALS, INSTRUMENTAL)]:
         raise UserError(f"{path} has no stem {missing[0]}: its songs have {MIX}, {VOCALS} and {INSTRUMENTAL}")
-    how = {"seed": seed, "seconds_range": span, "genres": genres}
+    how = {"seed": seed, "seconds_range": span, "genres": genres} | ({"tempi": tempi} if tempi else {})
     tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, index, how, stems)) for index in range(count)]
     digest = hashlib.sha256(json.dumps([count, how]).encode())
     for part in ("composer", "corpus", "lyrics", "synth", "voice"):  # other code makes other songs of the same seed

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hiermusic.audio import files
-from hiermusic.data import corpus, voice
+from hiermusic.data import composer, corpus, voice
 from hiermusic.data.composer import NAMES, compose
 from hiermusic.data.lyrics import LEXICON
 from hiermusic.errors import UserError
@@ -184,7 +184,7 @@ def test_tags_describe_the_sound():
 
 
 def test_corpus_is_a_sequence_that_does_not_depend_on_its_length():
-    (one,), (first, second) = corpus.corpus(1, 5, (2, 4)), corpus.corpus(2, 5, (2, 4))
+    (one,), (first, second) = (corpus.corpus(n, seed=5, seconds_range=(2, 4)) for n in (1, 2))
     np.testing.assert_array_equal(one.mix, first.mix)
     assert first.seed != second.seed and 2 <= second.seconds <= 4
 
@@ -209,3 +209,21 @@ def test_plot_draws(tmp_path, sung):
 def test_impossible_songs_are_refused(arguments):
     with pytest.raises(UserError):
         corpus.song(*arguments)
+
+
+def test_tempi_are_those_that_are_given_and_leave_the_songs_lengths_alone():
+    tempi = (71.78, 107.67, 129.2)
+    songs = list(corpus.corpus(6, seed=1, seconds_range=(2, 3), genres=("ballad", "pop", "dance"), tempi=tempi))
+    for song in songs:
+        (style,) = composer.styles((song.genre,))
+        assert song.tempo in tempi and style.tempo[0] <= song.tempo <= style.tempo[1]
+        assert f"{song.tempo:.0f} bpm" in song.tags
+        np.testing.assert_allclose(np.diff(song.beats), 60 / song.tempo)
+    assert len({song.tempo for song in songs}) > 1
+    plain = list(corpus.corpus(6, seed=1, seconds_range=(2, 3), genres=("ballad", "pop", "dance")))
+    assert [song.seconds for song in songs] == [song.seconds for song in plain]
+
+
+def test_a_style_that_plays_none_of_the_tempi_is_named():
+    with pytest.raises(UserError, match="style 'pop' plays none of the tempi: give one from 98 to 118"):
+        composer.styles(("dance", "pop"), (129.2,))

@@ -313,6 +313,8 @@ def test_manifest_errors_name_the_line(tmp_path, name, text, words):
         ("builtin:many", "count"),
         ("builtin:3?second=4", "unknown option 'second'"),
         ("builtin:0", "builtin:0: give songs"),
+        ("builtin:3?styles=pop&tempi=129.2", "style 'pop' plays none of the tempi"),
+        ("builtin:3?tempi=fast", "tempi"),
         ("builtin:1?seconds=inf", "builtin:1.seconds=inf: give songs"),
         ("builtin:1?seconds=nan", "builtin:1.seconds=nan: give songs"),
         ("builtin:99999999999", "give songs"),
