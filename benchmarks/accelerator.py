@@ -18,8 +18,9 @@ Weights and data are random, which no time depends on. Floating-point operations
 addition, forward and backward three times the forward pass, nothing that is recomputed counted twice, and of attention
 only the pairs that see each other, so that a causal row counts half of its square. `floor` is the least time that the
 operations (at the peak) or the bytes (at the bandwidth) take, by the maker's data sheet where it is known, else as
-measured. `--preset=tiny` runs all of it on a CPU, compiled quickly rather than well; where there is no GPU,
-the programs whose attention is to be fused are also lowered for one, at the size of `paper`.
+measured. `--preset=tiny` runs all of it on a CPU, compiled quickly rather than well and in two processes side by side,
+so that its times say nothing; where there is no GPU, the programs whose attention is to be fused are also lowered for
+one, at the size of `paper`.
 
 Ends with status 1 if a record says `error`, as it does where attention is not fused.
 """
@@ -50,6 +51,8 @@ SECTIONS = {
     "scales": (45, 180),
     "codec": (40, 180),
 }
+# at `tiny`, after the card: what each of two processes does, as long as the other; `song` comes after `tokens`
+SIDES = (("parity", "tokens", "song", "backbone"), ("codec", "scales", "superres"))
 
 
 def read(path: Path) -> list[Record]:
@@ -127,6 +130,16 @@ def conduct(names: list[str], path: Path, preset: str, minutes: float, together:
             say(path, name, {why: f"ended after {seconds:.0f} s"})
 
 
+def beside(names: list[str], path: Path, minutes: float) -> None:
+    """The sections of `tiny` in two processes at a time."""
+    shares = [[name for name in names if name in side] for side in SIDES]
+    command = [sys.executable, __file__, f"--out={path}", "--preset=tiny", "--together", f"--minutes={minutes}"]
+    running = {subprocess.Popen([*command, f"--only={','.join(share)}"]): share for share in shares if share}
+    for process, share in running.items():
+        if process.wait() not in (0, 1):  # with 1 it has said what went wrong
+            say(path, share[-1], {"error": f"the process ended with {process.returncode}"})
+
+
 def section(name: str, path: Path, preset: str) -> None:
     """A process that `started` began."""
     import jax  # noqa: F401
@@ -147,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=("paper", "tiny"), default="paper", help="tiny: all of it on a CPU")
     parser.add_argument("--only", default="", help=f"sections, by comma: {', '.join(SECTIONS)}")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which no section is begun or goes on")
-    parser.add_argument("--together", action="store_true", help="all sections in this process (tiny does so anyway)")
+    parser.add_argument("--together", action="store_true", help="all sections in this process")
     parser.add_argument("--cache", type=Path, help="keep compiled programs there; a second run then compiles nothing")
     parser.add_argument("--table", type=Path, help="print what a run wrote as Markdown, and do nothing else")
     parser.add_argument("--section", choices=tuple(SECTIONS), help=argparse.SUPPRESS)
@@ -169,7 +182,12 @@ def main(arguments: list[str] | None = None) -> None:
     if given.preset == "tiny":
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     before = len(read(path))
-    conduct(names, path, given.preset, given.minutes, given.together or given.preset == "tiny")
+    if given.preset == "tiny" and not given.together:
+        first = [name for name in names if name == "card"]  # against whose figures the others are held
+        conduct(first, path, given.preset, given.minutes, together=True)
+        beside([name for name in names if name not in first], path, given.minutes)
+    else:
+        conduct(names, path, given.preset, given.minutes, given.together)
     if any("error" in record for record in read(path)[before:]):
         sys.exit(1)
 

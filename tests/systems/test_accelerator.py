@@ -51,7 +51,7 @@ sys.path.insert(0, {str(BENCHMARKS)!r})
 
 def _benchmark(out: Path, *arguments: str) -> str:
     """Runs the benchmark at the smallest size; it has to end well."""
-    flags = ("--preset=tiny", "--minutes=600", f"--out={out}")  # however busy the machine is
+    flags = ("--preset=tiny", "--together", "--minutes=600", f"--out={out}")  # however busy the machine is
     return _run("import accelerator; accelerator.main(sys.argv[1:])", *flags, *arguments)
 
 
@@ -156,7 +156,7 @@ def test_a_section_that_fails_leaves_one_line_and_the_rest_runs(tmp_path, monkey
     monkeypatch.setattr(accelerator_sections, "card", broken)
     monkeypatch.setattr(accelerator_sections, "codec", lambda bench: iter([{"what": "last"}]))
     with pytest.raises(SystemExit, match="1"):
-        accelerator.main(["--preset=tiny", "--only=card,codec", f"--out={tmp_path / 'records.jsonl'}"])
+        accelerator.main(["--preset=tiny", "--together", "--only=card,codec", f"--out={tmp_path / 'records.jsonl'}"])
     found = [(r["section"], r.get("what") or r["error"]) for r in _records(tmp_path / "records.jsonl")]
     assert found[0] == ("card", "first") and found[1][1].startswith("RuntimeError: out of (test_accelerator.py")
     assert found[2:] == [("card", "done"), ("codec", "last"), ("codec", "done")]
@@ -180,7 +180,7 @@ def test_what_there_is_no_time_for_is_said_to_be_left_out(tmp_path, monkeypatch,
     monkeypatch.setattr(accelerator_sections, "card", endless)
     out = tmp_path / "records.jsonl"
     accelerator.main(["--preset=tiny", "--only=card", f"--out={out}"])
-    accelerator.main(["--preset=tiny", "--minutes=0", f"--out={out}"])
+    accelerator.main(["--preset=tiny", "--together", "--minutes=0", f"--out={out}"])
     accelerator.main(["--minutes=0.05", f"--out={out}"])  # each in a process of its own, which does not begin
     something, rest, done, *others = _records(out)
     assert something["what"] == "something" and "no time left" in rest["skipped"] and done["what"] == "done"
@@ -194,6 +194,14 @@ def test_a_section_runs_in_a_process_of_its_own(tmp_path, capfd, accelerator):
     records = _records(out)
     assert [record["what"] for record in records][-3:] == ["bandwidth", "reading", "done"]
     assert capfd.readouterr().out == out.read_text()
+
+
+def test_tiny_runs_two_sections_at_a_time_each_once(tmp_path, accelerator):
+    out = tmp_path / "records.jsonl"
+    assert sorted(name for side in accelerator.SIDES for name in side) == sorted(set(SECTIONS) - {"card"})
+    accelerator.main(["--preset=tiny", "--minutes=0", f"--out={out}"])
+    records = _records(out)
+    assert records[0]["section"] == "card" and sorted(record["section"] for record in records) == sorted(SECTIONS)
 
 
 @pytest.mark.slow
