@@ -68,7 +68,7 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
     """Rows of random text and codes that fill the model's context; every second one half of it where `ragged`."""
     import numpy as np
 
-    from hiermusic.systems.khala_rows import vocabulary
+    from hiermusic.systems.khala.models import vocabulary
     from hiermusic.tokens import pattern, sequence
 
     model, ids, rng = config.model, vocabulary(config.model), np.random.default_rng(seed)

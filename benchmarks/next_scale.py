@@ -30,7 +30,7 @@ from hiermusic import presets
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.generate import autoregressive, nextscale
-from hiermusic.systems import aar, aar_rows
+from hiermusic.systems.aar import models as aar
 
 Build = Callable[[Callable[[nnx.Rngs], nnx.Module]], nnx.Module]
 COLUMNS = ("contender", "passes", "wall, s", "CPU, s", "real-time factor", "compile, s")
@@ -120,7 +120,7 @@ def contender_of(
             return codes_BWS[0]
 
         return Contender(len(slots), len(slots), draw, codec, lm)
-    layout = aar_rows.layout(pattern, model.window, model.levels)
+    layout = aar.layout(pattern, model.window, model.levels)
     chunk = autoregressive.CHUNK
 
     def draw(pieces, progress):

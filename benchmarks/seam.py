@@ -36,8 +36,9 @@ from hiermusic.evaluate.run import held_out
 from hiermusic.evaluate.scores import audible, interval
 from hiermusic.generate import nextscale
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_config import check_codebooks, check_codec, windows
-from hiermusic.systems.aar_model import Prior
+from hiermusic.systems.aar.prior import Prior
+from hiermusic.systems.aar.rows import windows
+from hiermusic.systems.aar.stages import check_codebooks, check_codec
 
 COLUMNS = ("sound", "context", "trunk", "jump", "mel error", "mel error at seams", "mel flux")
 FRAME_SECONDS = 0.021  # of a spectrum: 512 samples at 24 kHz

@@ -14,7 +14,8 @@ import pytest
 
 from hiermusic import cli, presets
 from hiermusic.errors import UserError
-from hiermusic.systems import khala, workdir
+from hiermusic.systems import workdir
+from hiermusic.systems.khala import models as khala
 from hiermusic.train import loop
 from hiermusic.verbs import flags
 from hiermusic.verbs.flags import mesh_sizes

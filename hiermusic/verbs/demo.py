@@ -26,7 +26,7 @@ def _demo(values: Values, given: list[str]) -> None:
     from hiermusic.demo import runner
 
     folder = Path(values.workdir or ("out/demo" if name == "khala" else f"out/demo-{name}"))
-    show(str(runner.run(importlib.import_module(f"hiermusic.demo.{name}").demo(folder, configs), folder)))
+    show(str(runner.run(importlib.import_module(f"hiermusic.systems.{name}.demo").demo(folder, configs), folder)))
 
 
 VERBS = {

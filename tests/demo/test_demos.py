@@ -8,9 +8,10 @@ from ml_collections import config_flags
 
 from hiermusic import cli
 from hiermusic.data.sources import open_source
-from hiermusic.demo import aar, khala
 from hiermusic.demo.runner import Demo, Step
 from hiermusic.systems import requests
+from hiermusic.systems.aar import demo as aar
+from hiermusic.systems.khala import demo as khala
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDER = Path("/out")
@@ -112,7 +113,8 @@ def test_aars_steps():
 
 def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):
     """The codes that a codec's configuration makes are those that the model after it predicts."""
-    from hiermusic.systems import aar_config, khala_rows
+    from hiermusic.systems.aar import models as aar_models
+    from hiermusic.systems.khala import models as khala_models
 
     def config(demo: Demo, name: str):
         step = next(step for step in demo.steps if step.name == name)
@@ -123,14 +125,14 @@ def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):
         return values.config
 
     demo = khala.demo(FOLDER, CONFIGS)
-    codec = khala_rows.hierarchy(config(demo, "codec"))
+    codec = khala_models.hierarchy(config(demo, "codec"))
     for name in ("backbone", "superres"):
-        wanted = khala_rows.hierarchy(config(demo, name))
+        wanted = khala_models.hierarchy(config(demo, name))
         found = codec.select(0, len(wanted))
         assert (found.sizes, found.rates) == (wanted.sizes, wanted.rates)
     demo = aar.demo(FOLDER, CONFIGS)
     for codec, model in (("sat", "aar"), ("rvq", "ar")):
-        one, other = (aar_config.hierarchy(config(demo, name)) for name in (codec, model))
+        one, other = (aar_models.hierarchy(config(demo, name)) for name in (codec, model))
         assert (one.sizes, one.rates) == (other.sizes, other.rates)
 
 

@@ -276,7 +276,8 @@ def arrays(chance: Chance, folder: Path) -> None:
     """Codes files, and vectors in an .npz or .npy file."""
     from hiermusic.codec import chunked
     from hiermusic.data import arrays as reader
-    from hiermusic.systems import aar_rows, workdir
+    from hiermusic.systems import workdir
+    from hiermusic.systems.aar.rows import Vectors
     from hiermusic.tokens.hierarchy import Hierarchy
 
     codes = np.arange(12, dtype=np.uint16).reshape(3, 4)
@@ -297,7 +298,7 @@ def arrays(chance: Chance, folder: Path) -> None:
     np.save(file, np.arange(4).astype(chance.choice(("<f4", "<i8", "S3", "<M8[s]"))))
     (folder / "a.npy").write_bytes(spoil(chance, file.getvalue()))
     taken(reader.read_npy, folder / "a.npy", "a vector", "save one")
-    taken(aar_rows.Vectors, str(path), 4)
+    taken(Vectors, str(path), 4)
     hierarchy = Hierarchy.uniform(3, 10, 16)
     codec = SimpleNamespace(slots=(1, 1, 1), hierarchy=hierarchy, sample_rate=100, row=10, channels=1)
     with (

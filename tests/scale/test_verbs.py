@@ -108,7 +108,8 @@ def test_rows_do_not_depend_on_who_reads_the_others(run, tmp_path, parts):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["backbone", "superres"])
 def test_token_batches_do_not_depend_on_who_reads_the_others(khala, stage):
-    from hiermusic.systems import khala_rows, workdir
+    from hiermusic.systems import workdir
+    from hiermusic.systems.khala import rows as khala_rows
 
     config = workdir.read(khala.root / stage)
     config.train.batch_size = 8

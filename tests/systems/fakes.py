@@ -11,6 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic import presets
+from hiermusic.systems.requests import Request
+from hiermusic.tokens.prompt import Prompt
 
 
 def configuration(name: str, **model: Any) -> ConfigDict:
@@ -63,3 +65,8 @@ def write_clip(path: Path, seconds: float = 2.0, rate: int = 8000) -> Path:
     time = np.arange(round(seconds * rate)) / rate
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * 220 * time), rate)
     return path
+
+
+def request(name: str, seed: int, seconds: float = 2.0, like: str = "", **words) -> Request:
+    """A song to make, as a file of prompts or the command line asks for it."""
+    return Request(name, Prompt(seconds=seconds, **words), seed, like)

@@ -10,7 +10,8 @@ import soundfile
 from ml_collections import ConfigDict
 
 from hiermusic.errors import UserError
-from hiermusic.systems import khala_rows, requests, songs
+from hiermusic.systems import requests, songs
+from hiermusic.systems.khala import rows as khala_rows
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 

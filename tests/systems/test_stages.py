@@ -8,7 +8,11 @@ import pytest
 
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
-from hiermusic.systems import aar, aar_config, khala, parts
+from hiermusic.systems import parts
+from hiermusic.systems.aar import models as aar_models
+from hiermusic.systems.aar import rows as aar_rows
+from hiermusic.systems.aar import stages as aar
+from hiermusic.systems.khala import stages as khala
 
 from .fakes import configuration
 
@@ -30,7 +34,7 @@ def made(monkeypatch):
     for name in ("backbone", "superres"):
         batches = lambda config, split, rows, name=name: (name, split, rows)  # noqa: E731
         monkeypatch.setattr(khala, f"{name}_batches", batches)
-    monkeypatch.setattr(aar.aar_rows, "batches", lambda config, windows, split, rows: (windows, split, rows))
+    monkeypatch.setattr(aar, "batches", lambda config, windows, split, rows: (windows, split, rows))
     return it
 
 
@@ -45,7 +49,7 @@ def test_token_models_train_on_one_split_and_are_validated_on_the_other(made, na
         if system is khala:
             assert which == name.removeprefix("khala/")
         else:
-            assert which.pattern == config.model.pattern and which.prior == aar_config.prior_config(config)
+            assert which.pattern == config.model.pattern and which.prior == aar_models.prior_config(config)
 
 
 @pytest.mark.parametrize("name", ["khala", "aar"])
@@ -96,7 +100,7 @@ def test_aars_models_begin_with_their_codec_another_run_and_the_codecs_codes(mad
     quantiser = SimpleNamespace(quantiser="the quantiser")
     monkeypatch.setattr(aar, "codec_of", lambda config: ("codec", 6))
     monkeypatch.setattr(aar.workdirs, "load_codec", lambda run, step: order.append((run, step)) or quantiser)
-    monkeypatch.setattr(aar, "_trained", lambda config, windows, path, most: (path, most))
+    monkeypatch.setattr(aar, "trained_counts", lambda config, windows, path, most: (path, most))
     monkeypatch.setattr(parts, "start_from_codec", lambda codec, lm, counts: order.append((codec, lm, counts)))
     monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
     aar.stage(config)
@@ -123,14 +127,14 @@ def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch
         made.given.open(Path("w"))
         assert checked == expected
     config.model.listener, config.data.clap = 0, "v.npz"
-    monkeypatch.setattr(aar_config.aar_rows, "Vectors", lambda path, width: (path, width))
+    monkeypatch.setattr(aar_rows, "Vectors", lambda path, width: (path, width))
     aar.stage(config)
     made.given.open(Path("w"))
     assert checked[-1] == (("v.npz", config.model.cond), "tokens")
     assert made.given.train([1])[0].vectors == made.given.valid([1])[0].vectors == ("v.npz", config.model.cond)
 
     checked.clear()
-    monkeypatch.setattr(khala, "_check_tokens", lambda config, path: checked.append(path))
+    monkeypatch.setattr(khala, "check_tokens", lambda config, path: checked.append(path))
     monkeypatch.setattr(khala, "tell_cut", lambda config: checked.append("told"))
     monkeypatch.setattr(khala, "_check_codec", lambda tokens: checked.append(f"codec of {tokens}"))
     config = configuration("khala/backbone:tiny")
@@ -169,9 +173,9 @@ def test_work_is_counted_over_a_whole_batch(name):
     assert (two.flops, two.tokens, two.seconds) == (2 * one.flops, 2 * one.tokens, 2 * one.seconds)
     model, batch = config.model, config.train.batch_size
     if system is aar:
-        seconds, tokens = aar_config.window_seconds(model), float(aar_config.hierarchy(config).tokens_per_second)
-        lm = aar_config.prior_config(config).lm
-        forward = lm.flops(aar_config.length(config), task, 1 if name == "aar/lm" else model.levels)
+        seconds, tokens = aar_models.window_seconds(model), float(aar_models.hierarchy(config).tokens_per_second)
+        lm = aar_models.prior_config(config).lm
+        forward = lm.flops(aar_models.length(config), task, 1 if name == "aar/lm" else model.levels)
         assert two.seconds == seconds * batch and two.tokens == round(tokens * seconds * batch)
     else:
         rate = 22050 / 512
@@ -190,19 +194,19 @@ def test_tokens_of_other_sizes_are_named_with_what_to_set(monkeypatch):
     monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels: stored)
     monkeypatch.setattr(khala, "read_info", lambda path, kind: {"hierarchy": [{}] * 6})
     with pytest.raises(UserError, match=r"tokens holds 6 levels of 128 codes at 20 Hz.*codes=128 .*frame_rate=20"):
-        khala._check_tokens(config, "tokens")
+        khala.check_tokens(config, "tokens")
     for other in (Hierarchy.uniform(2, 10, 128), Hierarchy.uniform(2, 20, 256)):
         monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels, other=other: other)
         with pytest.raises(UserError):
-            khala._check_tokens(config, "tokens")
+            khala.check_tokens(config, "tokens")
     monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels: Hierarchy.uniform(2, 10, 256))
-    khala._check_tokens(config, "tokens")
+    khala.check_tokens(config, "tokens")
 
 
 def test_a_codecs_codebooks_are_compared_number_by_number():
     def holder(value: float):
         return SimpleNamespace(quantiser=SimpleNamespace(codebooks=np.array([[0.0, value]])))
 
-    aar_config.check_codebooks(holder(1.0), "codec", holder(1.0), "lm")
+    aar.check_codebooks(holder(1.0), "codec", holder(1.0), "lm")
     with pytest.raises(UserError, match="codec has other codebooks than lm was trained with"):
-        aar_config.check_codebooks(holder(1.0), "codec", holder(1.1), "lm")
+        aar.check_codebooks(holder(1.0), "codec", holder(1.1), "lm")

@@ -226,8 +226,8 @@ CASES = {
     "demo": Case(
         (f"--configs={ROOT}/configs",),
         {
-            "hiermusic.demo.khala.demo": "khala's",
-            "hiermusic.demo.aar.demo": "aar's",
+            "hiermusic.systems.khala.demo.demo": "khala's",
+            "hiermusic.systems.aar.demo.demo": "aar's",
             "hiermusic.demo.runner.run": "report.html",
         },
         {

@@ -20,10 +20,20 @@ from hiermusic.data.arrays import read_npy
 from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import aar_rows, songs
+from hiermusic.systems import parts, songs
 from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_config import check_codebooks, check_codec, codec_of, window_seconds, windows
-from hiermusic.systems.aar_model import Prior
+from hiermusic.systems.aar.models import (
+    codec_config,
+    hierarchy,
+    layout,
+    length,
+    make_model,
+    prior_config,
+    window_seconds,
+)
+from hiermusic.systems.aar.prior import Prior
+from hiermusic.systems.aar.rows import as_condition, windows
+from hiermusic.systems.aar.stages import check_codebooks, check_codec, codec_of
 from hiermusic.systems.requests import Request
 from hiermusic.tokens.prompt import Prompt
 
@@ -109,7 +119,7 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
         stored_U = read_npy(path, "a vector", "save one with numpy.save")
         with reading(path, "a vector", "save one with numpy.save"):
             vector_U = stored_U.astype(np.float32)
-        return aar_rows.as_condition(path, vector_U, config.model.cond)
+        return as_condition(path, vector_U, config.model.cond)
     if not listens:
         raise UserError(f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy")
     wav_LC, rate = files.read(path)
@@ -167,7 +177,7 @@ def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
 def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = config.model.window, config.model.levels, len(seeds)
-    layout, lm = aar_rows.layout(config.model.pattern, size, levels), model.lm.unstack()
+    order, lm = layout(config.model.pattern, size, levels), model.lm.unstack()
     codes_BTK = np.zeros((B, 0, levels), np.int32) if known_RS is None else np.repeat(known_RS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:
@@ -175,7 +185,7 @@ def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
         drawn = autoregressive.generate(
             lm,
             [[0]] * B,
-            [layout] * B,
+            [order] * B,
             # a window of its own draws: its first new frame is not the first window's
             seeds=[int(np.random.default_rng((seed, codes_BTK.shape[1])).integers(2**32)) for seed in seeds],
             sizes=[config.model.codes] * levels,
@@ -188,3 +198,37 @@ def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
         codes_BTK = np.concatenate([codes_BTK, fresh_BTK], axis=1)
         show(min(codes_BTK.shape[1], total) - begun, total - begun)
     return codes_BTK[:, :total]
+
+
+def program(config: ConfigDict, rows: int) -> parts.Generation:
+    """The decoding of a piece, the passes of one window, or a chunk of the baseline's steps, in shapes.
+
+    Args:
+      config: of any stage.
+      rows: songs made at once.
+    """
+    if config.stage == "codec":
+        return parts.decoding(codec_config(config), rows)
+    model, sampling, prior, make = config.model, config.sampling, prior_config(config), make_model(config)
+    seconds, trunk = window_seconds(model) * rows, prior.lm.transformer
+    cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
+    if prior.next_scale:
+
+        def served() -> tuple[nnx.Module, nnx.Module]:
+            whole = make(nnx.Rngs(0))
+            return whole.lm.unstack(), whole.quantiser
+
+        lm, quantiser = nnx.eval_shape(served)
+        options = {"seeds": range(rows), "context": prior.context, "uncond_U": uncond_U, **sampling}
+        run, arguments = nextscale.program(lm, quantiser, cond_BU, **options)
+        name, positions, share = "generate: a window", length(config), 1.0
+    else:
+        lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
+        layouts = [layout(model.pattern, model.window, model.levels)] * rows
+        sizes = [model.codes] * model.levels
+        options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}
+        run, arguments = autoregressive.chunk(lm, [[0]] * rows, layouts, cache_dtype=model.dtype, **options)
+        positions = autoregressive.CHUNK
+        name, share = f"generate: {positions} steps", positions / length(config)
+    tokens = float(hierarchy(config).tokens_per_second) * seconds * share
+    return parts.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)

@@ -1,6 +1,5 @@
 """AAR's training rows: one window of a track, and what says how it should sound."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,23 +10,12 @@ from ml_collections import ConfigDict
 
 from hiermusic.data import pipeline
 from hiermusic.data.arrays import read_npz
+from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, reading
 from hiermusic.nn.norms import unit
-from hiermusic.systems.aar_model import PriorConfig
-from hiermusic.tokens import pattern, rows, sequence
-
-_LARGEST = 1 << 24  # positions of a window times levels
-
-
-@functools.cache
-def layout(name: str, frames: int, levels: int) -> pattern.Layout:
-    """A window of the baseline in a pattern's order; UserError for a pattern that is not one of its own."""
-    patterns = {"flatten": pattern.flatten, "delay": pattern.delay}
-    if name not in patterns:
-        raise UserError(f"model.pattern is '{name}': choose next_scale, {', '.join(patterns)}")
-    if frames * levels**2 > _LARGEST:
-        raise UserError(f"a window of {frames} frames of {levels} levels is too long: lower it")
-    return patterns[name]((frames,) * levels)
+from hiermusic.systems.aar.models import layout, prior_config, window_seconds
+from hiermusic.systems.aar.prior import PriorConfig
+from hiermusic.tokens import rows, sequence
 
 
 class Vectors:
@@ -206,3 +194,24 @@ def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
     else:
         row["cond"] = np.zeros(windows.prior.lm.cond, np.float32)
     return {name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype) for name, value in row.items()}
+
+
+def windows(config: ConfigDict, data: bool = True) -> Windows:
+    """The rows of a token model's configuration, with its condition vectors only where `data` is wanted."""
+    model, vectors = config.model, None
+    if data and not model.listener:
+        if not config.data.clap:
+            raise UserError(
+                "model.listener is 0, so every track needs a vector: give them with --config.data.clap=FILE.npz"
+            )
+        vectors = Vectors(config.data.clap, model.cond)
+    if data and model.listener and config.data.clap:
+        raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
+    seconds = window_seconds(model)
+    return Windows(prior_config(config), model.window, seconds, model.pattern, model.references, vectors)
+
+
+def trained_counts(config: ConfigDict, make: Windows, path: str, most: int | None = None) -> np.ndarray:
+    """How often each code of each level stands in the training tracks, or in the first of them; [K, V]."""
+    train = TokenSource(path, slice(0, config.model.levels), "train")
+    return sum(make.counts(make.rows_of(train[index])) for index in range(len(train))[:most])

@@ -17,8 +17,8 @@ from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import in_memory
 from hiermusic.evaluate.tokens import per_token
 from hiermusic.systems import khala as system
-from hiermusic.systems import khala_rows as rows
 from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.khala import models, rows
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
 
@@ -74,7 +74,7 @@ def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
     settings = trained(khala, "backbone")
     visibility, batch = rows.backbone_batches(settings, "train", range(settings.train.batch_size))[0]
     assert visibility == Visibility.causal()
-    ids = rows.tokenizer(settings.model).vocabulary
+    ids = models.tokenizer(settings.model).vocabulary
     for text, reads, targets, ends in zip(
         batch["text"], batch["reads"], batch["targets"], batch["text_targets"], strict=True
     ):
@@ -109,7 +109,7 @@ def test_the_mixture_has_the_share_asked_for(khala):
     assert all(len(set(level_B)) == min(size, 5) for level_B in refined), "a batch leaves out no part of the hierarchy"
     counts = np.bincount(np.concatenate(refined), minlength=6)
     assert counts[0] == 0 and np.allclose(counts[1:] / counts.sum(), 1 / 5, atol=0.06)
-    ids = rows.tokenizer(settings.model).vocabulary
+    ids = models.tokenizer(settings.model).vocabulary
     for (_, batch), is_causal in zip(drawn[:20], causal, strict=False):
         for row, level in enumerate(batch["level"].tolist()):
             assert is_causal == (level == 0)

@@ -7,11 +7,12 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import in_memory
-from hiermusic.systems import khala, khala_rows
+from hiermusic.systems.khala import measures, models
+from hiermusic.systems.khala import rows as khala_rows
 from hiermusic.tokens.prompt import Prompt, compose
 from hiermusic.tokens.visibility import Visibility
 
-from .fakes import Batches, Tracks, configuration
+from ..fakes import Batches, Tracks, configuration
 
 LEVELS = 4
 META = {"id": "t", "seconds": 9.0, "tags": "slow", "lyrics": "la\nlu", "description": "a long word", "key": "C"}
@@ -34,7 +35,7 @@ def prompt(config, **words) -> list[int]:
     """The ids of the track's prompt, by the template's own tests."""
     how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
     words = words or {name: META[name] for name in ("seconds", "tags", "lyrics", "description")}
-    return compose(Prompt(**words), khala_rows.tokenizer(config.model), **how)
+    return compose(Prompt(**words), models.tokenizer(config.model), **how)
 
 
 def row_of(config, kind: str, example: dict, *level: int, seed: int = 0):
@@ -64,7 +65,7 @@ def test_a_backbone_row_is_the_prompt_and_every_code_in_turn(keep):
     end = last + len(targets)
     np.testing.assert_array_equal(row["reads"][end], row["targets"][end - 1])
     ends = np.full(64, -1)
-    ends[end] = khala_rows.vocabulary(config.model).eos
+    ends[end] = models.vocabulary(config.model).eos
     np.testing.assert_array_equal(row["text_targets"], ends)
     np.testing.assert_array_equal(row["valid"], np.arange(64) <= end)
     for name in ("reads", "targets"):
@@ -97,7 +98,7 @@ def test_a_crop_begins_where_it_is_told_and_ends_a_song_only_at_its_end():
 def test_a_refinement_row_reads_all_layers_below_the_one_it_predicts(level):
     config = settings()
     row, ids = row_of(config, "refinement", track(5), level), prompt(config)
-    marker = khala_rows.vocabulary(config.model).task_marker(level)
+    marker = models.vocabulary(config.model).task_marker(level)
     assert text_of(row) == [*ids[:-1], marker]
     frames = slice(len(ids), len(ids) + 5)
     codes_TK = track(5)["codes"].astype(int)
@@ -115,7 +116,7 @@ def test_a_refinement_row_reads_all_layers_below_the_one_it_predicts(level):
 def test_an_alignment_row_reads_the_code_before_the_one_it_predicts():
     config = settings()
     row, ids = row_of(config, "alignment", track(5)), prompt(config)
-    assert text_of(row) == [*ids[:-1], khala_rows.vocabulary(config.model).task_marker(0)]
+    assert text_of(row) == [*ids[:-1], models.vocabulary(config.model).task_marker(0)]
     places = np.arange(5) + len(ids) - 1
     np.testing.assert_array_equal(row["targets"][places, 0], 10 * np.arange(5))
     np.testing.assert_array_equal(row["reads"][places[1:], 0], row["targets"][places[:-1], 0])
@@ -262,13 +263,13 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
     config, model = settings(stage, codes=100), Knowing()
     levels = config.model.levels
     splits = {"train": [track(4, levels), track(3, levels)], "valid": [track(4, levels, 50), track(3, levels, 60)] * 2}
-    monkeypatch.setattr(khala, "TokenSource", Tracks(splits))
-    monkeypatch.setattr(khala, "_check_tokens", lambda config, path: None)
-    monkeypatch.setattr(khala.jax, "jit", lambda function, **how: function)
-    monkeypatch.setattr(khala.nnx, "split", lambda model: (model, None))
-    monkeypatch.setattr(khala.nnx, "merge", lambda model, weights: model)
+    monkeypatch.setattr(measures, "TokenSource", Tracks(splits))
+    monkeypatch.setattr(measures, "check_tokens", lambda config, path: None)
+    monkeypatch.setattr(measures.jax, "jit", lambda function, **how: function)
+    monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
+    monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
     steps = []
-    found = khala.cross_entropy(config, model, "tokens", 3, in_memory, lambda: steps.append(1))
+    found = measures.cross_entropy(config, model, "tokens", 3, in_memory, lambda: steps.append(1))
     sums_NK, counts_NKV, trained_KV = found
     for sums_K, counts_KV, example in zip(sums_NK, counts_NKV, splits["valid"][:3], strict=True):
         codes_TK = example["codes"].astype(int)
@@ -287,16 +288,16 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
 def test_tracks_that_are_cropped_anywhere_are_measured_in_more_than_one_place(monkeypatch):
     config, model = settings("backbone", codes=3000), Knowing()
     config.data.crop = "random"
-    monkeypatch.setattr(khala, "TokenSource", Tracks({"train": [track(4, 2)], "valid": [track(200, 2)]}))
-    monkeypatch.setattr(khala, "_check_tokens", lambda config, path: None)
-    monkeypatch.setattr(khala.jax, "jit", lambda function, **how: function)
-    monkeypatch.setattr(khala.nnx, "split", lambda model: (model, None))
-    monkeypatch.setattr(khala.nnx, "merge", lambda model, weights: model)
+    monkeypatch.setattr(measures, "TokenSource", Tracks({"train": [track(4, 2)], "valid": [track(200, 2)]}))
+    monkeypatch.setattr(measures, "check_tokens", lambda config, path: None)
+    monkeypatch.setattr(measures.jax, "jit", lambda function, **how: function)
+    monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
+    monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
     places = []
     for seed in (0, 0, 1):
         model.seen.clear()
         config.train.seed = seed
-        khala.cross_entropy(config, model, "tokens", 1, in_memory, lambda: None)
+        measures.cross_entropy(config, model, "tokens", 1, in_memory, lambda: None)
         places.append([int(targets[targets >= 0].min()) for targets, _, _ in model.seen])
-    assert len(set(places[0])) == khala.CROPS_MEASURED == 4
+    assert len(set(places[0])) == measures.CROPS_MEASURED == 4
     assert places[0] == places[1] != places[2]

@@ -7,10 +7,11 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import in_memory
-from hiermusic.systems import aar, aar_config, aar_rows
+from hiermusic.systems.aar import measures, models, stages
+from hiermusic.systems.aar import rows as aar_rows
 from hiermusic.tokens import pattern, rows, sequence
 
-from .fakes import Batches, configuration
+from ..fakes import Batches, configuration
 
 LEVELS, FRAMES = 3, 4
 STAGES = ["lm", "ar_baseline"]
@@ -25,7 +26,7 @@ def settings(stage: str, **model):
 
 
 def make(stage: str, **model) -> aar_rows.Windows:
-    return aar_config.windows(settings(stage, **model), data=False)
+    return aar_rows.windows(settings(stage, **model), data=False)
 
 
 def codes_of(windows: aar_rows.Windows, count: int, first: int = 0) -> np.ndarray:
@@ -78,8 +79,8 @@ def test_a_window_of_the_baseline_reads_what_it_has_predicted(name):
 
 def test_patterns_of_the_baseline_are_two():
     with pytest.raises(UserError, match=r"model\.pattern is 'level_major': choose next_scale, flatten, delay"):
-        aar_rows.layout("level_major", FRAMES, LEVELS)
-    assert aar_rows.layout("delay", FRAMES, LEVELS).positions == pattern.delay((FRAMES,) * LEVELS).positions
+        models.layout("level_major", FRAMES, LEVELS)
+    assert models.layout("delay", FRAMES, LEVELS).positions == pattern.delay((FRAMES,) * LEVELS).positions
 
 
 # MARK: which windows
@@ -194,12 +195,12 @@ def test_a_track_of_either_split_without_a_vector_is_told(monkeypatch, vectors, 
     splits = {"train": ["t"], "valid": ["u"]}
     splits[split].append("w")
     tracks = {name: SimpleNamespace(tracks=[{"id": one} for one in ids]) for name, ids in splits.items()}
-    monkeypatch.setattr(aar_config, "TokenSource", lambda path, split: tracks[split])
+    monkeypatch.setattr(stages, "TokenSource", lambda path, split: tracks[split])
     with pytest.raises(UserError, match="no vector of track w"):
-        aar_config.check_vectors(vectors, "tokens")
+        stages.check_vectors(vectors, "tokens")
     splits[split].pop()
     tracks[split].tracks.pop()
-    aar_config.check_vectors(vectors, "tokens")
+    stages.check_vectors(vectors, "tokens")
 
 
 # MARK: batches
@@ -269,24 +270,25 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
             return 0.0, {"ce_K": np.array([level.mean() for level in levels]),
                          "count_K": np.array([len(level) for level in levels])}  # fmt: skip
 
-    monkeypatch.setattr(aar, "TokenSource", source)
-    monkeypatch.setattr(aar, "check_tokens", lambda config, path: None)
-    monkeypatch.setattr(aar.jax, "jit", lambda function: function)
-    monkeypatch.setattr(aar.nnx, "split", lambda model: (model, None))
-    monkeypatch.setattr(aar.nnx, "merge", lambda model, weights: model)
-    sums_NK, counts_NKV, trained_KV = aar.cross_entropy(
+    for room in (measures, aar_rows):
+        monkeypatch.setattr(room, "TokenSource", source)
+    monkeypatch.setattr(measures, "check_tokens", lambda config, path: None)
+    monkeypatch.setattr(measures.jax, "jit", lambda function: function)
+    monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
+    monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
+    sums_NK, counts_NKV, trained_KV = measures.cross_entropy(
         config, Knowing(), "tokens", 2, in_memory, lambda: steps.append(1)
     )
     assert sorted(asked) == [("tokens", slice(0, LEVELS), split) for split in ("train", "valid")]
     assert len(steps) == 2
     for sums_K, counts_KV, example in zip(sums_NK, counts_NKV, splits["valid"], strict=False):
-        np.testing.assert_array_equal(counts_KV, windows.spread(example, aar.WINDOWS_MEASURED)[1])
+        np.testing.assert_array_equal(counts_KV, windows.spread(example, measures.WINDOWS_MEASURED)[1])
         np.testing.assert_allclose(sums_K, counts_KV @ np.arange(500))
         assert (counts_KV[:, :200] == 0).all() and (trained_KV[:, 200:] == 0).all()
     heard = [windows.rows_of(example) for example in splits["train"]]
     streams = rows.levels_of(rows.to_streams(np.concatenate(heard), slots))
     np.testing.assert_array_equal(trained_KV, [np.bincount(codes_T, minlength=500) for codes_T in streams])
     np.testing.assert_array_equal(
-        aar._trained(config, windows, "tokens", 1), windows.counts(windows.rows_of(splits["train"][0]))
+        aar_rows.trained_counts(config, windows, "tokens", 1), windows.counts(windows.rows_of(splits["train"][0]))
     )
     assert sequence.stack(windows.spread(splits["valid"][0], 2)[0])["reference"].shape[0] == 2 - (stage != "lm")

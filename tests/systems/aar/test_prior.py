@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermusic.systems.aar_model import Prior
+from hiermusic.systems.aar.prior import Prior
 from hiermusic.tokens.visibility import Visibility
 
 SLOTS, CONTEXT, WIDTH, ROWS = (1, 2), 2, 3, 512

@@ -9,11 +9,12 @@ from hiermusic import cli
 from hiermusic.audio import files
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
-from hiermusic.systems import aar_config, workdir
+from hiermusic.systems import workdir
+from hiermusic.systems.aar import rows, stages
 
-from .fakes import write_clip
+from ..fakes import write_clip
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "aar"
+CONFIGS = Path(__file__).parents[3] / "configs" / "aar"
 
 
 def fails(capsys, *arguments) -> str:
@@ -96,7 +97,7 @@ def test_a_codec_of_another_training(aar):
     codec.quantiser.codebooks[...] = codec.quantiser.codebooks[...] + 1
     _, model = workdir.load(aar.lm)
     with pytest.raises(UserError, match="other codebooks than LM was trained with"):
-        aar_config.check_codebooks(codec, "SAT", model, "LM")
+        stages.check_codebooks(codec, "SAT", model, "LM")
 
 
 def _clap_run(at, folder: Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -130,7 +131,7 @@ def test_vectors_instead_of_a_listener(capsys, aar, run, tmp_path):
     common, vectors = _clap_run(aar, tmp_path)
     np.savez(tmp_path / "clap.npz", **vectors)
     run(*common, f"--config.data.clap={tmp_path / 'clap.npz'}", "--config.train.steps=2")
-    windows = aar_config.windows(workdir.read(tmp_path / "lm"))
+    windows = rows.windows(workdir.read(tmp_path / "lm"))
     row = windows.draw(TokenSource(aar.tokens)[0], np.random.default_rng(0))
     assert "reference" not in row and np.linalg.norm(row["cond"]) == pytest.approx(1)
     one = next(iter(vectors.values()))[0]

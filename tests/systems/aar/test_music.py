@@ -14,7 +14,7 @@ from hiermusic.evaluate.run import held_out
 from hiermusic.evaluate.scores import clips_hash
 from hiermusic.systems import songs, workdir
 
-from .fakes import awake, write_clip
+from ..fakes import awake, write_clip
 
 MODELS = ["aar", pytest.param("baseline", marks=pytest.mark.slow)]  # fixtures
 

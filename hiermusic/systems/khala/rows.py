@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import jax
 import numpy as np
@@ -13,39 +12,14 @@ from hiermusic.data import pipeline
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import workers
+from hiermusic.systems.khala.models import tokenizer
 from hiermusic.tokens import pattern, sequence
-from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.prompt import Prompt, compose, excess
 from hiermusic.tokens.visibility import Visibility
-from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
+from hiermusic.tokens.vocabulary import TextTokenizer
 
 PROBED_LAYERS = (0, 1, 2, 4, 8, 16, 32, 63)
 _LOOKED_AT = 1000  # prompts, for whether they fit
-
-
-def vocabulary(model: ConfigDict) -> Vocabulary:
-    """The text side of a token model: Llama 3.1's ids (khala.md 2.1) or bytes."""
-    if model.tokenizer == "llama31":
-        return Vocabulary.llama31()
-    if model.tokenizer == "bytes":
-        return Vocabulary.byte_level(model.duration_unit)
-    raise UserError(f"model.tokenizer is '{model.tokenizer}': choose bytes or llama31")
-
-
-def tokenizer(model: ConfigDict) -> TextTokenizer:
-    """What turns prompts into ids; Llama 3.1's needs its tokenizer.json at `model.tokenizer_file`."""
-    if model.tokenizer == "llama31" and not model.tokenizer_file:
-        raise UserError("model.tokenizer is llama31: give its tokenizer.json with --config.model.tokenizer_file=PATH")
-    return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
-
-
-def hierarchy(config: ConfigDict) -> Hierarchy:
-    """The token hierarchy of a codec's or a token model's configuration."""
-    model = config.model
-    if config.stage == "codec":
-        rate = Fraction(model.sample_rate, model.fold * int(np.prod(model.strides)))
-        return Hierarchy.uniform(model.codebooks, rate, model.codes)
-    return Hierarchy.uniform(model.levels, Fraction(model.frame_rate), model.codes)
 
 
 @dataclass(frozen=True)

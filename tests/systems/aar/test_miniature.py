@@ -8,10 +8,12 @@ from flax import nnx
 
 from hiermusic.data.token_records import TokenSource
 from hiermusic.systems import aar as system
-from hiermusic.systems import aar_config, workdir
+from hiermusic.systems import workdir
+from hiermusic.systems.aar.models import prior_config
+from hiermusic.systems.aar.rows import windows
 from hiermusic.tokens import sequence
 
-from .fakes import awake, configuration
+from ..fakes import awake, configuration
 
 MODELS = ["aar", pytest.param("baseline", marks=pytest.mark.slow)]  # fixtures
 
@@ -51,7 +53,7 @@ def test_every_preset_is_built(stage):
         assert system.inspect(config)["params"]["total"] > 0
         built = system.stage(config)
         if stage != "codec":
-            work = built.work(aar_config.prior_config(config).visibility)
+            work = built.work(prior_config(config).visibility)
             assert work.seconds == config.train.batch_size and work.flops > 0
 
 
@@ -67,7 +69,7 @@ def test_a_model_begins_at_the_frequencies_of_its_codes(request, which, tmp_path
     stage.open(tmp_path)
     module = stage.create(nnx.Rngs(0))
     stage.prepare(module)
-    make, train = aar_config.windows(config), TokenSource(config.data.path, split="train")
+    make, train = windows(config), TokenSource(config.data.path, split="train")
     counts_KV = sum(make.counts(make.rows_of(train[index])) for index in range(len(train))) + 0.5
     expected_KV = counts_KV / counts_KV.sum(1, keepdims=True)
     assert np.ptp(expected_KV, axis=1).min() > 0
@@ -77,7 +79,7 @@ def test_a_model_begins_at_the_frequencies_of_its_codes(request, which, tmp_path
 @pytest.mark.parametrize("which", MODELS)
 def test_what_is_measured_is_what_is_counted(request, which):
     config, model = workdir.load(request.getfixturevalue(which).lm)
-    make = aar_config.windows(config)
+    make = windows(config)
     track = TokenSource(config.data.path, split="valid")[0]
     found, counts_KV = make.spread(track, 100)
     assert len(found) == len(make.rows_of(track)) // make.size

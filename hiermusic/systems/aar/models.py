@@ -1,25 +1,26 @@
-"""AAR's configurations as the things they describe, and whether they fit the data and the codec they are used with."""
+"""AAR's models: what a configuration of each stage describes, and how it is made."""
 
+import functools
 import math
+from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 
-import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
-from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
-from hiermusic.systems import aar_rows, parts
-from hiermusic.systems import workdir as workdirs
-from hiermusic.systems.aar_model import Prior, PriorConfig
-from hiermusic.tokens import scales
+from hiermusic.systems.aar.prior import Prior, PriorConfig
+from hiermusic.tokens import pattern, scales
 from hiermusic.tokens.hierarchy import Hierarchy
+
+_LARGEST = 1 << 24  # positions of a window times levels
 
 
 def quantiser_config(config: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
@@ -134,7 +135,18 @@ def length(config: ConfigDict) -> int:
     model = config.model
     if model.pattern == "next_scale":
         return model.context + sum(quantiser_config(config).slots)
-    return aar_rows.layout(model.pattern, model.window, model.levels).positions
+    return layout(model.pattern, model.window, model.levels).positions
+
+
+@functools.cache
+def layout(name: str, frames: int, levels: int) -> pattern.Layout:
+    """A window of the baseline in a pattern's order; UserError for a pattern that is not one of its own."""
+    patterns = {"flatten": pattern.flatten, "delay": pattern.delay}
+    if name not in patterns:
+        raise UserError(f"model.pattern is '{name}': choose next_scale, {', '.join(patterns)}")
+    if frames * levels**2 > _LARGEST:
+        raise UserError(f"a window of {frames} frames of {levels} levels is too long: lower it")
+    return patterns[name]((frames,) * levels)
 
 
 def hop(model: ConfigDict) -> int:
@@ -154,77 +166,17 @@ def window_seconds(model: ConfigDict) -> float:
     return model.window * hop(model) / model.sample_rate
 
 
-def windows(config: ConfigDict, data: bool = True) -> aar_rows.Windows:
-    """The rows of a token model's configuration, with its condition vectors only where `data` is wanted."""
-    model, vectors = config.model, None
-    if data and not model.listener:
-        if not config.data.clap:
-            raise UserError(
-                "model.listener is 0, so every track needs a vector: give them with --config.data.clap=FILE.npz"
-            )
-        vectors = aar_rows.Vectors(config.data.clap, model.cond)
-    if data and model.listener and config.data.clap:
-        raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
-    seconds = window_seconds(model)
-    return aar_rows.Windows(prior_config(config), model.window, seconds, model.pattern, model.references, vectors)
+def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
+    """The constructor of the discriminator that a codec's configuration trains against."""
+    ours = config.discriminator
+    settings = DiscriminatorConfig(tuple(ours.fft_sizes), ours.filters, hop=ours.hop, dtype=config.model.dtype)
+    return lambda rngs: Discriminator(config.model.channels, settings, rngs=rngs)
 
 
-def check_vectors(vectors: aar_rows.Vectors, path: str) -> None:
-    """UserError when a track of the token records at `path` that is trained or measured on has no vector."""
-    for split in ("train", "valid"):
-        for track in TokenSource(path, split=split).tracks:
-            vectors.of(track["id"])
-
-
-def check_tokens(config: ConfigDict, path: str) -> None:
-    """UserError when the token records at `path` are not what a configuration's model predicts."""
-    found, wanted = parts.stored_hierarchy(path, config.model.levels), hierarchy(config)
-    if (found.sizes, found.rates) != (wanted.sizes, wanted.rates):
-        raise UserError(
-            f"{path} holds {_rates(found)}, the model predicts {_rates(wanted)}: take tokens of a codec with the same "
-            "quantiser, or set the model's quantiser, levels, codes, schedule and window to the codec's"
-        )
-
-
-def codec_of(config: ConfigDict) -> tuple[str, int]:
-    """Workdir and step of the codec that made a token model's tokens; `data.codec`, if given, is where it lies now."""
-    made_by, step = parts.stored_codec(config.data.path)
-    return config.data.codec or made_by, step
-
-
-def check_codec(config: ConfigDict, codec: str) -> None:
-    """UserError when the codec of a workdir makes other codes than those a token model was made for."""
-    if not Path(codec).is_dir():
-        raise UserError(f"no codec at {codec}, which made the tokens: give its workdir with --config.data.codec=DIR")
-    theirs = workdirs.read(codec, "codec")
-    if theirs.get("system") != "aar":
-        raise UserError(f"{codec} is a codec of the system {theirs.get('system')}: give one of configs/aar/codec.py")
-    wanted, model = quantiser_config(config), config.model
-    found = quantiser_config(theirs)
-    width = theirs.model.code_latent if theirs.model.quantiser == "multiscale" else theirs.model.latent
-    names = ("slots", "codes", "phis", "kernel", "gamma")
-    same = type(found) is type(wanted) and width == model.code_latent
-    same = same and hierarchy(theirs).rates == hierarchy(config).rates
-    if not same or any(getattr(found, n, None) != getattr(wanted, n, None) for n in names):
-        raise UserError(
-            f"{codec} has a {theirs.model.quantiser} quantiser of {_described(theirs, width)}, the model was "
-            f"made for a {model.quantiser} one of {_described(config, model.code_latent)}: make them equal"
-        )
-
-
-def check_codebooks(coder: Codec, codec: str, model: Prior, lm: str) -> None:
-    """UserError when a trained codec, of the workdir `codec`, is not the one whose codes the model of `lm` predicts."""
-    if not np.array_equal(coder.quantiser.codebooks[...], model.quantiser.codebooks[...]):
-        raise UserError(f"{codec} has other codebooks than {lm} was trained with: give the codec of its tokens")
-
-
-def _described(config: ConfigDict, width: int) -> str:
-    model, rate = config.model, float(hierarchy(config).tokens_per_second)
-    told = f"{model.levels} levels, {model.codes} codes of {width} channels, {rate:g} tokens a second"
-    if model.quantiser == "multiscale":
-        told += f", windows of {model.window} frames, phi {model.phi}"
-    return told
-
-
-def _rates(tokens: Hierarchy) -> str:
-    return f"{len(tokens)} levels of {tokens.sizes[0]} codes, {float(tokens.tokens_per_second):g} tokens a second"
+def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of what a configuration trains, whichever stage it is."""
+    if config.stage == "codec":
+        codec = codec_config(config)
+        return lambda rngs: Codec(codec, rngs=rngs)
+    prior = prior_config(config)
+    return lambda rngs: Prior(prior, rngs=rngs)
