@@ -13,7 +13,7 @@ from hiermusic.console import open_closed_streams, say
 from hiermusic.errors import UserError, brief
 from hiermusic.presets import unquoted
 from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
-from hiermusic.verbs.flags import Values, Verb, local, show
+from hiermusic.verbs.flags import Values, Verb, example, local, show
 
 OPEN_FILES = 65536
 
@@ -37,7 +37,7 @@ def _explain(name: str, verb: Verb, values: Values) -> str:
         default = "" if flag.default in (None, "") else f" (default {flag.default})"
         rows.append(f"  --{flag.name:<16} {flag.help}{default}")
     head = f"usage: hiermusic {name} --flag=value ... {verb.arguments}".rstrip()
-    return "\n".join([head, "", f"  {verb.summary}", "", *rows, "", f"example:\n  {verb.example}"])
+    return "\n".join([head, "", f"  {verb.summary}", "", *rows, "", f"example:\n  {example(name, verb)}"])
 
 
 def _with_flagfiles(argv: list[str]) -> list[str]:

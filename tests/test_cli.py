@@ -14,7 +14,7 @@ import pytest
 
 from hiermusic import cli, presets
 from hiermusic.errors import UserError
-from hiermusic.systems import workdir
+from hiermusic.systems import catalogue, workdir
 from hiermusic.systems.khala import models as khala
 from hiermusic.train import loop
 from hiermusic.verbs import flags
@@ -42,17 +42,41 @@ def test_usage_names_every_verb(capsys):
     assert all(f"  {verb}" in out for verb in cli.VERBS) and err == ""
 
 
+@pytest.mark.parametrize("system", ["", *catalogue.systems()])
 @pytest.mark.parametrize("name", cli.VERBS)
-def test_help_has_an_example_whose_flags_exist(capsys, name):
-    cli.main([name, "-h"])
-    out, _ = capsys.readouterr()
+def test_help_has_an_example_whose_flags_exist(capsys, name, system):
+    """Of the system that is named, where the verb has none of its own."""
     verb = cli.VERBS[name]
-    assert verb.example in out and verb.summary in out
-    program, called, *rest = shlex.split(verb.example)
+    cli.main([name, "-h", *([f"--system={system}"] if system else [])])
+    out, _ = capsys.readouterr()
+    example = verb.example or catalogue.systems()[system or "khala"].examples[name]
+    assert example in out and verb.summary in out
+    program, called, *rest = shlex.split(example)
     values = cli.Values()
     verb.define(values)
     assert (program, called) == ("hiermusic", name)
     assert all(flag.split("=")[0].lstrip("-").partition(".")[0] in values for flag in rest if flag.startswith("-"))
+
+
+def test_help_of_generation_is_that_of_the_system_that_is_named(capsys):
+    """And tells of all where none is, whose flag is whose."""
+    told = {}
+    for name in ("", *catalogue.systems()):
+        cli.main(["generate", "-h", *([f"--system={name}"] if name else [])])
+        told[name] = capsys.readouterr().out
+    owners = {"superres": "khala", "tags": "khala", "min_share": "khala", "lm": "aar", "like": "aar"}
+    for flag, theirs in owners.items():
+        assert [name for name in catalogue.systems() if f"--{flag} " in told[name]] == [theirs], flag
+        assert re.search(rf"--{flag} +{catalogue.systems()[theirs].title}: ", told[""])
+    assert all(f"--{flag} " in text for text in told.values() for flag in ("codec", "seconds", "top_k", "guidance"))
+    assert re.search(r"--top_k +its top-k", told[""])
+    assert re.search(r"--guidance +Khala: guidance .*; AAR: guidance", told[""])
+
+
+def test_a_system_that_is_not_there(capsys):
+    assert fails(capsys, "demo", "--system=hafm") == "hiermusic demo: --system=hafm: there is khala or aar"
+    with pytest.raises(UserError, match="--system=hafm: there is khala or aar"):
+        catalogue.named("hafm")
 
 
 def test_commands_of_the_documents_exist():

@@ -9,50 +9,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hiermusic import children
 from hiermusic.console import say
 from hiermusic.errors import UserError, replacing, write_atomically
-from hiermusic.evaluate import report, sections
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the demo.
-
-    Args:
-      name: what the ledger keeps it under.
-      words: what is said and shown of it.
-      arguments: what follows `hiermusic`.
-    """
-
-    name: str
-    words: str
-    arguments: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What a system shows.
-
-    Args:
-      title, intro: of the page.
-      files: small files that the steps read, by name, written first.
-      steps: the commands, in order; each can be typed by hand.
-      runs: the workdirs in it, whose configurations the page shows.
-      chapters: what was made, as the page shows it; called when all steps are done.
-    """
-
-    title: str
-    intro: str
-    files: Mapping[str, str]
-    steps: Sequence[Step]
-    runs: Sequence[str]
-    chapters: Callable[[], list[report.Section]]
+from hiermusic.evaluate import report, sections, songs
+from hiermusic.systems.demos import Demo, Step
 
 
 def run(demo: Demo, folder: Path) -> Path:
@@ -125,7 +89,7 @@ def _write_report(demo: Demo, folder: Path, ledger: Ledger) -> Path:
     ]
     total = sum(cost["seconds"] for cost in costs)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    chapters = [*demo.chapters(), sections.cost(costs, caption=f"{machine}; {total / 60:.1f} minutes in all")]
+    chapters = [*_chapters(demo, folder), sections.cost(costs, caption=f"{machine}; {total / 60:.1f} minutes in all")]
     commands = "\n".join(_command(step) for step in demo.steps)
     settings = [report.Code(commands, "The same by hand")]
     settings += [
@@ -135,12 +99,45 @@ def _write_report(demo: Demo, folder: Path, ledger: Ledger) -> Path:
     return report.write(report.Page(demo.title, demo.intro, chapters), folder / "report.html")
 
 
-def results(folder: Path, *runs: str) -> dict[str, dict]:
-    """What the evaluations of a demo's workdirs found, by workdir."""
-    return {name: json.loads((folder / name / "evaluation" / "results.json").read_text()) for name in runs}
+def _chapters(demo: Demo, folder: Path) -> list[report.Section]:
+    """What was made and measured: songs, codecs, losses, token models."""
+    found = {name: _results(folder / name) for name in (*demo.songs, *demo.runs)}
+    chapters = []
+    for name, words in demo.songs.items():
+        chapters.append(sections.music(found[name], f"{words}: how far from music"))
+        chapters += [_song(made, f"{words}: {made.name}", found[name]["best"]) for made in songs.read(folder / name)]
+    for name, words in demo.runs.items():
+        if "reconstruction" in found[name]:
+            chapters += [
+                report.Section(f"{words}: a held-out song", items=_reconstructions(folder / name)),
+                sections.reconstruction(found[name], found[name]["baselines"], f"{words}: reconstruction"),
+                sections.rebuilt_music(found[name], f"{words}: music in what is rebuilt"),
+                sections.code_use(found[name], f"{words}: use of the codes"),
+            ]
+    chapters.append(sections.training({name: folder / name / "metrics.jsonl" for name in demo.runs}))
+    for name, words in demo.runs.items():
+        if "predictability" in found[name]:
+            chapters.append(sections.predictability(found[name]["predictability"], f"{words}: predicting the tokens"))
+    return chapters
 
 
-def reconstructions(folder: Path) -> list[report.Player]:
+def _results(workdir: Path) -> dict[str, Any]:
+    return json.loads((workdir / "evaluation" / "results.json").read_text())
+
+
+def _song(made: songs.Made, title: str, best: str) -> report.Section:
+    """A song, the version that sounds better first, and behind it the clip that it should sound like."""
+    told, asked = made.facts, {name: value for name, value in made.facts["prompt"].items() if value}
+    facts = asked | {f"sampling, {name}": value for name, value in told["sampling"].items()}
+    facts |= {"length asked, s": asked.get("seconds"), "length made, s": told["seconds"], "ended itself": told["ended"]}
+    players = [report.Player(version, path) for version, path in made.paths.items()]
+    players.sort(key=lambda player: player.label != best)
+    if "like" in told:
+        players.append(report.Player("what it should sound like", Path(told["like"]["path"])))
+    return sections.song(title, facts, players)
+
+
+def _reconstructions(folder: Path) -> list[report.Player]:
     """The sounds of a codec's evaluation: the truth, then more and more layers."""
     return [
         report.Player(path.stem.removeprefix("clip-").replace("-", " "), path)

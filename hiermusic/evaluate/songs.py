@@ -20,22 +20,24 @@ from hiermusic.evaluate.scores import gap
 from hiermusic.tokens.prompt import Prompt
 
 TRAINING_TRACKS = 256  # that songs are compared with and detectors learn from, at most
-VERSIONS = {"after super-resolution": ".wav", "backbone only": ".backbone.wav"}
+SONGS = "songs"  # and, where they were written, `VERSION only`
 CORPUS = "held-out songs"
+_LONGEST = 64  # letters of a version's name
 _FEATURES = ("timbre", "harmony", "rhythm", "tempo", "length")
 
 
 @dataclass(frozen=True)
 class Made:
-    """A generated song: its name, what its JSON holds, and the sound of each version."""
+    """A generated song: its name, what its JSON holds, and of each version the sound and what is told of it."""
 
     name: str
     facts: Mapping[str, Any]
     paths: Mapping[str, Path]
+    told: Mapping[str, Mapping[str, Any]]
 
 
 def read(folder: str | Path) -> list[Made]:
-    """The songs that `hiermusic generate` left in a folder, by name; with --backbone_too of both versions.
+    """The songs that `hiermusic generate` left in a folder, by name, in all versions that each of them has.
 
     Raises:
       UserError: there is none, or a JSON that is not what `hiermusic generate` writes.
@@ -52,10 +54,18 @@ def read(folder: str | Path) -> list[Made]:
             found.append((path, facts))
     if not found:
         raise UserError(f"{folder} holds no songs: give the folder that `hiermusic generate --out` wrote")
-    both = all(path.with_suffix(suffix).is_file() for path, _ in found for suffix in VERSIONS.values())
-    versions = VERSIONS if both else {"songs": ".wav"}
+
+    def has(path: Path, facts: Mapping[str, Any], name: str) -> bool:
+        return name in facts.get("versions", {}) and path.with_suffix(f".{name}.wav").is_file()
+
+    written = [name for name in found[0][1].get("versions", {}) if all(has(*one, name) for one in found)]
     return [
-        Made(path.stem, facts, {name: path.with_suffix(suffix) for name, suffix in versions.items()})
+        Made(
+            path.stem,
+            facts,
+            {SONGS: path.with_suffix(".wav")} | {f"{name} only": path.with_suffix(f".{name}.wav") for name in written},
+            {SONGS: facts} | {f"{name} only": facts["versions"][name] for name in written},
+        )
         for path, facts in found
     ]
 
@@ -66,7 +76,9 @@ def _check(facts: Mapping[str, Any]) -> None:
     told = [facts["seconds"], *([] if asked is None else [asked])]
     if min(told) <= 0:
         raise ValueError("a length in it is not above nought")
-    for version in (facts, facts.get("backbone", {})):
+    if not all(name.isidentifier() and len(name) < _LONGEST for name in facts.get("versions", {})):
+        raise ValueError("a version in it has no name")
+    for version in (facts, *facts.get("versions", {}).values()):
         told += [version[name] for name in ("loudness", "peak", "clipped") if version.get(name) is not None]
     if not all(type(value) in (int, float) and math.isfinite(value) for value in told):
         raise ValueError("a length or a measure in it is no number")
@@ -193,7 +205,7 @@ def _judged(measured: Sequence[Mapping[str, np.ndarray]], number: int, words: Se
 
 def _told(song: Made, version: str, seconds: float) -> dict[str, float]:
     """What only the song's JSON knows: the sound before the limiter, and the length asked for."""
-    facts = song.facts.get("backbone", {}) if version == "backbone only" else song.facts
+    facts = song.told[version]
     told = {name: facts[name] for name in ("loudness", "peak") if facts.get(name) is not None}
     if facts.get("clipped") is not None:
         told["clipped"] = 100 * facts["clipped"]

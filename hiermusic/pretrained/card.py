@@ -12,16 +12,6 @@ from hiermusic.errors import UserError
 
 _UNWRITTEN = "*Not yet written: to be filled in by the author of this model.*"
 
-_USE = {
-    "codec": "hiermusic encode --codec=FOLDER in.wav codes.npz\nhiermusic decode --codec=FOLDER codes.npz out.wav",
-    "backbone": "hiermusic generate --backbone=FOLDER --codec=CODEC --tags='pop, piano' --seconds=8 --out=songs",
-    "superres": "hiermusic generate --superres=FOLDER --backbone=BACKBONE --codec=CODEC --tags='pop, piano' "
-    "--seconds=8 --out=songs",
-    **dict.fromkeys(
-        ("lm", "ar_baseline"), "hiermusic generate --lm=FOLDER --codec=CODEC --like=clip.wav --seconds=6 --out=songs"
-    ),
-}
-
 
 def write(
     config: Mapping[str, Any],
@@ -30,6 +20,7 @@ def write(
     records: Sequence[Mapping[str, Any]],
     results: Sequence[str] | None,
     licence: str | None,
+    use: str | None,
 ) -> str:
     """The text of README.md, with the front matter that the Hugging Face hub reads.
 
@@ -40,6 +31,7 @@ def write(
       records: of metrics.jsonl up to the step; the last of each loss is told.
       results: the measures of `hiermusic evaluate` as lines of a table, None where it was not run.
       licence: an identifier such as cc-by-4.0; None when it is not known.
+      use: the command that uses such a model, FOLDER being its place; None where none is known.
     Raises:
       UserError: for a licence that is no identifier.
     """
@@ -62,7 +54,7 @@ def write(
         parts[name.partition(".")[0]] += shape.size
     parts["total"] = sum(parts.values())
     lines += _table(("component", "weights"), [(name, f"{count:,}") for name, count in parts.items()])
-    lines += ["", "## Use", "", "```sh", _USE.get(stage, "hiermusic inspect --workdir=FOLDER"), "```", ""]
+    lines += ["", "## Use", "", "```sh", use or "hiermusic inspect --workdir=FOLDER", "```", ""]
     lines += ["`config.json` holds the whole configuration: all that rebuilding the model takes.", ""]
     lines += ["## Training", "", *_training(config, facts, records), ""]
     lines += ["## Evaluation", ""]

@@ -87,8 +87,8 @@ def _estimate(run: Run, here: bool) -> Estimate:
     if config.init_from and Path(config.init_from).exists():
         config.init_from = os.path.abspath(config.init_from)  # as its workdir has it
     try:
-        checkpoint.check(run.workdir, config)
         stage = workdirs.stage(config)
+        checkpoint.check(run.workdir, config, stage.places)
         if here and config.stage != "codec":  # which would turn its data into records first
             workdirs.open_data(stage, config, run.workdir)
         options = loop.check(stage, config)[0] if here else loop.LoopConfig.of(config.train)

@@ -26,6 +26,8 @@ from hiermusic.train.codec import CodecStage
 
 _BY_LEVEL = {"code_embed": 3, "code_head": 3, "code_bias": 2}  # dimensions of tables that have a row for each level
 
+USE_OF_A_CODEC = "hiermusic encode --codec=FOLDER in.wav codes.npz\nhiermusic decode --codec=FOLDER codes.npz out.wav"
+
 
 class Generation(NamedTuple):
     """The program that generating with a stage's model spends its time in; see `programs.generation`.

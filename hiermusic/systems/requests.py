@@ -4,14 +4,27 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hiermusic.errors import UserError, brief, reading
+from hiermusic.systems.system import Flag
 from hiermusic.tokens.prompt import Prompt
 
 _LONGEST_NAME = 200  # bytes: file systems hold 255, of which endings and temporary names take some
 _MOST_SECONDS = 1e6
+
+WORDS = (
+    Flag("tags", "tags of a single prompt, separated by commas", "prompt"),
+    Flag("lyrics", "lyrics of a single prompt; \\n parts lines", "prompt"),
+    Flag("instrumental", "a single prompt without a voice", "prompt", bool),
+)
+LIKE = Flag(
+    "like",
+    "clip to sound like (continue: default IN.wav), or .npy file of a vector of one; in --prompts, a field",
+    "prompt",
+)
 
 
 @dataclass(frozen=True)
@@ -35,26 +48,26 @@ class Request:
 
 
 def single(
-    tags: str | None, lyrics: str | None, instrumental: bool, seconds: float | None, seed: int, like: str | None = None
+    seconds: float | None, seed: int, *, tags: str = "", lyrics: str = "", instrumental: bool = False, like: str = ""
 ) -> list[Request]:
-    """One request from words and perhaps a file; `\\n` in the lyrics parts lines.
+    """One request from the values of `WORDS` and `LIKE`; `\\n` in the lyrics parts lines.
 
     Raises:
       UserError: when there are no seconds.
     """
     if not seconds:
         raise UserError("--seconds is needed with a single prompt (or give --prompts=FILE.jsonl)")
-    words = (lyrics or "").replace("\\n", "\n")
-    prompt = Prompt(tags=tags or "", lyrics=words, instrumental=instrumental, seconds=seconds)
-    return [Request("song", prompt, seed, like or "")]
+    prompt = Prompt(tags=tags, lyrics=lyrics.replace("\\n", "\n"), instrumental=instrumental, seconds=seconds)
+    return [Request("song", prompt, seed, like)]
 
 
-def read(path: str | Path, seed: int) -> list[Request]:
+def read(path: str | Path, seed: int, kept: Sequence[str] = ()) -> list[Request]:
     """Requests from a JSONL file: a prompt's fields, and optionally `name`, `seed` and `like`, on every line.
 
     Args:
       path: the file.
       seed: seed of the first line without one; line n gets seed + n.
+      kept: endings that no name may have: versions of songs that lie beside them.
     Raises:
       UserError: a missing file, a line that is no prompt, a name used twice, or no prompt at all.
     """
@@ -71,7 +84,7 @@ def read(path: str | Path, seed: int) -> list[Request]:
             fields = json.loads(line)
             if not isinstance(fields, dict):
                 raise UserError(f"a prompt is a JSON object, not {type(fields).__name__}")
-            name = _file_name(fields.pop("name", f"song-{number:03d}"))
+            name = _file_name(fields.pop("name", f"song-{number:03d}"), kept)
             own_seed = fields.pop("seed", seed + len(requests))
             request = Request(name, like=str(fields.pop("like", "")), prompt=Prompt.from_json(fields), seed=own_seed)
         except (UserError, ValueError, TypeError, RecursionError) as error:
@@ -87,12 +100,12 @@ def read(path: str | Path, seed: int) -> list[Request]:
     return requests
 
 
-def _file_name(name: object) -> str:
+def _file_name(name: object, kept: Sequence[str]) -> str:
     text = re.sub(r"[^\w.-]+", "-", str(name)).strip("-.")
     if not text:
         raise UserError(f"the name {name!r} cannot be a file name: use letters, digits, '-' and '_'")
     if len(os.fsencode(text)) > _LONGEST_NAME:
         raise UserError(f"the name {text[:20]}... has {len(os.fsencode(text))} bytes: use {_LONGEST_NAME} at most")
-    if text.endswith(".backbone"):
-        raise UserError(f"the name {text!r} is kept for the backbone's own sound: choose another")
+    if version := next((version for version in kept if text.endswith(f".{version}")), None):
+        raise UserError(f"the name {text!r} is kept for the {version}'s own sound: choose another")
     return text

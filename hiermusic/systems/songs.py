@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,13 +30,13 @@ SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
 @dataclass(frozen=True)
 class Song:
-    """A song as rows of codes, whether it ended itself, what decodes it, and, where they are told, the first model's
-    layers alone, at which sample it ends, and at which it begins."""
+    """A song as rows of codes, whether it ended itself, what decodes it, the codes of its other versions by their
+    names, and, where they are told, at which sample it ends and at which it begins."""
 
     codes_RS: np.ndarray
     ended: bool
     codec: Codec
-    coarse_RS: np.ndarray | None = None
+    versions: Mapping[str, np.ndarray] = field(default_factory=dict)
     length: int | None = None
     skip: int = 0
 
@@ -48,7 +48,7 @@ def produce(
     runs: Mapping[str, str],
     sampling: Mapping[str, dict],
     audio: str | None = None,
-    coarse_too: bool = False,
+    versions: Sequence[str] = (),
     steps: Mapping[str, int | None] = MappingProxyType({}),
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
@@ -65,7 +65,7 @@ def produce(
       runs: the workdirs used, by role.
       sampling: settings, by role.
       audio: the file that is continued, if any.
-      coarse_too: also write NAME.backbone.wav from the first model's layers.
+      versions: of each song, those that are also written, as NAME.VERSION.wav.
       steps: the checkpoints used, by role; of those left out the newest.
     Returns:
       What each JSON holds.
@@ -80,14 +80,14 @@ def produce(
         name, seed = prompt.pop("name"), prompt.pop("seed")
         like = {"like": _identity(request.like)} if request.like else {}
         facts.append({"name": name, "prompt": prompt, "seed": seed, **like, **common})
-    missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, coarse_too)]
+    missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, versions)]
     remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
         which, count = workers()
         for start in range(0, len(missing), TOGETHER * count):
             share = missing[start + which : start + TOGETHER * count : count]
             for i, song in zip(share, make([requests[i] for i in share]), strict=True):
-                _write(out, facts[i], song, coarse_too)
+                _write(out, facts[i], song, versions)
     wait_for_all("songs")
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
 
@@ -97,27 +97,32 @@ def _identity(path: str) -> dict[str, str]:
         return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _stands(out: Path, fact: dict, coarse_too: bool) -> bool:
+def _stands(out: Path, fact: dict, versions: Sequence[str]) -> bool:
     path = out / f"{fact['name']}.json"
-    sounds = (".wav", ".backbone.wav") if coarse_too else (".wav",)
+    sounds = (".wav", *(f".{version}.wav" for version in versions))
     try:
         if not all(path.with_suffix(suffix).stat().st_size for suffix in sounds):  # as a power cut leaves them
             return False
         stored = read_json(path)
     except (OSError, ValueError, RecursionError):  # none, someone else's file, or a damaged one
         return False
-    return isinstance(stored, dict) and all(stored.get(name) == value for name, value in fact.items())
+    if not isinstance(stored, dict) or any(stored.get(name) != value for name, value in fact.items()):
+        return False
+    told = stored.get("versions")
+    return not versions or (isinstance(told, dict) and set(versions) <= set(told))
 
 
-def _write(out: Path, fact: dict, song: Song, coarse_too: bool) -> None:
+def _write(out: Path, fact: dict, song: Song, versions: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path, rate = out / f"{fact['name']}.wav", song.codec.sample_rate
     wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)[song.skip :]
     made, asked = len(wav_LC) / rate, fact["prompt"]["seconds"]
     whole = fact | {"wav": str(path), "seconds": round(made, 3), "ended": song.ended}
-    if coarse_too:
-        coarse_LC = decode_long(song.codec, song.coarse_RS)
-        whole["backbone"] = _sound(path.with_suffix(".backbone.wav"), coarse_LC, rate)
+    if versions:
+        sounds = {name: (path.with_suffix(f".{name}.wav"), song.versions[name]) for name in versions}
+        whole["versions"] = {
+            name: _sound(place, decode_long(song.codec, codes_RS), rate) for name, (place, codes_RS) in sounds.items()
+        }
     whole |= _sound(path, wav_LC, rate)
     if made < SHORT * asked:
         warn(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")

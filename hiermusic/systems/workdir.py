@@ -1,15 +1,12 @@
 """From a configuration or a training workdir to the thing itself: stage, codec, codes, songs, facts."""
 
-import importlib
-import inspect as signatures
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +20,9 @@ from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.pretrained.export import is_export
+from hiermusic.systems import catalogue
 from hiermusic.systems.requests import Request
+from hiermusic.systems.system import System
 from hiermusic.train import checkpoint, stored
 from hiermusic.train.stage import Stage
 
@@ -31,45 +30,32 @@ if TYPE_CHECKING:
     from hiermusic.data.records import Summary
     from hiermusic.data.streams import Tokenizer
 
-SYSTEMS = ("khala", "aar")
-_COUNTS = {  # fields of `model` that mean nothing below 1, whichever system they are of
-    *("layers", "depth", "width", "heads", "kv_heads", "head_dim", "ffn_width", "encoder_width", "decoder_width"),
-    *("codebooks", "codes", "levels", "latent", "code_latent", "cond", "window", "length", "text_limit"),
-    *("sample_rate", "channels", "fold", "strides", "dilations", "phi_kernel"),
-}
 _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
 
-def system(config: ConfigDict, whose: str = "the configuration") -> ModuleType:
-    """The module of `hiermusic.systems` a configuration belongs to; UserError, of `whose`, where it is of no
-    stage or its sizes are none."""
-    if config.get("system") not in SYSTEMS:
-        raise UserError(f"the configuration's system is '{config.get('system')}'; there are {', '.join(SYSTEMS)}")
+def system(config: ConfigDict, whose: str = "the configuration") -> System:
+    """The system a configuration is of; UserError, of `whose`, where it is of no stage or its sizes are none."""
+    systems = catalogue.systems()
+    if (name := config.get("system")) not in systems:
+        raise UserError(f"the configuration's system is '{name}'; there are {', '.join(systems)}")
+    ours = systems[name]
     with _understood(whose):
-        _check_sizes(config)
-    ours = importlib.import_module(f"hiermusic.systems.{config.system}")
-    if (stage := config.get("stage")) not in ours.STAGES:
-        raise UserError(f"{whose} is of the stage '{stage}'; {config.system} has {', '.join(ours.STAGES)}")
+        _check_sizes(config, ours.sizes)
+    if (stage := config.get("stage")) not in ours.stages:
+        raise UserError(f"{whose} is of the stage '{stage}'; {name} has {', '.join(ours.stages)}")
     return ours
 
 
-def _check_sizes(config: ConfigDict) -> None:
+def _check_sizes(config: ConfigDict, sizes: Collection[str]) -> None:
     for name, value in config.model.items():
         entries = value if isinstance(value, list | tuple) else (value,)
-        if name in _COUNTS and not all(type(entry) is int and entry > 0 for entry in entries):
+        if name in sizes and not all(type(entry) is int and entry > 0 for entry in entries):
             raise UserError(f"model.{name}={value}: give whole numbers of 1 or more")
         if any(type(entry) is int and entry > _MOST for entry in entries):
             raise UserError(f"model.{name}={value}: no size of a model exceeds {_MOST:,}")
     batch = config.train.batch_size
     if type(batch) is not int or batch < 1:
         raise UserError(f"train.batch_size={batch}: give a whole number of 1 or more")
-    rate = config.model.get("frame_rate", "1")
-    try:
-        known = Fraction(rate) > 0
-    except (ValueError, TypeError, ZeroDivisionError):
-        known = False
-    if not known:
-        raise UserError(f"model.frame_rate={rate}: give frames a second, such as 44100/2048")
 
 
 @contextmanager
@@ -94,16 +80,18 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
     if stages and config.get("stage") not in stages:
         wanted = " or ".join(stages)
         raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {wanted}")
-    if config.get("system") in SYSTEMS:
+    if config.get("system") in catalogue.systems():
         ours = system(config, str(place))
         with _understood(str(place)):
             ours.make_model(config)
     return config
 
 
-def _absolute(config: ConfigDict) -> None:
-    """Paths that later commands follow from the workdir, wherever those are given."""
-    for fields, name in ((config.data, "path"), (config.data, "codec"), (config.data, "clap"), (config, "init_from")):
+def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
+    """Makes paths whole that later commands follow from the workdir, wherever those are given."""
+    for place in ("data.path", "data.codec", "init_from", *places):
+        *parents, name = place.split(".")
+        fields = config[parents[0]] if parents else config
         if fields.get(name) and Path(fields[name]).exists():
             fields[name] = os.path.abspath(fields[name])
 
@@ -125,9 +113,9 @@ def open_data(stage: Stage, config: ConfigDict, workdir: str | Path) -> None:
     Raises:
       UserError: bad data, or a workdir of another configuration, which is left as it is.
     """
-    _absolute(config)
+    _absolute(config, stage.places)
     with reading(Path(workdir) / "config.json", "the configuration of a workdir", "take another workdir"):
-        checkpoint.check(workdir, config)
+        checkpoint.check(workdir, config, stage.places)
     stage.open(Path(workdir))
 
 
@@ -305,7 +293,16 @@ def _check_layers(codec: Codec, layers: int | None) -> None:
 # MARK: songs and facts
 
 
-def generate(requests: Sequence[Request], out: str, model: str, name: str | None, **how: Any) -> list[dict[str, Any]]:
+def generate(
+    requests: Sequence[Request],
+    out: str,
+    model: str,
+    name: str | None,
+    *,
+    audio: str | None = None,
+    mesh: Mapping[str, int] = MappingProxyType({}),
+    **given: Any,
+) -> list[dict[str, Any]]:
     """Songs for requests.
 
     Args:
@@ -313,19 +310,22 @@ def generate(requests: Sequence[Request], out: str, model: str, name: str | None
       out: the folder.
       model: workdir of the model that begins.
       name: the system it must be of; None for whichever it is of.
-      how: what the system's own `generate` takes.
+      audio: file to go on from.
+      mesh: axes and sizes to spread the models over; nothing for one device.
+      given: values of flags that systems declare.
     Raises:
-      UserError: a workdir of another system, or one that does not take one of `how`.
+      UserError: a workdir of another system, or of one to which one of `given` means nothing.
     """
     config = read(model)
     ours = system(config)
-    if name and name != config.system:
-        raise UserError(f"--system={name}: {model} is of the system {config.system}")
-    how = {key: value for key, value in how.items() if value}
-    takes = signatures.signature(ours.generate).parameters
-    if foreign := [key for key in how if key not in takes]:
-        raise UserError(f"--{foreign[0]} means nothing to the system {config.system}, which {model} is of")
-    return ours.generate(requests, Path(out), **how)
+    if name and name != ours.name:
+        raise UserError(f"--system={name}: {model} is of the system {ours.name}")
+    kinds = {flag.name: flag.of for flag in ours.flags}
+    if foreign := [flag for flag in given if flag not in kinds]:
+        raise UserError(f"--{foreign[0]} means nothing to the system {ours.name}, which {model} is of")
+    options = {flag: value for flag, value in given.items() if kinds[flag] == "sampling"}
+    own = {flag: value for flag, value in given.items() if kinds[flag] in ("model", "else")}
+    return ours.generate(requests, Path(out), options=options, audio=audio, mesh=mesh, **own)
 
 
 def inspect(
@@ -343,7 +343,7 @@ def inspect(
         return {"system": config.system, "stage": config.stage, **_facts(config, "the configuration")}
     config = read(workdir)
     facts = {"workdir": str(workdir), "system": config.get("system"), "stage": config.get("stage")}
-    if config.get("system") in SYSTEMS:
+    if config.get("system") in catalogue.systems():
         facts |= _facts(config, f"{workdir}/config.json")
     if step is not None or weights or checkpoint.steps(workdir):
         facts["checkpoint"] = stored.describe(workdir, step, weights)

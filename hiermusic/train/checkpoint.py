@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ FREE_FIELDS = (
     "mesh",
     "data.path",
     "data.codec",
-    "data.clap",
 )
 
 
@@ -199,12 +198,16 @@ def place(abstract: nnx.State, shardings: Any) -> nnx.State:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
-def check(workdir: str | Path, config: Any) -> None:
+def check(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
     """Sees to it that a workdir is new or describes the same run.
 
+    Args:
+      workdir: of the run.
+      config: what it is to be trained with.
+      free: fields that do not change the weights, besides `FREE_FIELDS`.
     Raises:
-      UserError: the first field that differs, fields that do not change the weights aside (`FREE_FIELDS`); an exported
-        model; or a disk that is full or cannot be written.
+      UserError: the first field that differs, free ones aside; an exported model; or a disk that is full or cannot be
+        written.
     """
     if export.is_export(workdir):
         raise UserError(f"{workdir} is an exported model: train in a new workdir with --config.init_from={workdir}")
@@ -212,7 +215,7 @@ def check(workdir: str | Path, config: Any) -> None:
     if (Path(workdir) / "config.json").exists():
         old, new = _flat(read_config(workdir)), _flat(_fields(config))
         for name in sorted(old.keys() | new.keys()):
-            free = any(name == field or name.startswith(field + ".") for field in FREE_FIELDS)
+            free = any(name == field or name.startswith(field + ".") for field in (*FREE_FIELDS, *free))
             if not free and old.get(name) != new.get(name):
                 raise UserError(
                     f"{workdir} was trained with {name}={old.get(name)!r}, not {new.get(name)!r}: "
@@ -220,13 +223,13 @@ def check(workdir: str | Path, config: Any) -> None:
                 )
 
 
-def claim(workdir: str | Path, config: Any) -> None:
+def claim(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
     """Makes `workdir` this config's: writes config.json. Called by every process of a run.
 
     Raises:
       UserError: as `check`, or a workdir that is another place for some of the processes.
     """
-    check(workdir, config)
+    check(workdir, config, free)
     if jax.process_index() == 0:
         write_config(workdir, config)
         _note_records(Path(workdir), config)

@@ -99,7 +99,7 @@ class CodecStage:
         open: Callable[[Path], None] = lambda workdir: None,
     ):
         self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
-        self.trunk, self.length = None, 0
+        self.places, self.trunk, self.length = (), None, 0
         self._train, self._valid, self._prepare, self.open = train, valid, prepare, open
         self.shape = (config.train.batch_size, *crop)
         if (parts := config.train.get("accumulate", 1)) > 1:

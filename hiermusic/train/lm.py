@@ -49,6 +49,7 @@ class LMStage:
       trunk: of the model.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
       open: called with the workdir, to find and check the data before the first batch.
+      places: see `stage.Stage`.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class LMStage:
         trunk: TransformerConfig,
         prepare: Callable[[nnx.Module], None] = lambda module: None,
         open: Callable[[Path], None] = lambda workdir: None,
+        places: Sequence[str] = (),
     ):
         self.make_model, self.train_batches, self._valid, self._prepare = make_model, train, valid, prepare
-        self.open = open
+        self.open, self.places = open, places
         self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
         self.optimiser = OptimiserConfig.of(config.train)
         self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)

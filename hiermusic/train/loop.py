@@ -65,7 +65,7 @@ def run(
     options, mesh = checked or check(stage, config)
     with owned(workdir):
         moved = _moved_rate(workdir, config)
-        claim(workdir, config)
+        claim(workdir, config, stage.places)
         if moved:
             _tell(moved)
         with jax.set_mesh(mesh), _Stop() as stop:

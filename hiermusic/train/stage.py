@@ -44,9 +44,11 @@ class Stage(Protocol):
     makes a restart exact, on any number of processes.
 
     Attributes:
+      places: fields besides `data.path` and `data.codec` that name files or folders, others perhaps when a run goes on.
       trunk: sizes of the transformer that rows of `length` positions go through, None where there is no such thing.
     """
 
+    places: Sequence[str]
     trunk: "TransformerConfig | None"
     length: int
 

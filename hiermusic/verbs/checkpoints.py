@@ -104,7 +104,7 @@ def _export(values: Values, given: list[str]) -> None:
     import jax.numpy as jnp
 
     from hiermusic.pretrained import card, export
-    from hiermusic.systems import workdir
+    from hiermusic.systems import catalogue, workdir
     from hiermusic.train import log, stored
 
     config = workdir.read(values.workdir)
@@ -117,7 +117,9 @@ def _export(values: Values, given: list[str]) -> None:
         "dtype": ", ".join(sorted(kinds)),
     }
     records = [record for record in log.read_metrics(values.workdir) if record["step"] <= weights.step]
-    text = card.write(config, facts, weights.shapes, records, _evaluation(values.workdir), values.licence)
+    known = catalogue.systems().get(config.get("system"))
+    use = known.uses.get(config.get("stage")) if known else None
+    text = card.write(config, facts, weights.shapes, records, _evaluation(values.workdir), values.licence, use)
     texts = {"README.md": text, "metrics.jsonl": "".join(json.dumps(record) + "\n" for record in records)}
     files = export.write(values.out, weights.shapes, weights.read, config.to_dict(), facts, texts)
     size = export.total_bytes(weights.shapes)
@@ -139,7 +141,7 @@ def _evaluation(run: str) -> list[str] | None:
 VERBS = {
     "reshard": Verb(
         "rewrite a checkpoint for another mesh, on any machine with the memory for it",
-        "hiermusic reshard --workdir=out/backbone --out=out/backbone-pod --mesh=fsdp=8,tensor=2",
+        "hiermusic reshard --workdir=out/run --out=out/run-pod --mesh=fsdp=8,tensor=2",
         _define_reshard,
         _reshard,
     ),

@@ -133,7 +133,7 @@ def _fit(fit: dict[str, Any], batch: int) -> list[str]:
 VERBS = {
     "compile": Verb(
         "compile for a slice of TPUs on this machine: what fits, what it sends, how long a step should take",
-        "hiermusic compile --config=configs/khala/backbone.py:paper --topology=v6e:16x16 --config.mesh.fsdp=16",
+        "",
         _define_compile,
         _compile,
     ),

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from hiermusic import presets
 from hiermusic.console import say
 from hiermusic.errors import UserError
+from hiermusic.systems import catalogue
+from hiermusic.systems.system import Flag, System
 
 Values = flags.FlagValues
 _WORDS = ("tags", "lyrics")  # flags whose text is no place
@@ -21,7 +23,8 @@ _WORDS = ("tags", "lyrics")  # flags whose text is no place
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: what it does, how it is called, and the functions that declare its flags and run it."""
+    """A verb: what it does, how it is called (asked of a system where nothing stands there), and the functions that
+    declare its flags and run it."""
 
     summary: str
     example: str
@@ -64,6 +67,31 @@ def boolean(values: Values, name: str, text: str, default: bool = False) -> None
 
 def choice(values: Values, name: str, text: str, words: Sequence[str], default: str | None = None) -> None:
     flags.DEFINE_enum(name, default, words, text, flag_values=values)
+
+
+def declare(values: Values, flag: Flag, text: str) -> None:
+    """A flag that a system has."""
+    if flag.kind is bool:
+        boolean(values, flag.name, text)
+    elif flag.kind is str:
+        string(values, flag.name, text)
+    elif flag.kind is int:
+        integer(values, flag.name, text, lower=flag.lower, upper=flag.upper)
+    else:
+        number(values, flag.name, text, lower=flag.lower, upper=flag.upper)
+
+
+def system_named() -> System | None:
+    """The system that --system on the command line means; None where it is not there, UserError for none there is."""
+    values = Values()
+    string(values, "system", "")
+    values(sys.argv, known_only=True)
+    return catalogue.named(values.system) if values.system else None
+
+
+def example(name: str, verb: Verb) -> str:
+    """How a verb is called: with what is its own, or as the system that is named, or the first one, says."""
+    return verb.example or (system_named() or next(iter(catalogue.systems().values()))).examples[name]
 
 
 def config(values: Values) -> None:

@@ -141,7 +141,7 @@ def _evaluate(values: Values, given: list[str]) -> None:
 VERBS = {
     "train": Verb(
         "train any stage; run again to go on where it stopped",
-        "hiermusic train --config=configs/khala/codec.py:tiny --workdir=out/codec --config.data.path=FOLDER_OF_MUSIC",
+        "",
         _define_train,
         _train,
     ),
@@ -153,7 +153,7 @@ VERBS = {
     ),
     "inspect": Verb(
         "what a configuration or a workdir is made of, without allocating it",
-        "hiermusic inspect --config=configs/khala/backbone.py:paper --json",
+        "",
         _define_inspect,
         _inspect,
     ),

@@ -1,11 +1,17 @@
 """Verbs that make music: generate, continue."""
 
+import sys
+from typing import Any
+
 from hiermusic.errors import UserError
+from hiermusic.systems import catalogue
+from hiermusic.systems.system import Flag, System
 from hiermusic.verbs.flags import (
     Values,
     Verb,
     answer,
     boolean,
+    declare,
     hosts,
     integer,
     mesh_sizes,
@@ -13,74 +19,64 @@ from hiermusic.verbs.flags import (
     number,
     positional,
     string,
+    system_named,
     together,
 )
 
 
-def _define_generate(values: Values) -> None:
-    string(values, "system", "khala or aar; default: that of the workdirs")
-    string(values, "superres", "Khala: workdir of a super-resolution model; without it the backbone's layers only")
-    string(values, "backbone", "Khala: workdir of a backbone; default: the one --superres was started from")
-    string(values, "lm", "AAR: workdir of a trained lm or ar_baseline")
-    string(values, "codec", "workdir of a trained codec; default: the one that made the model's tokens")
-    like = "AAR: clip to sound like (continue: default IN.wav), or .npy file of a CLAP vector; in --prompts, a field"
-    string(values, "like", like)
+def _define(values: Values) -> None:
+    systems = catalogue.systems()
+    string(values, "system", f"{catalogue.spoken(list(systems))}; default: that of the workdirs")
     string(values, "prompts", "JSONL file, one prompt a line: name, tags, description, lyrics, seconds, seed, ...")
-    string(values, "tags", "tags of a single prompt, separated by commas")
-    string(values, "lyrics", "lyrics of a single prompt; \\n parts lines")
-    boolean(values, "instrumental", "a single prompt without a voice")
     number(values, "seconds", "length of a single prompt's song", lower=0.1)
     string(values, "out", "folder for one wav and one JSON a prompt")
     integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
-    number(values, "temperature", "temperature of the model that begins; default: its workdir's", lower=0.0)
-    integer(values, "top_k", "its top-k; default: its workdir's", lower=0)
-    number(values, "top_p", "its top-p; default: its workdir's", lower=0.01, upper=1.0)
-    guidance = "guidance scale, 1 = none; AAR grows to it from coarse to fine; default: the workdir's"
-    number(values, "guidance", guidance, lower=0.0)
-    least = "Khala: share of the asked length before which no song may end; default: 0"
-    number(values, "min_share", least, lower=0.0, upper=1.0)
-    boolean(values, "backbone_too", "also write NAME.backbone.wav, the backbone's layers alone")
     string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
     boolean(values, "json", "print one JSON object")
     hosts(values)
+    # help is that of the system that is named; else all are read, so that a foreign flag is told to be one
+    named = system_named() if {"-h", "--help"} & set(sys.argv) else None
+    asked = [named] if named else list(systems.values())
+    for flag in _flags(asked):
+        declare(values, flag, _text(flag.name, asked))
 
 
-def _define_continue(values: Values) -> None:
-    _define_generate(values)
+def _flags(systems: list[System]) -> list[Flag]:
+    """The flags of systems, each once; those of models in their order."""
+    return list({flag.name: flag for system in systems for flag in system.flags}.values())
 
 
-def _options(values: Values) -> dict:
-    names = ("temperature", "top_k", "top_p", "guidance", "min_share")
-    return {name: getattr(values, name) for name in names if getattr(values, name) is not None}
+def _text(name: str, systems: list[System]) -> str:
+    """What help says of a flag, with the systems that it means something to where not all agree on it."""
+    texts = {system.title: flag.text for system in systems for flag in system.flags if flag.name == name}
+    if len(texts) == len(systems) and len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{title}: {text}" for title, text in texts.items())
 
 
 def _generate(values: Values, given: list[str], audio: str | None = None) -> None:
     positional(given)
     need(values, "out")
-    first = values.superres or values.backbone or values.lm
+    systems = list(catalogue.systems().values())
+    flags = _flags(systems)
+    said: dict[str, Any] = {flag.name: values[flag.name].value for flag in flags}
+    said = {name: value for name, value in said.items() if value is not None and value is not False}
+    models = [flag.name for flag in flags if flag.of == "model"]
+    first = next((said[name] for name in models if name in said), None)
     if not first:
-        raise UserError("--superres, --backbone or --lm is needed: the workdir of a trained model")
+        wanted = catalogue.spoken([f"--{name}" for name in models])
+        raise UserError(f"{wanted} is needed: the workdir of a trained model")
     from hiermusic.systems import requests, workdir
 
+    words = {flag.name for flag in flags if flag.of == "prompt"}
     if values.prompts:
-        asked = requests.read(values.prompts, seed=values.seed)
+        kept = [version for system in systems for version in system.versions]
+        asked = requests.read(values.prompts, values.seed, kept)
     else:
-        words = (values.tags, values.lyrics, values.instrumental, values.seconds, values.seed)
-        asked = requests.single(*words, like=values.like)
+        asked = requests.single(values.seconds, values.seed, **{name: said[name] for name in said if name in words})
     with together(values):
         songs = workdir.generate(
-            asked,
-            values.out,
-            first,
-            values.system,
-            superres=values.superres,
-            lm=values.lm,
-            backbone=values.backbone,
-            codec=values.codec,
-            options=_options(values),
-            audio=audio,
-            backbone_too=values.backbone_too,
-            mesh=mesh_sizes(values.mesh),
+            asked, values.out, first, values.system, audio=audio, mesh=mesh_sizes(values.mesh), **said
         )
         answer(values, {"songs": songs}, [f"{song['wav']}: {song['seconds']:.2f} s" for song in songs])
 
@@ -91,17 +87,6 @@ def _continue(values: Values, given: list[str]) -> None:
 
 
 VERBS = {
-    "generate": Verb(
-        "prompts to songs",
-        "hiermusic generate --superres=out/superres --tags='pop, piano' --lyrics='la la' --seconds=8 --out=out/songs",
-        _define_generate,
-        _generate,
-    ),
-    "continue": Verb(
-        "go on from a piece of audio",
-        "hiermusic continue --superres=out/superres --tags='pop, piano' --seconds=8 --out=out/songs in.wav",
-        _define_continue,
-        _continue,
-        "IN.wav",
-    ),
+    "generate": Verb("prompts to songs", "", _define, _generate),
+    "continue": Verb("go on from a piece of audio", "", _define, _continue, "IN.wav"),
 }

@@ -8,9 +8,11 @@ from ml_collections import config_flags
 
 from hiermusic import cli
 from hiermusic.data.sources import open_source
-from hiermusic.demo.runner import Demo, Step
+from hiermusic.demo import runner
+from hiermusic.evaluate.songs import read
 from hiermusic.systems import requests
 from hiermusic.systems.aar import demo as aar
+from hiermusic.systems.demos import Demo, Step
 from hiermusic.systems.khala import demo as khala
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -63,7 +65,10 @@ def test_what_a_step_reads_an_earlier_one_has_written(demo):
                 place = given[name]
                 assert any(place == known or place.startswith(f"{known}/evaluation/") for known in there), (step, name)
         there |= {given[writes[verb]]} if writes[verb] in given else set()
-    assert {at(name) for name in demo.runs} <= there
+    assert {at(name) for name in (*demo.runs, *demo.songs)} <= there
+    evaluated = [given[writes["evaluate"]] if "workdir" in (given := flags(step)) else given["songs"]
+                 for step in demo.steps if step.arguments[0] == "evaluate"]  # fmt: skip
+    assert sorted(evaluated) == sorted(at(name) for name in (*demo.runs, *demo.songs))
     assert len({step.name for step in demo.steps}) == len(demo.steps)
 
 
@@ -149,19 +154,24 @@ def test_the_prompts_are_prompts_and_the_corpora_are_sources(tmp_path):
         assert len(list(open_source(source).tracks)) == count
 
 
-@pytest.mark.parametrize("best", ["backbone only", "after super-resolution"])
+@pytest.mark.parametrize("best", ["backbone only", "songs"])
 def test_the_better_version_of_a_song_stands_first(tmp_path, best):
     song = {
         "prompt": {"tags": "slow", "lyrics": "", "seconds": 5},
         "sampling": {"backbone": {"top_k": 3}},
-        **{"seconds": 4.5, "ended": True},
+        **{"seconds": 4.5, "ended": True, "versions": {"backbone": {}}, "like": {"path": "clip.wav"}},
     }
     (tmp_path / "a.json").write_text(json.dumps(song))
-    section = khala._song(tmp_path / "a.json", best)
+    for suffix in (".wav", ".backbone.wav"):
+        (tmp_path / f"a{suffix}").touch()
+    (made,) = read(tmp_path)
+    section = runner._song(made, "A song", best)
     players = [item for item in section.items if hasattr(item, "path")]
     (facts,) = [item.values for item in section.items if hasattr(item, "values")]
-    suffixes = {"after super-resolution": ".wav", "backbone only": ".backbone.wav"}
-    assert [player.label for player in players] == sorted(suffixes, key=lambda label: label != best)
-    assert all(player.path == tmp_path / f"a{suffixes[player.label]}" for player in players)
+    suffixes = {"songs": ".wav", "backbone only": ".backbone.wav"}
+    *versions, clip = players
+    assert (clip.label, clip.path) == ("what it should sound like", Path("clip.wav"))
+    assert [player.label for player in versions] == sorted(suffixes, key=lambda label: label != best)
+    assert all(player.path == tmp_path / f"a{suffixes[player.label]}" for player in versions)
     assert facts == {"tags": "slow", "seconds": 5, "sampling, backbone": {"top_k": 3}, "length asked, s": 5,
                      "length made, s": 4.5, "ended itself": True}  # fmt: skip

@@ -7,9 +7,10 @@ import pytest
 
 from hiermusic.audio import files
 from hiermusic.demo import runner
-from hiermusic.demo.runner import Demo, Ledger, Step
+from hiermusic.demo.runner import Ledger
 from hiermusic.errors import UserError
 from hiermusic.evaluate import report
+from hiermusic.systems.demos import Demo, Step
 
 
 @pytest.fixture
@@ -25,12 +26,13 @@ def machine(monkeypatch):
     monkeypatch.setattr(runner.children, "run", run)
     monkeypatch.setattr(runner.time, "monotonic", lambda: it.clock)
     monkeypatch.setattr(runner.sys, "platform", "linux")
+    monkeypatch.setattr(runner, "_chapters", lambda demo, folder: [report.Section("A chapter")])
     return it
 
 
 def demo(*steps: str, files: dict | None = None) -> Demo:
     named = [Step(name, f"do {name}", (name, f"--out={name}")) for name in steps]
-    return Demo("A demo", "In words.", files or {}, named, ("run",), lambda: [report.Section("A chapter")])
+    return Demo("A demo", "In words.", files or {}, named, {"songs": "Songs"}, {"run": "A run"})
 
 
 @pytest.fixture
@@ -83,18 +85,39 @@ def test_memory_is_told_in_bytes_or_kilobytes_by_the_system(machine, folder, mon
         assert ledger.rows["a"]["peak_memory_mb"] == megabytes
 
 
-def test_results_are_those_of_each_workdir(tmp_path):
-    for name in ("a", "b"):
+def test_the_page_has_a_chapter_of_all_that_was_measured(monkeypatch, tmp_path):
+    """Of each folder what its own evaluation found: songs first, then codecs, losses and token models."""
+    found = {"songs": {"best": "songs"}, "codec": {"reconstruction": [], "baselines": {}}, "lm": {"predictability": 7}}
+    for name, result in found.items():
         (tmp_path / name / "evaluation").mkdir(parents=True)
-        (tmp_path / name / "evaluation" / "results.json").write_text(json.dumps({"of": name}))
-    assert runner.results(tmp_path, "a", "b") == {"a": {"of": "a"}, "b": {"of": "b"}}
+        (tmp_path / name / "evaluation" / "results.json").write_text(json.dumps(result | {"of": name}))
+    told = []
+    for kind in ("music", "reconstruction", "rebuilt_music", "code_use"):
+        keep = lambda result, *rest, kind=kind: told.append((kind, result["of"], rest[-1]))  # noqa: E731
+        monkeypatch.setattr(runner.sections, kind, keep)
+    monkeypatch.setattr(runner.sections, "training", lambda runs: told.append(("training", *runs)))
+    monkeypatch.setattr(runner.sections, "predictability", lambda rows, title: told.append((rows, title)))
+    monkeypatch.setattr(runner.songs, "read", lambda folder: [SimpleNamespace(name="a"), SimpleNamespace(name="b")])
+    monkeypatch.setattr(runner, "_song", lambda made, title, best: told.append((made.name, title, best)))
+    shown = Demo("t", "i", {}, [], {"songs": "Songs"}, {"lm": "The model", "codec": "The codec"})
+    assert len(runner._chapters(shown, tmp_path)) == len(told) + 1  # and the sounds of the codec
+    assert told == [
+        ("music", "songs", "Songs: how far from music"),
+        ("a", "Songs: a", "songs"),
+        ("b", "Songs: b", "songs"),
+        ("reconstruction", "codec", "The codec: reconstruction"),
+        ("rebuilt_music", "codec", "The codec: music in what is rebuilt"),
+        ("code_use", "codec", "The codec: use of the codes"),
+        ("training", "lm", "codec"),
+        (7, "The model: predicting the tokens"),
+    ]
 
 
 def test_the_truth_is_heard_first_and_then_more_and_more_layers(tmp_path):
     sounds = tmp_path / "evaluation" / "sounds"
     for name in ("clip-8-layers", "clip-truth", "clip-16-layers", "clip-2-layers"):
         files.write(sounds / f"{name}.wav", [[0.0]], 8000)
-    players = runner.reconstructions(tmp_path)
+    players = runner._reconstructions(tmp_path)
     assert [player.label for player in players] == ["truth", "2 layers", "8 layers", "16 layers"]
     assert [player.path for player in players] == [
         sounds / f"clip-{name}.wav" for name in ("truth", "2-layers", "8-layers", "16-layers")

@@ -48,7 +48,7 @@ def write(folder, name: str, wav_LC: np.ndarray, coarse_LC: np.ndarray | None, *
     facts = {"name": name, "prompt": {"seconds": 6.0, **prompt}, "seconds": len(wav_LC) / RATE, **told}
     if coarse_LC is not None:
         files.write(folder / f"{name}.backbone.wav", coarse_LC, RATE)
-        facts["backbone"] = {"peak": 0.5, "clipped": 0.0, "loudness": -20.0}
+        facts["versions"] = {"backbone": {"peak": 0.5, "clipped": 0.0, "loudness": -20.0}}
     (folder / f"{name}.json").write_text(json.dumps(facts))
 
 
@@ -66,9 +66,9 @@ def result(corpus, tmp_path_factory):
 def test_the_better_version_stands_first(result):
     _, found = result
     rows = found["rows"]
-    assert list(rows) == [*songs.VERSIONS, songs.CORPUS, *songs.ANCHORS]
+    assert list(rows) == ["songs", "backbone only", songs.CORPUS, *songs.ANCHORS]
     assert found["names"] == ["a", "copy"] and found["best"] == "backbone only"
-    order = ("backbone only", "its frames shuffled", "after super-resolution")
+    order = ("backbone only", "its frames shuffled", "songs")
     assert np.all(np.diff([rows[name]["tonality"]["mean"] for name in order]) < 0)
     assert found["verdict"].startswith("Backbone only: tonality")
     assert found["verdict"].endswith("% of the way from noise to music.")
@@ -78,7 +78,7 @@ def test_the_better_version_stands_first(result):
 
 def test_the_sound_before_the_limiter_and_the_length_asked_are_told(result):
     rows = result[1]["rows"]
-    full, coarse = rows["after super-resolution"], rows["backbone only"]
+    full, coarse = rows["songs"], rows["backbone only"]
     assert full["clipped"]["values"] == [25, 25] and full["loudness"]["mean"] == -9 and full["peak"]["mean"] == 1.5
     assert coarse["clipped"]["mean"] == 0 and coarse["loudness"]["mean"] == -20
     assert full["length"]["mean"] == pytest.approx(0.5) and "length" not in rows[songs.CORPUS]
@@ -88,7 +88,7 @@ def test_a_copy_is_told_by_its_distance(result):
     rows = result[1]["rows"]
     near = rows["backbone only"]["nearest"]["values"]
     assert near[1] < 0.5 < 2 < min(near[0], *rows[songs.CORPUS]["nearest"]["values"])
-    assert rows["backbone only"]["apart"]["mean"] > 2 > rows["after super-resolution"]["apart"]["mean"]  # one noise
+    assert rows["backbone only"]["apart"]["mean"] > 2 > rows["songs"]["apart"]["mean"]  # one noise
 
 
 def test_what_is_shown(result, tmp_path):
@@ -160,7 +160,8 @@ def test_a_folder_without_songs(tmp_path):
 
 
 def test_what_a_song_does_not_tell_is_left_out():
-    made = songs.Made("a", {"prompt": {"seconds": 2.0}, "clipped": None, "peak": None, "loudness": -9.0}, {})
+    facts = {"prompt": {"seconds": 2.0}, "clipped": None, "peak": None, "loudness": -9.0}
+    made = songs.Made("a", facts, {}, {"songs": facts})
     assert songs._told(made, "songs", 1.0) == {"loudness": -9.0, "length": 0.5}
 
 
@@ -174,7 +175,9 @@ def test_what_a_song_does_not_tell_is_left_out():
         ({"prompt": ["slow"]}, "a prompt is a JSON object, not list"),
         ({"prompt": {"tags": 3}}, "the prompt's 'tags' cannot be 3"),
         ({"clipped": "0"}, "a length or a measure in it is no number"),
-        ({"backbone": []}, "it holds other things"),
+        ({"versions": {"backbone": []}}, "it holds other things"),
+        ({"versions": {"../b": {}}}, "a version in it has no name"),
+        ({"versions": 3}, "it holds other things"),
         ({"workdirs": {"codec": 3}}, "its codec is no folder"),
     ],
 )

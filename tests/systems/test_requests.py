@@ -12,7 +12,7 @@ from hiermusic.tokens.prompt import Prompt
 def read(tmp_path, *prompts, encoding="utf-8"):
     lines = [prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in prompts]
     (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding=encoding)
-    return requests.read(tmp_path / "p.jsonl", seed=0)
+    return requests.read(tmp_path / "p.jsonl", 0, ["backbone"])
 
 
 def test_line_ends_of_unicode_and_a_mark_at_the_beginning_are_taken(tmp_path):
@@ -43,6 +43,7 @@ def test_what_would_fail_later_is_refused_at_once(tmp_path, prompt, words):
 
 def test_a_name_of_200_bytes_is_taken(tmp_path):
     (request,) = read(tmp_path, {"name": "n" * 200, "seconds": 1})
+    assert read(tmp_path, {"name": "a.vocal", "seconds": 1})[0].name == "a.vocal"  # no version of this name is made
     assert (tmp_path / f"{request.name}.backbone.wav.01234567.tmp").touch() is None
 
 
@@ -53,7 +54,7 @@ def test_words_of_another_alphabet_are_refused_not_garbled(tmp_path):
 
 def test_a_single_prompt_of_no_length_a_song_has():
     with pytest.raises(UserError, match="more than a song has"):
-        requests.single("slow", None, False, 1e308, 0)
+        requests.single(1e308, 0, tags="slow")
 
 
 def test_prompts_without_a_seed_count_on_from_the_one_asked_for(tmp_path):
@@ -66,13 +67,13 @@ def test_prompts_without_a_seed_count_on_from_the_one_asked_for(tmp_path):
 
 
 def test_a_single_prompt_holds_all_that_was_said():
-    (request,) = requests.single("slow", "la\\nlu", True, 2.5, 17, like="clip.wav")
+    (request,) = requests.single(2.5, 17, tags="slow", lyrics="la\\nlu", instrumental=True, like="clip.wav")
     prompt = Prompt(tags="slow", lyrics="la\nlu", instrumental=True, seconds=2.5)
     assert request == requests.Request("song", prompt, 17, "clip.wav")
-    (request,) = requests.single(None, None, False, 1.0, 0)
+    (request,) = requests.single(1.0, 0)
     assert request == requests.Request("song", Prompt(seconds=1.0), 0, "")
     with pytest.raises(UserError, match="--seconds is needed with a single prompt"):
-        requests.single("slow", None, False, None, 0)
+        requests.single(None, 0, tags="slow")
 
 
 def test_a_line_holds_a_prompt_its_name_its_seed_and_its_clip(tmp_path):

@@ -19,7 +19,7 @@ from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 def produce(tmp_path, monkeypatch):
     """(audio) -> how many songs were made for it."""
     monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length: np.zeros((10, 1), np.float32))
-    asked, codes_RS = requests.single("slow", None, False, 1.0, 0), np.zeros((1, 2))
+    asked, codes_RS = requests.single(1.0, 0, tags="slow"), np.zeros((1, 2))
 
     def run(audio: str | None) -> int:
         made = []
@@ -28,7 +28,7 @@ def produce(tmp_path, monkeypatch):
             made.extend(wanted)
             return [songs.Song(codes_RS, True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
 
-        songs.produce(asked, tmp_path / "out", make, {}, {}, audio, False)
+        songs.produce(asked, tmp_path / "out", make, {}, {}, audio)
         return len(made)
 
     return run
@@ -55,9 +55,9 @@ def make_one(tmp_path, monkeypatch):
             return coarse_LC if codes_RS is None else wav_LC
 
         monkeypatch.setattr(songs, "decode_long", decode)
-        song = songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000))
-        asked = requests.single("slow", None, False, seconds, 0)
-        songs.produce(asked, tmp_path, lambda wanted: [song], {}, {}, coarse_too=coarse_LC is not None)
+        song = songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000), {"backbone": None})
+        versions = () if coarse_LC is None else ("backbone",)
+        songs.produce(requests.single(seconds, 0, tags="slow"), tmp_path, lambda wanted: [song], {}, {}, None, versions)
         return tmp_path
 
     return run
@@ -71,8 +71,9 @@ def test_what_exceeds_full_scale_is_limited_and_told(make_one, capsys):
     out = make_one(sine(2.0, 1.0), 1.0, coarse_LC=sine(0.5, 1.0))
     made = json.loads((out / "song.json").read_text())
     assert made["peak"] == pytest.approx(2.0, abs=1e-3) and made["clipped"] == pytest.approx(2 / 3, abs=0.01)
-    assert made["loudness"] == pytest.approx(made["backbone"]["loudness"] + 20 * np.log10(4), abs=0.1)
-    assert made["backbone"]["peak"] == pytest.approx(0.5, abs=1e-3) and made["backbone"]["clipped"] == 0
+    coarse = made["versions"]["backbone"]
+    assert made["loudness"] == pytest.approx(coarse["loudness"] + 20 * np.log10(4), abs=0.1)
+    assert coarse["peak"] == pytest.approx(0.5, abs=1e-3) and coarse["clipped"] == 0
     wav_L = soundfile.read(out / "song.wav")[0]
     assert np.abs(wav_L).max() < 1 and np.abs(wav_L - sine(1.0, 1.0)[:, 0])[100:-100].max() < 0.01  # no flat tops
     (line,) = capsys.readouterr().err.splitlines()
@@ -98,7 +99,7 @@ def test_an_empty_file_is_no_song(produce, tmp_path, name):
 
 
 def test_a_prompt_that_is_cut_is_told(capsys):
-    asked = requests.single("pop", "la " * 100, False, 1.0, 0)
+    asked = requests.single(1.0, 0, tags="pop", lyrics="la " * 100)
     words = TextTokenizer(Vocabulary.byte_level())
     songs.tell_cut(asked, words, True, 128)
     told = "song: its prompt is 184 ids longer than the 128 read: the end of its words is left out\n"
@@ -147,21 +148,22 @@ def decided(tmp_path, monkeypatch):
     monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length=None: np.zeros((8000, 1), np.float32))
     newest = {"lm-run": 4, "codec-run": 6}
     monkeypatch.setattr(songs.checkpoint, "latest_step", newest.get)
-    asked = {"tags": "slow", "lyrics": None, "instrumental": False, "seconds": 1.0, "seed": 0}
+    asked = {"tags": "slow", "seconds": 1.0, "seed": 0}
     soundfile.write(tmp_path / "like.wav", np.zeros((8, 1)), 8000)
 
-    def run(coarse_too: bool = False, newer: dict | None = None, sampling: dict | None = None, **changes):
+    def run(versions: tuple[str, ...] = (), newer: dict | None = None, sampling: dict | None = None, **changes):
         newest.update(newer or {})
         runs, steps = changes.pop("runs", {"lm": "lm-run", "codec": "codec-run"}), changes.pop("steps", {})
         made = []
 
         def make(wanted):
             made.extend(wanted)
-            return [songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+            song = songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000), {"backbone": np.ones((1, 2))})
+            return [song for _ in wanted]
 
         settings = {"lm": sampling or {"top_k": 3}}
         requested = requests.single(**asked | changes)
-        (told,) = songs.produce(requested, tmp_path / "out", make, runs, settings, None, coarse_too, steps)
+        (told,) = songs.produce(requested, tmp_path / "out", make, runs, settings, None, versions, steps)
         return len(made), told
 
     return run
@@ -179,7 +181,7 @@ def decided(tmp_path, monkeypatch):
         ({"tags": "fast"}, {}),
         ({"seconds": 0.9}, {}),
         ({"like": "like.wav"}, {}),
-        ({"coarse_too": True}, {}),
+        ({"versions": ("backbone",)}, {}),
     ],
 )
 def test_a_song_is_made_again_when_what_decided_it_changes(decided, tmp_path, monkeypatch, change, told):
@@ -205,8 +207,9 @@ def test_a_song_is_cut_to_what_was_asked_of_it(tmp_path, monkeypatch):
         return np.linspace(0, 0.5, length or 100, dtype=np.float32)[:, None]
 
     monkeypatch.setattr(songs, "decode_long", decode)
-    song = songs.Song("codes", False, SimpleNamespace(sample_rate=8000), coarse_RS="coarse", length=60, skip=20)
-    (told,) = songs.produce(requests.single("a", None, False, 0.005, 0), tmp_path, lambda _: [song], {}, {}, None, True)
+    song = songs.Song("codes", False, SimpleNamespace(sample_rate=8000), {"backbone": "coarse"}, length=60, skip=20)
+    asked_for = requests.single(0.005, 0, tags="a")
+    (told,) = songs.produce(asked_for, tmp_path, lambda _: [song], {}, {}, None, ("backbone",))
     assert asked == [("codes", 60), ("coarse", None)]
     wav_L, _ = soundfile.read(tmp_path / "song.wav")
     np.testing.assert_allclose(wav_L, np.linspace(0, 0.5, 60)[20:], atol=1e-4)

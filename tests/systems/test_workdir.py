@@ -10,6 +10,7 @@ from hiermusic.audio import files
 from hiermusic.data import pipeline, records, tokenise
 from hiermusic.errors import UserError
 from hiermusic.systems import workdir
+from hiermusic.systems.system import Flag
 from hiermusic.tokens.hierarchy import Hierarchy
 
 from .fakes import configuration
@@ -119,36 +120,36 @@ def test_codes_that_are_not_this_codecs_are_refused(codec, tmp_path, change):
 
 
 @pytest.fixture
-def khala(monkeypatch):
-    """Calls of Khala's `generate`, of a workdir that is of Khala."""
+def asked(monkeypatch):
+    """A system of three flags, and what it was asked for."""
     calls = []
-
-    def generate(requests, out, *, superres=None, codec=None, options=(), audio=None):
-        calls.append((requests, out, superres, codec, options, audio))
-        return ["songs"]
-
-    config = configuration("khala/superres:tiny")
-    monkeypatch.setattr(workdir, "read", lambda place, *stages: config)
-    monkeypatch.setattr(workdir, "system", lambda config: SimpleNamespace(generate=generate))
+    kinds = {"lm": "model", "like": "prompt", "top_k": "sampling", "both": "else"}
+    ours = SimpleNamespace(
+        name="toy",
+        flags=[Flag(name, name, of) for name, of in kinds.items()],
+        generate=lambda requests, out, **how: calls.append((requests, out, how)) or ["songs"],
+    )
+    monkeypatch.setattr(workdir, "read", lambda place, *stages: "the configuration")
+    monkeypatch.setattr(workdir, "system", lambda config: ours)
     return calls
 
 
-def test_what_is_said_reaches_the_system_and_what_is_not_does_not(khala):
-    how = {"superres": "s", "codec": None, "options": {"top_k": 0}, "audio": "", "mesh": {}, "lm": None}
-    assert workdir.generate(["a song"], "o", "s", None, **how) == ["songs"]
-    assert workdir.generate(["a song"], "o", "s", "khala", superres="s", audio="in.wav") == ["songs"]
-    assert khala == [
-        (["a song"], Path("o"), "s", None, {"top_k": 0}, None),
-        (["a song"], Path("o"), "s", None, (), "in.wav"),
+def test_what_is_said_reaches_the_system_and_what_is_not_does_not(asked):
+    how = {"lm": "w", "like": "clip.wav", "top_k": 0, "both": True}
+    assert workdir.generate(["a song"], "o", "w", None, **how) == ["songs"]
+    assert workdir.generate(["a song"], "o", "w", "toy", lm="w", audio="in.wav", mesh={"fsdp": 2}) == ["songs"]
+    assert asked == [
+        (["a song"], Path("o"), {"lm": "w", "both": True, "options": {"top_k": 0}, "audio": None, "mesh": {}}),
+        (["a song"], Path("o"), {"lm": "w", "options": {}, "audio": "in.wav", "mesh": {"fsdp": 2}}),
     ]
 
 
-def test_what_means_nothing_to_a_system_is_refused(khala):
-    with pytest.raises(UserError, match="--lm means nothing to the system khala, which w is of"):
-        workdir.generate([], "o", "w", None, lm="l")
-    with pytest.raises(UserError, match="--system=aar: w is of the system khala"):
+def test_what_means_nothing_to_a_system_is_refused(asked):
+    with pytest.raises(UserError, match="--backbone means nothing to the system toy, which w is of"):
+        workdir.generate([], "o", "w", None, lm="w", backbone="l")
+    with pytest.raises(UserError, match="--system=aar: w is of the system toy"):
         workdir.generate([], "o", "w", "aar")
-    assert khala == []
+    assert asked == []
 
 
 def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatch, tmp_path):
@@ -160,8 +161,12 @@ def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatc
     given = {"path": "tokens", "codec": "codec", "clap": "clap"}
     config.data.update(given)
     config.init_from = "other"
-    monkeypatch.setattr(workdir.checkpoint, "check", lambda place, config: order.append(("check", config.init_from)))
-    stage = SimpleNamespace(open=lambda place: order.append(("open", place)))
+
+    def check(place, config, free):
+        order.append(("check", config.init_from, free))
+
+    monkeypatch.setattr(workdir.checkpoint, "check", check)
+    stage = SimpleNamespace(places=("data.clap",), open=lambda place: order.append(("open", place)))
     system = SimpleNamespace(stage=lambda config: order.append("made") or stage)
     monkeypatch.setattr(workdir, "system", lambda config: system)
     assert workdir.stage(config) is stage and order == ["made"]
@@ -169,7 +174,7 @@ def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatc
     order.clear()
     workdir.open_data(stage, config, "w")
     assert config.data.to_dict() == {name: str(tmp_path / value) for name, value in given.items()}
-    assert order == [("check", str(tmp_path / "other")), ("open", Path("w"))]
+    assert order == [("check", str(tmp_path / "other"), ("data.clap",)), ("open", Path("w"))]
     config.data.path = "builtin:3"
     workdir.open_data(stage, config, "w")
     assert config.data.path == "builtin:3"

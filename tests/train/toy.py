@@ -33,7 +33,7 @@ class State(nnx.Module):
 
 
 class ToyStage:
-    trunk, length = None, 0
+    places, trunk, length = (), None, 0
 
     """Linear regression with noise from the step's key; two tasks take turns.
 

@@ -13,6 +13,7 @@ from hiermusic import presets
 from hiermusic.parallel.chips import CHIPS
 from hiermusic.sweep.plan import Budget, Estimate
 from hiermusic.sweep.runs import Run
+from hiermusic.systems import aar, khala
 from hiermusic.systems.requests import Request
 from hiermusic.tokens.prompt import Prompt
 
@@ -61,6 +62,14 @@ def page(flag: str, value: str, folder: str, place: str, out: str) -> dict[str, 
 
 
 SONG = "workdir.generate"
+
+
+def said(flag: str, value: str, requests: list[Request]) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
+    """The row of a word of a single prompt, which the system may yet refuse."""
+    told = True if value == "true" else value
+    return {flag: ((f"--{flag}={value}",), {f"{SONG}.requests": requests, f"{SONG}.{flag}": told})}
+
+
 PROMPTS = [asked("song-001", 7, tags="a"), asked("x", 3, "clip.wav"), asked("song-003", 9)]
 GENERATE = Case(
     ("--superres=s", "--seconds=2", "--out=o"),
@@ -71,18 +80,18 @@ GENERATE = Case(
     | one("lm", "l", f"{SONG}.lm")
     | one("codec", "c", f"{SONG}.codec")
     | one("out", "p", f"{SONG}.out")
-    | one("like", "clip.wav", f"{SONG}.requests", to=[asked(like="clip.wav")])
-    | one("tags", "slow, piano", f"{SONG}.requests", to=[asked(tags="slow, piano")])
-    | one("lyrics", "la\\nlu", f"{SONG}.requests", to=[asked(lyrics="la\nlu")])
-    | one("instrumental", "true", f"{SONG}.requests", to=[asked(instrumental=True)])
+    | said("like", "clip.wav", [asked(like="clip.wav")])
+    | said("tags", "slow, piano", [asked(tags="slow, piano")])
+    | said("lyrics", "la\\nlu", [asked(lyrics="la\nlu")])
+    | said("instrumental", "true", [asked(instrumental=True)])
     | one("seconds", "3.5", f"{SONG}.requests", to=[asked(seconds=3.5)])
     | one("seed", "5", f"{SONG}.requests", to=[asked(seed=5)])
     | {"prompts": (("--prompts=p.jsonl", "--seed=7"), {f"{SONG}.requests": PROMPTS})}
-    | one("temperature", "0", f"{SONG}.options", to={"temperature": 0.0})
-    | one("top_k", "0", f"{SONG}.options", to={"top_k": 0})
-    | one("top_p", "0.5", f"{SONG}.options", to={"top_p": 0.5})
-    | one("guidance", "2", f"{SONG}.options", to={"guidance": 2.0})
-    | one("min_share", "0", f"{SONG}.options", to={"min_share": 0.0})
+    | one("temperature", "0", f"{SONG}.temperature", to=0.0)
+    | one("top_k", "0", f"{SONG}.top_k", to=0)
+    | one("top_p", "0.5", f"{SONG}.top_p", to=0.5)
+    | one("guidance", "2", f"{SONG}.guidance", to=2.0)
+    | one("min_share", "0", f"{SONG}.min_share", to=0.0)
     | one("backbone_too", "true", f"{SONG}.backbone_too", to=True)
     | one("mesh", "fsdp=4, tensor=2", f"{SONG}.mesh", to={"fsdp": 4, "tensor": 2}),
 )
@@ -225,25 +234,24 @@ CASES = {
     ),
     "demo": Case(
         (f"--configs={ROOT}/configs",),
-        {
-            "hiermusic.systems.khala.demo.demo": "khala's",
-            "hiermusic.systems.aar.demo.demo": "aar's",
-            "hiermusic.demo.runner.run": "report.html",
-        },
+        {"hiermusic.demo.runner.run": "report.html"},
         {
             "system": (
                 ("--system=aar",),
                 {
-                    "khala.demo": GONE,
-                    "aar.demo.folder": Path("out/demo-aar"),
-                    "aar.demo.configs": ROOT / "configs",
-                    "runner.run.demo": "aar's",
+                    "runner.run.demo": aar.SYSTEM.demo(Path("out/demo-aar"), ROOT / "configs"),
                     "runner.run.folder": Path("out/demo-aar"),
                 },
-            )
-        }
-        | one("workdir", "w", "khala.demo.folder", "runner.run.folder", to=Path("w"))
-        | one("configs", "c", "khala.demo.configs", to=Path("c")),
+            ),
+            "workdir": (
+                ("--workdir=w",),
+                {"runner.run.demo": khala.SYSTEM.demo(Path("w"), ROOT / "configs"), "runner.run.folder": Path("w")},
+            ),
+            "configs": (
+                ("--configs=c",),
+                {"runner.run.demo": khala.SYSTEM.demo(Path("out/demo"), Path("c"))},
+            ),
+        },
     ),
     "sweep": Case(
         ("--sweep=one.py", "--workdir=w"),

@@ -6,9 +6,32 @@ the same trunk, one token after another (flatten or delay, causal). Longer music
 windows read the last latent frames of the one before, the baseline's begin with its last codes.
 """
 
-from hiermusic.systems.aar.measures import cross_entropy, inspect
-from hiermusic.systems.aar.models import make_model
-from hiermusic.systems.aar.songs import generate, program
-from hiermusic.systems.aar.stages import STAGES, stage
+from hiermusic.systems.aar import demo, measures, models, songs, stages
+from hiermusic.systems.parts import USE_OF_A_CODEC
+from hiermusic.systems.system import System
 
-__all__ = ["STAGES", "cross_entropy", "generate", "inspect", "make_model", "program", "stage"]
+_GENERATE = "hiermusic generate --lm=FOLDER --codec=CODEC --like=clip.wav --seconds=6 --out=songs"
+
+SYSTEM = System(
+    name="aar",
+    title="AAR",
+    stages=("codec", "lm", "ar_baseline"),
+    sizes=models.SIZES,
+    make_model=models.make_model,
+    stage=stages.stage,
+    inspect=measures.inspect,
+    cross_entropy=measures.cross_entropy,
+    program=songs.program,
+    generate=songs.generate,
+    flags=songs.FLAGS,
+    uses={"codec": USE_OF_A_CODEC, "lm": _GENERATE, "ar_baseline": _GENERATE},
+    examples={
+        "train": "hiermusic train --config=configs/aar/codec.py:tiny --workdir=out/sat "
+        "--config.data.path=FOLDER_OF_MUSIC",
+        "inspect": "hiermusic inspect --config=configs/aar/lm.py:paper --json",
+        "compile": "hiermusic compile --config=configs/aar/lm.py:paper --topology=v6e:4x4 --config.mesh.fsdp=16",
+        "generate": "hiermusic generate --lm=out/aar --like=clip.wav --seconds=6 --out=out/songs",
+        "continue": "hiermusic continue --lm=out/aar --seconds=6 --out=out/songs in.wav",
+    },
+    demo=demo.demo,
+)

@@ -1,11 +1,9 @@
 """AAR's demo: corpus, SAT and the model over its tokens, the baseline and its codec, and music like a held-out clip."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hiermusic.demo.runner import Demo, Step, reconstructions, results
-from hiermusic.evaluate import report, sections
+from hiermusic.systems.demos import Demo, Step
 
 CORPUS = "builtin:160?seconds=5-8&styles=pop,dance,ballad,ambient"
 SECONDS = 6
@@ -27,8 +25,8 @@ def demo(folder: Path, configs: Path) -> Demo:
         "that every part works, not what the design can do at scale.",
         files={},
         steps=_steps(folder, configs / "aar"),
-        runs=tuple(RUNS),
-        chapters=lambda: _chapters(folder),
+        songs={"songs": "AAR, next scale", "ar-songs": "The baseline, next token"},
+        runs={"sat": "SAT", "aar": "AAR", "rvq": "The baseline's codec", "ar": "The baseline"},
     )
 
 
@@ -79,28 +77,3 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         measure("ar"),
     ]
 
-
-def _chapters(folder: Path) -> list[report.Section]:
-    found = results(folder, *RUNS, "songs", "ar-songs")
-    curves = {name: folder / name / "metrics.jsonl" for name in RUNS}
-    truth = folder / "sat" / "evaluation" / "sounds" / "clip-truth.wav"
-    players = [
-        report.Player("the clip", truth),
-        report.Player("AAR, next scale", folder / "songs" / "song.wav"),
-        report.Player("baseline, next token", folder / "ar-songs" / "song.wav"),
-    ]
-    song = json.loads((folder / "songs" / "song.json").read_text())
-    facts = {"length, s": song["seconds"], "sampling": song["sampling"]["lm"], "sounds like": "a held-out song"}
-    return [
-        sections.song("Music that should sound like a clip", facts, players, found["songs"]["verdict"]),
-        sections.music(found["songs"], "How far from music: AAR"),
-        sections.music(found["ar-songs"], "How far from music: the baseline"),
-        report.Section("SAT on a held-out song", items=reconstructions(folder / "sat")),
-        sections.reconstruction(found["sat"], found["sat"]["baselines"], "SAT"),
-        sections.rebuilt_music(found["sat"], "Music in what SAT rebuilds"),
-        sections.reconstruction(found["rvq"], None, "Residual codes of the same trunk"),
-        sections.code_use(found["sat"], "Use of SAT's codes"),
-        sections.training(curves),
-        sections.predictability(found["aar"]["predictability"], "Predicting scales"),
-        sections.predictability(found["ar"]["predictability"], "Predicting residual codes"),
-    ]

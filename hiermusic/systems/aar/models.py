@@ -20,6 +20,12 @@ from hiermusic.systems.aar.prior import Prior, PriorConfig
 from hiermusic.tokens import pattern, scales
 from hiermusic.tokens.hierarchy import Hierarchy
 
+SIZES = frozenset(
+    {
+        *("sample_rate", "channels", "fold", "strides", "width", "latent", "code_latent", "codes", "levels", "window"),
+        *("depth", "cond", "phi_kernel"),
+    }
+)
 _LARGEST = 1 << 24  # positions of a window times levels
 
 

@@ -32,8 +32,6 @@ from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
 
-STAGES = ("codec", "lm", "ar_baseline")
-
 TRACKS_COUNTED = 1000  # of those to learn from, before heads begin at what was counted
 
 
@@ -74,6 +72,7 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
         trunk=make.prior.lm.transformer,
         prepare=prepare,
         open=open_tokens,
+        places=("data.clap",),
     )
 
 

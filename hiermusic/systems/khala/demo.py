@@ -4,9 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hiermusic.demo.runner import Demo, Step, reconstructions, results
-from hiermusic.evaluate import report, sections
-from hiermusic.evaluate.songs import VERSIONS
+from hiermusic.systems.demos import Demo, Step
 
 CORPUS = "builtin:240?seconds=4-7&styles=pop,dance,ballad,ambient"
 TRACKS = 12  # held-out songs that the models are measured on
@@ -48,8 +46,8 @@ def demo(folder: Path, configs: Path) -> Demo:
         "itself. What you hear shows that every part works, not what the design can do at scale.",
         files={"prompts.jsonl": "".join(json.dumps(prompt) + "\n" for prompt in PROMPTS)},
         steps=_steps(folder, configs / "khala"),
-        runs=("codec", "backbone", "superres"),
-        chapters=lambda: _chapters(folder),
+        songs={"songs": "Songs"},
+        runs={"codec": "The codec", "backbone": "The backbone", "superres": "Super-resolution"},
     )
 
 
@@ -103,33 +101,3 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         ),
     ]
 
-
-def _chapters(folder: Path) -> list[report.Section]:
-    found = results(folder, "songs", "codec", "backbone", "superres")
-    curves = {name: folder / name / "metrics.jsonl" for name in ("codec", "backbone", "superres")}
-    return [
-        sections.music(found["songs"]),
-        *(_song(folder / "songs" / f"{prompt['name']}.json", found["songs"]["best"]) for prompt in PROMPTS),
-        report.Section("The codec on a held-out song", items=reconstructions(folder / "codec")),
-        sections.reconstruction(found["codec"], found["codec"]["baselines"]),
-        sections.rebuilt_music(found["codec"]),
-        sections.code_use(found["codec"]),
-        sections.training(curves),
-        sections.predictability(found["backbone"]["predictability"], "Predicting layers 0 and 1"),
-        sections.predictability(found["superres"]["predictability"], "Predicting every layer"),
-    ]
-
-
-def _song(path: Path, best: str) -> report.Section:
-    """A song, the version that sounds better first."""
-    song = json.loads(path.read_text())
-    prompt = {name: value for name, value in song["prompt"].items() if value}
-    facts = prompt | {f"sampling, {name}": value for name, value in song["sampling"].items()}
-    facts |= {
-        "length asked, s": prompt.get("seconds"),
-        "length made, s": song["seconds"],
-        "ended itself": song["ended"],
-    }
-    players = [report.Player(version, path.with_suffix(suffix)) for version, suffix in VERSIONS.items()]
-    players.sort(key=lambda player: player.label != best)
-    return sections.song(f"Song: {path.stem}", facts, players)

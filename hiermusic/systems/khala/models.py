@@ -17,6 +17,14 @@ from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
+SIZES = frozenset(
+    {
+        *("sample_rate", "channels", "fold", "strides", "dilations", "encoder_width", "decoder_width", "latent"),
+        *("codebooks", "codes", "levels", "length", "text_limit"),
+        *("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width"),
+    }
+)
+
 # MARK: tokens
 
 
@@ -42,7 +50,13 @@ def hierarchy(config: ConfigDict) -> Hierarchy:
     if config.stage == "codec":
         rate = Fraction(model.sample_rate, model.fold * int(np.prod(model.strides)))
         return Hierarchy.uniform(model.codebooks, rate, model.codes)
-    return Hierarchy.uniform(model.levels, Fraction(model.frame_rate), model.codes)
+    try:
+        rate = Fraction(model.frame_rate)
+    except (ValueError, TypeError, ZeroDivisionError):
+        rate = 0
+    if rate <= 0:
+        raise UserError(f"model.frame_rate={model.frame_rate}: give frames a second, such as 44100/2048")
+    return Hierarchy.uniform(model.levels, rate, model.codes)
 
 
 # MARK: models

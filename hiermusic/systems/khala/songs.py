@@ -22,9 +22,22 @@ from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import parts, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala.models import codec_config, hierarchy, make_model, token_lm_config, tokenizer
-from hiermusic.systems.requests import Request
+from hiermusic.systems.requests import WORDS, Request
+from hiermusic.systems.system import CODEC, SAMPLING, Flag
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.prompt import Prompt, compose
+
+FLAGS = (
+    Flag("superres", "workdir of a super-resolution model; without it the backbone's layers only", "model"),
+    Flag("backbone", "workdir of a backbone; default: the one --superres was started from", "model"),
+    CODEC,
+    *WORDS,
+    *SAMPLING,
+    Flag(
+        "min_share", "share of the asked length before which no song may end; default: 0", "sampling", float, 0.0, 1.0
+    ),
+    Flag("backbone_too", "also write NAME.backbone.wav, the backbone's layers alone", "else", bool),
+)
 
 
 def generate(
@@ -77,11 +90,13 @@ def generate(
         codes = coarse
         if superres:
             codes = _refine(requests, coarse, superres, sampling["superres"], known_TK, spread)
-        return [songs.Song(c, sample.ended, coder, q) for c, q, sample in zip(codes, coarse, samples, strict=True)]
+        made = zip(codes, coarse, samples, strict=True)
+        return [songs.Song(c, sample.ended, coder, {"backbone": q}) for c, q, sample in made]
 
     if said := next((request for request in requests if request.like), None):
         raise UserError(f"{said.name}: Khala takes words, not a clip: leave --like={said.like} out")
-    return songs.produce(requests, out, make, runs, sampling, audio, backbone_too, {"codec": step})
+    versions = ("backbone",) if backbone_too else ()
+    return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step})
 
 
 def _check_fits(run: str | None, coder: Codec) -> None:

@@ -19,8 +19,6 @@ from hiermusic.train.codec import CodecStage
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
 
-STAGES = ("codec", "backbone", "superres")
-
 
 def stage(config: ConfigDict) -> CodecStage | LMStage:
     """The training stage of a configuration, its data still to be opened."""

@@ -88,11 +88,6 @@ def test_aars_settings_reach_its_engine(prior, options):
     ]
 
 
-def test_a_setting_that_aar_has_not_is_refused(prior):
-    with pytest.raises(UserError, match="--min_share means nothing to the system aar"):
-        aar_songs.generate([A], "out", lm="lm", options={"min_share": 0.5})
-
-
 def test_every_piece_has_its_own_clip_seed_and_length(prior):
     aar_songs.generate([A, B], "out", lm="lm", codec="codec")
     call = prior.calls[0]

@@ -50,8 +50,8 @@ def engines(monkeypatch):
         it.calls["superres"] = {"model": model, "prompts": prompts, "codes": codes, **how}
         return [np.full((len(codes_TK), 4), 9) for codes_TK in codes]
 
-    def produce(requests, out, make, runs, sampling, audio, backbone_too, steps):
-        it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "both": backbone_too, "steps": steps}
+    def produce(requests, out, make, runs, sampling, audio, versions, steps):
+        it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "versions": versions, "steps": steps}
         it.songs = make(requests)
         return ["told"]
 
@@ -100,7 +100,7 @@ def test_every_request_has_its_own_prompt_seed_and_length(engines):
     assert [codes_TK.shape for codes_TK in superres["codes"]] == [(20, 2), (10, 2)]
     assert backbone["given"] is None and superres["known"] is None
     assert backbone["model"] == "backbone, unstacked" and superres["model"] is not backbone["model"]
-    assert [(song.codes_RS.shape, song.coarse_RS.shape, song.ended) for song in engines.songs] == [
+    assert [(song.codes_RS.shape, song.versions["backbone"].shape, song.ended) for song in engines.songs] == [
         ((20, 4), (20, 2), True),
         ((10, 4), (10, 2), False),
     ]
@@ -129,7 +129,7 @@ def test_the_runs_that_made_each_other_are_found(engines):
     assert khala.generate([ONE], "out", superres="superres", backbone_too=True) == ["told"]
     runs = {"codec": "codec of tokens", "backbone": "backbone", "superres": "superres"}
     assert engines.produced["runs"] == runs and engines.produced["steps"] == {"codec": 6}
-    assert engines.produced["both"] is True
+    assert engines.produced["versions"] == ("backbone",)
     assert engines.loaded == [
         ("codec of tokens", 6),
         ("backbone", ("backbone",), None),

@@ -1,0 +1,88 @@
+"""What a system offers. The rest of the package asks it through this and knows no system by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from flax import nnx
+    from ml_collections import ConfigDict
+
+    from hiermusic.systems.demos import Demo
+    from hiermusic.systems.parts import Generation
+    from hiermusic.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of `hiermusic generate` and `continue` that a system understands.
+
+    Args:
+      name, text: of the flag, and what help says of it.
+      of: what it sets: a "model" (the workdir of one; that which begins stands first and tells the system), a word of
+        the "prompt", the "sampling" of the model that begins, or "else".
+      kind: of its value; a bool is False where it is not given, all others None.
+      lower, upper: of a number.
+    """
+
+    name: str
+    text: str
+    of: Literal["model", "prompt", "sampling", "else"]
+    kind: type[str] | type[int] | type[float] | type[bool] = str
+    lower: float | None = None
+    upper: float | None = None
+
+
+CODEC = Flag("codec", "workdir of a trained codec; default: the one that made the model's tokens", "else")
+SAMPLING = (
+    Flag("temperature", "temperature of the model that begins; default: its workdir's", "sampling", float, 0.0),
+    Flag("top_k", "its top-k; default: its workdir's", "sampling", int, 0),
+    Flag("top_p", "its top-p; default: its workdir's", "sampling", float, 0.01, 1.0),
+    Flag("guidance", "guidance scale, 1 = none; default: the workdir's", "sampling", float, 0.0),
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """A system: its stages, and what is done with them.
+
+    Args:
+      name: in the field `system` of configurations, behind --system, and of the folder in configs/.
+      title: as a sentence names it.
+      stages: in the field `stage`; the one named `codec` trains a codec, the others token models.
+      sizes: fields of `model` that mean nothing unless they are whole numbers of 1 or more.
+      make_model: configuration -> the constructor of what its stage trains.
+      stage: configuration -> its training stage, the data still to be opened.
+      inspect: configuration -> parameters by component, rates, sequence length, from abstract shapes alone.
+      cross_entropy: (configuration of a token model, its weights, token records, at most so many tracks, `parts.Each`,
+        what is called after every step) -> teacher-forced, of each held-out track, nats of all predicted tokens of each
+        level [N, K] and how often each code was one of them [N, K, V]; and how often it stands in the training tracks
+        [K, V].
+      program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
+      generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
+        mesh=axis -> devices, and by its name each of `flags` of "model" or "else" that was given) -> songs as JSON
+        objects, each written as NAME.wav and NAME.json.
+      flags: of generation.
+      uses: stage -> the command that a model card shows.
+      examples: verb -> the command that its help shows.
+      demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
+      versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
+    """
+
+    name: str
+    title: str
+    stages: tuple[str, ...]
+    sizes: frozenset[str]
+    make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
+    stage: "Callable[[ConfigDict], Stage]"
+    inspect: "Callable[[ConfigDict], dict[str, Any]]"
+    cross_entropy: "Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]"
+    program: "Callable[[ConfigDict, int], Generation]"
+    generate: Callable[..., list[dict[str, Any]]]
+    flags: tuple[Flag, ...]
+    uses: Mapping[str, str]
+    examples: Mapping[str, str]
+    demo: "Callable[[Path, Path], Demo]"
+    versions: tuple[str, ...] = ()
