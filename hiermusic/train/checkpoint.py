@@ -215,8 +215,8 @@ def check(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
     if (Path(workdir) / "config.json").exists():
         old, new = _flat(read_config(workdir)), _flat(_fields(config))
         for name in sorted(old.keys() | new.keys()):
-            free = any(name == field or name.startswith(field + ".") for field in (*FREE_FIELDS, *free))
-            if not free and old.get(name) != new.get(name):
+            may = any(name == field or name.startswith(field + ".") for field in (*FREE_FIELDS, *free))
+            if not may and old.get(name) != new.get(name):
                 raise UserError(
                     f"{workdir} was trained with {name}={old.get(name)!r}, not {new.get(name)!r}: "
                     "take another workdir or the same config"

@@ -179,7 +179,7 @@ def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatc
     workdir.open_data(stage, config, "w")
     assert config.data.path == "builtin:3"
 
-    def refuse(place, config):
+    def refuse(place, config, free):
         raise UserError("of another configuration")
 
     order.clear()
