@@ -74,6 +74,7 @@ def test_help_of_generation_is_that_of_the_system_that_is_named(capsys):
 
 
 def test_a_system_that_is_not_there(capsys):
+    assert "give a name behind --system=" in fails(capsys, "generate", "-h", "--system")
     assert fails(capsys, "demo", "--system=hafm") == "hiermusic demo: --system=hafm: there is khala or aar"
     with pytest.raises(UserError, match="--system=hafm: there is khala or aar"):
         catalogue.named("hafm")

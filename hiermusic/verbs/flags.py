@@ -85,7 +85,10 @@ def system_named() -> System | None:
     """The system that --system on the command line means; None where it is not there, UserError for none there is."""
     values = Values()
     string(values, "system", "")
-    values(sys.argv, known_only=True)
+    try:
+        values(sys.argv, known_only=True)
+    except flags.Error as error:
+        raise UserError(f"{error}: give a name behind --system=") from error
     return catalogue.named(values.system) if values.system else None
 
 
