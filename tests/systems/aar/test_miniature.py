@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from hiermusic.data.token_records import TokenSource
-from hiermusic.systems import aar as system
 from hiermusic.systems import workdir
+from hiermusic.systems.aar import SYSTEM as system
 from hiermusic.systems.aar.models import prior_config
 from hiermusic.systems.aar.rows import windows
 from hiermusic.tokens import sequence

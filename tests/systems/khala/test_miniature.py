@@ -16,8 +16,8 @@ from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.evaluate.parts import in_memory
 from hiermusic.evaluate.tokens import per_token
-from hiermusic.systems import khala as system
 from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.khala import SYSTEM as system
 from hiermusic.systems.khala import models, rows
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
