@@ -97,7 +97,7 @@ def parity(bench: Bench) -> Iterator[Record]:
     from flax import nnx
 
     from hiermusic.parallel.mesh import make_mesh
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import models as khala
     from hiermusic.tokens.visibility import Visibility
 
     accelerator, cpu = jax.devices()[0], jax.devices("cpu")[0]
@@ -169,7 +169,7 @@ def training(bench: Bench, name: str, rows: int) -> Iterator[Record]:
     """The step of a stage with its whole optimiser state, by what is recomputed; layers are halved until one fits."""
     import jax
 
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import stages as khala
 
     config = training_config(name, bench.preset, rows)
     whole = config.model.layers
@@ -216,7 +216,7 @@ def paper_step(name: str, rows: int, remat: str):
     import jax
 
     from hiermusic.parallel.mesh import make_mesh
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import stages as khala
 
     config = training_config(name, "paper", rows)
     config.model.remat = remat
@@ -305,7 +305,7 @@ def tokens(bench: Bench) -> Iterator[Record]:
     import numpy as np
 
     from hiermusic.generate import autoregressive
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import models as khala
     from hiermusic.tokens import pattern
 
     config = configuration("backbone", bench.preset)
@@ -383,7 +383,7 @@ def passes(bench: Bench, frames: int, np, Visibility) -> Iterator[Record]:
     from flax import nnx
 
     from hiermusic.generate import layerwise
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import models as khala
 
     def traced_pass(lm, model, text, frames):
         codes = np.random.default_rng(0).integers(model.codes, size=(frames, model.given)).astype(np.int32)
@@ -429,7 +429,7 @@ def decoding(bench: Bench, frames: int, np, Visibility) -> Iterator[Record]:
     from hiermusic.codec import chunked
     from hiermusic.codec.codec import Codec
     from hiermusic.parallel.counting import forward_flops
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import models as khala
 
     config = configuration("codec", bench.preset)
     settings = khala.codec_config(config.model)
@@ -487,7 +487,7 @@ def codec(bench: Bench) -> Iterator[Record]:
     import jax
     import numpy as np
 
-    from hiermusic.systems import khala
+    from hiermusic.systems.khala import stages as khala
 
     config = configuration("codec", bench.preset)
     rows = 2 if bench.tiny else 8
