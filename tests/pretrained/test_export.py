@@ -157,16 +157,18 @@ def test_an_export_that_breaks_off_leaves_nothing(weights, tmp_path):
 def test_the_card_tells_what_is_known_and_leaves_the_rest():
     records = [{"step": 4, "loss": 3.0, "valid/loss": 2.5}, {"step": 7, "loss": 2.0, "data_wait": 0.1}]
     sizes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in (("encoder.a", (1000, 2)), ("out", (5,)))}
-    text = card.write(CONFIG, FACTS, sizes, records, ["a table"], "cc-by-4.0")
+    text = card.write(CONFIG, FACTS, sizes, records, ["a table"], "cc-by-4.0", "hiermusic encode FOLDER")
     front, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert front.splitlines()[:3] == ["license: cc-by-4.0", "library_name: hiermusic", "pipeline_tag: audio-to-audio"]
     for row in ("encoder | 2,000", "total | 2,005", "loss at step 7 | 2.0", "valid/loss at step 4 | 2.5"):
         assert f"| {row} |" in body
+    assert "```sh\nhiermusic encode FOLDER\n```" in body
     assert "a table" in body and body.count("Not yet written") == 3 and "data_wait" not in body
-    other = card.write({**CONFIG, "stage": "backbone"}, FACTS, sizes, [], None, None)
+    other = card.write({**CONFIG, "stage": "backbone"}, FACTS, sizes, [], None, None, None)
+    assert "hiermusic inspect --workdir=FOLDER" in other  # of a system that nobody here knows
     assert "license: unknown" in other and "pipeline_tag: text-to-audio" in other and "Not measured" in other
     with pytest.raises(UserError, match="is no identifier"):
-        card.write(CONFIG, FACTS, sizes, [], None, "my own: licence")
+        card.write(CONFIG, FACTS, sizes, [], None, "my own: licence", None)
 
 
 def fill(out):

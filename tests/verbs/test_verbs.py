@@ -110,6 +110,7 @@ def test_a_card_tells_the_training_up_to_its_step(monkeypatch, capsys):
     assert found["card.write.facts"] | {"hiermusic": ""} == {
         **{"hiermusic": "", "step": WEIGHTS.step, "weights": WEIGHTS.part, "dtype": "float32"}
     }
+    assert found["card.write.use"].startswith("hiermusic encode --codec=FOLDER")  # as the system says of its stage
     assert found["card.write.results"] == ["a measure"] and found["export.write.read"] is len
 
 
