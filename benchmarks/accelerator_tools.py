@@ -71,7 +71,7 @@ class Bench:
 LESS = {
     "backbone": {"layers": 1, "length": 128},
     "superres": {"layers": 1, "length": 128},
-    "codec": {"codebooks": 4, "dilations": (1,), "mel_bands": 0},  # whose filters are librosa's
+    "codec": {"levels": 4, "dilations": (1,), "mel_bands": 0},  # whose filters are librosa's
 }
 
 

@@ -58,12 +58,12 @@ FORK = get_context("fork")
 SECONDS = 600.0  # after which a process hangs
 IN_USE = re.compile(r"hiermusic train: .* is in use by process \d+ on ")
 CONFIG = f"""
+import ml_collections
 import toy
 
 def get_config():
     config = toy.config(valid_every=10, checkpoint_every=2, steps={STEPS})
-    config.system, config.init_from, config.model.width = "toy", "", {WIDTH}
-    return config
+    return ml_collections.ConfigDict(config | {{"system": "toy", "init_from": "", "model": {{"width": {WIDTH}}}}})
 """
 SWEEP = "CONFIG = {config!r}\n\n\ndef get_hyper(hyper):\n    return hyper.sweep('train.seed', [0, 1])\n"
 
@@ -86,8 +86,9 @@ class Process:
         children.subprocess = SimpleNamespace(Popen=self._fork, DEVNULL=None)
         # a fork as well, and not a thread: the next fork of a process with JAX's threads would hang
         plan.ProcessPoolExecutor = lambda count, **how: ProcessPoolExecutor(count, **how | {"mp_context": FORK})
-        workdirs.stage = lambda config: toy.ToyStage(config, pause=0.02)
-        workdirs.open_data = lambda stage, config, workdir: None
+        workdirs.resolved = lambda config: config
+        workdirs.stage = lambda config: toy.ToyStage(config.to_dict(), pause=0.02)
+        workdirs.open_data = lambda stage, workdir: None
         status = 0
         try:
             cli.main(list(arguments))

@@ -390,7 +390,7 @@ def test_failed_runs_are_told_others_go_on_and_finished_ones_are_left(stand_in, 
 
 def test_a_workdir_of_other_settings_stops_the_sweep_before_anything_starts(stand_in, command, tmp_path, capsys):
     last = runs.runs_of(command[1].removeprefix("--sweep="), BACKBONE, {"model.layers": 2}, str(tmp_path / "out"))[-1]
-    checkpoint.claim(last.workdir, last.load())
+    checkpoint.claim(last.workdir, workdirs.stage(last.load()).config.fields)
     _, err = ends(capsys, 1, *command)
     assert "run learning_rate=0.3: " in err and "model.layers=2, not 1" in err and not stand_in.exists()
 
@@ -481,7 +481,7 @@ def test_what_is_wrong_comes_back_from_the_process_that_estimates():
 @pytest.mark.slow
 def test_a_real_sweep_trains_and_resumes(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as a newcomer has it
-    small = ("encoder_width=2", "decoder_width=16", "latent=8", "codebooks=4", "codes=16")
+    small = ("encoder_width=2", "decoder_width=16", "latent=8", "levels=4", "codes=16")
     path = sweep_file(tmp_path, "hyper.sweep('train.seed', [0, 1])", config=f"{ROOT}/configs/khala/codec.py:tiny")
     command = [
         *("sweep", f"--sweep={path}", f"--workdir={tmp_path / 'out'}", "--config.data.path=builtin:4?seconds=2-3"),

@@ -1,7 +1,6 @@
 """The codec: waveform -> codes -> waveform, at any length, for any trunk and any quantiser."""
 
 import dataclasses
-from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
@@ -64,9 +64,14 @@ class CodecConfig:
         return self.trunk.hop * self.quantiser.frames
 
     @property
+    def facts(self) -> TokenFacts:
+        """What a token model has to know of the tokens this codec makes."""
+        return self.quantiser.facts(self.sample_rate, self.hop, self.trunk.latent)
+
+    @property
     def hierarchy(self) -> Hierarchy:
         """The tokens this codec makes."""
-        return Hierarchy.of_rows(self.quantiser.slots, Fraction(self.sample_rate, self.row), self.quantiser.codes)
+        return self.facts.hierarchy
 
     @property
     def encoder_margin(self) -> int:
@@ -80,6 +85,21 @@ class CodecConfig:
 
     def _rows(self, frames: int) -> int:
         return 0 if self.windowed else -(-frames // self.quantiser.frames)
+
+
+def quantiser_of(facts: TokenFacts) -> QuantiserConfig | MultiscaleConfig:
+    """The quantiser that made tokens, as far as what they stand for rests on it: how it learned is not told."""
+    if facts.quantiser == "residual":
+        return QuantiserConfig(levels=facts.levels, codes=facts.codes)
+    return MultiscaleConfig(
+        scales=facts.scales,
+        codes=facts.codes,
+        latent=facts.latent,
+        phi=facts.phi,
+        phi_count=facts.phi_count,
+        kernel=facts.phi_kernel,
+        gamma=facts.gamma,
+    )
 
 
 class CodecOutput(NamedTuple):
@@ -106,6 +126,10 @@ class Codec(nnx.Module):
             self.mel_branch = MelBranch(*sizes, rngs=rngs)
         self.quantiser = config.quantiser.make(config.trunk.latent, rngs=rngs)
         self.decoder = config.trunk.decoder(config.channels, rngs=rngs)
+
+    @property
+    def facts(self) -> TokenFacts:
+        return self.config.facts
 
     @property
     def hierarchy(self) -> Hierarchy:

@@ -21,6 +21,7 @@ from hiermusic.codec.codebook import EXACT, CodebookConfig, Codebooks, Quantised
 from hiermusic.errors import UserError
 from hiermusic.nn import param
 from hiermusic.parallel.mesh import constrain
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.scales import check_scales, schedule
 
 _CHOICES = {
@@ -95,6 +96,11 @@ class MultiscaleConfig(CodebookConfig):
         edge = 1 / 3 / count if count == 4 else 1 / 2 / count  # VAR treats four apart
         ticks_P, places_K = np.linspace(edge, 1 - edge, count), np.linspace(0, 1, self.levels)
         return tuple(np.abs(ticks_P - places_K[:, None]).round(9).argmin(1).tolist())
+
+    def facts(self, sample_rate: int, hop: int, width: int) -> TokenFacts:
+        """The facts of the tokens that a codec with this quantiser makes, of latent frames of this width."""
+        own = (self.scales, self.phi, self.phi_count, self.kernel, self.gamma)
+        return TokenFacts(sample_rate, hop, "multiscale", self.levels, self.codes, self.latent, *own)
 
     def make(self, width: int, *, rngs: nnx.Rngs) -> "MultiscaleQuantiser":
         """The quantiser of latent frames of this width."""

@@ -1,21 +1,25 @@
 """What a codec is trained to do: sound like the input to the ear (STFT), sample by sample, and to a discriminator."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hiermusic.audio.spectral import mel, power, stft
-from hiermusic.codec.discriminator import GOLDEN_SIZES, Discriminator, Judgement
+from hiermusic.codec.discriminator import Discriminator, Judgement
+from hiermusic.errors import UserError
 
 _QUIET = 1e-2  # mean square of -20 dBFS: for quieter originals the floor of the logarithms falls no further
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights of the generator's losses. Khala names the terms only; the numbers are EnCodec's in audiocraft.
+    """Weights of the generator's losses; fields of `config.loss`. Khala names the terms only; the numbers are EnCodec's
+    in audiocraft.
 
     Attributes:
       waveform: L1 of the samples.
@@ -36,6 +40,8 @@ class ObjectiveConfig:
         under full scale) lets the bins that hold nothing rule the gradient, which goes like 1 / |X|.
       balance: give each loss a share of the gradient at the output equal to its weight's, whatever its scale.
       balance_decay: of the averaged gradient norms.
+    Raises:
+      UserError: a number out of its range, or as many windows as there are no bands for.
     """
 
     waveform: float = 0.1
@@ -44,7 +50,7 @@ class ObjectiveConfig:
     adversarial: float = 4.0
     feature: float = 4.0
     commitment: float = 1.0
-    stft_sizes: tuple[int, ...] = GOLDEN_SIZES
+    stft_sizes: tuple[int, ...] = (78, 126, 206, 334, 542, 876, 1418, 2296)
     mel_windows: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
     mel_bands: tuple[int, ...] = (5, 10, 20, 40, 80, 160, 320)
     mel_power: bool = False
@@ -54,6 +60,25 @@ class ObjectiveConfig:
     floor_db: float = -60.0
     balance: bool = True
     balance_decay: float = 0.999
+
+    def __post_init__(self):
+        for name in ("waveform", "stft", "mel", "adversarial", "feature", "commitment", "mel_square"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must be finite and not negative")
+        for name in ("stft_sizes", "mel_windows", "mel_bands"):
+            if not (sizes := getattr(self, name)) or not all(isinstance(size, int) and size > 0 for size in sizes):
+                raise UserError(f"loss.{name} is {sizes}; give whole numbers of 1 or more")
+        if len(self.mel_windows) != len(self.mel_bands):
+            windows, bands = len(self.mel_windows), len(self.mel_bands)
+            raise UserError(f"loss.mel_bands has {bands} numbers for the {windows} loss.mel_windows: give one for each")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "ObjectiveConfig":
+        """The config of a configuration's `loss`, in which one number of mel bands serves all windows."""
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        if isinstance(bands := given.get("mel_bands"), int):
+            given["mel_bands"] = (bands,) * len(given.get("mel_windows", cls.mel_windows))
+        return cls(**given)
 
     @property
     def balanced(self) -> dict[str, float]:

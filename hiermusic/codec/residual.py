@@ -11,6 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hiermusic.codec.codebook import CodebookConfig, Codebooks, Quantised, health, move, nearest
+from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +23,16 @@ class QuantiserConfig(CodebookConfig):
       levels: K, codebooks; what they learn by stands in `CodebookConfig`.
       dropout: layers each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
         items, uniform 1..K for the others. "low_biased": all for half of them, SpectroStream's targets for the others.
+    Raises:
+      UserError: no level.
     """
 
     levels: int = 64
     dropout: Literal["off", "uniform", "low_biased"] = "off"
+
+    def __post_init__(self):
+        if self.levels < 1:
+            raise UserError(f"model.levels={self.levels}: give whole numbers of 1 or more")
 
     @property
     def frames(self) -> int:
@@ -35,6 +43,10 @@ class QuantiserConfig(CodebookConfig):
     def slots(self) -> tuple[int, ...]:
         """Tokens of each level in a row."""
         return (1,) * self.levels
+
+    def facts(self, sample_rate: int, hop: int, width: int) -> TokenFacts:
+        """The facts of the tokens that a codec with this quantiser makes, of latent frames of this width."""
+        return TokenFacts(sample_rate, hop, "residual", self.levels, self.codes, width)
 
     def make(self, width: int, *, rngs: nnx.Rngs) -> "ResidualQuantiser":
         """The quantiser of latent frames of this width."""

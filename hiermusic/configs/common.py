@@ -3,13 +3,12 @@
 A field that `hiermusic/train/settings.py` gives the loop is in every preset from there.
 """
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 
 from ml_collections import ConfigDict
 
+from hiermusic.parallel.settings import MeshConfig
 from hiermusic.train.settings import LoopConfig
-
-MESH = {"data": -1, "fsdp": 1, "context": 1, "tensor": 1, "across": "data"}  # all devices share the batch
 
 
 def config(system: str, stage: str, preset: str) -> ConfigDict:
@@ -26,6 +25,6 @@ def config(system: str, stage: str, preset: str) -> ConfigDict:
             "preset": preset,
             "init_from": "",
             "train": {**loop, "decay_steps": 0, "ema_decay": 0.0},
-            "mesh": MESH,
+            "mesh": asdict(MeshConfig()),
         }
     )

@@ -17,19 +17,21 @@ from hiermusic.data.records import read_info
 from hiermusic.data.shards import REMEDY
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, reading
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
 _NAME = re.compile(rf"({'|'.join(stems.NAMES)})(/(?!parts$)[a-z0-9][a-z0-9_-]{{0,39}})?")
 
 
 class Tokenizer(NamedTuple):
-    """The workdir or export of a tokenizer and the step of its weights; WORKDIR@STEP in writing."""
+    """The workdir or export of a tokenizer and the step of its weights, WORKDIR@STEP in writing; None, and WORKDIR
+    alone, for its newest."""
 
     workdir: str
-    step: int
+    step: int | None
 
     def __str__(self) -> str:
-        return f"{self.workdir}@{self.step}"
+        return self.workdir if self.step is None else f"{self.workdir}@{self.step}"
 
     @classmethod
     def parse(cls, text: str) -> "Tokenizer":
@@ -39,6 +41,13 @@ class Tokenizer(NamedTuple):
             raise ValueError(f"{text!r} is no WORKDIR@STEP")
         return cls(workdir, int(step))
 
+    @classmethod
+    def named(cls, text: str) -> "Tokenizer":
+        """The tokenizer that a person names by WORKDIR or WORKDIR@STEP; a folder that is called so is a workdir."""
+        _, at, step = text.rpartition("@")
+        whole = not (at and step.isdecimal()) or Path(text).is_dir()
+        return cls(text, None) if whole else cls.parse(text)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -46,15 +55,17 @@ class Stream:
 
     Attributes:
       stem: what was tokenized.
-      hierarchy: all levels, with their rates and numbers of codes; its length is the number of codebooks.
+      hierarchy: all levels, with their rates and numbers of codes.
       tokenizer: what made the tokens.
       sample_rate: Hz of what it heard.
+      facts: what else a model of these tokens has to know; None where the tokenizer does not say.
     """
 
     stem: str
     hierarchy: Hierarchy
     tokenizer: Tokenizer
     sample_rate: int
+    facts: TokenFacts | None = None
 
 
 def read_stream(path: str | os.PathLike) -> Stream:
@@ -62,7 +73,10 @@ def read_stream(path: str | os.PathLike) -> Stream:
     info = read_info(path, "tokens")
     with reading(Path(path) / "info.json", do=REMEDY):
         hierarchy, tokenizer = Hierarchy.from_json(info["hierarchy"]), Tokenizer.parse(info["codec"])
-        return Stream(info.get("stem", stems.MIX), hierarchy, tokenizer, info["sample_rate"])
+        facts = TokenFacts.of(info["tokens"]) if "tokens" in info else None
+        if facts and (facts.hierarchy, facts.sample_rate) != (hierarchy, info["sample_rate"]):
+            raise ValueError("its tokens are not those of its hierarchy")
+        return Stream(info.get("stem", stems.MIX), hierarchy, tokenizer, info["sample_rate"], facts)
 
 
 def stem_of(name: str) -> str:

@@ -13,6 +13,7 @@ from hiermusic.data.codes import Codes
 from hiermusic.data.records import Summary
 from hiermusic.data.stems import MIX
 from hiermusic.data.token_records import write_tokens
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
@@ -24,6 +25,7 @@ def tokenise(
     split_at: int,
     codec_id: str,
     *,
+    facts: TokenFacts | None = None,
     stem: str = MIX,
     sample_rate: int | None = None,
     channels: int | None = None,
@@ -42,6 +44,7 @@ def tokenise(
       hierarchy: the codec's levels.
       split_at: levels below it go to the `coarse` files, the others to the `fine` ones.
       codec_id: names the codec and its weights (`streams.Tokenizer`); a directory begun with another is refused.
+      facts: what the codec says of its tokens besides.
       stem: which one is encoded; the shards of others are not opened.
       sample_rate, channels: Hz and number that `encode` takes; those of the records when left out.
       shards: files a stream; None for one every 32 tracks.
@@ -63,6 +66,8 @@ def tokenise(
         return encode(files.resample(wav_LC, source.sample_rate, rate)), entry
 
     settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": rate}
+    if facts:
+        settings["tokens"] = facts.to_json()
     if stem != MIX:
         settings["stem"] = stem
     return write_tokens(

@@ -15,6 +15,7 @@ from hiermusic.codec.codec import Codec
 from hiermusic.console import bar, say
 from hiermusic.data import pipeline
 from hiermusic.data.audio_records import AudioSource
+from hiermusic.data.streams import read_stream
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections, songs
@@ -253,14 +254,14 @@ def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -
 def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, model = workdirs.load(workdir)
     path = data or config.data.path
-    valid = TokenSource(path, slice(0, config.model.levels), "valid")
+    valid = TokenSource(path, slice(0, 1), "valid")  # what is measured of it is read by the system
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
     progress = bar("batch", label="layers")
     each = _each(workdir, out, valid)
     measured = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()
-    table = compare(*measured, valid.hierarchy)
+    table = compare(*measured, read_stream(path).hierarchy.select(0, measured[0].shape[1]))
     results = {"tracks": min(len(valid), tracks), "predictability": table}
     return results, lambda: [
         sections.predictability(table),

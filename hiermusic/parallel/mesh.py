@@ -14,8 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hiermusic.errors import UserError
-
-AXES = ("data", "fsdp", "context", "tensor")
+from hiermusic.parallel.settings import AXES, MeshConfig, check_axes, check_sizes, words
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -34,20 +33,17 @@ def make_mesh(
       UserError: for an unknown axis, a size that is no count, or sizes that do not fill the devices exactly.
     """
     devices = jax.devices() if devices is None else devices
-    unknown = [name for name in (*sizes, across) if name not in AXES]
-    if unknown:
-        raise UserError(f"mesh axis '{unknown[0]}' is unknown: choose from {', '.join(AXES)}")
-    shape = [int(sizes.get(axis, 1)) for axis in AXES]
-    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise UserError(f"mesh {_words(shape)}: sizes are counts of devices, and only one may be -1")
+    check_axes([*sizes, across])
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    check_sizes(tuple(shape))
     if -1 in shape:
         fixed = math.prod(size for size in shape if size != -1)
         if len(devices) % fixed:
-            raise UserError(f"mesh {_words(shape)}: {fixed} does not divide the {len(devices)} devices")
+            raise UserError(f"mesh {words(tuple(shape))}: {fixed} does not divide the {len(devices)} devices")
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise UserError(
-            f"mesh {_words(shape)} has {math.prod(shape)} places for {len(devices)} devices: set one axis to -1"
+            f"mesh {words(tuple(shape))} has {math.prod(shape)} places for {len(devices)} devices: set one axis to -1"
         )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
@@ -55,7 +51,7 @@ def make_mesh(
     outer = [slices if axis == across else 1 for axis in AXES]
     if any(size % parts for size, parts in zip(shape, outer, strict=True)):
         raise UserError(
-            f"mesh {_words(shape)}: {across} runs across the {slices} slices and must be a multiple of {slices}; "
+            f"mesh {words(tuple(shape))}: {across} runs across the {slices} slices and must be a multiple of {slices}; "
             "set mesh.across to let another axis do so"
         )
     inner = [size // parts for size, parts in zip(shape, outer, strict=True)]
@@ -63,19 +59,11 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def mesh_of(config: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a run's configuration (its field `mesh`; without one, a single device); errors as in `make_mesh`."""
-    if "mesh" not in config:
+def mesh_of(config: MeshConfig | None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run; a single device where its configuration has none; errors as in `make_mesh`."""
+    if config is None:
         return make_mesh({}, (jax.devices() if devices is None else devices)[:1])
-    sizes = dict(config.mesh)
-    across = sizes.pop("across", "data")
-    if -1 not in sizes.values():
-        sizes.setdefault("data", -1)
-    return make_mesh(sizes, devices, across)
-
-
-def _words(shape: Sequence[int]) -> str:
-    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    return make_mesh(config.sizes, devices, config.across)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -83,15 +82,15 @@ def _estimate_all(runs: Sequence[Run], here: bool) -> list[Estimate]:
 
 
 def _estimate(run: Run, here: bool) -> Estimate:
-    config = run.load()
-    if config.init_from and Path(config.init_from).exists():
-        config.init_from = os.path.abspath(config.init_from)  # as its workdir has it
     try:
+        config = workdirs.resolved(run.load())
         stage = workdirs.stage(config)
-        checkpoint.check(run.workdir, config, stage.places)
+        checkpoint.check(run.workdir, stage.config.fields, stage.config.places)
         if here and config.stage != "codec":  # which would turn its data into records first
-            workdirs.open_data(stage, config, run.workdir)
-        options = loop.check(stage, config)[0] if here else loop.LoopConfig.of(config.train)
+            workdirs.open_data(stage, run.workdir)
+        if here:
+            loop.check(stage)
+        options = stage.config.loop
         model = nnx.merge(*loop.abstract_state(stage, options.seed)).model
         works = [stage.work(task) for task, _ in stage.examples()]
         codes, positions = _held(config, here)

@@ -1,5 +1,6 @@
 """What the systems' stages have in common: the training of a codec, its facts, and weights to start from."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +17,14 @@ from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.data import pipeline
-from hiermusic.data.streams import Tokenizer, read_stream
 from hiermusic.errors import UserError
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.systems import catalogue
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.train import checkpoint
-from hiermusic.train.codec import CodecStage
+from hiermusic.train.codec import CodecStage, PhasesConfig
+from hiermusic.train.stage import RunConfig
 
 _BY_LEVEL = {"code_embed": 3, "code_head": 3, "code_bias": 2}  # dimensions of tables that have a row for each level
 
@@ -64,19 +66,22 @@ def decoding(codec: CodecConfig, rows: int) -> Generation:
     return Generation("generate: decode a piece", chunked.decode, arguments, {}, positions, tokens, seconds)
 
 
+def run_config(config: ConfigDict) -> RunConfig:
+    """How the run of a configuration goes."""
+    return RunConfig.of(json.loads(config.to_json_best_effort()), catalogue.systems()[config.system].places)
+
+
 def codec_stage(
     config: ConfigDict,
     codec: CodecConfig,
     make_discriminator: Callable[[nnx.Rngs], Discriminator],
-    objective: ObjectiveConfig,
 ) -> CodecStage:
     """The training stage of a codec on crops of `train.crop_frames` frames.
 
     Args:
-      config: reads `data`, `train` and `init_from`.
+      config: of the codec.
       codec: what is trained.
       make_discriminator: what it is trained against.
-      objective: the losses.
     Raises:
       UserError: crops that are not whole rows of codes.
     """
@@ -105,10 +110,11 @@ def codec_stage(
         return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, rows)
 
     return CodecStage(
-        config,
+        run_config(config),
+        PhasesConfig(settings.quantise_start, settings.adversarial_start, tuple(settings.discriminator_updates)),
         lambda rngs: Codec(codec, rngs=rngs),
         make_discriminator,
-        objective,
+        ObjectiveConfig.of(config.loss.to_dict()),
         crop=(samples, codec.channels),
         train=lambda rows: batches("train", rows),
         valid=lambda rows: batches("valid", rows),
@@ -187,24 +193,6 @@ def counts(module: nnx.Module) -> Counter[str]:
     for name, count in parameter_counts(module).items():
         found[name.partition(".")[0]] += count
     return found
-
-
-def stored_hierarchy(path: str, levels: int) -> Hierarchy:
-    """The first levels of the token records at `path`, which must be given.
-
-    Raises:
-      UserError: no path, or no token records there.
-    """
-    if not path:
-        raise UserError(
-            "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
-        )
-    return read_stream(path).hierarchy.select(0, levels)
-
-
-def stored_codec(path: str) -> Tokenizer:
-    """Workdir and checkpoint of the codec that made token records."""
-    return read_stream(path).tokenizer
 
 
 def facts(

@@ -69,6 +69,7 @@ class System:
       examples: verb -> the command that its help shows.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
+      places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
     """
 
     name: str
@@ -86,3 +87,4 @@ class System:
     examples: Mapping[str, str]
     demo: "Callable[[Path, Path], Demo]"
     versions: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()

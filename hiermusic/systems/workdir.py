@@ -20,7 +20,7 @@ from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.pretrained.export import is_export
-from hiermusic.systems import catalogue
+from hiermusic.systems import catalogue, tokens
 from hiermusic.systems.requests import Request
 from hiermusic.systems.system import System
 from hiermusic.train import checkpoint, stored
@@ -59,7 +59,7 @@ def _check_sizes(config: ConfigDict, sizes: Collection[str]) -> None:
 
 
 @contextmanager
-def _understood(whose: str) -> Iterator[None]:
+def _understood(whose: str, do: str = "") -> Iterator[None]:
     """Tells in one line what making things of a configuration stumbles over; nothing but settings goes in here."""
     try:
         yield
@@ -67,7 +67,7 @@ def _understood(whose: str) -> Iterator[None]:
         raise
     except (AttributeError, KeyError) as error:
         field = brief(str(error).replace("\\n", "; ")).replace("'", "").replace('"', "")
-        raise UserError(f"{whose} has no field {field}") from error
+        raise UserError(f"{whose} has no field {field}{do}") from error
     except (ArithmeticError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{whose} cannot be used ({type(error).__name__}: {brief(error, 200)})") from error
 
@@ -82,7 +82,7 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
         raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {wanted}")
     if config.get("system") in catalogue.systems():
         ours = system(config, str(place))
-        with _understood(str(place)):
+        with _understood(str(place), ", as another version wrote it: train or export it anew with this one"):
             ours.make_model(config)
     return config
 
@@ -96,26 +96,43 @@ def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
             fields[name] = os.path.abspath(fields[name])
 
 
-def stage(config: ConfigDict) -> Stage:
-    """The training stage of a configuration, to be looked at, checked or compiled; its data is still to be opened."""
+def resolved(config: ConfigDict) -> ConfigDict:
+    """A configuration with whole paths and, of a token model, with what its token records say of its tokens."""
+    config, ours = config.copy_and_resolve_references(), system(config)
+    with _understood("the configuration"):
+        _absolute(config, ours.places)
+        tokens.learn(config)
+    return config
+
+
+def stage(config: ConfigDict, *, batch_size: int | None = None, remat: str | None = None) -> Stage:
+    """The training stage of a configuration, to be looked at, checked or compiled; its data is still to be opened.
+
+    Args:
+      config: from `resolved`, or of a workdir.
+      batch_size, remat: in place of the configuration's.
+    """
+    config = config.copy_and_resolve_references()
+    if batch_size is not None:
+        config.train.batch_size = batch_size
+    if remat is not None and "remat" in config.model:
+        config.model.remat = remat
     ours = system(config)
     with _understood("the configuration"):
         return ours.stage(config)
 
 
-def open_data(stage: Stage, config: ConfigDict, workdir: str | Path) -> None:
+def open_data(stage: Stage, workdir: str | Path) -> None:
     """Finds the data that a stage is to be trained on in a workdir.
 
     Args:
-      stage: of `config`.
-      config: gets whole paths, which later commands follow from the workdir.
+      stage: of a configuration from `resolved`.
       workdir: new, or of the same configuration; gets the records that have to be made.
     Raises:
       UserError: bad data, or a workdir of another configuration, which is left as it is.
     """
-    _absolute(config, stage.places)
     with reading(Path(workdir) / "config.json", "the configuration of a workdir", "take another workdir"):
-        checkpoint.check(workdir, config, stage.places)
+        checkpoint.check(workdir, stage.config.fields, stage.config.places)
     stage.open(Path(workdir))
 
 
@@ -173,6 +190,7 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
             codec.hierarchy,
             min(split_at, len(codec.hierarchy)) if name else split_at,
             str(streams.Tokenizer(os.path.abspath(workdir), step)),
+            facts=codec.facts,
             stem=streams.stem_of(name),
             sample_rate=codec.sample_rate,
             channels=codec.channels,
@@ -186,11 +204,8 @@ def _codec_of(text: str) -> "Tokenizer":
     """The codec that WORKDIR, or WORKDIR@STEP, names, its newest checkpoint where none is named."""
     from hiermusic.data.streams import Tokenizer
 
-    workdir, at, number = text.rpartition("@")
-    if not (at and number.isdecimal()) or Path(text).is_dir():
-        workdir, number = text, ""
+    workdir, step = Tokenizer.named(text)
     read(workdir, "codec")
-    step = int(number) if number else None
     if is_export(workdir):
         return Tokenizer(workdir, checkpoint.exported_step(workdir, step))
     return Tokenizer(workdir, int(checkpoint.find(workdir, step).name))
@@ -340,7 +355,7 @@ def inspect(
       weights: lists every weight of the checkpoint.
     """
     if config is not None:
-        return {"system": config.system, "stage": config.stage, **_facts(config, "the configuration")}
+        return {"system": config.system, "stage": config.stage, **_facts(resolved(config), "the configuration")}
     config = read(workdir)
     facts = {"workdir": str(workdir), "system": config.get("system"), "stage": config.get("stage")}
     if config.get("system") in catalogue.systems():

@@ -198,12 +198,12 @@ def place(abstract: nnx.State, shardings: Any) -> nnx.State:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
-def check(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
+def check(workdir: str | Path, fields: Mapping[str, Any], free: Sequence[str] = ()) -> None:
     """Sees to it that a workdir is new or describes the same run.
 
     Args:
-      workdir: of the run.
-      config: what it is to be trained with.
+      workdir: of a run.
+      fields: its configuration, in JSON values.
       free: fields that do not change the weights, besides `FREE_FIELDS`.
     Raises:
       UserError: the first field that differs, free ones aside; an exported model; or a disk that is full or cannot be
@@ -213,7 +213,7 @@ def check(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
         raise UserError(f"{workdir} is an exported model: train in a new workdir with --config.init_from={workdir}")
     _check_writable(Path(workdir))
     if (Path(workdir) / "config.json").exists():
-        old, new = _flat(read_config(workdir)), _flat(_fields(config))
+        old, new = _flat(read_config(workdir)), _flat(fields)
         for name in sorted(old.keys() | new.keys()):
             may = any(name == field or name.startswith(field + ".") for field in (*FREE_FIELDS, *free))
             if not may and old.get(name) != new.get(name):
@@ -223,23 +223,23 @@ def check(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
                 )
 
 
-def claim(workdir: str | Path, config: Any, free: Sequence[str] = ()) -> None:
-    """Makes `workdir` this config's: writes config.json. Called by every process of a run.
+def claim(workdir: str | Path, fields: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+    """Makes `workdir` this configuration's: writes config.json. Called by every process of a run.
 
     Raises:
       UserError: as `check`, or a workdir that is another place for some of the processes.
     """
-    check(workdir, config, free)
+    check(workdir, fields, free)
     if jax.process_index() == 0:
-        write_config(workdir, config)
-        _note_records(Path(workdir), config)
+        write_config(workdir, fields)
+        _note_records(Path(workdir), fields)
     if jax.process_count() > 1:
         _check_shared(Path(workdir))
 
 
-def _note_records(workdir: Path, config: Any) -> None:
+def _note_records(workdir: Path, fields: Mapping[str, Any]) -> None:
     """Says when the records at `data.path` are others than those the run began with, which it remembers."""
-    path = str(config.get("data", {}).get("path") or "")
+    path = str(fields.get("data", {}).get("path") or "")
     info, notes = Path(path) / "info.json", workdir / "data.json"
     if not path or not info.is_file():
         return
@@ -253,13 +253,13 @@ def _note_records(workdir: Path, config: Any) -> None:
     write_atomically(notes, json.dumps(now, indent=1) + "\n")
 
 
-def write_config(workdir: str | Path, config: Any) -> None:
+def write_config(workdir: str | Path, fields: Mapping[str, Any]) -> None:
     """Writes config.json, whole or not at all."""
     path = Path(workdir) / "config.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(_fields(config), indent=2, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -309,11 +309,7 @@ def _read_json(workdir: str | Path) -> Tree:
         return config
 
 
-def _fields(config: Any) -> Tree:
-    return json.loads(config.to_json_best_effort())
-
-
-def _flat(fields: Tree, prefix: str = "") -> Tree:
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Tree:
     flat = {}
     for name, value in fields.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

@@ -14,7 +14,6 @@ import optax
 from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from hiermusic.audio.measure import batch_si_sdr
 from hiermusic.codec.codec import Codec
@@ -30,13 +29,41 @@ from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
 from hiermusic.parallel.counting import forward_flops
 from hiermusic.train.log import Log
-from hiermusic.train.optimiser import OptimiserConfig, average
-from hiermusic.train.stage import Batch, Metrics, Work
+from hiermusic.train.optimiser import average
+from hiermusic.train.stage import Batch, Metrics, RunConfig, Work
 
 if TYPE_CHECKING:
     import grain
 
 SHOWN = 2  # held-out crops in a showcase
+
+
+@dataclass(frozen=True)
+class PhasesConfig:
+    """When a codec's training does what; fields of `config.train`.
+
+    Args:
+      quantise_start: steps before it train the trunk as an autoencoder.
+      adversarial_start: the first step with a discriminator.
+      discriminator_updates: (n, m): the discriminator is updated in the last n of every m steps.
+    Raises:
+      UserError: a number out of its range.
+    """
+
+    quantise_start: int = 0
+    adversarial_start: int = 0
+    discriminator_updates: tuple[int, int] = (1, 1)
+
+    def __post_init__(self):
+        for name in ("quantise_start", "adversarial_start"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 0")
+        updates = self.discriminator_updates
+        if len(updates) != 2 or not 0 < updates[0] <= updates[1]:
+            raise UserError(
+                f"train.discriminator_updates is {updates}: give (n, m) with 0 < n <= m, for updates in the last n of "
+                "every m steps"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,13 +80,13 @@ class CodecState(nnx.Module):
 
     def __init__(self, stage: "CodecStage", rngs: nnx.Rngs):
         self.model = stage.make_codec(rngs)
-        self.optimiser = nnx.Optimizer(self.model, stage.transform(self.model), wrt=nnx.Param)
+        self.optimiser = nnx.Optimizer(self.model, stage.config.transform(self.model), wrt=nnx.Param)
         self.norms = nnx.Dict({name: nnx.Variable(norm) for name, norm in initial_norms(stage.objective).items()})
         if stage.ema_decay:
             self.ema = nnx.clone(self.model)
         if stage.adversarial:
             self.discriminator = stage.make_discriminator(rngs)
-            transform = stage.transform(self.discriminator)
+            transform = stage.config.transform(self.discriminator)
             self.discriminator_optimiser = nnx.Optimizer(self.discriminator, transform, wrt=nnx.Param)
 
 
@@ -69,10 +96,8 @@ class CodecStage:
     `loss` is the weighted sum of the reconstruction losses and the commitment alone, so that it compares across phases.
 
     Args:
-      config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`; both learners use them),
-        `train.ema_decay` (0: no average), `train.quantise_start` (steps before it train the trunk as an autoencoder),
-        `train.adversarial_start` (first step with a discriminator) and `train.discriminator_updates` ((n, m): the
-        discriminator is updated in the last n of every m steps).
+      config: of the run; codec and discriminator have an optimiser of it each.
+      phases: when what is done.
       make_codec: rngs -> codec.
       make_discriminator: rngs -> discriminator; not called when neither adversarial nor feature loss has a weight.
       objective: the losses' weights.
@@ -87,7 +112,8 @@ class CodecStage:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
+        phases: PhasesConfig,
         make_codec: Callable[[nnx.Rngs], Codec],
         make_discriminator: Callable[[nnx.Rngs], Discriminator],
         objective: ObjectiveConfig,
@@ -99,31 +125,17 @@ class CodecStage:
         open: Callable[[Path], None] = lambda workdir: None,
     ):
         self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
-        self.places, self.trunk, self.length = (), None, 0
+        self.config, self.phases, self.trunk, self.length = config, phases, None, 0
         self._train, self._valid, self._prepare, self.open = train, valid, prepare, open
-        self.shape = (config.train.batch_size, *crop)
-        if (parts := config.train.get("accumulate", 1)) > 1:
+        self.shape = (config.loop.batch_size, *crop)
+        if (parts := config.loop.accumulate) > 1:
             raise UserError(
                 f"train.accumulate is {parts}: a codec's balancer, discriminator and codebook statistics are functions "
                 "of the whole batch, so it cannot be split; set train.accumulate=1 and use more devices or a smaller "
                 "train.batch_size"
             )
-        self.optimiser = OptimiserConfig.of(config.train)
-        self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
-        self.rate = self.optimiser.rate(self.steps)
+        self.ema_decay, self.rate = config.ema_decay, config.rate
         self.adversarial = objective.adversarial > 0 or objective.feature > 0
-        self.quantise_start = config.train.get("quantise_start", 0)
-        self.adversarial_start = config.train.get("adversarial_start", 0)
-        self.discriminator_updates = updates = tuple(config.train.get("discriminator_updates", (1, 1)))
-        if len(updates) != 2 or not 0 < updates[0] <= updates[1]:
-            raise UserError(
-                f"train.discriminator_updates is {updates}: give (n, m) with 0 < n <= m, for updates in the last n of "
-                "every m steps"
-            )
-
-    def transform(self, model: nnx.Module) -> optax.GradientTransformation:
-        """The optimiser's transformation for either learner."""
-        return self.optimiser.transform(model, self.steps)
 
     def create(self, rngs: nnx.Rngs) -> CodecState:
         return CodecState(self, rngs)
@@ -135,9 +147,9 @@ class CodecStage:
 
     def phase(self, index: int) -> Phase:
         """What step `index` does."""
-        adversarial = self.adversarial and index >= self.adversarial_start
-        updates, cycle = self.discriminator_updates
-        return Phase(index >= self.quantise_start, adversarial, adversarial and index % cycle >= cycle - updates)
+        adversarial = self.adversarial and index >= self.phases.adversarial_start
+        updates, cycle = self.phases.discriminator_updates
+        return Phase(index >= self.phases.quantise_start, adversarial, adversarial and index % cycle >= cycle - updates)
 
     def train_batches(self, rows: Sequence[int]) -> "grain.MapDataset":
         return self._train(rows).map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
@@ -157,7 +169,8 @@ class CodecStage:
 
     def examples(self) -> list[tuple[Phase, Mapping[str, jax.ShapeDtypeStruct]]]:
         """The phases of the run's last steps: the only ones a long run spends its time in."""
-        last = range(max(self.steps - self.discriminator_updates[1], 0), self.steps)
+        steps = self.config.loop.steps
+        last = range(max(steps - self.phases.discriminator_updates[1], 0), steps)
         batch = {"wav": jax.ShapeDtypeStruct(self.shape, jnp.float32)}
         return [(phase, batch) for phase in dict.fromkeys(self.phase(index) for index in last)]
 

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from hiermusic.errors import UserError
 from hiermusic.nn import attention_splash
@@ -19,26 +19,33 @@ from hiermusic.parallel.chips import Chip
 from hiermusic.parallel.counting import forward_flops, product_bytes
 from hiermusic.parallel.mesh import batch_sharding, make_mesh, shardings
 from hiermusic.parallel.roofline import Load, activation_transfers, weight_transfers
-from hiermusic.train.loop import LIMITS, LoopConfig, abstract_state, check, make_update
+from hiermusic.train.loop import LIMITS, abstract_state, check, make_update
 from hiermusic.train.stage import Stage, Work
-
-Build = Callable[[ConfigDict], Stage]
 
 POLICIES = ("none", "dots", "full")  # of `model.remat`, from what costs no time to what saves most memory
 
 
-def jobs(build: Build, config: ConfigDict, mesh: Mesh) -> list[Job]:
+class Build(Protocol):
+    """A configuration as the stages that it makes, without their data: its own, or one with some fields changed."""
+
+    def __call__(self, *, batch_size: int | None = None, remat: str | None = None) -> Stage:
+        """The stage with a batch size and a remat policy in place of the configuration's."""
+
+
+def jobs(build: Build, mesh: Mesh, batch_size: int | None = None, remat: str | None = None) -> list[Job]:
     """One program for each task of a stage: the update that training runs.
 
     Args:
-      build: configuration -> stage, without its data.
-      config: of any stage.
+      build: of any configuration.
       mesh: of devices that need not be there.
+      batch_size, remat: as `Build` takes them.
     """
-    stage, options = build(config), LoopConfig.of(config.train)
-    graphdef, state = abstract_state(stage, options.seed)
+    build = partial(build, **_given(batch_size=batch_size, remat=remat))
+    stage = build()
+    seed = stage.config.loop.seed
+    graphdef, state = abstract_state(stage, seed)
     placement = shardings(state, mesh)
-    update = make_update(stage, graphdef, mesh, placement, options.seed)
+    update = make_update(stage, graphdef, mesh, placement, seed)
     whole = NamedSharding(mesh, PartitionSpec())
     state = jax.tree.map(_placed, state, placement)
 
@@ -48,7 +55,7 @@ def jobs(build: Build, config: ConfigDict, mesh: Mesh) -> list[Job]:
         return Job(
             f"train {_words(task)}".rstrip(),
             lambda: update.lower(state, batch, step, limits, task),
-            lambda: _load(build, config, mesh, task, stage.work(task)),
+            lambda: _load(build, mesh, task, stage.work(task)),
         )
 
     return [job(task, shapes) for task, shapes in stage.examples()]
@@ -65,9 +72,13 @@ def _words(task: Hashable) -> str:
     return " ".join(filter(None, words))
 
 
-def parameters(build: Build, config: ConfigDict) -> int:
+def _given(**changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def parameters(stage: Stage) -> int:
     """How many parameters a stage trains."""
-    _, state = abstract_state(build(config), 0)
+    _, state = abstract_state(stage, 0)
     return sum(math.prod(shape) for shape, _ in _weights(state))
 
 
@@ -77,23 +88,22 @@ def _weights(state: nnx.State) -> list[tuple[tuple[int, ...], tuple[Hashable, ..
     return [(leaf.shape, path) for path, leaf in leaves if type(leaf) is nnx.Param and path[0] != "ema"]
 
 
-def _load(build: Build, config: ConfigDict, mesh: Mesh, task: Hashable, work: Work) -> Load:
+def _load(build: Build, mesh: Mesh, task: Hashable, work: Work) -> Load:
     """What an update asks for, from one device's share of the batch traced as if it were alone.
 
     The work that `tensor` and `context` divide is divided evenly; weights travel in the compute type.
     """
-    local = config.copy_and_resolve_references()
-    rows = _shares(mesh)
-    local.train.batch_size //= rows
+    stage, rows = build(), _shares(mesh)
+    config, policy = stage.config, stage.config.remat or "none"
+    share = config.loop.batch_size // rows
+    local = build(batch_size=share)
     alone = make_mesh({}, mesh.devices.flat[:1])
     with jax.set_mesh(alone):
-        moved = product_bytes(*_update(build(local), task)) / (mesh.shape["tensor"] * mesh.shape["context"])
+        moved = product_bytes(*_update(local, task)) / (mesh.shape["tensor"] * mesh.shape["context"])
         again = 0.0
-        if _remat(config) != "none":
-            kept = local.copy_and_resolve_references()
-            kept.model.remat = "none"
-            again = forward_flops(*_update(build(local), task)) - forward_flops(*_update(build(kept), task))
-    stage = build(config)
+        if policy != "none":
+            kept = build(batch_size=share, remat="none")
+            again = forward_flops(*_update(local, task)) - forward_flops(*_update(kept, task))
     _, state = abstract_state(stage, 0)
     placement = shardings(state, mesh)
     placed = dict(nnx.to_flat_state(placement))
@@ -102,18 +112,18 @@ def _load(build: Build, config: ConfigDict, mesh: Mesh, task: Hashable, work: Wo
         leaf.dtype.itemsize * math.prod(sharding.shard_shape(leaf.shape))
         for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placement), strict=True)
     )
-    itemsize = jnp.dtype(config.model.get("dtype", "float32")).itemsize
-    passes = 3 if _remat(config) == "full" else 2
-    transfers = weight_transfers(specs, mesh, itemsize, passes) * LoopConfig.of(config.train).accumulate
+    itemsize = jnp.dtype(config.dtype).itemsize
+    passes = 3 if policy == "full" else 2
+    transfers = weight_transfers(specs, mesh, itemsize, passes) * config.loop.accumulate
     attended = 0.0
     if trunk := stage.trunk:
         length = stage.length
-        positions = config.train.batch_size * length / (rows * mesh.shape["context"])
+        positions = config.loop.batch_size * length / (rows * mesh.shape["context"])
         sizes = {name: getattr(trunk, name) for name in ("layers", "width", "heads", "kv_heads", "head_dim")}
         transfers += activation_transfers(mesh, tokens=positions, **sizes, itemsize=itemsize, passes=passes)
         row = jax.ShapeDtypeStruct((1, 1, length, 1), jnp.float32)
-        if _remat(config) != "none" and attention_splash.fits(row, task):  # `again` does not see into kernels
-            pairs = task.pairs(length) * config.train.batch_size
+        if policy != "none" and attention_splash.fits(row, task):  # `again` does not see into kernels
+            pairs = task.pairs(length) * config.loop.batch_size
             attended = 4.0 * trunk.layers * trunk.heads * trunk.head_dim * pairs
     return Load(
         flops=work.flops,
@@ -136,23 +146,17 @@ def _update(stage: Stage, task: Hashable) -> tuple:
     return step, state, batch
 
 
-def _remat(config: ConfigDict) -> str:
-    return config.model.get("remat", "none")
-
-
 # MARK: what fits
 
 
-def fit(
-    build: Build, config: ConfigDict, devices: list[jax.Device], chip: Chip, say: Callable[[str], None]
-) -> dict[str, Any]:
+def fit(build: Build, devices: list[jax.Device], chip: Chip, say: Callable[[str], None]) -> dict[str, Any]:
     """The largest batch that fits under each remat policy, found by compiling.
 
     Memory is nearly linear in the batch, so two programs tell where the limit should be and two more that it is there,
     to a unit or to 3 %.
 
     Args:
-      build, config: as in `jobs`; batch size and remat policy are varied.
+      build: as in `jobs`; batch size and remat policy are varied.
       devices, chip: to fit on.
       say: told of every program tried.
     Returns:
@@ -161,16 +165,13 @@ def fit(
       predicted of its slowest task), `largest` (policy -> batch size, 0 for none), and `cheapest`, the first policy
       under which the configuration's own batch fits, or None.
     """
-    _, mesh = check(build(config), config, devices)
-    unit = _shares(mesh) * LoopConfig.of(config.train).accumulate
+    stage = build()
+    mesh, own = check(stage, devices), stage.config.loop.batch_size
+    unit = _shares(mesh) * stage.config.loop.accumulate
     tried: list[dict[str, Any]] = []
 
     def attempt(policy: str, batch: int) -> dict[str, Any]:
-        trial = config.copy_and_resolve_references()
-        trial.train.batch_size = batch
-        if "remat" in config.model:
-            trial.model.remat = policy
-        facts = [examine(job, mesh, chip) for job in jobs(build, trial, mesh)]
+        facts = [examine(job, mesh, chip) for job in jobs(build, mesh, batch, policy)]
         row = {
             "remat": policy,
             "batch_size": batch,
@@ -186,24 +187,22 @@ def fit(
         say(f"remat {policy}, batch {batch}: {'fits' if row['fits'] else 'does not fit'}, {size}")
         return row
 
-    largest, cheapest, own = {}, None, config.train.batch_size
-    for policy in _policies(build, config):
+    largest, cheapest = {}, None
+    for policy in _policies(build, stage):
         largest[policy] = _largest(lambda batch, policy=policy: attempt(policy, batch), unit, own, chip.memory)
         if cheapest is None and largest[policy] >= own:
             cheapest = policy
     return {"unit": unit, "tried": tried, "largest": largest, "cheapest": cheapest}
 
 
-def _policies(build: Build, config: ConfigDict) -> Iterator[str]:
+def _policies(build: Build, stage: Stage) -> Iterator[str]:
     """The remat policies that a configuration's model knows."""
-    if "remat" not in config.model:
+    if stage.config.remat is None:
         yield "none"
         return
     for policy in POLICIES:
-        trial = config.copy_and_resolve_references()
-        trial.model.remat = policy
         try:
-            abstract_state(build(trial), 0)
+            abstract_state(build(remat=policy), 0)
         except UserError:
             continue
         yield policy

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
@@ -16,8 +15,8 @@ from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
-from hiermusic.train.optimiser import OptimiserConfig, average
-from hiermusic.train.stage import Batch, Metrics, Work
+from hiermusic.train.optimiser import average
+from hiermusic.train.stage import Batch, Metrics, RunConfig, Work
 
 if TYPE_CHECKING:
     import grain
@@ -26,20 +25,18 @@ if TYPE_CHECKING:
 class LMState(nnx.Module):
     """A model, its running average if it has one, and its optimiser."""
 
-    def __init__(self, model: nnx.Module, transform: optax.GradientTransformation, averaged: bool):
+    def __init__(self, model: nnx.Module, config: RunConfig):
         self.model = model
-        if averaged:
+        if config.ema_decay:
             self.ema = nnx.clone(model)
-        self.optimiser = nnx.Optimizer(model, transform, wrt=nnx.Param)
+        self.optimiser = nnx.Optimizer(model, config.transform(model), wrt=nnx.Param)
 
 
 class LMStage:
     """Trains a token model on batches that name who sees whom; see `stage.Stage`.
 
     Args:
-      config: reads `train.steps`, the optimiser's fields (see `OptimiserConfig`), `train.ema_decay` (0 or left out: no
-        average is kept), and `train.accumulate` (1 or left out: a batch is one piece; else the model's metrics must
-        hold `count_K`).
+      config: of the run; where it accumulates, the model's metrics must hold `count_K`.
       make_model: rngs -> the model.
       train: rows of a batch -> an endless data set of pairs (`Visibility`, those rows).
       valid: the same for a finite one; raises NoTracks where no track is held out.
@@ -49,12 +46,11 @@ class LMStage:
       trunk: of the model.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
       open: called with the workdir, to find and check the data before the first batch.
-      places: see `stage.Stage`.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         make_model: Callable[[nnx.Rngs], nnx.Module],
         *,
         train: Callable[[Sequence[int]], "grain.MapDataset"],
@@ -65,19 +61,14 @@ class LMStage:
         trunk: TransformerConfig,
         prepare: Callable[[nnx.Module], None] = lambda module: None,
         open: Callable[[Path], None] = lambda workdir: None,
-        places: Sequence[str] = (),
     ):
+        self.config, self.open = config, open
         self.make_model, self.train_batches, self._valid, self._prepare = make_model, train, valid, prepare
-        self.open, self.places = open, places
         self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
-        self.optimiser = OptimiserConfig.of(config.train)
-        self.steps, self.ema_decay = config.train.steps, config.train.get("ema_decay", 0.0)
-        self.accumulate = config.train.get("accumulate", 1)
-        self.rate = self.optimiser.rate(self.steps)
+        self.ema_decay, self.rate = config.ema_decay, config.rate
 
     def create(self, rngs: nnx.Rngs) -> LMState:
-        model = self.make_model(rngs)
-        return LMState(model, self.optimiser.transform(model, self.steps), self.ema_decay > 0)
+        return LMState(self.make_model(rngs), self.config)
 
     def prepare(self, module: LMState) -> None:
         self._prepare(module)
@@ -107,7 +98,7 @@ class LMStage:
         return float(predicted / batch["valid"].size), float(batch["valid"].mean())
 
     def step(self, module: LMState, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array) -> Metrics:
-        gradients, metrics = _gradients(module.model, batch, task, key, self.accumulate)
+        gradients, metrics = _gradients(module.model, batch, task, key, self.config.loop.accumulate)
         metrics = {
             **_measured(metrics),
             "grad_norm": optax.tree.norm(gradients),

@@ -28,10 +28,8 @@ from hiermusic.train.guard import NAMES, Guard
 from hiermusic.train.lock import owned
 from hiermusic.train.log import Log
 from hiermusic.train.meter import Meter
-from hiermusic.train.optimiser import OptimiserConfig
 from hiermusic.train.profiler import Profiler
-from hiermusic.train.settings import LoopConfig
-from hiermusic.train.stage import Batch, Metrics, Stage
+from hiermusic.train.stage import Batch, Metrics, RunConfig, Stage
 from hiermusic.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -41,20 +39,15 @@ LIMITS = jax.ShapeDtypeStruct((2,), jnp.float32)  # of loss and gradient norm, a
 
 
 def run(
-    stage: Stage,
-    config: Any,
-    workdir: str | Path,
-    progress: bool = True,
-    checked: tuple[LoopConfig, jax.sharding.Mesh] | None = None,
+    stage: Stage, workdir: str | Path, progress: bool = True, mesh: jax.sharding.Mesh | None = None
 ) -> dict[str, Any]:
     """Trains `stage` in `workdir`, resuming from its newest checkpoint if it has one.
 
     Args:
       stage: what to train.
-      config: the run's ml_collections config, of which `train` (see `LoopConfig`) and, if there, `mesh` are read here.
       workdir: gets config.json, checkpoints/, metrics.jsonl, TensorBoard events, samples/.
       progress: shows a progress bar on standard error.
-      checked: what `check` gave, where it has been asked already.
+      mesh: what `check` gave, where it has been asked already.
     Returns:
       The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run.
     Raises:
@@ -62,34 +55,30 @@ def run(
         checkpoint, a full disk, or too many skipped steps in a row.
     """
     begin = time.time()
-    options, mesh = checked or check(stage, config)
+    mesh = mesh or check(stage)
     with owned(workdir):
-        moved = _moved_rate(workdir, config)
-        claim(workdir, config, stage.places)
+        moved = _moved_rate(workdir, stage.config)
+        claim(workdir, stage.config.fields, stage.config.places)
         if moved:
             _tell(moved)
         with jax.set_mesh(mesh), _Stop() as stop:
-            trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
+            trainer = _Trainer(stage, mesh, Path(workdir), progress, begin)
             try:
                 return trainer.train(stop)
             finally:
                 trainer.close()
 
 
-def check(
-    stage: Stage, config: Any, devices: Sequence[jax.Device] | None = None
-) -> tuple[LoopConfig, jax.sharding.Mesh]:
-    """The settings and the mesh of a run, or a UserError, before anything is read, written or allocated.
+def check(stage: Stage, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of a run that can be made, or a UserError, before anything is read, written or allocated.
 
     Args:
       stage: what to train; its data is not touched.
-      config: as for `run`.
       devices: to train on, which need not be there; all of this job's when left out.
     Raises:
-      UserError: settings out of their range, a mesh that does not fill the devices, or a batch, heads or widths that
-        do not divide over it.
+      UserError: a mesh that does not fill the devices, or a batch, heads or widths that do not divide over it.
     """
-    options, mesh = LoopConfig.of(config.train), mesh_of(config, devices)
+    options, mesh = stage.config.loop, mesh_of(stage.config.mesh, devices)
     BatchPlacement(mesh, options.batch_size)
     (rows,) = batch_sharding(mesh).shard_shape((options.batch_size,))
     if rows % options.accumulate:
@@ -99,22 +88,21 @@ def check(
         )
     stage.check(mesh)
     shardings(abstract_state(stage, options.seed)[1], mesh)
-    return options, mesh
+    return mesh
 
 
-def _moved_rate(workdir: str | Path, config: Any) -> str | None:
+def _moved_rate(workdir: str | Path, config: RunConfig) -> str | None:
     """What becomes of the learning rate of a run that goes on to another length; None where nothing does."""
-    step, new = latest_step(workdir), config.train.steps
+    step, new = latest_step(workdir), config.loop.steps
     old = read_config(workdir)["train"]["steps"] if step is not None else new
     if old == new:
         return None
-    optimiser = OptimiserConfig.of(config.train)
     for at in sorted({step, max(step, min(old, new) - 1)}):
-        before, after = (float(optimiser.rate(steps)(at)) for steps in (old, new))
+        before, after = (float(config.optimiser.rate(steps)(at)) for steps in (old, new))
         if not math.isclose(before, after, rel_tol=1e-3):
             return (
-                f"{workdir}: train.steps was {old} and is {new}, which moves the {optimiser.schedule} schedule: the "
-                f"learning rate after step {at} is {after:.3g}, it was to be {before:.3g} (a run begun with "
+                f"{workdir}: train.steps was {old} and is {new}, which moves the {config.optimiser.schedule} schedule: "
+                f"the learning rate after step {at} is {after:.3g}, it was to be {before:.3g} (a run begun with "
                 "train.decay_steps keeps its schedule)"
             )
     return None
@@ -138,9 +126,8 @@ class _Pending(NamedTuple):
 class _Trainer:
     """The state of a run between two steps."""
 
-    def __init__(
-        self, stage: Stage, options: LoopConfig, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float
-    ):
+    def __init__(self, stage: Stage, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float):
+        options = stage.config.loop
         self.stage, self.options, self.mesh = stage, options, mesh
 
         def create():

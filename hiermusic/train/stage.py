@@ -1,13 +1,19 @@
-"""What a trainable thing must offer: the loop knows nothing else about it."""
+"""How a run goes, and what a trainable thing must offer: the loop knows nothing else about it."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.parallel.settings import MeshConfig
+from hiermusic.train.optimiser import OptimiserConfig
+from hiermusic.train.settings import LoopConfig
 
 if TYPE_CHECKING:
     import grain
@@ -17,6 +23,62 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, np.ndarray]
 Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The configuration of a run, as far as any stage has it.
+
+    Attributes:
+      loop: batches, intervals, the guard.
+      optimiser: what moves the weights.
+      ema_decay: of the running average of the weights, in [0, 1); 0 = none is kept.
+      mesh: of devices; None for a single one.
+      dtype: that the model computes in.
+      remat: what the model computes twice to save memory ("none", "dots", "full"); None where it has no choice.
+      fields: the whole configuration in JSON values, which config.json keeps; nothing is read from there.
+      places: those of them, besides `data.path` and `data.codec`, that name files or folders: others perhaps when a run
+        goes on.
+    Raises:
+      UserError: a field that is missing or out of its range.
+    """
+
+    loop: LoopConfig
+    optimiser: OptimiserConfig
+    ema_decay: float = 0.0
+    mesh: MeshConfig | None = None
+    dtype: str = "float32"
+    remat: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"train.ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], places: tuple[str, ...] = ()) -> "RunConfig":
+        """The config of a whole configuration in JSON values."""
+        train, model = fields["train"], fields.get("model", {})
+        return cls(
+            LoopConfig.of(train),
+            OptimiserConfig.of(train),
+            train.get("ema_decay", 0.0),
+            MeshConfig.of(fields["mesh"]) if "mesh" in fields else None,
+            model.get("dtype", "float32"),
+            model.get("remat"),
+            fields,
+            places,
+        )
+
+    @property
+    def rate(self) -> optax.Schedule:
+        """The learning rate as a function of the number of updates made."""
+        return self.optimiser.rate(self.loop.steps)
+
+    def transform(self, model: nnx.Module) -> optax.GradientTransformation:
+        """What makes updates of a model's gradients."""
+        return self.optimiser.transform(model, self.loop.steps)
 
 
 @dataclass(frozen=True)
@@ -44,11 +106,11 @@ class Stage(Protocol):
     makes a restart exact, on any number of processes.
 
     Attributes:
-      places: fields besides `data.path` and `data.codec` that name files or folders, others perhaps when a run goes on.
+      config: of the run.
       trunk: sizes of the transformer that rows of `length` positions go through, None where there is no such thing.
     """
 
-    places: Sequence[str]
+    config: RunConfig
     trunk: "TransformerConfig | None"
     length: int
 

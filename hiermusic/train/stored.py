@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def open_weights(workdir: str | Path, step: int | None = None, dtype: str | None
 def reshard(
     workdir: str | Path,
     out: str | Path,
-    config: Any,
+    config: Mapping[str, Any],
     abstract: nnx.State,
     step: int | None = None,
     weights_only: bool = False,
@@ -131,7 +131,7 @@ def reshard(
     Args:
       workdir: of the training run.
       out: the new workdir; stands when all of it is written.
-      config: of the new workdir: that of the run but for its mesh.
+      config: of the new workdir, in JSON values: that of the run but for its mesh.
       abstract: the run's training state, with the shardings of the new mesh.
       step: which checkpoint; default the newest.
       weights_only: take the weights to infer with, as `model`, and leave optimisers, average and data state behind.

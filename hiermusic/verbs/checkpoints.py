@@ -3,10 +3,11 @@
 import importlib.metadata
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
-from hiermusic.configs import common
 from hiermusic.errors import UserError, reading
+from hiermusic.parallel.settings import AXES, MeshConfig
 from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, mesh_sizes, need, positional, string
 
 _DTYPES = ("float32", "bfloat16")
@@ -46,7 +47,7 @@ def _define_reshard(values: Values) -> None:
 def _mesh(named: dict[str, int], sizes: dict) -> dict:
     """The mesh of the new workdir; an axis that --mesh leaves out has size 1, but `data` fills what is there."""
     if named:
-        sizes = common.MESH | {"across": sizes.get("across", common.MESH["across"])} | named
+        sizes = asdict(MeshConfig.of({"across": sizes.get("across", "data"), **named}))
     open_axes = [axis for axis, size in sizes.items() if size == -1 and axis != "data"]
     if open_axes:
         raise UserError(f"mesh.{open_axes[0]} is -1, which says nothing of the shards: give a count with --mesh")
@@ -64,17 +65,18 @@ def _reshard(values: Values, given: list[str]) -> None:
     _on_cpu(devices)
     import jax
 
-    from hiermusic.parallel.mesh import AXES, BatchPlacement, mesh_of, shardings
+    from hiermusic.parallel.mesh import BatchPlacement, mesh_of, shardings
     from hiermusic.train import loop, stored
     from hiermusic.train.checkpoint import place
 
-    mesh = mesh_of(config, jax.devices()[:devices])
-    BatchPlacement(mesh, config.train.batch_size)
-    abstract = loop.abstract_state(workdir.stage(config), config.train.seed)[1]
+    stage = workdir.stage(config)
+    mesh = mesh_of(stage.config.mesh, jax.devices()[:devices])
+    BatchPlacement(mesh, stage.config.loop.batch_size)
+    abstract = loop.abstract_state(stage, stage.config.loop.seed)[1]
     facts = stored.reshard(
         values.workdir,
         values.out,
-        config,
+        stage.config.fields,
         place(abstract, shardings(abstract, mesh)),
         step=values.step,
         weights_only=values.weights_only,

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,11 @@ def _compile(values: Values, given: list[str]) -> None:
 
     if values.fit and values.generate:
         raise UserError("--fit looks at training: leave --generate out")
-    build, settings = workdir.stage, values.config
+    settings = workdir.resolved(values.config)
+    build = partial(workdir.stage, settings)
     devices = topology(values.topology, values.slices)
-    chip, (_, mesh) = chip_of(devices[0]), loop.check(build(settings), settings, devices)
+    stage, chip = build(), chip_of(devices[0])
+    mesh = loop.check(stage, devices)
     facts: dict[str, Any] = {
         "system": settings.system,
         "stage": settings.stage,
@@ -55,15 +58,15 @@ def _compile(values: Values, given: list[str]) -> None:
         "chip": chip.name,
         "memory_per_chip": chip.memory,
         "mesh": dict(mesh.shape),
-        "parameters": compile.parameters(build, settings),
-        "batch_size": settings.train.batch_size,
-        "remat": settings.model.get("remat", "none"),
+        "parameters": compile.parameters(stage),
+        "batch_size": stage.config.loop.batch_size,
+        "remat": stage.config.remat or "none",
     }
     if values.fit:
-        facts["fit"] = compile.fit(build, settings, devices, chip, lambda text: say(f"hiermusic compile: {text}"))
+        facts["fit"] = compile.fit(build, devices, chip, lambda text: say(f"hiermusic compile: {text}"))
         fits = any(facts["fit"]["largest"].values())
     else:
-        jobs = programs.generation(settings, mesh) if values.generate else compile.jobs(build, settings, mesh)
+        jobs = programs.generation(settings, mesh) if values.generate else compile.jobs(build, mesh)
         facts["programs"] = [examine(job, mesh, chip) for job in jobs]
         fits = facts["fits"] = all(program["fits"] for program in facts["programs"])
     if values.out:

@@ -35,6 +35,8 @@ def _define_train(values: Values) -> None:
 def _train(values: Values, given: list[str]) -> None:
     positional(given)
     need(values, "config", "workdir")
+    if told := [name for name in values if name.startswith("config.tokens.")]:
+        raise UserError(f"--{told[0]}: what the tokens are is learnt from their records: leave it out")
     from hiermusic.parallel.hosts import workers
     from hiermusic.systems import workdir
     from hiermusic.train import loop
@@ -42,14 +44,14 @@ def _train(values: Values, given: list[str]) -> None:
     from hiermusic.train.lock import owned
 
     with together(values):
-        stage = workdir.stage(values.config)
-        checked = loop.check(stage, values.config)
-        first, steps = workers()[0] == 0, values.config.train.steps
+        stage = workdir.stage(workdir.resolved(values.config))
+        mesh = loop.check(stage)
+        first, steps = workers()[0] == 0, stage.config.loop.steps
         with owned(values.workdir):
-            workdir.open_data(stage, values.config, values.workdir)
+            workdir.open_data(stage, values.workdir)
             if first:
                 say(f"{values.workdir}: from step {latest_step(values.workdir) or 0} to step {steps}")
-            metrics = loop.run(stage, values.config, values.workdir, values.progress and first, checked)
+            metrics = loop.run(stage, values.workdir, values.progress and first, mesh)
         if metrics["step"] < steps:
             if first:
                 say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")

@@ -13,6 +13,7 @@ from flax import nnx
 from hiermusic.codec import objective
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.objective import ObjectiveConfig
+from hiermusic.errors import UserError
 
 SMALL = ObjectiveConfig(stft_sizes=(78, 126), mel_windows=(64,), mel_bands=(8,))
 
@@ -205,3 +206,24 @@ def test_discriminator_objective_trains_the_discriminator_alone():
     weights, waveform = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, estimate)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(weights) if g.ndim == 4)
     assert not np.any(waveform)
+
+
+def test_fields_of_a_configuration_make_an_objective():
+    made = ObjectiveConfig.of({"stft_sizes": [64, 128], "mel_windows": (32, 64), "mel_bands": 5, "mel": 1.0})
+    assert made == ObjectiveConfig(stft_sizes=(64, 128), mel_windows=(32, 64), mel_bands=(5, 5), mel=1.0)
+    assert ObjectiveConfig.of({"mel_bands": 3}).mel_bands == (3,) * 7
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"stft": -1.0}, "loss.stft is -1.0; it must be finite and not negative"),
+        ({"mel": float("nan")}, "loss.mel is nan"),
+        ({"stft_sizes": (64, 0)}, r"loss.stft_sizes is \(64, 0\); give whole numbers of 1 or more"),
+        ({"mel_windows": ()}, r"loss.mel_windows is \(\)"),
+        ({"mel_bands": (5, 10)}, "loss.mel_bands has 2 numbers for the 7 loss.mel_windows"),
+    ],
+)
+def test_an_objective_out_of_range_is_told(wrong, words):
+    with pytest.raises(UserError, match=words):
+        ObjectiveConfig.of(wrong)

@@ -3,6 +3,7 @@
 import json
 import pickle
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tokenise import tokenise
 from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 
 RATE = 2400
@@ -217,3 +219,28 @@ def test_a_tokenizer_in_writing():
     for text in ("fake", "a@b"):
         with pytest.raises(ValueError):
             Tokenizer.parse(text)
+
+
+def test_a_tokenizer_as_a_person_names_it(tmp_path):
+    run = tmp_path / "sat@7"
+    assert Tokenizer.named(str(run)) == (str(tmp_path / "sat"), 7)
+    run.mkdir()
+    assert Tokenizer.named(str(run)) == (str(run), None) and str(Tokenizer(str(run), None)) == str(run)
+    assert Tokenizer.named(f"{run}@12") == (str(run), 12)
+    for text in ("out/codec", "out/codec@best", "@here/codec"):
+        assert Tokenizer.named(text) == (text, None)
+
+
+def test_facts_of_the_tokens_come_back_and_cannot_contradict_the_hierarchy(audio, tmp_path):
+    facts = TokenFacts(2400, 48, "multiscale", 2, 9, 5, (1, 2), "shared", 1, 3, 0.25)
+    out, how = tmp_path / "tokens", {"facts": facts, "progress": False}
+    given = (partial(encode, facts.hierarchy, 2400), audio, out, facts.hierarchy, 1, str(Tokenizer("/runs/x", 3)))
+    tokenise(*given, **how)
+    assert read_stream(out).facts == facts
+    tokenise(*given, **how)  # goes on with the same facts
+    info = json.loads((out / "info.json").read_text())
+    for wrong in ({"codes": 10}, {"scales": [1, 3]}, {"hop": 0}, {"colour": "red"}):
+        (out / "info.json").write_text(json.dumps(info | {"tokens": info["tokens"] | wrong}))
+        with pytest.raises(UserError) as told:
+            read_stream(out)
+        assert "\n" not in str(told.value)

@@ -151,13 +151,13 @@ def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monk
 
 
 def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
-    asked, hierarchy = [], Hierarchy.uniform(2, Fraction(10), 4)
+    asked, hierarchy, longer = [], *(Hierarchy.uniform(levels, Fraction(10), 4) for levels in (2, 5))
     measured = (np.full((3, 2), 8 * np.log(2)), np.full((3, 2, 4), 2), np.ones((2, 4), int))
 
     class Source:
         def __init__(self, path, levels, split):
             asked.append((path, levels, split))
-            self.info, self.hierarchy = {"of": path}, hierarchy
+            self.info = {"of": path}
 
         def __len__(self):
             return 3
@@ -168,13 +168,14 @@ def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
         return measured
 
     monkeypatch.setattr(run, "TokenSource", Source)
+    monkeypatch.setattr(run, "read_stream", lambda path: SimpleNamespace(hierarchy=longer))
     monkeypatch.setattr(run, "latest_step", lambda workdir: 4)
     monkeypatch.setattr(run.workdirs, "load", lambda workdir: (configuration("backbone"), "the model"))
     monkeypatch.setattr(run.workdirs, "system", lambda config: SimpleNamespace(cross_entropy=cross_entropy))
     for data, path, tracks, kept in ((None, "own", 2, 2), ("other", "other", 32, 3)):
         asked.clear()
         results, _ = run._tokens("w", tmp_path, data, 4.0, tracks)
-        assert asked == [(path, slice(0, 2), "valid"), ("the model", path, tracks, [{"a": 0}])]
+        assert asked == [(path, slice(0, 1), "valid"), ("the model", path, tracks, [{"a": 0}])]
         assert results == {"tracks": kept, "predictability": compare(*measured, hierarchy)}
     monkeypatch.setattr(Source, "__len__", lambda self: 0)
     with pytest.raises(UserError, match="own has no held-out tracks"):

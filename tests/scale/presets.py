@@ -11,17 +11,19 @@ from ml_collections import ConfigDict
 from hiermusic import presets
 from hiermusic.parallel.mesh import BatchPlacement, mesh_of, shardings
 from hiermusic.systems import workdir
+from hiermusic.tokens.scales import schedule
 from hiermusic.train import loop
 from hiermusic.train.codec import CodecStage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {"sat": "aar/codec", "lm": "aar/lm", "ar_baseline": "aar/ar_baseline"}  # the others are Khala's
 WINDOW = {"window": 16, "levels": 4, "codes": 16}
-PRIOR = WINDOW | {"depth": 4, "code_latent": 8, "cond": 8, "listener": 8, "references": 2}
-TOKEN_LM = {"codes": 16, "layers": 2, "width": 32, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn_width": 64}
+PRIOR = {"depth": 4, "cond": 8, "listener": 8, "references": 2}
+TOKENS = {"levels": 4, "codes": 16, "latent": 8}
+TOKEN_LM = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn_width": 64}
 SIZES = {
-    "backbone": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}},
-    "superres": {"model": TOKEN_LM | {"length": 64, "levels": 4, "dropout": 0.0}},
+    "backbone": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}, "tokens": TOKENS},
+    "superres": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}, "tokens": TOKENS},
     "sat": {
         "model": WINDOW
         | {"width": 4, "latent": 8, "code_latent": 6, "phi_count": 2, "kmeans_iterations": 4}
@@ -30,8 +32,11 @@ SIZES = {
         "loss": {"mel_windows": (64,), "mel": 0.001, "waveform": 1.0, "adversarial": 0.1, "feature": 0.1},
         "train": {"crop_frames": 16, "quantise_start": 0, "adversarial_start": 1},
     },
-    "lm": {"model": PRIOR | {"phi_count": 2, "context": 2}},
-    "ar_baseline": {"model": PRIOR},
+    "lm": {
+        "model": PRIOR | {"context": 2},
+        "tokens": TOKENS | {"scales": schedule("quadratic", 16, 4), "phi_count": 2},
+    },
+    "ar_baseline": {"model": PRIOR | {"window": 16}, "tokens": TOKENS},
     "codec": {
         "model": {
             "strides": (8,),
@@ -39,7 +44,7 @@ SIZES = {
             "encoder_width": 8,
             "decoder_width": 16,
             "latent": 8,
-            "codebooks": 4,
+            "levels": 4,
             "codes": 16,
             "kmeans_iterations": 4,
             "quantiser_dropout": "uniform",
@@ -101,7 +106,7 @@ class Placed:
     def __init__(self, config: ConfigDict):
         self.stage = workdir.stage(config)
         sizes = [size for size in config.mesh.to_dict().values() if isinstance(size, int)]
-        self.mesh = mesh_of(config, jax.devices()[: int(np.prod(sizes))])
+        self.mesh = mesh_of(self.stage.config.mesh, jax.devices()[: int(np.prod(sizes))])
         self.graphdef, self.abstract = loop.abstract_state(self.stage, 0)
         self.placement = shardings(self.abstract, self.mesh)
         self.update = loop.make_update(self.stage, self.graphdef, self.mesh, self.placement, 0)

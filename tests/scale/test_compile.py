@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import jax
 import pytest
@@ -69,8 +70,8 @@ def test_every_stage_lowers_for_a_slice(stage):
     pytest.importorskip("libtpu")
     devices = topology("v5e:2x2")
     config = small(stage, {"data": -1, "tensor": 2})
-    _, mesh = loop.check(workdir.stage(config), config, devices)
-    found = compile.jobs(workdir.stage, config, mesh)
+    mesh = loop.check(workdir.stage(config), devices)
+    found = compile.jobs(partial(workdir.stage, config), mesh)
     with jax.set_mesh(mesh):
         modules = [job.lower().as_text() for job in found]
     assert [job.name for job in found] == {
@@ -88,8 +89,8 @@ def test_a_model_of_vectors_lowers_without_them():
     pytest.importorskip("libtpu")
     config = small("lm", {"data": -1, "tensor": 2})
     config.model.listener = 0
-    _, mesh = loop.check(workdir.stage(config), config, topology("v5e:2x2"))
-    (job,) = compile.jobs(workdir.stage, config, mesh)
+    mesh = loop.check(workdir.stage(config), topology("v5e:2x2"))
+    (job,) = compile.jobs(partial(workdir.stage, config), mesh)
     with jax.set_mesh(mesh):
         assert "mhlo.num_partitions = 4" in job.lower().as_text()
     assert any(transfer.axis == "tensor" for transfer in job.load().transfers)  # what activations cost is told too
@@ -102,7 +103,7 @@ def test_generation_lowers_for_a_slice(stage):
     config = small(stage, {"data": -1, "tensor": 2})
     if "text_limit" in config.model:
         config.model.text_limit = 16
-    _, mesh = loop.check(workdir.stage(config), config, devices)
+    mesh = loop.check(workdir.stage(config), devices)
     (job,) = programs.generation(config, mesh)
     with jax.set_mesh(mesh):
         assert "mhlo.num_partitions = 4" in job.lower().as_text()
@@ -117,8 +118,8 @@ def test_recomputing_costs_the_forward_pass_it_repeats():
     for policy in compile.POLICIES:
         config = small("backbone", {"data": -1})
         config.model.update({"remat": policy, "length": 256})  # long enough for the attention kernel
-        _, mesh = loop.check(workdir.stage(config), config, devices)
-        (job,) = compile.jobs(workdir.stage, config, mesh)
+        mesh = loop.check(workdir.stage(config), devices)
+        (job,) = compile.jobs(partial(workdir.stage, config), mesh)
         loads[policy] = job.load()
     assert len({load.flops for load in loads.values()}) == 1
     assert loads["none"].recomputed == 0 < loads["dots"].recomputed < loads["full"].recomputed
@@ -161,13 +162,14 @@ def test_fit_tells_the_largest_batch_of_every_policy(run, monkeypatch):
     slopes = {"none": 2.0, "dots": 1.0, "full": 0.25}  # GiB an example
 
     def examine(trial, mesh, chip):
-        wanted = (1 + slopes[trial.model.remat] * trial.train.batch_size / mesh.size) * 2**30
+        batch, remat = trial
+        wanted = (1 + slopes[remat] * batch / mesh.size) * 2**30
         facts = {"fits": wanted <= chip.memory, "compile_seconds": 1.0}
         if facts["fits"]:
             return facts | {"bytes_per_chip": {"peak": wanted}, "prediction": {"tokens_per_second": 1e6}}
         return facts | {"bytes_per_chip": {"memory": "HBM", "wanted": wanted, "available": chip.memory}}
 
-    monkeypatch.setattr(compile, "jobs", lambda build, config, mesh: [config])
+    monkeypatch.setattr(compile, "jobs", lambda build, mesh, batch, remat: [(batch, remat)])
     monkeypatch.setattr(compile, "examine", examine)
     where = ["--topology=v5e:2x2", "--config.train.batch_size=32", "--fit"]
     status, text, err = run(BACKBONE, *where, "--json")
@@ -197,8 +199,9 @@ def test_facts_of_a_compiled_step(run, tmp_path):
     config = load("backbone", "tiny")
     config.mesh.update({"data": 2, "fsdp": 4, "tensor": 2})
     config.model.kv_heads = 2
-    _, state = abstract_state(workdir.stage(config), 0)
-    placement = shardings(state, mesh_of(config, topology("v5e:4x4")))
+    stage = workdir.stage(config)
+    _, state = abstract_state(stage, 0)
+    placement = shardings(state, mesh_of(stage.config.mesh, topology("v5e:4x4")))
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(placement), strict=True)
     held = sum(leaf.dtype.itemsize * math.prod(split.shard_shape(leaf.shape)) for leaf, split in leaves)
     # Arrays are padded to tiles of 8 by 128; the batch is small beside the state.

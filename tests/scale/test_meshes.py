@@ -70,7 +70,7 @@ def test_codebooks_of_eight_devices_are_those_of_one():
 def test_tiny_presets_take_eight_devices_by_one_flag(stage, axis):
     config = load(stage, "tiny")
     config.mesh[axis] = 8
-    _, mesh = loop.check(workdir.stage(config), config)
+    mesh = loop.check(workdir.stage(config))
     assert mesh.shape[axis] == 8 and mesh.size == 8
 
 
@@ -93,7 +93,7 @@ def test_a_rule_that_cannot_be_met_is_one_line(stage, mesh, change, words):
         config.update(change)
         config.mesh.update(mesh)
     with pytest.raises(UserError) as raised:
-        loop.check(workdir.stage(config), config)
+        loop.check(workdir.stage(config))
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -19,9 +19,9 @@ GO_ON = "run the same command to go on"
 def alone(workdir, steps, width=16):
     """The same run in this process, on its eight devices."""
     config = worker.toy.config(steps=steps, checkpoint_every=2)
-    config.model.width, config.mesh = width, {"fsdp": -1}
+    config |= {"model": {"width": width}, "mesh": {"fsdp": -1}}
     stage = worker.Told(config)
-    worker.run(stage, config, workdir, progress=False)
+    worker.run(stage, workdir, progress=False)
     return {name: crc for name, crc in stage.made.items() if int(name.split()[0]) < steps}
 
 

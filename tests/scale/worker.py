@@ -52,9 +52,9 @@ def main() -> None:
     place = (given.coordinator, given.processes, given.process, given.start_timeout)
     with hosts.joined(*place):
         config = toy.config(steps=given.steps, checkpoint_every=given.every)
-        config.model.width, config.mesh = given.width, given.mesh
+        config |= {"model": {"width": given.width}, "mesh": given.mesh}
         stage = Told(config, pause=given.pause)
-        last = run(stage, config, given.workdir, progress=False)
+        last = run(stage, given.workdir, progress=False)
         made = {name: crc for name, crc in stage.made.items() if int(name.split()[0]) < last["step"]}
         print(json.dumps({"step": last["step"], "loss": last.get("loss"), "made": made, "devices": len(jax.devices())}))
         if last["step"] < given.steps:

@@ -18,7 +18,7 @@ CODEC = (
     "--config.model.encoder_width=2",
     "--config.model.decoder_width=16",
     "--config.model.latent=8",
-    "--config.model.codebooks=6",
+    "--config.model.levels=6",
     "--config.model.codes=16",
     "--config.discriminator.fft_sizes=(78, 206)",
     "--config.discriminator.filters=2",
@@ -36,14 +36,12 @@ CODEC = (
 )
 RECORDS = ("--sample_rate=22050", "--channels=1")
 AAR = CONFIGS.parent / "aar"
-WINDOW = (
+WINDOW = "--config.model.window=50"
+SAT = (
     "--config.model.sample_rate=4000",
     "--config.model.fold=2",
     "--config.model.strides=(2, 5)",
-    "--config.model.window=50",
-)
-SAT = (
-    *WINDOW,
+    WINDOW,
     "--config.model.width=2",
     "--config.model.latent=8",
     "--config.model.code_latent=6",
@@ -64,18 +62,8 @@ SAT = (
     "--config.train.valid_batches=1",
 )
 RESIDUAL = ("--config.model.quantiser=residual", "--config.model.levels=3")
-SCALES = (
-    "--config.model.levels=4",
-    "--config.model.phi_count=2",
-    "--config.model.code_latent=6",
-    "--config.model.context=10",
-)
 PRIOR = (
-    *WINDOW,
     "--config.model.depth=1",
-    "--config.model.levels=3",
-    "--config.model.codes=16",
-    "--config.model.code_latent=8",
     "--config.model.cond=12",
     "--config.model.listener=8",
     "--config.model.references=2",
@@ -86,8 +74,6 @@ PRIOR = (
     "--config.train.valid_batches=1",
 )
 TOKEN_LM = (
-    "--config.model.frame_rate=44100/2048",
-    "--config.model.codes=16",
     "--config.model.layers=2",
     "--config.model.width=16",
     "--config.model.heads=2",
@@ -111,7 +97,7 @@ def run():
 @pytest.fixture(scope="session")
 def miniature():
     """Stage -> the configuration of its miniature, as arguments."""
-    sizes = {"codec": CODEC, "backbone": TOKEN_LM, "superres": (*TOKEN_LM, "--config.model.levels=6")}
+    sizes = {"codec": CODEC, "backbone": TOKEN_LM, "superres": TOKEN_LM}
     return lambda stage: (f"--config={CONFIGS}/{stage}.py:tiny", *sizes[stage])
 
 
@@ -132,14 +118,15 @@ def khala(tmp_path_factory, run) -> SimpleNamespace:
 def aar(tmp_path_factory, run) -> SimpleNamespace:
     """Workdirs and records of a miniature of SAT and AAR; no test may change them."""
     names = ("corpus", "codec", "tokens", "lm")
-    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, run, "lm", (), SCALES))
+    context = ("--config.model.context=10",)
+    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, run, "lm", (), context))
 
 
 @pytest.fixture(scope="session")
 def baseline(tmp_path_factory, run) -> SimpleNamespace:
     """The same of AAR's baseline: residual codes and a model of one token after another."""
     names = ("corpus", "codec", "tokens", "lm")
-    return shared(tmp_path_factory, "baseline", names, lambda at: make_aar(at, run, "ar_baseline", RESIDUAL, ()))
+    return shared(tmp_path_factory, "baseline", names, lambda at: make_aar(at, run, "ar_baseline", RESIDUAL, (WINDOW,)))
 
 
 def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> SimpleNamespace:
@@ -190,7 +177,6 @@ def make(at: SimpleNamespace, run) -> None:
         tokens,
         "--noprogress",
         f"--config.init_from={at.backbone}",
-        "--config.model.levels=6",
         *TOKEN_LM,
     )
     prompts = [

@@ -1,7 +1,8 @@
 """What the tests of this room put in place of data, and what they share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,11 +16,13 @@ from hiermusic.systems.requests import Request
 from hiermusic.tokens.prompt import Prompt
 
 
-def configuration(name: str, **model: Any) -> ConfigDict:
-    """The configuration of SYSTEM/STAGE:PRESET with fields of its model changed."""
+def configuration(name: str, tokens: Mapping[str, Any] = MappingProxyType({}), **model: Any) -> ConfigDict:
+    """The configuration of SYSTEM/STAGE:PRESET with fields of its model, and of what it says of its tokens, changed."""
     file, _, preset = name.partition(":")
     config = presets.read(f"configs/{file}.py:{preset}")
     config.model.update(model)
+    if tokens:
+        config.tokens.update(tokens)
     return config
 
 

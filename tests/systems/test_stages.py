@@ -8,7 +8,7 @@ import pytest
 
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
-from hiermusic.systems import parts
+from hiermusic.systems import parts, tokens
 from hiermusic.systems.aar import models as aar_models
 from hiermusic.systems.aar import rows as aar_rows
 from hiermusic.systems.aar import stages as aar
@@ -63,7 +63,7 @@ def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypa
     system.stage(config)
     assert asked == []
     made.given.open(Path("w"))
-    codec = system.codec_config(config.model if name == "khala" else config)
+    codec = system.codec_config(config.model)
     how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4}
     assert asked == [(("music", Path("w/data"), codec.sample_rate, codec.channels), how)]
     samples = config.train.crop_frames * codec.hop
@@ -84,7 +84,7 @@ def test_a_stage_that_is_only_looked_at_touches_no_data(made, monkeypatch):
 def test_khalas_token_models_begin_with_their_codec_and_then_another_run(made, monkeypatch, name, tables):
     config, order = configuration(f"{name}:tiny", codec_tables=tables), []
     config.data.path, config.init_from = "tokens", "other"
-    monkeypatch.setattr(parts, "stored_codec", lambda path: (f"codec of {path}", 6))
+    monkeypatch.setattr(tokens, "codec_of", lambda config: (f"codec of {config.data.path}", 6))
     monkeypatch.setattr(khala.workdirs, "load_codec", lambda run, step: f"{run}@{step}")
     monkeypatch.setattr(parts, "start_from_codec", lambda codec, model: order.append((codec, model)))
     monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
@@ -98,9 +98,9 @@ def test_aars_models_begin_with_their_codec_another_run_and_the_codecs_codes(mad
     config, order = configuration("aar/lm:tiny", codec_tables=tables), []
     config.data.path, config.init_from = "tokens", "other"
     quantiser = SimpleNamespace(quantiser="the quantiser")
-    monkeypatch.setattr(aar, "codec_of", lambda config: ("codec", 6))
+    monkeypatch.setattr(tokens, "codec_of", lambda config: ("codec", 6))
     monkeypatch.setattr(aar.workdirs, "load_codec", lambda run, step: order.append((run, step)) or quantiser)
-    monkeypatch.setattr(aar, "trained_counts", lambda config, windows, path, most: (path, most))
+    monkeypatch.setattr(aar, "trained_counts", lambda windows, path, most: (path, most))
     monkeypatch.setattr(parts, "start_from_codec", lambda codec, lm, counts: order.append((codec, lm, counts)))
     monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
     aar.stage(config)
@@ -113,10 +113,10 @@ def test_aars_models_begin_with_their_codec_another_run_and_the_codecs_codes(mad
 def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch):
     """Of a run that begins: one that goes on has its codec's codes in its checkpoint."""
     checked = []
-    monkeypatch.setattr(aar, "check_tokens", lambda config, path: checked.append(path))
-    monkeypatch.setattr(aar, "check_codec", lambda config, codec: checked.append(codec))
+    monkeypatch.setattr(tokens, "check_records", lambda config, path: checked.append(path))
+    monkeypatch.setattr(aar, "check_codec", lambda config, run, codec: checked.append(codec))
     monkeypatch.setattr(aar, "check_vectors", lambda vectors, path: checked.append((vectors, path)))
-    monkeypatch.setattr(aar, "codec_of", lambda config: ("codec", 6))
+    monkeypatch.setattr(tokens, "codec_of", lambda config: "codec")
     config = configuration("aar/lm:tiny")
     config.data.path = "tokens"
     for steps, expected in (([], ["tokens", "codec"]), ([4], ["tokens"])):
@@ -134,9 +134,8 @@ def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch
     assert made.given.train([1])[0].vectors == made.given.valid([1])[0].vectors == ("v.npz", config.model.cond)
 
     checked.clear()
-    monkeypatch.setattr(khala, "check_tokens", lambda config, path: checked.append(path))
     monkeypatch.setattr(khala, "tell_cut", lambda config: checked.append("told"))
-    monkeypatch.setattr(khala, "_check_codec", lambda tokens: checked.append(f"codec of {tokens}"))
+    monkeypatch.setattr(tokens, "codec_of", lambda config: checked.append("codec"))
     config = configuration("khala/backbone:tiny")
     config.data.path = "tokens"
     for steps, tables, expected in (([], True, 3), ([], False, 2), ([4], True, 2)):
@@ -146,7 +145,7 @@ def test_data_of_another_kind_are_refused_before_anything_else(made, monkeypatch
         khala.stage(config)
         assert checked == []
         made.given.open(Path("w"))
-        assert checked == ["tokens", "told", "codec of tokens"][:expected]
+        assert checked == ["tokens", "told", "codec"][:expected]
 
 
 def test_a_corpus_in_which_nothing_is_held_out_is_not_validated_on():
@@ -173,10 +172,10 @@ def test_work_is_counted_over_a_whole_batch(name):
     assert (two.flops, two.tokens, two.seconds) == (2 * one.flops, 2 * one.tokens, 2 * one.seconds)
     model, batch = config.model, config.train.batch_size
     if system is aar:
-        seconds, tokens = aar_models.window_seconds(model), float(aar_models.hierarchy(config).tokens_per_second)
+        seconds, rate = aar_models.window_seconds(config), {"aar/lm": 455, "aar/ar_baseline": 450}[name]
         lm = aar_models.prior_config(config).lm
-        forward = lm.flops(aar_models.length(config), task, 1 if name == "aar/lm" else model.levels)
-        assert two.seconds == seconds * batch and two.tokens == round(tokens * seconds * batch)
+        forward = lm.flops(aar_models.length(config), task, 1 if name == "aar/lm" else 6)
+        assert two.seconds == seconds * batch == batch and two.tokens == rate * batch
     else:
         rate = 22050 / 512
         levels = model.levels if name == "khala/backbone" else 1
@@ -184,23 +183,6 @@ def test_work_is_counted_over_a_whole_batch(name):
         assert two.tokens == batch * model.length
         assert two.seconds == pytest.approx(batch * model.length / levels / rate)
     assert two.flops == pytest.approx(3 * forward * batch)
-
-
-def test_tokens_of_other_sizes_are_named_with_what_to_set(monkeypatch):
-    from hiermusic.tokens.hierarchy import Hierarchy
-
-    config = configuration("khala/backbone:tiny", codes=256, frame_rate="10")
-    stored = Hierarchy.uniform(2, 20, 128)
-    monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels: stored)
-    monkeypatch.setattr(khala, "read_info", lambda path, kind: {"hierarchy": [{}] * 6})
-    with pytest.raises(UserError, match=r"tokens holds 6 levels of 128 codes at 20 Hz.*codes=128 .*frame_rate=20"):
-        khala.check_tokens(config, "tokens")
-    for other in (Hierarchy.uniform(2, 10, 128), Hierarchy.uniform(2, 20, 256)):
-        monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels, other=other: other)
-        with pytest.raises(UserError):
-            khala.check_tokens(config, "tokens")
-    monkeypatch.setattr(parts, "stored_hierarchy", lambda path, levels: Hierarchy.uniform(2, 10, 256))
-    khala.check_tokens(config, "tokens")
 
 
 def test_a_codecs_codebooks_are_compared_number_by_number():

@@ -14,6 +14,7 @@ from hiermusic.data.streams import Tokenizer, read_stream
 from hiermusic.data.token_records import TokenSource
 from hiermusic.data.tracks import Track
 from hiermusic.systems import workdir
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
 STEMS = ("mix", "vocals", "instrumental")
@@ -25,6 +26,10 @@ class Codec(SimpleNamespace):
     @property
     def hierarchy(self) -> Hierarchy:
         return Hierarchy.uniform(self.levels, Fraction(50), 500)
+
+    @property
+    def facts(self) -> TokenFacts:
+        return TokenFacts(self.sample_rate, self.sample_rate // 50, "residual", self.levels, 500, 1)
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -94,6 +99,7 @@ def test_each_stream_is_made_by_its_codec_of_its_stem(codecs, corpus, tmp_path, 
     assert answer["streams"]["instrumental"]["tracks"] == 2
     semantic, fast = read_stream(out / "vocals/semantic"), read_stream(out / "instrumental")
     assert (semantic.stem, semantic.tokenizer, semantic.sample_rate) == ("vocals", Tokenizer(codecs.slow, 20), 1600)
+    assert (semantic.facts, fast.facts) == (codecs.made[codecs.slow].facts, codecs.made[codecs.fast].facts)
     assert (fast.stem, fast.tokenizer, len(fast.hierarchy)) == ("instrumental", Tokenizer(codecs.fast, 5), 3)
     assert (read_info(out / "vocals/semantic"), read_info(out / "instrumental")) == (1, 2)
     mono_LC = AudioSource(corpus, "instrumental").track(0).mean(axis=1, keepdims=True)

@@ -11,6 +11,7 @@ from hiermusic.data import pipeline, records, tokenise
 from hiermusic.errors import UserError
 from hiermusic.systems import workdir
 from hiermusic.systems.system import Flag
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
 from .fakes import configuration
@@ -23,7 +24,7 @@ def codec(monkeypatch):
     """A codec of 10 samples a frame that codes a frame as its place, and what was asked of it."""
     it = SimpleNamespace(asked=[], sample_rate=1000, channels=1, row=10, slots=(1,) * LEVELS)
     it.hierarchy = Hierarchy.uniform(LEVELS, 10, 64)
-    it.config = configuration("khala/codec:tiny")
+    it.config, it.facts = configuration("khala/codec:tiny"), TokenFacts(1000, 100, "residual", LEVELS, 64, 8)
 
     def encode(codec, wav_LC, layers=None):
         it.asked.append((wav_LC, layers))
@@ -56,7 +57,7 @@ def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_pa
     assert where == ("music", out / "audio", 1000, 1) and how == shares
     name = f"{Path('codec').absolute()}@12"
     assert given == ["records", out, codec.hierarchy, 2, name]
-    assert shared == {"stem": "mix", "sample_rate": 1000, "channels": 1, "worker": (1, 3)}
+    assert shared == {"facts": codec.facts, "stem": "mix", "sample_rate": 1000, "channels": 1, "worker": (1, 3)}
     wav_LC = np.zeros((25, 1))
     np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
 
@@ -161,23 +162,17 @@ def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatc
     given = {"path": "tokens", "codec": "codec", "clap": "clap"}
     config.data.update(given)
     config.init_from = "other"
-
-    def check(place, config, free):
-        order.append(("check", config.init_from, free))
-
-    monkeypatch.setattr(workdir.checkpoint, "check", check)
-    stage = SimpleNamespace(places=("data.clap",), open=lambda place: order.append(("open", place)))
-    system = SimpleNamespace(stage=lambda config: order.append("made") or stage)
-    monkeypatch.setattr(workdir, "system", lambda config: system)
-    assert workdir.stage(config) is stage and order == ["made"]
+    monkeypatch.setattr(workdir.checkpoint, "check", lambda *given: order.append(("check", *given)))
+    found = workdir.resolved(config)
     assert config.data.to_dict() == given and config.init_from == "other"
-    order.clear()
-    workdir.open_data(stage, config, "w")
-    assert config.data.to_dict() == {name: str(tmp_path / value) for name, value in given.items()}
-    assert order == [("check", str(tmp_path / "other"), ("data.clap",)), ("open", Path("w"))]
+    assert found.data.to_dict() == {name: str(tmp_path / value) for name, value in given.items()}
+    assert found.init_from == str(tmp_path / "other") and found.tokens == config.tokens
     config.data.path = "builtin:3"
-    workdir.open_data(stage, config, "w")
-    assert config.data.path == "builtin:3"
+    assert workdir.resolved(config).data.path == "builtin:3"
+    run = SimpleNamespace(fields="the fields", places=("data.clap",))
+    stage = SimpleNamespace(config=run, open=lambda place: order.append(("open", place)))
+    workdir.open_data(stage, "w")
+    assert order == [("check", "w", "the fields", ("data.clap",)), ("open", Path("w"))]
 
     def refuse(place, config, free):
         raise UserError("of another configuration")
@@ -185,7 +180,7 @@ def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatc
     order.clear()
     monkeypatch.setattr(workdir.checkpoint, "check", refuse)
     with pytest.raises(UserError, match="of another configuration"):
-        workdir.open_data(stage, config, "w")
+        workdir.open_data(stage, "w")
     assert order == []
 
 

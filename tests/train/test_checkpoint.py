@@ -21,7 +21,7 @@ from hiermusic.train.log import read_metrics
 def trained(toy, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
     config = toy.config(steps=6, checkpoint_every=3)
-    toy.run(toy.ToyStage(config), config, workdir, progress=False)
+    toy.run(toy.ToyStage(config), workdir, progress=False)
     return workdir
 
 
@@ -105,7 +105,7 @@ def test_an_older_step_whose_removal_was_cut_short_does_no_harm(toy, copy, left)
     (copy / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
     assert latest_step(copy) == 6
     config = toy.config(steps=9, checkpoint_every=3)
-    toy.run(toy.ToyStage(config), config, copy, progress=False)
+    toy.run(toy.ToyStage(config), copy, progress=False)
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["6", "9"]
 
 
@@ -184,7 +184,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(toy, trained, co
     damage(copy / "checkpoints" / "6")
     config = toy.config(steps=6, checkpoint_every=3)
     before = [record["loss"] for record in read_metrics(copy)]
-    toy.run(toy.ToyStage(config), config, copy, progress=False)
+    toy.run(toy.ToyStage(config), copy, progress=False)
     (said,) = capfd.readouterr().err.splitlines()
     assert said.startswith(f"checkpoint {copy}/checkpoints/6 ") and len(said) < 600
     assert said.endswith("it is now called 6.damaged, the run goes on from step 3")
@@ -199,7 +199,7 @@ def test_where_no_checkpoint_is_whole_none_is_touched(toy, copy):
     for step in (3, 6):
         truncate(copy / "checkpoints" / str(step))
     with pytest.raises(UserError, match=r"checkpoints/6 .*: delete it"):
-        toy.run(toy.ToyStage(config), config, copy, progress=False)
+        toy.run(toy.ToyStage(config), copy, progress=False)
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["3", "6"]
 
 
@@ -270,8 +270,8 @@ def test_a_run_is_not_resumed_as_another_training(toy, tmp_path, field):
     claim(tmp_path, toy.config())
     before = (tmp_path / "config.json").read_bytes()
     config = toy.config()
-    config.train[field] = "cosine" if field == "schedule" else 2 * config.train[field]
-    with pytest.raises(UserError, match=rf"train.{field}=.*, not {config.train[field]!r}: take another") as told:
+    value = config["train"][field] = "cosine" if field == "schedule" else 2 * config["train"][field]
+    with pytest.raises(UserError, match=rf"train.{field}=.*, not {value!r}: take another") as told:
         claim(tmp_path, config)
     assert "\n" not in str(told.value) and (tmp_path / "config.json").read_bytes() == before
 
@@ -280,8 +280,7 @@ def test_another_model_or_other_data_is_no_resumed_run(toy, tmp_path):
     for part, name, value in (("model", "width", 5), ("data", "kind", "records")):
         claim(tmp_path / part, toy.config())
         config = toy.config()
-        with config.unlocked():
-            config[part][name] = value
+        config[part][name] = value
         with pytest.raises(UserError, match=rf"{part}.{name}"):
             claim(tmp_path / part, config)
 
@@ -309,7 +308,7 @@ def test_a_read_only_disk_is_told_first(toy, mounted):
         with pytest.raises(UserError, match=r"deep/run cannot be written: Read-only file system; give another workdir"):
             use(workdir, toy.config())
     with pytest.raises(UserError, match="Read-only file system"):
-        toy.run(toy.ToyStage(toy.config()), toy.config(), workdir, progress=False)
+        toy.run(toy.ToyStage(toy.config()), workdir, progress=False)
 
 
 def test_a_full_disk_is_told_first(toy, mounted):
@@ -336,7 +335,7 @@ def test_a_config_that_is_none_is_told(tmp_path, text):
 
 def test_records_that_were_exchanged_are_told(toy, tmp_path, capfd):
     config, records = toy.config(), tmp_path / "records"
-    config.data = {"path": str(records)}
+    config["data"] = {"path": str(records)}
     records.mkdir()
     (records / "info.json").write_text("{}")
     for _ in range(2):

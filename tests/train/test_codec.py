@@ -1,7 +1,6 @@
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,9 +14,10 @@ from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
 from hiermusic.train.checkpoint import load_model
-from hiermusic.train.codec import CodecStage, Phase
+from hiermusic.train.codec import CodecStage, Phase, PhasesConfig
 from hiermusic.train.log import read_metrics
 from hiermusic.train.loop import run
+from hiermusic.train.stage import RunConfig
 
 CODEC = CodecConfig(
     sample_rate=8000,
@@ -34,19 +34,15 @@ def tones(index):
     return (0.5 * np.sin(2 * np.pi * pitches_B[:, None] * seconds_L))[..., None].astype(np.float32)
 
 
-def make_stage(steps=4, updates=(1, 1), **objective):
-    config = ml_collections.ConfigDict(
-        {
-            "train": {
-                **{"steps": steps, "batch_size": 4, "seed": 0, "log_every": 1, "valid_every": 4, "show_every": 4},
-                **{"checkpoint_every": 1, "keep": 9},
-                **{"optimiser": "adam", "learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 2},
-                **{"clip_norm": 0.0, "ema_decay": 0.9, "adversarial_start": 2, "discriminator_updates": updates},
-            }
-        }
-    )
-    stage = CodecStage(
-        config,
+def make_stage(steps=4, updates=(1, 1), quantise_start=0, **objective):
+    train = {
+        **{"steps": steps, "batch_size": 4, "seed": 0, "log_every": 1, "valid_every": 4, "show_every": 4},
+        **{"checkpoint_every": 1, "keep": 9, "clip_norm": 0.0, "ema_decay": 0.9},
+        **{"optimiser": "adam", "learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 2},
+    }
+    return CodecStage(
+        RunConfig.of({"train": train}),
+        PhasesConfig(quantise_start=quantise_start, adversarial_start=2, discriminator_updates=updates),
         lambda rngs: Codec(CODEC, rngs=rngs),
         lambda rngs: Discriminator(1, DiscriminatorConfig(sizes=(78,), filters=4), rngs=rngs),
         ObjectiveConfig(stft_sizes=(64,), **objective),
@@ -54,19 +50,17 @@ def make_stage(steps=4, updates=(1, 1), **objective):
         train=lambda rows: grain.MapDataset.range(10**6).map(tones),
         valid=lambda rows: grain.MapDataset.range(10**6, 10**6 + 2).map(lambda index: tones(index)[list(rows)]),
     )
-    return stage, config
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("codec")
-    stage, config = make_stage()
-    run(stage, config, workdir, progress=False)
+    run(make_stage(), workdir, progress=False)
     return workdir
 
 
 def test_no_track_held_out_is_no_validation_and_no_showcase():
-    stage, _ = make_stage()
+    stage = make_stage()
 
     def absent(rows):
         raise NoTracks("records has no valid tracks (1 train)")
@@ -77,7 +71,7 @@ def test_no_track_held_out_is_no_validation_and_no_showcase():
 
 
 def test_the_zeros_that_fill_up_a_short_track_are_no_audio():
-    stage, _ = make_stage()
+    stage = make_stage()
     wav_BLC = np.full((4, 512, 1), 0.1, np.float32)
     wav_BLC[:, 100] = 0  # silence within a crop is audio
     assert stage.held({"wav": wav_BLC}) == (1.0, 1.0)
@@ -86,18 +80,18 @@ def test_the_zeros_that_fill_up_a_short_track_are_no_audio():
 
 
 def test_phases_follow_the_step():
-    stage, _ = make_stage()
+    stage = make_stage()
     plain, judged = Phase(True, False, False), Phase(True, True, True)
     assert [task for task, _ in stage.train_batches(range(4))[:4]] == [plain] * 2 + [judged] * 2
-    stage.quantise_start = 2
-    assert [stage.phase(i).quantise for i in range(3)] == [False, False, True]
-    alone, _ = make_stage(adversarial=0.0, feature=0.0)
+    later = make_stage(quantise_start=2)
+    assert [later.phase(i).quantise for i in range(3)] == [False, False, True]
+    alone = make_stage(adversarial=0.0, feature=0.0)
     assert alone.phase(100) == plain
     assert not hasattr(nnx.eval_shape(lambda: alone.create(nnx.Rngs(0))), "discriminator")
 
 
 def test_the_discriminator_may_rest_in_some_steps():
-    stage, _ = make_stage(steps=100, updates=(2, 3))
+    stage = make_stage(steps=100, updates=(2, 3))
     updated, resting = Phase(True, True, True), Phase(True, True, False)
     assert [stage.phase(i) for i in range(2, 9)] == [updated, *2 * (resting, updated, updated)]
     assert {task for task, _ in stage.examples()} == {updated, resting}
@@ -157,7 +151,7 @@ class Recorded(nnx.Module):
 @pytest.fixture
 def recorded():
     """A stage without a judge whose codec is `Recorded`, and its state, the average unlike the model."""
-    stage, _ = make_stage(adversarial=0.0, feature=0.0, stft=0.0)
+    stage = make_stage(adversarial=0.0, feature=0.0, stft=0.0)
     stage.make_codec = lambda rngs: Recorded(rngs)
     module = stage.create(nnx.Rngs(0))
     module.model.scale[...], module.ema.scale[...] = jnp.float32(0.5), jnp.float32(0.9)

@@ -23,7 +23,7 @@ jax.config.update("jax_platforms", "cpu")
 import toy
 settings = toy.config(steps=100_000, checkpoint_every=int(sys.argv[3]))
 settings.model.width = int(sys.argv[4])
-toy.run(toy.ToyStage(settings), settings, sys.argv[2], progress=False)
+toy.run(toy.ToyStage(settings), sys.argv[2], progress=False)
 """
 
 

@@ -1,7 +1,6 @@
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,7 +15,7 @@ from hiermusic.train.checkpoint import load_model, load_weights
 from hiermusic.train.lm import LMStage, _gradients, _measured
 from hiermusic.train.log import read_metrics
 from hiermusic.train.loop import run
-from hiermusic.train.stage import Work
+from hiermusic.train.stage import RunConfig, Work
 
 LEVELS, CODES, LENGTH = 2, 5, 12
 TRUNK = TransformerConfig(
@@ -42,9 +41,8 @@ def batch(index):
 def make_stage(steps, make_model=make_model, accumulate=1, **options):
     fields = {"optimiser": "adamw", "learning_rate": 2e-2, "schedule": "wsd", "warmup_steps": 5, "ema_decay": 0.9}
     loop = {"batch_size": 4, "seed": 1, "log_every": 10, "valid_every": 30, "checkpoint_every": 30}
-    config = ml_collections.ConfigDict({"train": {**fields, **loop, "steps": steps, "accumulate": accumulate}})
-    stage = LMStage(
-        config,
+    return LMStage(
+        RunConfig.of({"train": {**fields, **loop, "steps": steps, "accumulate": accumulate}}),
         make_model,
         train=lambda rows: grain.MapDataset.range(10**6).map(batch),
         valid=lambda rows: grain.MapDataset.range(10**6, 10**6 + 2).map(batch),
@@ -54,14 +52,12 @@ def make_stage(steps, make_model=make_model, accumulate=1, **options):
         trunk=TRUNK,
         **options,
     )
-    return stage, config
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("lm")
-    stage, config = make_stage(60)
-    return workdir, run(stage, config, workdir, progress=False)
+    return workdir, run(make_stage(60), workdir, progress=False)
 
 
 def test_a_model_learns_what_can_be_learned(trained):
@@ -72,7 +68,7 @@ def test_a_model_learns_what_can_be_learned(trained):
 
 
 def test_no_track_held_out_is_no_validation():
-    stage, _ = make_stage(1)
+    stage = make_stage(1)
 
     def absent(rows):
         raise NoTracks("records has no valid tracks (1 train)")
@@ -82,7 +78,7 @@ def test_no_track_held_out_is_no_validation():
 
 
 def test_only_what_is_predicted_counts_as_tokens():
-    stage, _ = make_stage(1)
+    stage = make_stage(1)
     _, rows = batch(0)
     # of 12 positions: 1 of the prompt alone, 8 that predict codes, 1 that predicts the end, 2 of padding
     row = sequence.pack([1, 2], *pattern.flatten((4, 4)).build([np.zeros(4, int)] * 2), LENGTH, shared=True, end=6)
@@ -155,8 +151,7 @@ def test_pieces_leave_every_row_on_its_device_and_need_less_memory():
 def test_a_run_in_pieces_is_a_run(tmp_path):
     finals = []
     for pieces in (1, 2):
-        stage, config = make_stage(6, accumulate=pieces)
-        finals.append(run(stage, config, tmp_path / str(pieces), progress=False))
+        finals.append(run(make_stage(6, accumulate=pieces), tmp_path / str(pieces), progress=False))
     assert np.isclose(finals[0]["loss"], finals[1]["loss"], rtol=1e-3)
 
 
@@ -178,7 +173,7 @@ ROWS = {"rows": jnp.zeros((4, 1))}
 
 def scaled(model=2.0, ema=5.0, **options):
     """A stage of `Scale` and its state, the average unlike the model."""
-    stage, _ = make_stage(10, Scale, **options)
+    stage = make_stage(10, Scale, **options)
     module = stage.create(nnx.Rngs(0))
     module.model.scale[...] = jnp.full(3, model)
     if hasattr(module, "ema"):
@@ -224,7 +219,7 @@ def test_prepared_weights_reach_the_average():
         module.model.scale[...] = module.model.scale[...] + 1.0
         module.model.seen[...] = module.model.seen[...] + 2.0
 
-    stage, _ = make_stage(1, Scale, prepare=prepare)
+    stage = make_stage(1, Scale, prepare=prepare)
     module = stage.create(nnx.Rngs(0))
     stage.prepare(module)
     assert module.ema.scale[...].tolist() == [1.0] * 3 and module.ema.seen[...].tolist() == [2.0] * 3

@@ -50,10 +50,10 @@ def left_by(folder, boot="another machine's", beat=7):
 
 def test_the_second_is_told_who_is_there(holder, toy, tmp_path, capsys):
     with pytest.raises(UserError, match=rf"run is in use by process {holder.pid} on .*: end that, wait for it, or"):
-        toy.run(toy.ToyStage(toy.config()), toy.config(), tmp_path / "run", progress=False)
+        toy.run(toy.ToyStage(toy.config()), tmp_path / "run", progress=False)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [lock.NAME]
     holder.communicate()
-    assert toy.run(toy.ToyStage(toy.config(steps=2)), toy.config(steps=2), tmp_path / "run")["step"] == 2
+    assert toy.run(toy.ToyStage(toy.config(steps=2)), tmp_path / "run")["step"] == 2
     assert not (tmp_path / "run" / lock.NAME).exists()
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -17,12 +16,13 @@ from hiermusic.errors import UserError
 from hiermusic.train import loop
 from hiermusic.train.checkpoint import latest_step, load_weights
 from hiermusic.train.log import read_metrics
+from hiermusic.train.stage import RunConfig
 
 
 def train(toy, workdir, poisoned=(), spiked=(), **fields):
     config = toy.config(**fields)
     stage = toy.ToyStage(config, poisoned=poisoned, spiked=spiked)
-    return toy.run(stage, config, workdir, progress=False), stage
+    return toy.run(stage, workdir, progress=False), stage
 
 
 def test_an_interrupted_run_ends_in_the_same_bits(toy, tmp_path):
@@ -64,7 +64,7 @@ def test_a_learning_rate_that_is_no_number_skips_the_step(toy, tmp_path):
         return step(module, batch, task, key) | {"learning_rate": jnp.where(batch["scale"] == 2, jnp.nan, 0.1)}
 
     stage.step = with_rate
-    assert toy.run(stage, config, tmp_path, progress=False)["skipped"] == 1
+    assert toy.run(stage, tmp_path, progress=False)["skipped"] == 1
     first, before, after = (load_weights(tmp_path, step=step, prefer_ema=False) for step in (1, 2, 3))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
     assert not np.array_equal(first["weight"], before["weight"])
@@ -122,7 +122,7 @@ def test_every_record_has_step_and_loss_and_lines_are_json(toy, tmp_path):
 def test_the_profiler_traces_the_steps_it_is_told(toy, tmp_path):
     # in a process of its own: where another test has loaded libtpu, JAX's profiler crashes
     steps = "toy.config(steps=6, profile_step=3, profile_steps=2)"
-    program = f"import sys, toy; c = {steps}; toy.run(toy.ToyStage(c), c, sys.argv[1], progress=False)"
+    program = f"import sys, toy; c = {steps}; toy.run(toy.ToyStage(c), sys.argv[1], progress=False)"
     subprocess.run([sys.executable, "-c", program, tmp_path], cwd=Path(__file__).parent, check=True)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 0
@@ -146,7 +146,7 @@ def test_validation_is_the_exact_mean_of_what_each_batch_measured(toy, tmp_path)
     for steps, batches in ((2, 0), (4, 2)):
         config = toy.config(steps=steps, valid_every=2, valid_batches=batches, show_every=3)
         stage = told(toy.ToyStage(config), measured)
-        toy.run(stage, config, tmp_path, progress=False)
+        toy.run(stage, tmp_path, progress=False)
     _, all_three, nothing, first_two = read_metrics(tmp_path)
     assert all_three["valid/loss"] == 7.0 and first_two["valid/loss"] == 2.5 and "valid/loss" not in nothing
     assert all_three["valid/on_mean"] == first_two["valid/on_mean"] == 4.0
@@ -164,7 +164,7 @@ def test_every_step_draws_anew_and_every_validation_alike(toy, tmp_path):
         )
         step = stage.step
         stage.step = lambda *inputs, step=step: step(*inputs) | {"draw": jax.random.uniform(inputs[3])}
-        toy.run(stage, config, tmp_path / str(seed), progress=False)
+        toy.run(stage, tmp_path / str(seed), progress=False)
         records = read_metrics(tmp_path / str(seed))
         draws[seed] = [record["draw"] for record in records]
         once, again = (records[step - 1] for step in (3, 6))
@@ -173,29 +173,27 @@ def test_every_step_draws_anew_and_every_validation_alike(toy, tmp_path):
     assert len({*draws[3], *draws[4]}) == 12
 
 
-def sent(toy, number, at=5):
+def sent(toy, number, at=5, steps=400):
     """A stage that gets a signal while its batch `at` is made."""
-    config = toy.config(steps=400, checkpoint_every=0)
-    stage = toy.ToyStage(config, pause=0.01)
+    stage = toy.ToyStage(toy.config(steps=steps, checkpoint_every=0), pause=0.01)
     batch = stage._batch
     stage._batch = lambda rows, index: (os.kill(os.getpid(), number) if index == at else None, batch(rows, index))[1]
-    return stage, config
+    return stage
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_ends(toy, tmp_path, number):
-    stage, config = sent(toy, number)
+    stage = sent(toy, number)
     before = signal.getsignal(number)
-    step = toy.run(stage, config, tmp_path, progress=False)["step"]
+    step = toy.run(stage, tmp_path, progress=False)["step"]
     assert 0 < step < 400 and latest_step(tmp_path) == step and signal.getsignal(number) is before
 
 
 def test_nohup_is_heeded(toy, tmp_path):
-    stage, config = sent(toy, signal.SIGHUP)
-    config.train.steps = 20
+    stage = sent(toy, signal.SIGHUP, steps=20)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert toy.run(stage, config, tmp_path, progress=False)["step"] == 20
+        assert toy.run(stage, tmp_path, progress=False)["step"] == 20
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -208,7 +206,7 @@ def test_a_lost_standard_error_ends_nothing(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(console, "EVERY", 0.0)
     monkeypatch.setattr(sys, "stderr", Broken())
     config = toy.config(steps=8, valid_every=2, checkpoint_every=8)
-    assert toy.run(toy.ToyStage(config, poisoned=[3]), config, tmp_path)["step"] == latest_step(tmp_path) == 8
+    assert toy.run(toy.ToyStage(config, poisoned=[3]), tmp_path)["step"] == latest_step(tmp_path) == 8
 
 
 def test_without_held_out_tracks_it_trains_and_says_so_before_the_first_step(toy, tmp_path, capsys):
@@ -216,24 +214,23 @@ def test_without_held_out_tracks_it_trains_and_says_so_before_the_first_step(toy
     stage = toy.ToyStage(config)
     stage.valid_batches = lambda rows: None
     stage.create, said = lambda rngs: said.append(capsys.readouterr().err) or toy.ToyStage.create(stage, rngs), []
-    assert toy.run(stage, config, tmp_path, progress=False)["step"] == 4
+    assert toy.run(stage, tmp_path, progress=False)["step"] == 4
     assert "no track is held out, so it trains without validation\n" in "".join(said)
     assert capsys.readouterr().err == "" and not any("valid/loss" in record for record in read_metrics(tmp_path))
 
 
 def test_what_was_checked_is_not_checked_again(toy, tmp_path, monkeypatch):
-    config = toy.config(steps=1)
-    stage = toy.ToyStage(config)
-    checked = loop.check(stage, config)
+    stage = toy.ToyStage(toy.config(steps=1))
+    mesh = loop.check(stage)
     monkeypatch.setattr(loop, "check", None)
-    assert toy.run(stage, config, tmp_path, progress=False, checked=checked)["step"] == 1
+    assert toy.run(stage, tmp_path, progress=False, mesh=mesh)["step"] == 1
 
 
 def test_held_out_tracks_are_looked_up_once_and_their_loss_is_told(toy, tmp_path, capsys):
     config = toy.config(steps=6, valid_every=2)
     stage, asked = toy.ToyStage(config), []
     stage.valid_batches = lambda rows: asked.append(rows) or toy.ToyStage.valid_batches(stage, rows)
-    toy.run(stage, config, tmp_path, progress=False)
+    toy.run(stage, tmp_path, progress=False)
     lines = capsys.readouterr().err.splitlines()
     assert len(asked) == 1 and [line.split(":")[0] for line in lines] == ["step 2", "step 4", "step 6"]
     assert all("held-out loss" in line for line in lines)
@@ -244,7 +241,7 @@ def resumed(toy, workdir, capsys, before, after, **fields):
     for steps in (before, after):
         config = toy.config(steps=steps, **fields)
         capsys.readouterr()
-        toy.run(toy.ToyStage(config), config, workdir, progress=False)
+        toy.run(toy.ToyStage(config), workdir, progress=False)
     return capsys.readouterr().err
 
 
@@ -263,16 +260,16 @@ def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path):
     one = load_weights(tmp_path / "one")
     for name, mesh in (("rows", {}), ("mixed", {"data": 2, "fsdp": 2, "tensor": 2})):
         config = toy.config(steps=6)
-        config.mesh = mesh
-        toy.run(toy.ToyStage(config), config, tmp_path / name, progress=False)
+        config["mesh"] = mesh
+        toy.run(toy.ToyStage(config), tmp_path / name, progress=False)
         eight = load_weights(tmp_path / name)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, eight)
 
 
 def test_a_run_moves_to_another_mesh(toy, tmp_path):
     config = toy.config(steps=4)
-    config.mesh = {"data": 4, "fsdp": 2}
-    toy.run(toy.ToyStage(config), config, tmp_path / "moved", progress=False)
+    config["mesh"] = {"data": 4, "fsdp": 2}
+    toy.run(toy.ToyStage(config), tmp_path / "moved", progress=False)
     train(toy, tmp_path / "moved", steps=8)
     train(toy, tmp_path / "stayed", steps=8)
     moved, stayed = (load_weights(tmp_path / name) for name in ("moved", "stayed"))
@@ -281,16 +278,16 @@ def test_a_run_moves_to_another_mesh(toy, tmp_path):
 
 def test_a_batch_must_divide_over_the_mesh(toy, tmp_path):
     config = toy.config(batch_size=6)
-    config.mesh = {"data": 4, "tensor": 2}
+    config["mesh"] = {"data": 4, "tensor": 2}
     with pytest.raises(UserError, match=r"train.batch_size=6 does not divide .* 4 devices"):
-        toy.run(toy.ToyStage(config), config, tmp_path)
+        toy.run(toy.ToyStage(config), tmp_path)
 
 
 def test_pieces_must_divide_the_rows_of_a_device(toy, tmp_path):
     config = toy.config(batch_size=8, accumulate=2)
-    config.mesh = {"data": 8}
+    config["mesh"] = {"data": 8}
     with pytest.raises(UserError, match=r"train.accumulate=2 does not divide the 1 rows .* train.batch_size=8"):
-        toy.run(toy.ToyStage(config), config, tmp_path)
+        toy.run(toy.ToyStage(config), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -300,23 +297,22 @@ def test_pieces_must_divide_the_rows_of_a_device(toy, tmp_path):
 def test_settings_out_of_range_are_named(toy, tmp_path, field, value):
     config = toy.config(**{field: value})
     with pytest.raises(UserError, match=f"train.{field} is {value}"):
-        toy.run(toy.ToyStage(config), config, tmp_path)
+        toy.run(toy.ToyStage(config), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_of_another_config_is_refused(toy, tmp_path):
     train(toy, tmp_path, steps=2)
     config = toy.config(steps=4)
-    config.train.learning_rate = 2e-2
+    config["train"]["learning_rate"] = 2e-2
     with pytest.raises(UserError, match=r"train.learning_rate=0.01, not 0.02"):
-        toy.run(toy.ToyStage(config), config, tmp_path)
+        toy.run(toy.ToyStage(config), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["learning_rate"] == 1e-2
 
 
 def test_missing_fields_are_named(toy, tmp_path):
-    config = ml_collections.ConfigDict({"train": {"steps": 3}})
     with pytest.raises(UserError, match=r"train\.batch_size"):
-        toy.run(None, config, tmp_path)
+        RunConfig.of({"train": {"steps": 3}})
 
 
 def test_data_that_ends_is_told(toy, tmp_path):
@@ -325,7 +321,7 @@ def test_data_that_ends_is_told(toy, tmp_path):
     endless = stage.train_batches
     stage.train_batches = lambda rows: endless(rows)[:5]
     with pytest.raises(UserError, match="ended after 5 batches"):
-        toy.run(stage, config, tmp_path, progress=False)
+        toy.run(stage, tmp_path, progress=False)
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(toy, tmp_path, monkeypatch):

@@ -103,13 +103,13 @@ def test_goodput_survives_a_restart(clock):
 def test_a_resumed_run_counts_from_the_first_start(toy, tmp_path):
     """Steps after the checkpoint that a kill threw away, and the time until the restart, count against it."""
     config = toy.config(steps=5)
-    toy.run(toy.ToyStage(config), config, tmp_path, progress=False)
+    toy.run(toy.ToyStage(config), tmp_path, progress=False)
     records = read_metrics(tmp_path)
     lost = [{**record, "step": 6, "goodput": 0.9} for record in records[-1:]]
     aged = [{**record, "time": record["time"] - 1000} for record in (*records, *lost)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in aged))
-    config.train.steps = 8
-    final = toy.run(toy.ToyStage(config), config, tmp_path, progress=False)
+    config["train"]["steps"] = 8
+    final = toy.run(toy.ToyStage(config), tmp_path, progress=False)
     assert final["elapsed"] > 1000
     good = [record["goodput"] * record["elapsed"] for record in (records[-1], final)]
     assert good[0] < good[1] < good[0] + 60

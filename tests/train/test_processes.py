@@ -27,7 +27,7 @@ settings = toy.config(steps=steps, checkpoint_every=3)
 settings.mesh = {"data": -1, "fsdp": 2}
 try:
     with joined(sys.argv[2], 2, process, timeout=60):
-        print("step", toy.run(toy.ToyStage(settings), settings, sys.argv[4], progress=False)["step"])
+        print("step", toy.run(toy.ToyStage(settings), sys.argv[4], progress=False)["step"])
         print("bias", load_weights(sys.argv[4])["bias"].sum())
 except UserError as error:
     print(error)
@@ -65,8 +65,8 @@ def test_two_processes_write_what_one_goes_on_from(toy, tmp_path):
     assert facts["steps"] == [3, 6] and facts["mesh"] == {"data": 2, "fsdp": 2, "context": 1, "tensor": 1}
 
     settings = toy.config(steps=9, checkpoint_every=3)
-    toy.run(toy.ToyStage(settings), settings, workdir, progress=False)
-    toy.run(toy.ToyStage(settings), settings, tmp_path / "alone", progress=False)
+    toy.run(toy.ToyStage(settings), workdir, progress=False)
+    toy.run(toy.ToyStage(settings), tmp_path / "alone", progress=False)
     one, other = load_weights(workdir), load_weights(tmp_path / "alone")
     assert all(np.allclose(one[name], other[name], rtol=1e-5, atol=1e-6) for name in one)
 

@@ -46,10 +46,10 @@ def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
     assert 32 <= stopped < STEPS and latest_step(killed) == stopped
 
     config = toy.guarded(steps=STEPS, checkpoint_every=20, valid_every=7)
-    toy.run(toy.ToyStage(config, spiked=toy.SPIKED), config, killed, progress=False)
+    toy.run(toy.ToyStage(config, spiked=toy.SPIKED), killed, progress=False)
     assert not [path for path in (killed / "checkpoints").iterdir() if not path.name.isdigit()]
 
-    toy.run(toy.ToyStage(config, spiked=toy.SPIKED), config, whole, progress=False)
+    toy.run(toy.ToyStage(config, spiked=toy.SPIKED), whole, progress=False)
     for prefer_ema in (False, True):
         one, other = (load_weights(path, prefer_ema=prefer_ema) for path in (killed, whole))
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))

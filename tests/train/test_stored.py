@@ -20,20 +20,21 @@ OTHER = {"data": 1, "fsdp": 2, "tensor": 4}
 
 def config(toy, mesh=MESH, **train):
     settings = toy.config(**{"steps": 6, "checkpoint_every": 3, **train})
-    settings.mesh = mesh
+    settings["mesh"] = mesh
     return settings
 
 
 @pytest.fixture(scope="module")
 def trained(toy, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    toy.run(toy.ToyStage(config(toy)), config(toy), workdir, progress=False)
+    toy.run(toy.ToyStage(config(toy)), workdir, progress=False)
     return workdir
 
 
 def abstract(toy, settings):
-    state = loop.abstract_state(toy.ToyStage(settings), settings.train.seed)[1]
-    return checkpoint.place(state, shardings(state, mesh_of(settings)))
+    stage = toy.ToyStage(settings)
+    state = loop.abstract_state(stage, stage.config.loop.seed)[1]
+    return checkpoint.place(state, shardings(state, mesh_of(stage.config.mesh)))
 
 
 def reshard(toy, workdir, out, mesh=OTHER, **how):
@@ -72,14 +73,13 @@ def test_training_goes_on_alike_on_another_mesh(toy, trained, tmp_path):
     source, out = shutil.copytree(trained, tmp_path / "source"), tmp_path / "out"
     facts = reshard(toy, source, out)
     assert facts["mesh"] == {"data": 1, "fsdp": 2, "context": 1, "tensor": 4}
-    stages = [toy.ToyStage(config(toy)), toy.ToyStage(config(toy, OTHER))]
+    stages = [toy.ToyStage(config(toy, mesh, steps=9)) for mesh in (MESH, OTHER)]
     read = [[], []]
     for stage, asked in zip(stages, read, strict=True):
         batch = stage._batch
         stage._batch = lambda rows, index, batch=batch, asked=asked: asked.append(index) or batch(rows, index)
-    for stage, workdir, mesh in zip(stages, (source, out), (MESH, OTHER), strict=True):
-        settings = config(toy, mesh, steps=9)
-        toy.run(stage, settings, workdir, progress=False)
+    for stage, workdir in zip(stages, (source, out), strict=True):
+        toy.run(stage, workdir, progress=False)
     assert min(read[0]) == min(read[1]) == 6  # the next batch, and none before it
     one, other = (read_metrics(workdir) for workdir in (source, out))
     assert one[:6] == other[:6]
@@ -118,7 +118,7 @@ def test_weights_alone(toy, trained, tmp_path):
     assert np.array_equal(checkpoint.load_weights(tmp_path / "out")["weight"], expected)
     settings = config(toy, OTHER, steps=9)
     with pytest.raises(UserError, match=r"is incomplete .* is missing"):
-        toy.run(toy.ToyStage(settings), settings, tmp_path / "out", progress=False)
+        toy.run(toy.ToyStage(settings), tmp_path / "out", progress=False)
 
 
 def test_what_reshard_refuses(toy, trained, tmp_path):

@@ -25,7 +25,7 @@ def test_a_hang_is_told_once_and_the_run_goes_on(toy, tmp_path, capfd):
         return batch(rows, index)
 
     stage._batch = slow_to_come
-    assert toy.run(stage, config, tmp_path, progress=False)["step"] == 6
+    assert toy.run(stage, tmp_path, progress=False)["step"] == 6
     told = path.read_text()
     assert "in step 5" in told or "in step 4" in told
     assert "slow_to_come" in told and "_dispatch" in told

@@ -7,13 +7,11 @@ from functools import partial
 import grain
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 
 from hiermusic.train.loop import run
-from hiermusic.train.optimiser import OptimiserConfig
-from hiermusic.train.stage import Work
+from hiermusic.train.stage import RunConfig, Work
 
 
 class Linear(nnx.Module):
@@ -41,24 +39,24 @@ class ToyStage:
     """
 
     def __init__(self, config, poisoned=(), pause=0.0, spiked=()):
-        self.config, self.poisoned, self.pause, self.spiked = config, set(poisoned), pause, set(spiked)
-        self.optimiser = OptimiserConfig.of(config.train)
+        self.config, self.width = RunConfig.of(config), config["model"]["width"]
+        self.poisoned, self.pause, self.spiked = set(poisoned), pause, set(spiked)
         self.shown = []
 
     def open(self, workdir):
         pass
 
     def create(self, rngs):
-        return State(rngs, self.config.model.width, self.optimiser, 100)
+        return State(rngs, self.width, self.config.optimiser, 100)
 
     def prepare(self, module):
         module.model.bias[...] = module.model.bias[...] + 0.5
 
     def _batch(self, rows, index):
         time.sleep(self.pause)
-        size = self.config.train.batch_size
-        draw = np.random.default_rng((self.config.train.seed, index))
-        x_BD = draw.normal(size=(size, self.config.model.width)).astype(np.float32)[list(rows)]
+        size = self.config.loop.batch_size
+        draw = np.random.default_rng((self.config.loop.seed, index))
+        x_BD = draw.normal(size=(size, self.width)).astype(np.float32)[list(rows)]
         if index in self.poisoned:
             x_BD[:] = np.nan
         if index in self.spiked:
@@ -75,12 +73,12 @@ class ToyStage:
         pass
 
     def examples(self):
-        x = jax.ShapeDtypeStruct((self.config.train.batch_size, self.config.model.width), jnp.float32)
+        x = jax.ShapeDtypeStruct((self.config.loop.batch_size, self.width), jnp.float32)
         return [(task, {"x": x, "scale": jax.ShapeDtypeStruct((), jnp.float32)}) for task in ("mean", "sum")]
 
     def work(self, task):
-        size = self.config.train.batch_size
-        return Work(flops=6.0 * size * self.config.model.width * 8, tokens=size, seconds=1.0)
+        size = self.config.loop.batch_size
+        return Work(flops=6.0 * size * self.width * 8, tokens=size, seconds=1.0)
 
     def _loss(self, model, batch, task, key):
         y_BF = model(batch["x"]) - batch["scale"] - jax.random.normal(key, (1, 8))
@@ -106,18 +104,16 @@ class ToyStage:
 
 
 def config(**train):
-    return ml_collections.ConfigDict(
-        {
-            "stage": "toy",
-            "data": {"path": "nowhere"},
-            "model": {"width": 4},
-            "train": {
-                **{"steps": 20, "batch_size": 8, "seed": 3, "log_every": 1, "valid_every": 0, "checkpoint_every": 5},
-                **{"learning_rate": 1e-2, "warmup_steps": 3, "schedule": "constant"},
-                **train,
-            },
-        }
-    )
+    return {
+        "stage": "toy",
+        "data": {"path": "nowhere"},
+        "model": {"width": 4},
+        "train": {
+            **{"steps": 20, "batch_size": 8, "seed": 3, "log_every": 1, "valid_every": 0, "checkpoint_every": 5},
+            **{"learning_rate": 1e-2, "warmup_steps": 3, "schedule": "constant"},
+            **train,
+        },
+    }
 
 
 SPIKED = (26, 33, 40, 41, 55)  # of the runs that are killed
@@ -132,4 +128,4 @@ if __name__ == "__main__":
     workdir, steps, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     settings = guarded(steps=steps, checkpoint_every=2, valid_every=7)
     stage = ToyStage(settings, pause=pause, spiked=SPIKED)
-    print("done", run(stage, settings, workdir, progress=False)["step"], flush=True)
+    print("done", run(stage, workdir, progress=False)["step"], flush=True)

@@ -64,7 +64,7 @@ def _told(value: Any) -> Any:
         return told(value)
     if isinstance(value, list) and value and isinstance(value[0], jax.Device):
         return f"{len(value)} devices"
-    return "a function" if isinstance(value, FunctionType) else value
+    return "a function" if isinstance(value, FunctionType | functools.partial) else value
 
 
 def told(config: ConfigDict) -> tuple:

@@ -18,6 +18,7 @@ hardly fewer than SAT's 455.
 from ml_collections import ConfigDict
 
 from hiermusic.configs import common
+from hiermusic.configs.aar import codec
 from hiermusic.errors import UserError
 
 
@@ -33,14 +34,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model = ConfigDict()
     config.model.depth = 16
     config.model.pattern = "flatten"
-    config.model.sample_rate = 24_000
-    config.model.fold = 1
-    config.model.strides = (2, 4, 5, 8)
     config.model.window = 75
-    config.model.codes = 1024
-    config.model.quantiser = "residual"
-    config.model.levels = 10
-    config.model.code_latent = 128
     config.model.cond = 512
     config.model.cond_dropout = 0.1
     config.model.listener = 128
@@ -76,11 +70,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.batch_size = 64
         case "tiny":
             config.model.depth = 2
-            config.model.fold = 16
-            config.model.strides = (4, 5)
-            config.model.levels = 6
-            config.model.codes = 256
-            config.model.code_latent = 48
             config.sampling.top_k = 0
             config.sampling.guidance = 2.0
             config.model.cond = 64
@@ -99,4 +88,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.checkpoint_every = 100
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/aar/ar_baseline.py: choose tiny, small or paper")
+    levels = 6 if preset == "tiny" else 10
+    config.tokens = codec.tokens("paper128" if preset == "paper" else preset, levels)
     return config

@@ -23,10 +23,15 @@ Where the paper and the released code (qiuk2/AAR) differ, the code's number stan
   * The code's restart of dead codes has no effect (it is overwritten); here it works, below `model.dead_share`.
 """
 
+import math
+from dataclasses import asdict
+
 from ml_collections import ConfigDict
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts
+from hiermusic.tokens.scales import schedule
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
@@ -76,6 +81,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.waveform = 0.1
     config.loss.stft = 0.0
+    config.loss.stft_sizes = (78, 126, 206, 334, 542, 876, 1418, 2296)
     config.loss.mel = 1.0
     config.loss.mel_windows = (32, 64, 128, 256, 512, 1024, 2048)
     config.loss.mel_bands = 64
@@ -157,3 +163,20 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 f"unknown preset '{preset}' of configs/aar/codec.py: choose tiny, small, paper or paper128"
             )
     return config
+
+
+def tokens(preset: str, levels: int = 0) -> ConfigDict:
+    """What a token model says of its tokens, those of the codec of this preset, until records say it.
+
+    Args:
+      preset: of the codec.
+      levels: of a residual quantiser on the same trunk; 0 for the preset's own quantiser.
+    """
+    model = get_config(preset).model
+    heard = (model.sample_rate, model.fold * math.prod(model.strides))
+    if levels:
+        return ConfigDict(asdict(TokenFacts(*heard, "residual", levels, model.codes, model.latent)))
+    scales = tuple(model.scales) or schedule(model.schedule, model.window, model.levels)
+    phi = (model.phi, model.phi_count, model.phi_kernel, model.gamma)
+    facts = TokenFacts(*heard, "multiscale", model.levels, model.codes, model.code_latent, scales, *phi)
+    return ConfigDict(asdict(facts))

@@ -20,6 +20,7 @@ has one bias for all, so that a scale's own frequencies have to be learned by th
 from ml_collections import ConfigDict
 
 from hiermusic.configs import common
+from hiermusic.configs.aar import codec
 from hiermusic.errors import UserError
 
 
@@ -35,20 +36,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model = ConfigDict()
     config.model.depth = 16
     config.model.pattern = "next_scale"
-    config.model.sample_rate = 24_000
-    config.model.fold = 1
-    config.model.strides = (2, 4, 5, 8)
-    config.model.window = 75
-    config.model.codes = 1024
-    config.model.quantiser = "multiscale"
-    config.model.levels = 16
-    config.model.schedule = "quadratic"
-    config.model.scales = ()
-    config.model.code_latent = 128
-    config.model.phi = "partial"
-    config.model.phi_count = 6
-    config.model.phi_kernel = 9
-    config.model.gamma = 0.5
     config.model.context = 0
     config.model.context_dropout = 0.1
     config.model.cond = 512
@@ -82,16 +69,11 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             pass
         case "small":
             config.model.depth = 8
-            config.model.code_latent = 64
             config.model.context = 75
             config.model.codec_tables = True
             config.train.batch_size = 64
         case "tiny":
             config.model.depth = 2
-            config.model.fold = 16
-            config.model.strides = (4, 5)
-            config.model.codes = 256
-            config.model.code_latent = 48
             config.model.context = 25
             config.sampling.top_k = 0
             config.sampling.guidance = 3.0
@@ -111,4 +93,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.checkpoint_every = 100
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/aar/lm.py: choose tiny, small or paper")
+    config.tokens = codec.tokens("paper128" if preset == "paper" else preset)
     return config

@@ -19,6 +19,7 @@ Learning rate, decay and betas are not in the paper: they are TinyLlama's, whose
 from ml_collections import ConfigDict
 
 from hiermusic.configs import common
+from hiermusic.configs.khala import codec
 from hiermusic.errors import UserError
 
 
@@ -28,12 +29,11 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""
+    config.data.codec = ""
     config.data.crop = "start"
 
     config.model = ConfigDict()
     config.model.levels = 2
-    config.model.codes = 1024
-    config.model.frame_rate = "44100/2048"
     config.model.tokenizer = "llama31"
     config.model.tokenizer_file = ""
     config.model.duration_unit = 60.0
@@ -99,8 +99,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.steps = 100_000
             config.train.batch_size = 16
         case "tiny":
-            config.model.codes = 256
-            config.model.frame_rate = "22050/512"
             config.model.codec_tables = True
             config.model.tokenizer = "bytes"
             config.model.duration_unit = 1.0
@@ -129,4 +127,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         case _:
             choices = "tiny, small, paper, 3b or 7b"
             raise UserError(f"unknown preset '{preset}' of configs/khala/backbone.py: choose {choices}")
+    config.tokens = codec.tokens(preset)
     return config

@@ -16,10 +16,14 @@ the release's absolute threshold of 2 would be `model.dead_share=0.74` at this b
 `model.mel_bands=0`.
 """
 
+import math
+from dataclasses import asdict
+
 from ml_collections import ConfigDict
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
@@ -42,7 +46,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.decoder_width = 3072
     config.model.latent = 128
     config.model.init = "dac"
-    config.model.codebooks = 64
+    config.model.levels = 64
     config.model.codes = 1024
     config.model.decay = 0.99
     config.model.dead_share = 0.3
@@ -60,6 +64,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.loss = ConfigDict()
     config.loss.waveform = 0.1
     config.loss.stft = 2.0
+    config.loss.stft_sizes = config.discriminator.fft_sizes
     config.loss.mel = 0.0
     config.loss.adversarial = 4.0
     config.loss.feature = 4.0
@@ -114,6 +119,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.discriminator.filters = 4
             config.loss.waveform = 10.0
             config.loss.stft = 0.0
+            config.loss.stft_sizes = config.discriminator.fft_sizes
             config.loss.mel = 0.08
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
@@ -135,3 +141,11 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose tiny, small, paper, 3b or 7b")
     return config
+
+
+def tokens(preset: str) -> ConfigDict:
+    """What a token model says of its tokens, those of the codec of this preset, until records say it."""
+    model = get_config(preset).model
+    hop = model.fold * math.prod(model.strides)
+    facts = TokenFacts(model.sample_rate, hop, "residual", model.levels, model.codes, model.latent)
+    return ConfigDict(asdict(facts))

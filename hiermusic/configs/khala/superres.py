@@ -13,13 +13,15 @@
 
 A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
 prediction of a layer that is drawn for each row (Task 1). The share is not in the paper; 0 is its negative ablation.
-Without `init_from` the trunk starts at random. `sampling.layers` is how many layers a song gets, 0 for all;
+Without `init_from` the trunk starts at random. `model.levels` is how many layers of its tokens it knows, 0 for all.
+`sampling.layers` is how many layers a song gets, 0 for all;
 `sampling.final_temperature` is that of the last, to which the temperature goes evenly.
 """
 
 from ml_collections import ConfigDict
 
 from hiermusic.configs import common
+from hiermusic.configs.khala import codec
 from hiermusic.errors import UserError
 
 
@@ -29,13 +31,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""
+    config.data.codec = ""
     config.data.crop = "start"
 
     config.model = ConfigDict()
-    config.model.levels = 64
+    config.model.levels = 0
     config.model.given = 2
-    config.model.codes = 1024
-    config.model.frame_rate = "44100/2048"
     config.model.tokenizer = "llama31"
     config.model.tokenizer_file = ""
     config.model.duration_unit = 60.0
@@ -103,8 +104,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.steps = 50_000
             config.train.batch_size = 16
         case "tiny":
-            config.model.codes = 256
-            config.model.frame_rate = "22050/512"
             config.model.codec_tables = True
             config.model.tokenizer = "bytes"
             config.model.duration_unit = 1.0
@@ -133,4 +132,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         case _:
             choices = "tiny, small, paper, 3b or 7b"
             raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose {choices}")
+    config.tokens = codec.tokens(preset)
     return config

@@ -34,4 +34,5 @@ SYSTEM = System(
         "continue": "hiermusic continue --lm=out/aar --seconds=6 --out=out/songs in.wav",
     },
     demo=demo.demo,
+    places=("data.clap",),
 )

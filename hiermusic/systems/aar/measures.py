@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from hiermusic.data.token_records import TokenSource
 from hiermusic.systems import parts
-from hiermusic.systems.aar.models import hierarchy, hop, length, make_discriminator, make_model
+from hiermusic.systems.aar.models import length, make_discriminator, make_model, tokens_of
 from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import trained_counts, windows
-from hiermusic.systems.aar.stages import check_tokens
+from hiermusic.systems.tokens import check_records
 from hiermusic.tokens import sequence
 
 WINDOWS_MEASURED = 8  # of each held-out track, or as many as it has
@@ -26,9 +26,9 @@ def inspect(config: ConfigDict) -> dict:
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
     params = parts.counts(model)
     params["total"] = sum(params.values())
-    tokens, frame_rate = hierarchy(config), config.model.sample_rate / hop(config.model)
+    tokens = tokens_of(config)
     positions = config.train.crop_frames if config.stage == "codec" else length(config)
-    told = parts.facts(config, dict(params), tokens, frame_rate, positions)
+    told = parts.facts(config, dict(params), tokens.hierarchy, float(tokens.frame_rate), positions)
     if config.stage == "codec":
         discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
         told["discriminator_params"] = sum(parts.counts(discriminator).values())
@@ -52,9 +52,8 @@ def cross_entropy(
       of each track, nats of all predicted tokens of each level [N, K] and how often each code was one of them
       [N, K, V]; and how often it stands in the training tracks [K, V].
     """
-    check_tokens(config, path)
-    make, levels = windows(config), slice(0, config.model.levels)
-    valid = TokenSource(path, levels, "valid")
+    check_records(config, path)
+    make, valid = windows(config), TokenSource(path, "all", "valid")
     graphdef, weights = nnx.split(model)
 
     @jax.jit
@@ -69,5 +68,5 @@ def cross_entropy(
         return {"sums": sum(np.asarray(one["ce_K"] * one["count_K"], np.float64) for one in found), "counts": counts_KV}
 
     measured = each("tokens", min(len(valid), tracks), measure)
-    trained_KV = trained_counts(config, make, path)
+    trained_KV = trained_counts(make, path)
     return *(np.stack([track[name] for track in measured]) for name in ("sums", "counts")), trained_KV

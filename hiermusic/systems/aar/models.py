@@ -1,14 +1,12 @@
 """AAR's models: what a configuration of each stage describes, and how it is made."""
 
 import functools
-import math
 from collections.abc import Callable
-from fractions import Fraction
 
 from flax import nnx
 from ml_collections import ConfigDict
 
-from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.codec import Codec, CodecConfig, quantiser_of
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
@@ -17,8 +15,9 @@ from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems.aar.prior import Prior, PriorConfig
+from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens import pattern, scales
-from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.facts import TokenFacts
 
 SIZES = frozenset(
     {
@@ -29,11 +28,9 @@ SIZES = frozenset(
 _LARGEST = 1 << 24  # positions of a window times levels
 
 
-def quantiser_config(config: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
-    """The quantiser that a codec has, with how it learns, or whose codes a token model predicts."""
-    model, learning = config.model, {}
-    if config.stage == "codec":
-        learning = {name: model[name] for name in ("decay", "kmeans_iterations", "dead_share")}
+def quantiser_config(model: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
+    """The quantiser of a codec's `model`, with how it learns."""
+    learning = {name: model[name] for name in ("decay", "kmeans_iterations", "dead_share")}
     match model.quantiser:
         case "residual":
             return QuantiserConfig(levels=model.levels, codes=model.codes, **learning)
@@ -44,8 +41,6 @@ def quantiser_config(config: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
                 raise UserError(f"model.scales end at {sizes[-1]}, model.window is {model.window}: make them equal")
             if len(sizes) != model.levels:
                 raise UserError(f"model.scales has {len(sizes)} scales: set model.levels={len(sizes)}")
-            if config.stage == "codec":
-                learning |= {"straight_through": model.straight_through, "objective": model.quantiser_objective}
             return MultiscaleConfig(
                 scales=sizes,
                 codes=model.codes,
@@ -54,14 +49,15 @@ def quantiser_config(config: ConfigDict) -> MultiscaleConfig | QuantiserConfig:
                 phi_count=model.phi_count,
                 kernel=model.phi_kernel,
                 gamma=model.gamma,
+                straight_through=model.straight_through,
+                objective=model.quantiser_objective,
                 **learning,
             )
     raise UserError(f"model.quantiser is '{model.quantiser}': choose multiscale or residual")
 
 
-def codec_config(config: ConfigDict) -> CodecConfig:
-    """SAT, or the same trunk with a residual quantiser."""
-    model = config.model
+def codec_config(model: ConfigDict) -> CodecConfig:
+    """The codec of a configuration's `model`: SAT, or the same trunk with a residual quantiser."""
     trunk = SeanetConfig(
         fold=model.fold,
         strides=tuple(model.strides),
@@ -73,20 +69,20 @@ def codec_config(config: ConfigDict) -> CodecConfig:
         remat=model.remat,
     )
     windowed = model.windowed and model.quantiser == "multiscale"  # a row of the other is a single frame
-    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(config), windowed)
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), windowed)
 
 
 def prior_config(config: ConfigDict) -> PriorConfig:
     """AAR of a depth, or the baseline of the same depth."""
-    model = config.model
-    quantiser, depth, next_scale = quantiser_config(config), model.depth, model.pattern == "next_scale"
-    if next_scale != (model.quantiser == "multiscale"):
+    model, tokens = config.model, facts_of(config)
+    depth, next_scale = model.depth, model.pattern == "next_scale"
+    if next_scale != (tokens.quantiser == "multiscale"):
         raise UserError(
-            f"model.pattern={model.pattern} does not go with model.quantiser={model.quantiser}: next_scale predicts "
-            "the codes of a multiscale one, flatten and delay those of a residual one"
+            f"model.pattern={model.pattern} does not go with the tokens of a {tokens.quantiser} quantiser: next_scale "
+            "predicts those of a multiscale one, flatten and delay those of a residual one"
         )
-    if next_scale and not 0 <= model.context <= model.window:
-        raise UserError(f"model.context={model.context} must lie in 0..{model.window}, the frames of a window")
+    if next_scale and not 0 <= model.context <= tokens.frames:
+        raise UserError(f"model.context={model.context} must lie in 0..{tokens.frames}, the frames of a window")
     if model.listener and model.references < 1:
         raise UserError(
             f"model.references={model.references}: a model that listens hears 1 window or more (one that takes vectors "
@@ -113,13 +109,13 @@ def prior_config(config: ConfigDict) -> PriorConfig:
     )
     lm = TokenLMConfig(
         transformer=trunk,
-        levels=model.levels,
-        codes=model.codes,
+        levels=tokens.levels,
+        codes=tokens.codes,
         text_size=1,
         head="shared" if next_scale else "window",
         head_init=0.02,
         reads=not next_scale,
-        inputs=model.code_latent if next_scale else 0,
+        inputs=tokens.latent if next_scale else 0,
         level_embed=next_scale,
         cond=model.cond,
         code_bias=model.codec_tables,
@@ -127,8 +123,8 @@ def prior_config(config: ConfigDict) -> PriorConfig:
     )
     return PriorConfig(
         lm,
-        quantiser,
-        latent=model.code_latent,
+        quantiser_of(tokens),
+        latent=tokens.latent,
         context=model.context if next_scale else 0,
         context_dropout=model.context_dropout if next_scale else 0.0,
         listener=model.listener,
@@ -138,10 +134,10 @@ def prior_config(config: ConfigDict) -> PriorConfig:
 
 def length(config: ConfigDict) -> int:
     """Positions of a token model's row."""
-    model = config.model
+    model, tokens = config.model, facts_of(config)
     if model.pattern == "next_scale":
-        return model.context + sum(quantiser_config(config).slots)
-    return layout(model.pattern, model.window, model.levels).positions
+        return model.context + sum(tokens.slots)
+    return layout(model.pattern, model.window, tokens.levels).positions
 
 
 @functools.cache
@@ -155,21 +151,19 @@ def layout(name: str, frames: int, levels: int) -> pattern.Layout:
     return patterns[name]((frames,) * levels)
 
 
-def hop(model: ConfigDict) -> int:
-    """Samples a latent frame."""
-    return model.fold * math.prod(model.strides)
-
-
-def hierarchy(config: ConfigDict) -> Hierarchy:
+def tokens_of(config: ConfigDict) -> TokenFacts:
     """The tokens of a codec, or those that a token model predicts."""
-    model, quantiser = config.model, quantiser_config(config)
-    rate = Fraction(model.sample_rate, hop(model) * quantiser.frames)
-    return Hierarchy.of_rows(quantiser.slots, rate, model.codes)
+    return codec_config(config.model).facts if config.stage == "codec" else facts_of(config)
 
 
-def window_seconds(model: ConfigDict) -> float:
+def window_frames(config: ConfigDict) -> int:
+    """Latent frames of a token model's window: the quantiser's, or those that the baseline takes together."""
+    return facts_of(config).frames if config.model.pattern == "next_scale" else config.model.window
+
+
+def window_seconds(config: ConfigDict) -> float:
     """Length of a token model's window."""
-    return model.window * hop(model) / model.sample_rate
+    return float(window_frames(config) / facts_of(config).frame_rate)
 
 
 def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
@@ -182,7 +176,7 @@ def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of what a configuration trains, whichever stage it is."""
     if config.stage == "codec":
-        codec = codec_config(config)
+        codec = codec_config(config.model)
         return lambda rngs: Codec(codec, rngs=rngs)
     prior = prior_config(config)
     return lambda rngs: Prior(prior, rngs=rngs)

@@ -13,7 +13,7 @@ from hiermusic.data.arrays import read_npz
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, reading
 from hiermusic.nn.norms import unit
-from hiermusic.systems.aar.models import layout, prior_config, window_seconds
+from hiermusic.systems.aar.models import layout, prior_config, window_frames, window_seconds
 from hiermusic.systems.aar.prior import PriorConfig
 from hiermusic.tokens import rows, sequence
 
@@ -172,9 +172,9 @@ class Windows:
 
 def batches(config: ConfigDict, windows: Windows, split: str, which: Sequence[int]):
     """These rows of batch i: a function of (seed, i)."""
-    settings, levels = config.train, slice(0, config.model.levels)
+    settings = config.train
     examples = pipeline.example_batches(
-        config.data.path, split, settings.seed, levels, settings.batch_size, which
+        config.data.path, split, settings.seed, "all", settings.batch_size, which
     )
 
     def build(index: int, tracks: Sequence[dict]):
@@ -207,11 +207,11 @@ def windows(config: ConfigDict, data: bool = True) -> Windows:
         vectors = Vectors(config.data.clap, model.cond)
     if data and model.listener and config.data.clap:
         raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
-    seconds = window_seconds(model)
-    return Windows(prior_config(config), model.window, seconds, model.pattern, model.references, vectors)
+    frames, seconds = window_frames(config), window_seconds(config)
+    return Windows(prior_config(config), frames, seconds, model.pattern, model.references, vectors)
 
 
-def trained_counts(config: ConfigDict, make: Windows, path: str, most: int | None = None) -> np.ndarray:
+def trained_counts(make: Windows, path: str, most: int | None = None) -> np.ndarray:
     """How often each code of each level stands in the training tracks, or in the first of them; [K, V]."""
-    train = TokenSource(path, slice(0, config.model.levels), "train")
+    train = TokenSource(path, "all", "train")
     return sum(make.counts(make.rows_of(train[index])) for index in range(len(train))[:most])

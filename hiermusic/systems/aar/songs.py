@@ -17,6 +17,7 @@ from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.data.arrays import read_npy
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
@@ -24,18 +25,20 @@ from hiermusic.systems import parts, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
     codec_config,
-    hierarchy,
     layout,
     length,
     make_model,
     prior_config,
+    tokens_of,
+    window_frames,
     window_seconds,
 )
 from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import as_condition, windows
-from hiermusic.systems.aar.stages import check_codebooks, check_codec, codec_of
+from hiermusic.systems.aar.stages import check_codebooks, check_codec
 from hiermusic.systems.requests import LIKE, Request
 from hiermusic.systems.system import CODEC, SAMPLING, Flag
+from hiermusic.systems.tokens import codec_of
 from hiermusic.tokens.prompt import Prompt
 
 Condition = tuple[np.ndarray, int] | np.ndarray  # a waveform and its rate, or a vector
@@ -78,7 +81,7 @@ def generate(
     spread = make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
         codec, step = codec_of(config)
-    check_codec(config, codec)
+    check_codec(config, lm, Tokenizer(codec, step))
     sampling = config.sampling.to_dict() | dict(options)
     if audio and config.model.listener:
         requests = [replace(request, like=request.like or audio) for request in requests]
@@ -129,7 +132,7 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
     if not listens:
         raise UserError(f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy")
     wav_LC, rate = files.read(path)
-    window = window_seconds(config.model)
+    window = window_seconds(config)
     if len(wav_LC) < window * rate:
         raise UserError(f"{path} lasts {len(wav_LC) / rate:.2f} s: a clip must fill a window of {window:g} s")
     start = max(len(wav_LC) - round(HEARD_SECONDS * rate), 0) // 2
@@ -182,7 +185,7 @@ def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
 
 def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
-    size, levels, B = config.model.window, config.model.levels, len(seeds)
+    size, levels, B = window_frames(config), model.config.lm.levels, len(seeds)
     order, lm = layout(config.model.pattern, size, levels), model.lm.unstack()
     codes_BTK = np.zeros((B, 0, levels), np.int32) if known_RS is None else np.repeat(known_RS[None], B, 0)
     begun = codes_BTK.shape[1]
@@ -194,7 +197,7 @@ def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
             [order] * B,
             # a window of its own draws: its first new frame is not the first window's
             seeds=[int(np.random.default_rng((seed, codes_BTK.shape[1])).integers(2**32)) for seed in seeds],
-            sizes=[config.model.codes] * levels,
+            sizes=[model.config.lm.codes] * levels,
             given=[list(codes_TK.T) for codes_TK in given] if given.shape[1] else None,
             cond=cond_BU,
             uncond=np.asarray(model.unconditional[...]),
@@ -214,9 +217,9 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
       rows: songs made at once.
     """
     if config.stage == "codec":
-        return parts.decoding(codec_config(config), rows)
+        return parts.decoding(codec_config(config.model), rows)
     model, sampling, prior, make = config.model, config.sampling, prior_config(config), make_model(config)
-    seconds, trunk = window_seconds(model) * rows, prior.lm.transformer
+    seconds, trunk = window_seconds(config) * rows, prior.lm.transformer
     cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
     if prior.next_scale:
 
@@ -230,11 +233,11 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         name, positions, share = "generate: a window", length(config), 1.0
     else:
         lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
-        layouts = [layout(model.pattern, model.window, model.levels)] * rows
-        sizes = [model.codes] * model.levels
+        layouts = [layout(model.pattern, model.window, prior.lm.levels)] * rows
+        sizes = [prior.lm.codes] * prior.lm.levels
         options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}
         run, arguments = autoregressive.chunk(lm, [[0]] * rows, layouts, cache_dtype=model.dtype, **options)
         positions = autoregressive.CHUNK
         name, share = f"generate: {positions} steps", positions / length(config)
-    tokens = float(hierarchy(config).tokens_per_second) * seconds * share
+    tokens = float(tokens_of(config).hierarchy.tokens_per_second) * seconds * share
     return parts.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)

@@ -15,7 +15,7 @@ from hiermusic.nn.token_lm import TokenLM
 from hiermusic.systems import parts
 from hiermusic.systems.khala.models import hierarchy, make_discriminator, make_model
 from hiermusic.systems.khala.rows import make_rows
-from hiermusic.systems.khala.stages import check_tokens
+from hiermusic.systems.tokens import check_records
 from hiermusic.tokens import sequence
 from hiermusic.tokens.visibility import Visibility
 
@@ -54,9 +54,9 @@ def cross_entropy(
       of each track, nats of all predicted tokens of each layer [N, K] and how often each code was one of them
       [N, K, V]; and how often it stands in the training tracks [K, V].
     """
-    check_tokens(config, path)
-    rows, levels = make_rows(config), slice(0, config.model.levels)
-    train, valid = (TokenSource(path, levels, split) for split in ("train", "valid"))
+    check_records(config, path)
+    rows, known = make_rows(config), hierarchy(config)
+    train, valid = (TokenSource(path, slice(0, len(known)), split) for split in ("train", "valid"))
     graphdef, weights = nnx.split(model)
     crops = CROPS_MEASURED if config.data.crop == "random" else 1
 
@@ -65,11 +65,11 @@ def cross_entropy(
         return nnx.merge(graphdef, weights).loss(batch, visibility=visibility)[1]
 
     def counts(codes_TK: np.ndarray) -> np.ndarray:
-        return np.stack([np.bincount(codes_T[codes_T >= 0], minlength=config.model.codes) for codes_T in codes_TK.T])
+        return np.stack([np.bincount(codes_T[codes_T >= 0], minlength=known.sizes[0]) for codes_T in codes_TK.T])
 
     def measure(index: int) -> dict[str, np.ndarray]:
         example, rng = valid[index], np.random.default_rng((config.train.seed, index))
-        sums_K, counts_KV = np.zeros(config.model.levels), 0
+        sums_K, counts_KV = np.zeros(len(known)), 0
 
         def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
             nonlocal counts_KV
@@ -85,7 +85,7 @@ def cross_entropy(
                 add(rows.backbone(example, rng), Visibility.causal())
                 continue
             add(rows.alignment(example, rng), Visibility.causal(), level=np.zeros(1, np.int32))
-            for level in range(1, config.model.levels):
+            for level in range(1, len(known)):
                 add(rows.refinement(example, rng, level), Visibility.full(), level=np.full(1, level, np.int32))
         return {"sums": sums_K, "counts": counts_KV}
 

@@ -1,9 +1,7 @@
 """Khala's models: what a configuration of each stage describes, and how it is made."""
 
 from collections.abc import Callable
-from fractions import Fraction
 
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -14,13 +12,14 @@ from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 SIZES = frozenset(
     {
         *("sample_rate", "channels", "fold", "strides", "dilations", "encoder_width", "decoder_width", "latent"),
-        *("codebooks", "codes", "levels", "length", "text_limit"),
+        *("codes", "length", "text_limit"),
         *("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width"),
     }
 )
@@ -45,18 +44,15 @@ def tokenizer(model: ConfigDict) -> TextTokenizer:
 
 
 def hierarchy(config: ConfigDict) -> Hierarchy:
-    """The token hierarchy of a codec's or a token model's configuration."""
-    model = config.model
+    """The tokens of a codec, or those that a token model knows: the first `model.levels` of them, 0 for all."""
     if config.stage == "codec":
-        rate = Fraction(model.sample_rate, model.fold * int(np.prod(model.strides)))
-        return Hierarchy.uniform(model.codebooks, rate, model.codes)
-    try:
-        rate = Fraction(model.frame_rate)
-    except (ValueError, TypeError, ZeroDivisionError):
-        rate = 0
-    if rate <= 0:
-        raise UserError(f"model.frame_rate={model.frame_rate}: give frames a second, such as 44100/2048")
-    return Hierarchy.uniform(model.levels, rate, model.codes)
+        return codec_config(config.model).hierarchy
+    tokens, levels = facts_of(config), config.model.levels
+    if tokens.quantiser != "residual":
+        raise UserError(f"tokens.quantiser is '{tokens.quantiser}': Khala's token models know residual codes")
+    if not 0 <= levels <= tokens.levels:
+        raise UserError(f"model.levels={levels}: the tokens have {tokens.levels} levels; 0 takes all")
+    return tokens.hierarchy.select(0, levels or tokens.levels)
 
 
 # MARK: models
@@ -65,7 +61,7 @@ def hierarchy(config: ConfigDict) -> Hierarchy:
 def codec_config(model: ConfigDict) -> CodecConfig:
     """The codec of a configuration's `model`."""
     quantiser = QuantiserConfig(
-        levels=model.codebooks,
+        levels=model.levels,
         codes=model.codes,
         decay=model.decay,
         kmeans_iterations=model.kmeans_iterations,
@@ -107,10 +103,10 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         dtype=model.dtype,
         remat=model.remat,
     )
-    ids = vocabulary(model)
+    ids, tokens = vocabulary(model), hierarchy(config)
     return TokenLMConfig(
-        levels=model.levels,
-        codes=model.codes,
+        levels=len(tokens),
+        codes=tokens.sizes[0],
         text_size=ids.text_size,
         end=ids.eos if config.stage == "backbone" else None,
         transformer=trunk,

@@ -12,7 +12,7 @@ from hiermusic.data import pipeline
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import workers
-from hiermusic.systems.khala.models import tokenizer
+from hiermusic.systems.khala.models import hierarchy, tokenizer
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.prompt import Prompt, compose, excess
 from hiermusic.tokens.visibility import Visibility
@@ -27,6 +27,7 @@ class Rows:
     """Turns tracks into training rows of a token model: which part of the track, which prompt, which layout."""
 
     model: ConfigDict
+    levels: int
     crop: str
     tokenizer: TextTokenizer
 
@@ -34,8 +35,8 @@ class Rows:
         """q0 q1 of every frame in turn, ended by EOS where the track ends within the row."""
         ids = self._prompt(example["meta"], rng)
         room = sequence.room(ids, self.model.length, shared=True, end=True)
-        codes_TK, whole = self._crop(example["codes"], room // self.model.levels, rng)
-        layout = pattern.flatten((len(codes_TK),) * self.model.levels)
+        codes_TK, whole = self._crop(example["codes"], room // self.levels, rng)
+        layout = pattern.flatten((len(codes_TK),) * self.levels)
         end = self.tokenizer.vocabulary.eos if whole else None
         return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=True, end=end)
 
@@ -43,7 +44,7 @@ class Rows:
         """One layer of every frame, read from the layers below it (Task 1)."""
         ids = self._marked(example["meta"], rng, level)
         codes_TK, _ = self._crop(example["codes"], self.model.length - len(ids), rng)
-        layout = pattern.layer_pass((len(codes_TK),) * self.model.levels, level)
+        layout = pattern.layer_pass((len(codes_TK),) * self.levels, level)
         return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=False)
 
     def alignment(self, example: dict, rng: np.random.Generator) -> sequence.Row:
@@ -52,7 +53,7 @@ class Rows:
         room = sequence.room(ids, self.model.length, shared=True, end=False)
         codes_TK, _ = self._crop(example["codes"], room, rng)
         reads_S1, targets_S1 = pattern.flatten((len(codes_TK),)).build([codes_TK[:, 0]])
-        others = ((0, 0), (0, self.model.levels - 1))
+        others = ((0, 0), (0, self.levels - 1))
         reads_SK, targets_SK = (np.pad(x, others, constant_values=-1) for x in (reads_S1, targets_S1))
         return sequence.pack(ids, reads_SK, targets_SK, self.model.length, shared=True)
 
@@ -80,7 +81,7 @@ def make_rows(config: ConfigDict) -> Rows:
     """The rows of a configuration; UserError for an unknown way to crop."""
     if config.data.crop not in ("start", "random"):
         raise UserError(f"data.crop is '{config.data.crop}': choose start or random")
-    return Rows(config.model, config.data.crop, tokenizer(config.model))
+    return Rows(config.model, len(hierarchy(config)), config.data.crop, tokenizer(config.model))
 
 
 def tell_cut(config: ConfigDict) -> None:
@@ -123,7 +124,7 @@ def layer_weights(levels: int, distribution: str) -> np.ndarray:
 
 def _batches(config: ConfigDict, split: str, rows: Sequence[int]):
     """These rows of batches of raw examples."""
-    levels = slice(0, config.model.levels)
+    levels = slice(0, len(hierarchy(config)))
     return pipeline.example_batches(
         config.data.path, split, config.train.seed, levels, config.train.batch_size, rows
     )
@@ -131,7 +132,7 @@ def _batches(config: ConfigDict, split: str, rows: Sequence[int]):
 
 def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]]:
     """Every visibility that training a token model comes to, with the shapes of its global batch."""
-    size, length, levels = config.train.batch_size, config.model.length, config.model.levels
+    size, length, levels = config.train.batch_size, config.model.length, len(hierarchy(config))
     row = sequence.pack([0], *(np.zeros((0, levels), np.int32) for _ in range(2)), length, shared=False)
     batch = {name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype) for name, value in row.items()}
     if config.stage == "backbone":
@@ -160,8 +161,9 @@ def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
     Held-out batches take turns from coarse layers to fine ones, all rows alike.
     """
     make, size = make_rows(config), config.train.batch_size
-    reach_K = np.cumsum(layer_weights(config.model.levels, config.train.layer_distribution))
-    probes = [level for level in PROBED_LAYERS if level < config.model.levels]
+    levels = len(hierarchy(config))
+    reach_K = np.cumsum(layer_weights(levels, config.train.layer_distribution))
+    probes = [level for level in PROBED_LAYERS if level < levels]
     batches = _batches(config, split, rows)
     if split != "train":
         batches = batches.repeat(len(probes))
@@ -176,12 +178,12 @@ def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
         return np.searchsorted(reach_K, places * reach_K[-1], side="right").tolist()
 
     def build(index: int, examples: Sequence[dict]):
-        levels = draw(index)
-        drawn = zip(examples, pipeline.row_generators(config.train.seed, index, rows), levels, strict=True)
-        if levels[0] == 0:
+        drawn_B = draw(index)
+        drawn = zip(examples, pipeline.row_generators(config.train.seed, index, rows), drawn_B, strict=True)
+        if drawn_B[0] == 0:
             visibility, rows_B = Visibility.causal(), [make.alignment(example, rng) for example, rng, _ in drawn]
         else:
             visibility, rows_B = Visibility.full(), [make.refinement(*one) for one in drawn]
-        return visibility, sequence.stack(rows_B) | {"level": np.array(levels, np.int32)}
+        return visibility, sequence.stack(rows_B) | {"level": np.array(drawn_B, np.int32)}
 
     return batches.map_with_index(build)

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
-from hiermusic.codec.codec import Codec
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.parallel.mesh import make_mesh
@@ -24,6 +23,7 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala.models import codec_config, hierarchy, make_model, token_lm_config, tokenizer
 from hiermusic.systems.requests import WORDS, Request
 from hiermusic.systems.system import CODEC, SAMPLING, Flag
+from hiermusic.systems.tokens import check_codec, codec_of
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.prompt import Prompt, compose
 
@@ -73,7 +73,7 @@ def generate(
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
     step, spread = None, make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
-        codec, step = parts.stored_codec(workdirs.read(backbone, "backbone").data.path)
+        codec, step = codec_of(workdirs.read(backbone, "backbone"))
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
     sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | dict(options)}
     if superres:
@@ -82,7 +82,8 @@ def generate(
     def make(requests: Sequence[Request]) -> list[songs.Song]:
         coder, known_TK = workdirs.load_codec(codec, step), None
         for run in (backbone, superres):
-            _check_fits(run, coder)
+            if run:
+                check_codec(workdirs.read(run), run, coder.facts, codec)
         if audio:
             known_TK = encode_long(coder, files.read(audio, coder.sample_rate, coder.channels)[0]).astype(np.int32)
         samples = _coarse(requests, backbone, dict(sampling["backbone"]), known_TK, spread)
@@ -99,20 +100,6 @@ def generate(
     return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step})
 
 
-def _check_fits(run: str | None, coder: Codec) -> None:
-    """UserError when the model of a workdir speaks of other tokens than the codec's."""
-    if run is None:
-        return
-    tokens = hierarchy(workdirs.read(run))
-    found = coder.hierarchy.select(0, len(tokens))
-    if (found.sizes, found.rates) != (tokens.sizes, tokens.rates):
-        raise UserError(
-            f"{run} was trained on {len(tokens)} levels of {tokens.sizes[0]} codes at {float(tokens.rates[0]):.2f} Hz, "
-            f"the codec makes {len(coder.hierarchy)} of {coder.hierarchy.sizes[0]} at "
-            f"{float(coder.hierarchy.rates[0]):.2f} Hz: give the codec that made its tokens with --codec=WORKDIR"
-        )
-
-
 def _coarse(
     requests: Sequence[Request], backbone: str, sampling: dict, known_TK: np.ndarray | None, mesh: Mesh | None
 ) -> list[autoregressive.Sample]:
@@ -120,8 +107,8 @@ def _coarse(
     config, model = workdirs.load(backbone, "backbone", mesh=mesh)
     if not requests:
         return []
-    words, levels = tokenizer(config.model), config.model.levels
-    rate = hierarchy(config).rates[0]
+    words, tokens = tokenizer(config.model), hierarchy(config)
+    levels, rate = len(tokens), tokens.rates[0]
     how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
     songs.tell_cut(requests, words, **how)
     prompts = [compose(r.prompt, words, **how) for r in requests]
@@ -143,7 +130,7 @@ def _coarse(
             prompts,
             [pattern.flatten((frame,) * levels) for frame in frames],
             seeds=[r.seed for r in requests],
-            sizes=[config.model.codes] * levels,
+            sizes=list(tokens.sizes),
             eos=words.vocabulary.eos,
             min_frames=[max(known + 1, math.ceil(min_share * frame)) for frame in frames],
             unprompted=[compose(Prompt(seconds=r.prompt.seconds), words) for r in requests],
@@ -166,7 +153,8 @@ def _refine(
     config, model = workdirs.load(superres, "superres", mesh=mesh)
     if not requests:
         return []
-    words, levels = tokenizer(config.model), config.model.levels
+    words, tokens = tokenizer(config.model), hierarchy(config)
+    levels = len(tokens)
     keep, limit = config.model.keep_description, config.model.text_limit
     with songs.progress("super-resolution") as show, _on(mesh):
         return layerwise.refine(
@@ -175,7 +163,7 @@ def _refine(
             [codes_TK[:, : config.model.given] for codes_TK in coarse],
             markers=[words.vocabulary.task_marker(level) for level in range(levels)],
             seeds=[r.seed for r in requests],
-            sizes=[config.model.codes] * levels,
+            sizes=list(tokens.sizes),
             known=None if known_TK is None else known_TK[:, :levels],
             progress=show,
             **sampling | {"layers": sampling["layers"] or levels},
@@ -196,24 +184,24 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     model = config.model
     if config.stage == "codec":
         return parts.decoding(codec_config(model), rows)
-    rate, make, trunk = float(hierarchy(config).rates[0]), make_model(config), token_lm_config(config).transformer
+    tokens, make, trunk = hierarchy(config), make_model(config), token_lm_config(config).transformer
+    rate, levels, sizes = float(tokens.rates[0]), len(tokens), list(tokens.sizes)
     prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
-    sizes = [model.codes] * model.levels
     sampling = {name: value for name, value in config.sampling.items() if name != "layers"}
     options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **sampling}
     if config.stage == "superres":
         token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         codes = [np.zeros((frames, model.given), np.int32)] * rows
-        run, arguments = layerwise.level_pass(token_lm, prompts, codes, markers=[0] * model.levels, **options)
-        made = (rows * frames, rows * frames / rate / (model.levels - model.given))
+        run, arguments = layerwise.level_pass(token_lm, prompts, codes, markers=[0] * levels, **options)
+        made = (rows * frames, rows * frames / rate / (levels - model.given))
         return parts.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
     token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
-    layouts = [pattern.flatten((frames // model.levels,) * model.levels)] * rows
+    layouts = [pattern.flatten((frames // levels,) * levels)] * rows
     run, arguments = autoregressive.chunk(
         token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **options
     )
     steps = autoregressive.CHUNK
-    made = (rows * steps, rows * steps / model.levels / rate)
+    made = (rows * steps, rows * steps / levels / rate)
     return parts.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)

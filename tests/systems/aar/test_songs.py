@@ -16,7 +16,10 @@ from ..fakes import configuration, request
 def prior(request, monkeypatch):
     """AAR or its baseline: a window of 8 frames, and the engines as recorders."""
     scale = request.param == "lm"
-    config = configuration(f"aar/{request.param}:tiny", window=8, levels=3, codes=32)
+    kind = {"quantiser": "multiscale", "scales": (1, 2, 8)} if scale else {"quantiser": "residual", "scales": ()}
+    config = configuration(f"aar/{request.param}:tiny", {"levels": 3, "codes": 32, **kind})
+    if not scale:
+        config.model.window = 8
     config.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
     config.data.path = "tokens"
     row = 40 if scale else 5  # samples of a row of codes
@@ -26,7 +29,7 @@ def prior(request, monkeypatch):
         quantiser="the quantiser",
         unconditional=np.full(3, 0.5),
         context=lambda codes_BRS: np.repeat(codes_BRS[..., None], 2, 2)[:, :1] * 1.0,
-        config=SimpleNamespace(next_scale=scale, context=2),
+        config=SimpleNamespace(next_scale=scale, context=2, lm=SimpleNamespace(levels=3, codes=32)),
     )
     it = SimpleNamespace(config=config, calls=[], loaded=[], produced=None, scale=scale, coder=coder, known=(None, 0))
 
@@ -59,7 +62,7 @@ def prior(request, monkeypatch):
     monkeypatch.setattr(aar_songs.workdirs, "load", load)
     monkeypatch.setattr(aar_songs.workdirs, "load_codec", load_codec)
     monkeypatch.setattr(aar_songs, "codec_of", lambda config: ("codec of tokens", 6))
-    monkeypatch.setattr(aar_songs, "check_codec", lambda config, codec: it.loaded.append(("checked", codec)))
+    monkeypatch.setattr(aar_songs, "check_codec", lambda config, run, codec: it.loaded.append(("checked", *codec)))
     monkeypatch.setattr(aar_songs, "check_codebooks", lambda coder, codec, model, lm: it.loaded.append((codec, lm)))
     monkeypatch.setattr(aar_songs, "_condition", lambda request, config: request.like)
     monkeypatch.setattr(aar_songs, "_heard", lambda model, coder, config, like: np.full(3, float(like[0])))
@@ -81,7 +84,7 @@ def test_aars_settings_reach_its_engine(prior, options):
     assert prior.produced["sampling"] == {"lm": told} and prior.produced["steps"] == {"codec": 6}
     assert prior.produced["runs"] == {"codec": "codec of tokens", "lm": "lm"}
     assert prior.loaded == [
-        ("checked", "codec of tokens"),
+        ("checked", "codec of tokens", 6),
         ("codec of tokens", 6),
         ("lm", ("lm", "ar_baseline"), None),
         ("codec of tokens", "lm"),

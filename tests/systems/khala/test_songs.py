@@ -1,5 +1,6 @@
 """What Khala's generation asks of the decoding engines: settings, seeds, prompts, what is known; no model is made."""
 
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hiermusic.errors import UserError
 from hiermusic.systems.khala import models
 from hiermusic.systems.khala import songs as khala
-from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.prompt import Prompt, compose
 
 from ..fakes import configuration, request
@@ -22,15 +23,16 @@ ONE, TWO = request("one", 5, tags="slow", lyrics="la", description="long"), requ
 @pytest.fixture
 def engines(monkeypatch):
     """Khala's three runs and the engines as recorders: `calls` holds the arguments of each."""
-    small = {"codes": 32, "frame_rate": str(RATE), "length": 200, "text_limit": 40}
+    tokens = TokenFacts(8000, 8000 // RATE, "residual", 4, 32, 16)
+    small = {"tokens": asdict(tokens), "length": 200, "text_limit": 40}
     backbone = configuration("khala/backbone:tiny", levels=2, keep_description=True, **small)
-    superres = configuration("khala/superres:tiny", levels=4, keep_description=False, **small)
-    backbone.data.path, superres.init_from = "tokens", "backbone"
+    superres = configuration("khala/superres:tiny", keep_description=False, **small)
+    superres.init_from = "backbone"
     backbone.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
     superres.sampling.update({"temperature": 0.7, "layers": 3})
     configs = {"backbone": backbone, "superres": superres}
     it = SimpleNamespace(configs=configs, calls={}, loaded=[], produced=None)
-    coder = SimpleNamespace(hierarchy=Hierarchy.uniform(4, RATE, 32), sample_rate=8000, channels=1)
+    coder = SimpleNamespace(facts=tokens, sample_rate=8000, channels=1)
     known_TK = np.arange(4 * 8).reshape(8, 4) % 32
 
     def load(run, *stages, mesh=None):
@@ -58,7 +60,7 @@ def engines(monkeypatch):
     monkeypatch.setattr(khala.workdirs, "read", lambda run, *stages: configs[run])
     monkeypatch.setattr(khala.workdirs, "load", load)
     monkeypatch.setattr(khala.workdirs, "load_codec", load_codec)
-    monkeypatch.setattr(khala.parts, "stored_codec", lambda path: (f"codec of {path}", 6))
+    monkeypatch.setattr(khala, "codec_of", lambda config: ("codec of tokens", 6))
     monkeypatch.setattr(khala.autoregressive, "generate", decode)
     monkeypatch.setattr(khala.layerwise, "refine", refine)
     monkeypatch.setattr(khala.songs, "produce", produce)
@@ -154,8 +156,8 @@ def test_a_backbone_alone_makes_its_own_layers(engines):
 
 
 def test_models_of_another_codec_and_songs_too_long_are_refused(engines):
-    engines.configs["superres"].model.codes = 33
-    with pytest.raises(UserError, match=r"superres was trained on 4 levels of 33 codes at 10\.00 Hz, the codec"):
+    engines.configs["superres"].tokens.codes = 33
+    with pytest.raises(UserError, match=r"codec of tokens makes other .* superres was .*\(codes is 32 and not 33\)"):
         khala.generate([ONE], "out", superres="superres")
     prompt = compose(ONE.prompt, models.tokenizer(engines.configs["backbone"].model), limit=40)
     most = (200 - len(prompt)) // 2 / RATE

@@ -1,0 +1,84 @@
+"""What a token model knows of its tokens: learnt from token records and their codec, then kept in its configuration."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from hiermusic.data.streams import Tokenizer, read_stream
+from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts, difference
+
+
+def learn(config: ConfigDict) -> None:
+    """Lets a token model's configuration say of its tokens what the records at `data.path` say, in place.
+
+    `tokens` become those of the records, and `data.codec` the codec that made them, WORKDIR@STEP, at the place that was
+    given for it or else where it was. Nothing is learnt where there are no records: what the configuration itself says
+    serves to look at it.
+
+    Raises:
+      UserError: records that do not say what made them, or `data.codec` at another step.
+    """
+    path = config.data.get("path", "")
+    if "tokens" not in config or not path or not (Path(path) / "info.json").is_file():
+        return
+    config.tokens = ConfigDict(asdict(stored_facts(path)))
+    made_by = read_stream(path).tokenizer
+    given = Tokenizer.named(config.data.codec) if config.data.codec else made_by
+    if given.step not in (None, made_by.step):
+        raise UserError(
+            f"data.codec={given}: {path} was made at step {made_by.step}; give the codec's workdir without a step"
+        )
+    config.data.codec = str(Tokenizer(os.path.abspath(given.workdir), made_by.step))
+
+
+def facts_of(config: ConfigDict) -> TokenFacts:
+    """The tokens that a token model's configuration speaks of."""
+    return TokenFacts.of(config.tokens)
+
+
+def codec_of(config: ConfigDict) -> Tokenizer:
+    """The codec that made a token model's tokens; UserError where its configuration does not know it, or it is gone."""
+    if not config.data.codec:
+        raise UserError("data.codec is empty: the model was not trained on token records, which tell of their codec")
+    codec = Tokenizer.named(config.data.codec)
+    if not Path(codec.workdir).is_dir():
+        raise UserError(
+            f"no codec at {codec.workdir}, which made the tokens: put it back, or give its workdir (train: "
+            "--config.data.codec=DIR, generate: --codec=DIR)"
+        )
+    return codec
+
+
+def stored_facts(path: str) -> TokenFacts:
+    """The facts of the token records at `path`, which must be given.
+
+    Raises:
+      UserError: no path, no token records there, or records without facts.
+    """
+    if not path:
+        raise UserError(
+            "data.path is empty: make token records with `hiermusic tokenize`, then give --config.data.path=DIR"
+        )
+    if not (facts := read_stream(path).facts):
+        raise UserError(f"{path} does not say what quantiser made its tokens: write it again by `hiermusic tokenize`")
+    return facts
+
+
+def check_records(config: ConfigDict, path: str) -> None:
+    """UserError when the token records at `path` hold other tokens than a configuration's model knows."""
+    if told := difference(stored_facts(path), facts_of(config)):
+        raise UserError(
+            f"{path} holds other tokens than the model knows ({told}): take tokens of the codec that it was made for"
+        )
+
+
+def check_codec(config: ConfigDict, run: str, makes: TokenFacts, codec: str) -> None:
+    """UserError when what a codec, of the workdir `codec`, makes are other tokens than the model of a `run` knows."""
+    if told := difference(makes, facts_of(config)):
+        raise UserError(
+            f"{codec} makes other tokens than {run} was trained on ({told}): give the codec that made them with "
+            "--codec=WORKDIR"
+        )

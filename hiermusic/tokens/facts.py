@@ -1,0 +1,109 @@
+"""What a token model has to know of the tokens it models, as the codec that makes them says it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+from hiermusic.errors import UserError
+from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.scales import check_scales
+
+QUANTISERS = ("residual", "multiscale")
+
+_MOST = 1 << 24  # of any number: as many levels as a stranger's file names would fill the memory
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """Facts of a codec's tokens: token records hold them, and a token model's configuration as its field `tokens`.
+
+    Args:
+      sample_rate: Hz of what the codec hears.
+      hop: samples a latent frame.
+      quantiser: "residual", whose row of codes is a frame, or "multiscale", whose row is a window of frames.
+      levels: K.
+      codes: of each level.
+      latent: channels of what the codes of a frame add up to.
+      scales: tokens of each level in a window, coarse first, the last one a frame; () for a residual quantiser, as the
+        fields below are what they are by default.
+      phi, phi_count, phi_kernel, gamma: see `codec.multiscale.MultiscaleConfig`.
+    Raises:
+      UserError: a number that is none, an unknown quantiser, or scales that are not as many as the levels.
+    """
+
+    sample_rate: int
+    hop: int
+    quantiser: str
+    levels: int
+    codes: int
+    latent: int
+    scales: tuple[int, ...] = ()
+    phi: str = ""
+    phi_count: int = 0
+    phi_kernel: int = 0
+    gamma: float = 0.0
+
+    def __post_init__(self):
+        for name in ("sample_rate", "hop", "levels", "codes", "latent"):
+            if type(value := getattr(self, name)) is not int or not 0 < value <= _MOST:
+                raise UserError(f"tokens.{name}={value}: give a whole number from 1 to {_MOST:,}")
+        for name in ("phi_count", "phi_kernel", "gamma"):
+            if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= _MOST:
+                raise UserError(f"tokens.{name}={value}: give a number from 0 to {_MOST:,}")
+        if self.quantiser not in QUANTISERS:
+            raise UserError(f"tokens.quantiser is '{self.quantiser}': choose {' or '.join(QUANTISERS)}")
+        if self.quantiser == "multiscale":
+            check_scales(self.scales)
+            if self.frames > _MOST:
+                raise UserError(f"tokens.scales ends at {self.frames}: no window has more than {_MOST:,} frames")
+        if len(self.scales) != (self.levels if self.quantiser == "multiscale" else 0):
+            raise UserError(
+                f"tokens.scales has {len(self.scales)} scales: a multiscale quantiser has one for each of its "
+                f"{self.levels} levels (tokens.levels), a residual one has none"
+            )
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "TokenFacts":
+        """The facts of a mapping, JSON or a configuration's; UserError where one is missing or unknown."""
+        names = {field.name for field in fields(cls)}
+        if wrong := sorted(names ^ set(told)):
+            raise UserError(f"tokens has {'no field' if wrong[0] in names else 'an unknown field'} {wrong[0]}")
+        return cls(**{**told, "scales": tuple(told["scales"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value from which `of` makes equal facts."""
+        return {**asdict(self), "scales": list(self.scales)}
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Tokens of each level in a row of codes."""
+        return self.scales or (1,) * self.levels
+
+    @property
+    def frames(self) -> int:
+        """Latent frames in a row of codes."""
+        return self.slots[-1]
+
+    @property
+    def frame_rate(self) -> Fraction:
+        """Latent frames a second."""
+        return Fraction(self.sample_rate, self.hop)
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        """Levels, rates and numbers of codes."""
+        return Hierarchy.of_rows(self.slots, self.frame_rate / self.frames, self.codes)
+
+    def __str__(self) -> str:
+        told = f"{self.levels} levels of {self.codes} codes at {self.frame_rate} Hz by a {self.quantiser} quantiser"
+        if self.quantiser == "multiscale":
+            told += f" of {self.frames} frames, {float(self.hierarchy.tokens_per_second):g} tokens a second, {self.phi}"
+            told += f" phi, gamma {self.gamma:g}"
+        return f"{told}, {self.latent} channels"
+
+
+def difference(found: TokenFacts, wanted: TokenFacts) -> str:
+    """In what two sets of facts differ, one field after the other; empty where they are the same."""
+    names = [field.name for field in fields(TokenFacts) if getattr(found, field.name) != getattr(wanted, field.name)]
+    return ", ".join(f"{name} is {getattr(found, name)} and not {getattr(wanted, name)}" for name in names)

@@ -1,0 +1,57 @@
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.tokens.facts import TokenFacts, difference
+
+RESIDUAL = TokenFacts(44_100, 2048, "residual", levels=64, codes=1024, latent=128)
+SCALES = TokenFacts(24_000, 320, "multiscale", 3, 256, 48, (1, 4, 75), "partial", 2, 9, 0.5)
+
+
+def test_what_follows_from_the_facts():
+    assert RESIDUAL.slots == (1,) * 64 and RESIDUAL.frames == 1 and RESIDUAL.frame_rate == Fraction(44_100, 2048)
+    assert set(RESIDUAL.hierarchy.rates) == {Fraction(44_100, 2048)} and RESIDUAL.hierarchy.sizes == (1024,) * 64
+    assert SCALES.slots == (1, 4, 75) and SCALES.frames == 75 and SCALES.frame_rate == 75
+    assert SCALES.hierarchy.rates == (1, 4, 75) and SCALES.hierarchy.tokens_per_second == 80
+
+
+@pytest.mark.parametrize("facts", [RESIDUAL, SCALES])
+def test_facts_come_back_from_json(facts):
+    assert TokenFacts.of(json.loads(json.dumps(facts.to_json()))) == facts
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"levels": 0}, "tokens.levels=0: give a whole number from 1 to 16,777,216"),
+        ({"codes": 1 << 25}, "tokens.codes=33554432: give a whole number"),
+        ({"hop": 2.5}, "tokens.hop=2.5: give a whole number"),
+        ({"sample_rate": True}, "tokens.sample_rate=True: give a whole number"),
+        ({"quantiser": "binary"}, "tokens.quantiser is 'binary': choose residual or multiscale"),
+        ({"levels": 4}, "tokens.scales has 3 scales"),
+        ({"scales": (1, 1, 75)}, "give whole numbers that increase"),
+        ({"quantiser": "residual"}, "tokens.scales has 3 scales"),
+    ],
+)
+def test_facts_that_are_none(wrong, words):
+    with pytest.raises(UserError) as told:
+        replace(SCALES, **wrong)
+    assert words in str(told.value)
+
+
+def test_a_field_that_is_missing_or_unknown_is_named():
+    told = SCALES.to_json()
+    with pytest.raises(UserError, match="tokens has an unknown field frame_rate"):
+        TokenFacts.of(told | {"frame_rate": 75})
+    told.pop("gamma")
+    with pytest.raises(UserError, match="tokens has no field gamma"):
+        TokenFacts.of(told)
+
+
+def test_a_difference_is_told_field_by_field():
+    assert difference(SCALES, SCALES) == ""
+    other = replace(SCALES, codes=16, gamma=0.0)
+    assert difference(other, SCALES) == "codes is 16 and not 256, gamma is 0.0 and not 0.5"
