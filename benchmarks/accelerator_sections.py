@@ -77,11 +77,11 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
     for row in range(rows):
         room = model.length // (2 if ragged and row % 2 else 1) - len(text) - 1
         if config.stage == "backbone":
-            codes = rng.integers(model.codes, size=(model.levels, room // model.levels))
+            codes = rng.integers(config.tokens.codes, size=(model.levels, room // model.levels))
             layout = pattern.flatten((codes.shape[1],) * model.levels)
             packed.append(sequence.pack(text, *layout.build(codes), model.length, shared=True, end=ids.eos))
         else:
-            codes = rng.integers(model.codes, size=(model.levels, room))
+            codes = rng.integers(config.tokens.codes, size=(model.levels, room))
             layout = pattern.layer_pass((room,) * model.levels, model.levels // 2)
             packed.append(sequence.pack(text, *layout.build(codes), model.length, shared=False))
     level = {} if config.stage == "backbone" else {"level": np.full(rows, model.levels // 2, np.int32)}
@@ -321,7 +321,7 @@ def tokens(bench: Bench) -> Iterator[Record]:
     for rows in (1, 2) if bench.tiny else (1, 4, 16, 32):
         program, arguments = autoregressive.chunk(
             lm, [[0]] * rows, [pattern.flatten((frames,) * model.levels)] * rows, seeds=range(rows),
-            sizes=[model.codes] * model.levels, eos=lm.config.end, temperature=1.0, top_k=50,
+            sizes=[lm.config.codes] * model.levels, eos=lm.config.end, temperature=1.0, top_k=50,
             cache_dtype="bfloat16")  # fmt: skip
         runs[rows] = program.func.lower(*arguments, **program.keywords), arguments
     begin = time.perf_counter()
@@ -330,7 +330,7 @@ def tokens(bench: Bench) -> Iterator[Record]:
     yield {"what": "compile", "programs": len(programs), "seconds": time.perf_counter() - begin}
     trunk = lm.config.transformer
     read = weights_bytes(weights, TABLES)
-    read += 2 * model.codes * model.width  # of one level's head
+    read += 2 * lm.config.codes * model.width  # of one level's head
     cached = 2 * 2 * trunk.layers * trunk.kv_heads * trunk.head_dim * positions / 2
     flops = 2 * read / 2 + 2 * 2 * trunk.layers * trunk.heads * trunk.head_dim * positions / 2
     for rows, program in programs.items():
@@ -386,8 +386,8 @@ def passes(bench: Bench, frames: int, np, Visibility) -> Iterator[Record]:
     from hiermusic.systems.khala import models as khala
 
     def traced_pass(lm, model, text, frames):
-        codes = np.random.default_rng(0).integers(model.codes, size=(frames, model.given)).astype(np.int32)
-        how = {"markers": [0] * model.levels, "seeds": [0], "sizes": [model.codes] * model.levels}
+        codes = np.random.default_rng(0).integers(lm.config.codes, size=(frames, model.given)).astype(np.int32)
+        how = {"markers": [0] * model.levels, "seeds": [0], "sizes": [lm.config.codes] * model.levels}
         run, arguments = layerwise.level_pass(lm, [[0] * text], [codes], **how)
         return run.func.trace(*arguments, **run.keywords), arguments
 
@@ -435,7 +435,7 @@ def decoding(bench: Bench, frames: int, np, Visibility) -> Iterator[Record]:
     settings = khala.codec_config(config.model)
     graphdef, weights = fresh(lambda rngs: Codec(settings, rngs=rngs))
     codec = nnx.merge(graphdef, weights)
-    codes = np.random.default_rng(0).integers(config.model.codes, size=(frames, config.model.codebooks))
+    codes = np.random.default_rng(0).integers(config.model.codes, size=(frames, config.model.levels))
     begin = time.perf_counter()
     chunked.decode_long(codec, codes)
     first = time.perf_counter() - begin

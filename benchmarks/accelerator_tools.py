@@ -81,6 +81,7 @@ def configuration(name: str, preset: str):
     config = presets.read(f"configs/khala/{name}.py:{preset}")
     if preset == "tiny":
         config.model.update(LESS[name])
+    config.model.levels = config.model.levels or config.tokens.levels
     return config
 
 

@@ -19,7 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
@@ -77,10 +77,10 @@ def read_config(name: str, preset: str) -> ConfigDict:
     return presets.read(f"configs/aar/{name}.py:{preset}")
 
 
-def codec_of(model: ConfigDict, preset: str, build: Build) -> Codec:
-    """The paper's codec of 128 channels, with the levels of a token model and its kind of quantiser."""
+def codec_of(quantiser: str, levels: int, preset: str, build: Build) -> Codec:
+    """The paper's codec of 128 channels, with so many levels of a kind of quantiser."""
     config = read_config("codec", "paper128" if preset == "paper" else preset)
-    config.model.quantiser, config.model.levels = model.quantiser, model.levels
+    config.model.quantiser, config.model.levels = quantiser, levels
     return build(aar.make_model(config))
 
 
@@ -104,8 +104,9 @@ def contender_of(
     next_scale = pattern == "next_scale"
     config = read_config("lm" if next_scale else "ar_baseline", preset)
     model = config.model
-    model.depth, model.dtype, model.pattern, model.levels = depth, dtype, pattern, levels or model.levels
-    codec = codec_of(model, preset, build)
+    model.depth, model.dtype, model.pattern = depth, dtype, pattern
+    codec = codec_of(config.tokens.quantiser, levels or config.tokens.levels, preset, build)
+    config.tokens = ConfigDict(asdict(codec.facts))
     prior = build(aar.make_model(config))
     prior.take_quantiser(codec.quantiser)
     lm, quantiser, uncond_U = prior.lm.unstack(), prior.quantiser, np.asarray(prior.unconditional[...])
@@ -120,12 +121,12 @@ def contender_of(
             return codes_BWS[0]
 
         return Contender(len(slots), len(slots), draw, codec, lm)
-    layout = aar.layout(pattern, model.window, model.levels)
+    layout = aar.layout(pattern, model.window, codec.facts.levels)
     chunk = autoregressive.CHUNK
 
     def draw(pieces, progress):
         (sample,) = autoregressive.generate(
-            lm, [[0]], [layout], seeds=[0], sizes=[model.codes] * model.levels, cond=cond_BU, uncond=uncond_U,
+            lm, [[0]], [layout], seeds=[0], sizes=[codec.facts.codes] * codec.facts.levels, cond=cond_BU, uncond=uncond_U,
             progress=progress, **sampling)  # fmt: skip
         return sample.codes
 

@@ -31,6 +31,7 @@ from hiermusic.audio.spectral import mel
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.data import pipeline
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError
 from hiermusic.evaluate.run import held_out
 from hiermusic.evaluate.scores import audible, interval
@@ -121,7 +122,7 @@ def continuation(
 def load_model(workdir: str, codec: Codec, sat: str) -> tuple[ConfigDict, Prior]:
     """A model of next-scale prediction, ready to draw; UserError where it does not belong to the codec."""
     config, model = workdirs.load(workdir, "lm")
-    check_codec(config, sat)
+    check_codec(config, workdir, Tokenizer(sat, None))
     check_codebooks(codec, sat, model, workdir)
     if not config.model.listener:
         raise UserError(f"{workdir} takes CLAP vectors, which clips do not have: give a model with a listener")
