@@ -126,8 +126,8 @@ def contender_of(
 
     def draw(pieces, progress):
         (sample,) = autoregressive.generate(
-            lm, [[0]], [layout], seeds=[0], sizes=[codec.facts.codes] * codec.facts.levels, cond=cond_BU, uncond=uncond_U,
-            progress=progress, **sampling)  # fmt: skip
+            lm, [[0]], [layout], seeds=[0], sizes=[codec.facts.codes] * codec.facts.levels, cond=cond_BU,
+            uncond=uncond_U, progress=progress, **sampling)  # fmt: skip
         return sample.codes
 
     return Contender(layout.positions, -(-layout.positions // chunk) * chunk, draw, codec, lm)

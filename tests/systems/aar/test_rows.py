@@ -10,6 +10,7 @@ from hiermusic.evaluate.parts import in_memory
 from hiermusic.systems.aar import measures, models, stages
 from hiermusic.systems.aar import rows as aar_rows
 from hiermusic.tokens import pattern, rows, sequence
+from hiermusic.tokens.scales import schedule
 
 from ..fakes import Batches, configuration
 
@@ -18,9 +19,9 @@ STAGES = ["lm", "ar_baseline"]
 
 
 def settings(stage: str, **model):
-    small = {"levels": LEVELS, "window": FRAMES, "codes": 500, "depth": 1, "cond": 2}
-    small |= {"references": 2, "context": 2, "phi_count": 2}
-    config = configuration(f"aar/{stage}:tiny")
+    small = {"window": FRAMES, "depth": 1, "cond": 2, "references": 2, "context": 2}
+    scales = {"scales": schedule("quadratic", FRAMES, LEVELS), "phi_count": 2} if stage == "lm" else {}
+    config = configuration(f"aar/{stage}:tiny", {"levels": LEVELS, "codes": 500, **scales})
     config.model.update({name: value for name, value in (small | model).items() if name in config.model})
     return config
 
@@ -224,7 +225,7 @@ def test_batches_ask_for_their_own_split_seed_levels_and_rows(monkeypatch, stage
         return [data[index] for index in range(3)]
 
     one, again, other = drawn(7), drawn(7), drawn(8)
-    assert asked[0] == ("tokens", split, 7, slice(0, LEVELS), 5, [1, 4]) and asked[2][2] == 8
+    assert asked[0] == ("tokens", split, 7, "all", 5, [1, 4]) and asked[2][2] == 8
     name = "codes" if stage == "lm" else "targets"
     for (task, batch), (_, same), (_, changed) in zip(one, again, other, strict=True):
         assert task == windows.prior.visibility
@@ -272,14 +273,14 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
 
     for room in (measures, aar_rows):
         monkeypatch.setattr(room, "TokenSource", source)
-    monkeypatch.setattr(measures, "check_tokens", lambda config, path: None)
+    monkeypatch.setattr(measures, "check_records", lambda config, path: None)
     monkeypatch.setattr(measures.jax, "jit", lambda function: function)
     monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
     monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
     sums_NK, counts_NKV, trained_KV = measures.cross_entropy(
         config, Knowing(), "tokens", 2, in_memory, lambda: steps.append(1)
     )
-    assert sorted(asked) == [("tokens", slice(0, LEVELS), split) for split in ("train", "valid")]
+    assert sorted(asked) == [("tokens", "all", split) for split in ("train", "valid")]
     assert len(steps) == 2
     for sums_K, counts_KV, example in zip(sums_NK, counts_NKV, splits["valid"], strict=False):
         np.testing.assert_array_equal(counts_KV, windows.spread(example, measures.WINDOWS_MEASURED)[1])
@@ -289,6 +290,6 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
     streams = rows.levels_of(rows.to_streams(np.concatenate(heard), slots))
     np.testing.assert_array_equal(trained_KV, [np.bincount(codes_T, minlength=500) for codes_T in streams])
     np.testing.assert_array_equal(
-        aar_rows.trained_counts(config, windows, "tokens", 1), windows.counts(windows.rows_of(splits["train"][0]))
+        aar_rows.trained_counts(windows, "tokens", 1), windows.counts(windows.rows_of(splits["train"][0]))
     )
     assert sequence.stack(windows.spread(splits["valid"][0], 2)[0])["reference"].shape[0] == 2 - (stage != "lm")

@@ -18,10 +18,9 @@ LEVELS = 4
 META = {"id": "t", "seconds": 9.0, "tags": "slow", "lyrics": "la\nlu", "description": "a long word", "key": "C"}
 
 
-def settings(stage: str = "superres", **model):
-    config = configuration(f"khala/{stage}:tiny")
-    config.model.update({"levels": LEVELS if stage == "superres" else 2, "codes": 999, "length": 64, "text_limit": 40})
-    config.model.update(model)
+def settings(stage: str = "superres", codes: int = 999, **model):
+    config = configuration(f"khala/{stage}:tiny", {"levels": LEVELS, "codes": codes})
+    config.model.update({"length": 64, "text_limit": 40} | model)
     return config
 
 
@@ -134,7 +133,7 @@ def test_a_dropped_prompt_keeps_nothing_but_the_length(kind):
     for share, words in ((0.0, prompt(config)), (1.0, prompt(config, seconds=9.0))):
         config.model.prompt_dropout = share
         for seed in range(5):
-            assert text_of(row_of(config, kind, track(5, config.model.levels), seed=seed))[:-1] == words[:-1]
+            assert text_of(row_of(config, kind, track(5, len(models.hierarchy(config))), seed=seed))[:-1] == words[:-1]
 
 
 def test_a_prompt_that_leaves_no_room_is_refused():
@@ -165,7 +164,7 @@ def test_batches_ask_for_their_own_split_seed_levels_and_rows(asked, stage, spli
     config = settings(stage, codes=2000)
     config.data.path, config.train.seed, config.train.batch_size = "tokens", 7, 5
     getattr(khala_rows, f"{stage}_batches")(config, split, [1, 4])
-    assert asked == [("tokens", split, 7, slice(0, config.model.levels), 5, (1, 4))]
+    assert asked == [("tokens", split, 7, slice(0, 2 if stage == "backbone" else LEVELS), 5, (1, 4))]
 
 
 @pytest.mark.parametrize("stage", ["backbone", "superres"])
@@ -261,10 +260,10 @@ class Knowing:
 @pytest.mark.parametrize("stage", ["backbone", "superres"])
 def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(monkeypatch, stage):
     config, model = settings(stage, codes=100), Knowing()
-    levels = config.model.levels
+    levels = 2 if stage == "backbone" else LEVELS
     splits = {"train": [track(4, levels), track(3, levels)], "valid": [track(4, levels, 50), track(3, levels, 60)] * 2}
     monkeypatch.setattr(measures, "TokenSource", Tracks(splits))
-    monkeypatch.setattr(measures, "check_tokens", lambda config, path: None)
+    monkeypatch.setattr(measures, "check_records", lambda config, path: None)
     monkeypatch.setattr(measures.jax, "jit", lambda function, **how: function)
     monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
     monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
@@ -289,7 +288,7 @@ def test_tracks_that_are_cropped_anywhere_are_measured_in_more_than_one_place(mo
     config, model = settings("backbone", codes=3000), Knowing()
     config.data.crop = "random"
     monkeypatch.setattr(measures, "TokenSource", Tracks({"train": [track(4, 2)], "valid": [track(200, 2)]}))
-    monkeypatch.setattr(measures, "check_tokens", lambda config, path: None)
+    monkeypatch.setattr(measures, "check_records", lambda config, path: None)
     monkeypatch.setattr(measures.jax, "jit", lambda function, **how: function)
     monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
     monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
