@@ -112,3 +112,14 @@ def test_each_system_says_how_it_is_used():
         assert all(f"hiermusic {name} " in text for name, text in system.examples.items())
         assert len({flag.name for flag in system.flags}) == len(system.flags)
         assert any(flag.of == "model" for flag in system.flags)
+
+
+def test_below_the_systems_a_configuration_has_been_read():
+    """Into frozen dataclasses: no room above them knows what is set on the command line, nor reads a field of it."""
+    order = rooms("Rooms")
+    below = [file for file in FILES if file.parts[0] in order[: order.index("systems")]]
+    assert len(below) > 80
+    for file in below:
+        text = (PACKAGE / file).read_text()
+        assert "ml_collections" not in text and "ConfigDict" not in text, file
+        assert not re.search(r"(?<!`)config\.(train|model|data|loss)\.", text), file

@@ -21,4 +21,5 @@ SYSTEM = System(
     examples={"generate": "hiermusic generate --chain=out/toy --seconds=1 --out=out/songs"},
     demo=lambda folder, configs: Demo("Toy", "", {}, [], {}, {}),
     versions=("echo",),
+    places=("data.seeds",),
 )

@@ -5,6 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hiermusic.data import pipeline
+from hiermusic.systems import parts
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
@@ -24,7 +25,7 @@ def stage(config: ConfigDict) -> LMStage:
 
     shapes = {"codes": jax.ShapeDtypeStruct((train.batch_size, length), np.int32)}
     return LMStage(
-        config,
+        parts.run_config(config),
         make_model(config),
         train=lambda rows: batches("train", rows),
         valid=lambda rows: batches("valid", rows),
@@ -32,5 +33,4 @@ def stage(config: ConfigDict) -> LMStage:
         work=lambda visibility: Work(1.0, train.batch_size * length, train.batch_size * length / config.model.rate),
         length=length,
         trunk=None,
-        places=("data.seeds",),
     )
