@@ -100,6 +100,8 @@ def test_the_discriminator_may_rest_in_some_steps():
     for wrong in ((0, 3), (4, 3), (1,)):
         with pytest.raises(UserError, match="discriminator_updates"):
             make_stage(updates=wrong)
+    with pytest.raises(UserError, match=r"train.quantise_start is -1; it must be at least 0"):
+        make_stage(quantise_start=-1)
 
 
 def test_records_tell_of_every_phase_and_of_the_codes(trained):

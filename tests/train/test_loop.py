@@ -315,6 +315,35 @@ def test_missing_fields_are_named(toy, tmp_path):
         RunConfig.of({"train": {"steps": 3}})
 
 
+def test_a_run_is_read_from_a_whole_configuration(toy):
+    fields = toy.config(ema_decay=0.5, betas=[0.8, 0.9]) | {"mesh": {"fsdp": 2}}
+    fields["model"] |= {"dtype": "bfloat16", "remat": "dots"}
+    run = RunConfig.of(fields, ("data.clap",))
+    assert (run.loop.steps, run.optimiser.betas, run.ema_decay) == (20, (0.8, 0.9), 0.5)
+    assert (run.dtype, run.remat, run.fields, run.places) == ("bfloat16", "dots", fields, ("data.clap",))
+    assert run.mesh.sizes == {"data": -1, "fsdp": 2, "context": 1, "tensor": 1}
+    plain = RunConfig.of(toy.config())
+    assert (plain.mesh, plain.dtype, plain.remat, plain.ema_decay) == (None, "float32", None, 0.0)
+    for decay in (1.0, -0.1, float("nan")):
+        with pytest.raises(UserError, match=rf"train.ema_decay is {decay}; it must lie in \[0, 1\)"):
+            RunConfig.of(toy.config(ema_decay=decay))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        ({"rows": 2}, "mesh axis 'rows' is unknown: choose from data, fsdp, context, tensor"),
+        ({"across": "rows"}, "mesh axis 'rows' is unknown"),
+        ({"data": -1, "fsdp": -1}, "only one may be -1"),
+        ({"data": 0}, "sizes are counts of devices"),
+        ({"data": "two"}, "sizes are counts of devices"),
+    ],
+)
+def test_a_mesh_that_is_none_is_told_when_it_is_read(toy, mesh, words):
+    with pytest.raises(UserError, match=words):
+        RunConfig.of(toy.config() | {"mesh": mesh})
+
+
 def test_data_that_ends_is_told(toy, tmp_path):
     config = toy.config(steps=9)
     stage = toy.ToyStage(config)
