@@ -79,6 +79,6 @@ def check_codec(config: ConfigDict, run: str, makes: TokenFacts, codec: str) -> 
     """UserError when what a codec, of the workdir `codec`, makes are other tokens than the model of a `run` knows."""
     if told := difference(makes, facts_of(config)):
         raise UserError(
-            f"{codec} makes other tokens than {run} was trained on ({told}): give the codec that made them with "
-            "--codec=WORKDIR"
+            f"{codec} makes other tokens than {run} knows ({told}): give the codec that made them, WORKDIR, by "
+            "--codec (to train: --config.data.codec)"
         )
