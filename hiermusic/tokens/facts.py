@@ -11,7 +11,8 @@ from hiermusic.tokens.scales import check_scales
 
 QUANTISERS = ("residual", "multiscale")
 
-_MOST = 1 << 24  # of any number: as many levels as a stranger's file names would fill the memory
+_MOST = 1 << 24  # of any number
+_MOST_LEVELS = 1 << 12  # as many as a stranger's file names would fill the memory
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class TokenFacts:
 
     def __post_init__(self):
         for name in ("sample_rate", "hop", "levels", "codes", "latent"):
-            if type(value := getattr(self, name)) is not int or not 0 < value <= _MOST:
-                raise UserError(f"tokens.{name}={value}: give a whole number from 1 to {_MOST:,}")
+            most = _MOST_LEVELS if name == "levels" else _MOST
+            if type(value := getattr(self, name)) is not int or not 0 < value <= most:
+                raise UserError(f"tokens.{name}={value}: give a whole number from 1 to {most:,}")
         for name in ("phi_count", "phi_kernel", "gamma"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= _MOST:
                 raise UserError(f"tokens.{name}={value}: give a number from 0 to {_MOST:,}")
@@ -55,6 +57,8 @@ class TokenFacts:
             raise UserError(f"tokens.quantiser is '{self.quantiser}': choose {' or '.join(QUANTISERS)}")
         if self.quantiser == "multiscale":
             check_scales(self.scales)
+            if not all(type(count) is int for count in self.scales):
+                raise UserError(f"tokens.scales={self.scales}: give whole numbers")
             if self.frames > _MOST:
                 raise UserError(f"tokens.scales ends at {self.frames}: no window has more than {_MOST:,} frames")
         if len(self.scales) != (self.levels if self.quantiser == "multiscale" else 0):

@@ -26,13 +26,16 @@ def test_facts_come_back_from_json(facts):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"levels": 0}, "tokens.levels=0: give a whole number from 1 to 16,777,216"),
+        ({"levels": 0}, "tokens.levels=0: give a whole number from 1 to 4,096"),
         ({"codes": 1 << 25}, "tokens.codes=33554432: give a whole number"),
         ({"hop": 2.5}, "tokens.hop=2.5: give a whole number"),
         ({"sample_rate": True}, "tokens.sample_rate=True: give a whole number"),
         ({"quantiser": "binary"}, "tokens.quantiser is 'binary': choose residual or multiscale"),
         ({"levels": 4}, "tokens.scales has 3 scales"),
         ({"scales": (1, 1, 75)}, "give whole numbers that increase"),
+        ({"scales": (1, 4.0, 75)}, "tokens.scales=(1, 4.0, 75): give whole numbers"),
+        ({"scales": (1, 4, 1 << 25)}, "tokens.scales ends at 33554432"),
+        ({"gamma": "x"}, "tokens.gamma=x: give a number from 0"),
         ({"quantiser": "residual"}, "tokens.scales has 3 scales"),
     ],
 )

@@ -157,7 +157,8 @@ def test_a_backbone_alone_makes_its_own_layers(engines):
 
 def test_models_of_another_codec_and_songs_too_long_are_refused(engines):
     engines.configs["superres"].tokens.codes = 33
-    with pytest.raises(UserError, match=r"codec of tokens makes other tokens than superres knows \(codes is 32 and not 33\)"):
+    words = r"codec of tokens makes other tokens than superres knows \(codes is 32 and not 33\)"
+    with pytest.raises(UserError, match=words):
         khala.generate([ONE], "out", superres="superres")
     prompt = compose(ONE.prompt, models.tokenizer(engines.configs["backbone"].model), limit=40)
     most = (200 - len(prompt)) // 2 / RATE
