@@ -236,14 +236,14 @@ def test_a_mesh_is_read_in_one_way(capsys, tmp_path):
 
 
 def test_train_makes_its_stage_and_checks_it_once(tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(workdir, "stage", lambda config: asked.append("made") or "stage")
-    monkeypatch.setattr(loop, "check", lambda stage, config: asked.append("checked") or "found")
-    monkeypatch.setattr(workdir, "open_data", lambda stage, config, place: asked.append("opened"))
+    asked, stage = [], SimpleNamespace(config=SimpleNamespace(loop=SimpleNamespace(steps=900)))
+    monkeypatch.setattr(workdir, "stage", lambda config: asked.append("made") or stage)
+    monkeypatch.setattr(loop, "check", lambda stage: asked.append("checked") or "the mesh")
+    monkeypatch.setattr(workdir, "open_data", lambda stage, place: asked.append("opened"))
     ran = {"step": 900, "loss": 1.0}
-    monkeypatch.setattr(loop, "run", lambda *given: asked.append((given[0], *given[3:])) or ran)
+    monkeypatch.setattr(loop, "run", lambda *given: asked.append((given[0], *given[2:])) or ran)
     cli.main(["train", f"--config={CONFIG}:tiny", f"--workdir={tmp_path / 'w'}", "--noprogress"])
-    assert asked == ["made", "checked", "opened", ("stage", False, "found")]
+    assert asked == ["made", "checked", "opened", (stage, False, "the mesh")]
 
 
 @pytest.mark.parametrize(
