@@ -14,8 +14,8 @@
 A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
 prediction of a layer that is drawn for each row (Task 1). The share is not in the paper; 0 is its negative ablation.
 Without `init_from` the trunk starts at random. `model.levels` is how many layers of its tokens it knows, 0 for all.
-`sampling.layers` is how many layers a song gets, 0 for all;
-`sampling.final_temperature` is that of the last, to which the temperature goes evenly.
+`sampling.layers` is how many a song gets, 0 for all; `sampling.final_temperature` is that of the last, to which the
+temperature goes evenly.
 """
 
 from ml_collections import ConfigDict
