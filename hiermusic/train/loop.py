@@ -23,6 +23,7 @@ from hiermusic.console import bar, say
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import all_stop
 from hiermusic.parallel.mesh import BatchPlacement, batch_sharding, mesh_of, shardings
+from hiermusic.train import origin
 from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, place, read_config
 from hiermusic.train.guard import NAMES, Guard
 from hiermusic.train.lock import owned
@@ -66,11 +67,13 @@ def run(
     with owned(workdir):
         moved = _moved_rate(workdir, config)
         claim(workdir, config)
-        if moved:
-            _tell(moved)
         with jax.set_mesh(mesh), _Stop() as stop:
             trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
             try:
+                if moved:
+                    trainer.tell(moved)
+                if jax.process_index() == 0:
+                    origin.note(Path(workdir), str(config.get("data", {}).get("path") or ""), trainer.tell)
                 return trainer.train(stop)
             finally:
                 trainer.close()
@@ -203,6 +206,11 @@ class _Trainer:
         self.watchdog.progress("the last save", slow=True)
         self.checkpoints.wait()
         return {**self.log.last, "step": self.step}
+
+    def tell(self, words: str) -> None:
+        """Says, and logs, what came about before the next step."""
+        _tell(words)
+        self.log.event(self.step, words)
 
     def close(self) -> None:
         """Ends the bar, the watching, a trace, the log and a save still under way."""

@@ -132,6 +132,15 @@ def test_a_flipped_bit_in_a_shard_names_the_file(folders, tmp_path):
             source.track(index)
 
 
+@pytest.mark.parametrize("kind", ["audio", "tokens"])
+def test_entries_that_are_not_those_written_are_told(folders, tmp_path, kind):
+    shutil.copytree(folders / kind, tmp_path / kind)
+    path = tmp_path / kind / "tracks.jsonl"
+    path.write_text(path.read_text().replace('"train"', '"valid"', 1))  # as good an entry as the one that was written
+    with pytest.raises(UserError, match=r"tracks.jsonl cannot be read \(its checksum differs"):
+        {"audio": AudioSource, "tokens": TokenSource}[kind](tmp_path / kind)
+
+
 @pytest.mark.parametrize("name", ["parts/00001.jsonl", "audio-00001-of-00002.arrayrecord"])
 @pytest.mark.parametrize("left", [b"", None])
 def test_what_a_power_cut_emptied_is_written_again(folders, tmp_path, name, left):

@@ -252,10 +252,27 @@ def test_a_schedule_that_moves_with_the_length_is_told(toy, tmp_path, capsys):
     said = resumed(toy, tmp_path / "a", capsys, 6, 12, schedule="cosine")
     assert said.count("\n") == 1 and "train.steps was 6 and is 12, which moves the cosine schedule" in said
     assert "learning rate after step 6 is 0.00775, it was to be 0.001 " in said
+    assert {"step": 6, "event": said.strip()} in read_metrics(tmp_path / "a")
     said = resumed(toy, tmp_path / "b", capsys, 6, 12, schedule="wsd", decay_share=0.5)
     assert "wsd schedule: the learning rate after step 6 is 0.01, it was to be 0.001" in said
     assert resumed(toy, tmp_path / "c", capsys, 6, 12, schedule="cosine", decay_steps=9) == ""
     assert resumed(toy, tmp_path / "d", capsys, 6, 12) == ""
+
+
+def test_data_that_change_under_a_run_are_told_and_logged(toy, tmp_path, capsys):
+    config, records, said = toy.config(steps=2), tmp_path / "records", []
+    config.data = {"path": str(records)}
+    records.mkdir()
+    (records / "tracks.jsonl").touch()
+    for text in ("{}", "{}", '{"tracks": 2}', '{"tracks": 2}'):
+        (records / "info.json").write_text(text)
+        result = toy.run(toy.ToyStage(config), config, tmp_path / "run", progress=False)
+        assert result["step"] == 2 and "loss" in result
+        said.append(capsys.readouterr().err)
+    assert said == ["", "", said[2], ""] and f"{records} holds other data than this run was last trained on" in said[2]
+    assert [line for line in read_metrics(tmp_path / "run") if "event" in line] == [
+        {"step": 2, "event": said[2].strip()}
+    ]
 
 
 def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path):
