@@ -76,21 +76,28 @@ def read(
     elif not whole or promised - len(wav_LC) > _MISSING * min(rate, promised):
         got, said = len(wav_LC) / rate, promised / rate
         raise UserError(f"{path}: truncated, {got:.1f} s decode of the {said:.1f} s in its header; get it again.")
-    if kind == "OGG" and (fault := containers.ogg_fault(path)):
-        raise UserError(f"{path}: truncated, {fault}; get it again.")
-    peak = max(-float(wav_LC.min()), float(wav_LC.max()))
-    if not np.isfinite(peak):
-        raise UserError(f"{path}: holds NaN or infinite samples; export it again from its source.")
-    if peak > _INTEGERS:
-        raise UserError(
-            f"{path}: its float samples reach {peak:,.0f} where full scale is 1 (integers?); divide them, or export it "
-            "again as 16-bit."
-        )
+    if kind == "OGG" and (lacking := containers.ogg_fault(path)):
+        raise UserError(f"{path}: truncated, {lacking}; get it again.")
+    if wrong := fault(wav_LC):
+        raise UserError(f"{path}: {wrong}")
     if channels is not None:
         wav_LC = to_channels(wav_LC, channels)
     if sample_rate is not None:
         wav_LC, rate = resample(wav_LC, rate, sample_rate), sample_rate
     return wav_LC, rate
+
+
+def fault(wav_LC: Float[np.ndarray, "L C"]) -> str | None:
+    """Why samples are none that can be used, and what to do: they are not finite, or integers; None where they are."""
+    peak = max(-float(wav_LC.min()), float(wav_LC.max())) if wav_LC.size else 0.0
+    if not np.isfinite(peak):
+        return "holds NaN or infinite samples; export it again from its source."
+    if peak > _INTEGERS:
+        return (
+            f"has float samples that reach {peak:,.0f} where full scale is 1 (integers?); divide them, or export it "
+            "again as 16-bit."
+        )
+    return None
 
 
 def oddity(wav_LC: Float[np.ndarray, "L C"]) -> str | None:
@@ -143,6 +150,8 @@ def resample(wav_LC: Float[np.ndarray, "L C"], sr_from: int, sr_to: int) -> Floa
 
     length = -(-len(wav_LC) * sr_to // sr_from)
     out_MC = soxr.resample(np.asarray(wav_LC, np.float32), sr_from, sr_to, quality="HQ")[:length]
+    if len(out_MC) == length:  # padding would copy it, and it may be hours of sound
+        return out_MC
     # soxr rounds the length its own way; a missing last sample is held.
     return np.pad(out_MC, ((0, length - len(out_MC)), (0, 0)), mode="edge" if len(out_MC) else "constant")
 

@@ -24,6 +24,7 @@ def start(workdir, path):
     """What a start of a run says of its data: of music, as a codec trains on it, or of records."""
     resolve(path, workdir / "data", RATE, 1, progress=False)
     told = []
+    workdir.mkdir(exist_ok=True)
     origin.note(workdir, str(path), told.append)
     return told
 
