@@ -22,6 +22,7 @@ _BLOCK = 1 << 20  # frames per read: headers may promise any length, so memory f
 # libsndfile shortens what it promises to what a cut file holds, and tells only its log: chunk sizes in bytes
 _CUT = re.compile(r"^\s*(?:data|SSND|FORM|riff|Riff size|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = 0x7FFFF000  # sizes from here on are what programs write that do not know the length yet
+_ENDLESS = 1 << 62  # frames from here on are what libsndfile says of a FLAC stream whose header says nothing
 _HEADER = 1024  # programs that count a header, or part of it, as sound are off by less
 _MISSING = 0.25  # seconds, or this share of a short file's, that may be missing: headers are a few frames off
 RATES = (1000, 1_000_000)  # Hz that recordings have; a header that says less makes hours of seconds
@@ -175,6 +176,8 @@ def _check_size(path: str | Path, file: "soundfile.SoundFile") -> None:
     low, high = RATES
     if not low <= file.samplerate <= high:
         raise UserError(f"{path}: its header says {file.samplerate} Hz, not {low} to {high}; export it again.")
+    if file.frames >= _ENDLESS:  # and cannot read to its end
+        raise UserError(f"{path}: its header does not say how long it is; write it again, or convert it to wav.")
     seconds = file.frames / file.samplerate
     if seconds > _MOST_SECONDS or file.frames * file.channels > _MOST_SAMPLES:
         raise UserError(

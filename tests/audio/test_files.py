@@ -65,6 +65,17 @@ def test_channel_rule():
     assert files.to_channels(wav_LC, 3) is wav_LC
 
 
+def test_a_flac_stream_that_does_not_say_its_length(tmp_path):
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(), 44100)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # STREAMINFO's number of samples, as programs leave it that cannot go back and write it
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"piped.flac: its header does not say how long it is"):
+        files.read(path)
+
+
 def test_what_was_resampled_is_not_copied():
     wav_LC = np.zeros((300_000, 2), np.float32)
     tracemalloc.start()

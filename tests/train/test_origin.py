@@ -74,7 +74,8 @@ def test_a_memory_that_is_none_stops_nothing(tmp_path, text):
 def test_no_data_are_no_news(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tracks.jsonl").touch()
-    origin.note(tmp_path / "run", "", pytest.fail)
-    origin.note(tmp_path / "run", str(tmp_path / "gone"), pytest.fail)
     origin.note(tmp_path / "run", str(tmp_path), pytest.fail)  # unfinished records
+    (tmp_path / "info.json").touch()
+    origin.note(tmp_path / "run", "", pytest.fail)  # where records lie in the folder that the run was started in
+    origin.note(tmp_path / "run", str(tmp_path / "gone"), pytest.fail)
     assert not (tmp_path / "run").exists()
