@@ -67,11 +67,11 @@ def run(
     with owned(workdir):
         moved = _moved_rate(workdir, config)
         claim(workdir, config)
+        if moved:
+            _tell(moved)
         with jax.set_mesh(mesh), _Stop() as stop:
             trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
             try:
-                if moved:
-                    trainer.tell(moved)
                 if jax.process_index() == 0:
                     origin.note(Path(workdir), str(config.get("data", {}).get("path") or ""), trainer.tell)
                 return trainer.train(stop)
