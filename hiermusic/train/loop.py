@@ -66,11 +66,14 @@ def run(
     options, mesh = checked or check(stage, config)
     with owned(workdir):
         moved = _moved_rate(workdir, config)
+        rows = BatchPlacement(mesh, options.batch_size).rows
+        # before the workdir is this run's: a crop, a split or a batch that the data have not is told, and put right
+        train, valid = stage.train_batches(rows), stage.valid_batches(rows) if options.valid_every else None
         claim(workdir, config)
         if moved:
             _tell(moved)
         with jax.set_mesh(mesh), _Stop() as stop:
-            trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin)
+            trainer = _Trainer(stage, options, mesh, Path(workdir), progress, begin, train, valid)
             try:
                 if jax.process_index() == 0:
                     origin.note(Path(workdir), str(config.get("data", {}).get("path") or ""), trainer.tell)
@@ -142,9 +145,18 @@ class _Trainer:
     """The state of a run between two steps."""
 
     def __init__(
-        self, stage: Stage, options: LoopConfig, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float
+        self,
+        stage: Stage,
+        options: LoopConfig,
+        mesh: jax.sharding.Mesh,
+        workdir: Path,
+        progress: bool,
+        begin: float,
+        train_data: "grain.MapDataset",
+        valid_data: "grain.MapDataset | None",
     ):
         self.stage, self.options, self.mesh = stage, options, mesh
+        self.train_data, self.valid_data = train_data, valid_data
 
         def create():
             return stage.create(nnx.Rngs(options.seed))
@@ -152,8 +164,6 @@ class _Trainer:
         self.graphdef, abstract = abstract_state(stage, options.seed)
         placement = shardings(abstract, mesh)
         self.place = BatchPlacement(mesh, options.batch_size)
-        self.train_data = stage.train_batches(self.place.rows)
-        self.valid_data = stage.valid_batches(self.place.rows) if options.valid_every else None
         if options.valid_every and self.valid_data is None:
             _tell(f"{workdir}: no track is held out, so it trains without validation")
         self.guard = Guard(options.spike_window, options.spike_sigma, options.max_skipped)

@@ -221,6 +221,14 @@ def test_without_held_out_tracks_it_trains_and_says_so_before_the_first_step(toy
     assert capsys.readouterr().err == "" and not any("valid/loss" in record for record in read_metrics(tmp_path))
 
 
+def test_data_that_do_not_fit_leave_the_workdir_to_the_next_start(toy, tmp_path):
+    stage = toy.ToyStage(toy.config(steps=1))
+    stage.train_batches = lambda rows: (_ for _ in ()).throw(UserError("a crop that does not fit"))
+    with pytest.raises(UserError, match="a crop that does not fit"):
+        toy.run(stage, stage.config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_was_checked_is_not_checked_again(toy, tmp_path, monkeypatch):
     config = toy.config(steps=1)
     stage = toy.ToyStage(config)
