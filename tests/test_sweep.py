@@ -270,6 +270,8 @@ def test_the_table_tells_final_best_and_unfinished(tmp_path):
     fake_run(tmp_path, "a", {10: 2.0, 20: 2.5}, saved=20)
     fake_run(tmp_path, "b", {10: 2.2}, saved=10)
     fake_run(tmp_path, "c", {}, saved=None)
+    log = tmp_path / "a" / "metrics.jsonl"  # begins with what is no measurement, and with a step that compiled
+    log.write_text('{"step": 0, "event": "other data"}\n' + log.read_text().replace("0.5", "9.0", 1))
     found = [runs.Run(n, {"train.seed": i}, BACKBONE, {}, str(tmp_path / n)) for i, n in enumerate("abc")]
     rows = results.rows_of(found, estimates_of(list("abc"), [8e9] * 3), {"a": 12.3}, ["c"])
     summary, lines = results.write(str(tmp_path), found, rows, False)

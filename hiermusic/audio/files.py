@@ -22,6 +22,7 @@ _BLOCK = 1 << 20  # frames per read: headers may promise any length, so memory f
 # libsndfile shortens what it promises to what a cut file holds, and tells only its log: chunk sizes in bytes
 _CUT = re.compile(r"^\s*(?:data|SSND|FORM|riff|Riff size|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = 0x7FFFF000  # sizes from here on are what programs write that do not know the length yet
+_ENDLESS = 1 << 62  # frames from here on are what libsndfile says of a FLAC stream whose header says nothing
 _HEADER = 1024  # programs that count a header, or part of it, as sound are off by less
 _MISSING = 0.25  # seconds, or this share of a short file's, that may be missing: headers are a few frames off
 RATES = (1000, 1_000_000)  # Hz that recordings have; a header that says less makes hours of seconds
@@ -76,21 +77,28 @@ def read(
     elif not whole or promised - len(wav_LC) > _MISSING * min(rate, promised):
         got, said = len(wav_LC) / rate, promised / rate
         raise UserError(f"{path}: truncated, {got:.1f} s decode of the {said:.1f} s in its header; get it again.")
-    if kind == "OGG" and (fault := containers.ogg_fault(path)):
-        raise UserError(f"{path}: truncated, {fault}; get it again.")
-    peak = max(-float(wav_LC.min()), float(wav_LC.max()))
-    if not np.isfinite(peak):
-        raise UserError(f"{path}: holds NaN or infinite samples; export it again from its source.")
-    if peak > _INTEGERS:
-        raise UserError(
-            f"{path}: its float samples reach {peak:,.0f} where full scale is 1 (integers?); divide them, or export it "
-            "again as 16-bit."
-        )
+    if kind == "OGG" and (lacking := containers.ogg_fault(path)):
+        raise UserError(f"{path}: truncated, {lacking}; get it again.")
+    if wrong := fault(wav_LC):
+        raise UserError(f"{path}: {wrong}")
     if channels is not None:
         wav_LC = to_channels(wav_LC, channels)
     if sample_rate is not None:
         wav_LC, rate = resample(wav_LC, rate, sample_rate), sample_rate
     return wav_LC, rate
+
+
+def fault(wav_LC: Float[np.ndarray, "L C"]) -> str | None:
+    """Why samples are none that can be used, and what to do: they are not finite, or integers; None where they are."""
+    peak = max(-float(wav_LC.min()), float(wav_LC.max())) if wav_LC.size else 0.0
+    if not np.isfinite(peak):
+        return "holds NaN or infinite samples; export it again from its source."
+    if peak > _INTEGERS:
+        return (
+            f"has float samples that reach {peak:,.0f} where full scale is 1 (integers?); divide them, or export it "
+            "again as 16-bit."
+        )
+    return None
 
 
 def oddity(wav_LC: Float[np.ndarray, "L C"]) -> str | None:
@@ -143,6 +151,8 @@ def resample(wav_LC: Float[np.ndarray, "L C"], sr_from: int, sr_to: int) -> Floa
 
     length = -(-len(wav_LC) * sr_to // sr_from)
     out_MC = soxr.resample(np.asarray(wav_LC, np.float32), sr_from, sr_to, quality="HQ")[:length]
+    if len(out_MC) == length:  # padding would copy it, and it may be hours of sound
+        return out_MC
     # soxr rounds the length its own way; a missing last sample is held.
     return np.pad(out_MC, ((0, length - len(out_MC)), (0, 0)), mode="edge" if len(out_MC) else "constant")
 
@@ -166,6 +176,8 @@ def _check_size(path: str | Path, file: "soundfile.SoundFile") -> None:
     low, high = RATES
     if not low <= file.samplerate <= high:
         raise UserError(f"{path}: its header says {file.samplerate} Hz, not {low} to {high}; export it again.")
+    if file.frames >= _ENDLESS:  # and cannot read to its end
+        raise UserError(f"{path}: its header does not say how long it is; write it again, or convert it to wav.")
     seconds = file.frames / file.samplerate
     if seconds > _MOST_SECONDS or file.frames * file.channels > _MOST_SAMPLES:
         raise UserError(

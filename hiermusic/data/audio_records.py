@@ -164,8 +164,8 @@ def _prepared(track: Track, sample_rate: int, channels: int, wanted: Sequence[st
         its = "" if given is not sound else f"its {name} "
         if len(wav_LC) == 0:
             raise UserError(f"{its}holds no samples")
-        if not np.isfinite(wav_LC).all():
-            raise UserError(f"{its}holds samples that are not finite numbers")
+        if wrong := files.fault(wav_LC):
+            raise UserError(f"{its}{wrong}")
         ready[name] = files.resample(files.to_channels(wav_LC, channels), rate, sample_rate)
     wavs = combine(track.id, ready, wanted, sample_rate)
     if len(wavs[0]) == 0:

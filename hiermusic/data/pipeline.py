@@ -1,6 +1,5 @@
 """Grain pipelines: element i of each is a pure function of (seed, i), so that resuming takes one integer."""
 
-import glob
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from hiermusic.console import say
-from hiermusic.data.audio_records import AudioSource, check_stems, differences, from_pcm, write_audio
+from hiermusic.data.audio_records import AudioSource, check_stems, from_pcm, write_audio
 from hiermusic.data.records import read_info, read_summary
 from hiermusic.data.sources import open_source
 from hiermusic.data.stems import ALONE
@@ -88,9 +87,11 @@ def resolve(
         progress=progress,
     )
     wait_for_all(f"records {out.name}")
-    if not known and workers()[0] == 0:
-        say(str(read_summary(out)))
-        _tell_changes(path, out)
+    if workers()[0] == 0:
+        if not known:
+            say(str(read_summary(out)))
+        with suppress(OSError):  # a folder of somebody else's
+            os.utime(out)  # for `in_use`
     return out
 
 
@@ -99,24 +100,12 @@ def is_records(path: str | os.PathLike) -> bool:
     return (Path(path) / "tracks.jsonl").is_file()
 
 
-def _tell_changes(path: str, out: Path) -> None:
-    """Says how records differ from those last written of the same music with the same settings, if there are any."""
-    settings = ("sample_rate", "channels", "segment_seconds", "valid_fraction", "stems")
-    name, info = out.name.rpartition("-")[0], read_info(out, "audio")
-    before = []
-    for place in out.parent.glob(f"{glob.escape(name)}-" + "[0-9a-f]" * 12 + "/info.json"):
-        with suppress(UserError):
-            older = read_info(place.parent, "audio")
-            if place.parent != out and all(older.get(key) == info.get(key) for key in settings):
-                before.append(place)
-    if before:
-        last = max(before, key=lambda place: place.stat().st_mtime_ns).parent
-        new, gone = differences(out, last)
-        if new or gone:
-            say(
-                f"{path} has changed since {last} was written from it ({new} of its tracks are new or other, {gone} "
-                "are gone): what follows is of the music that is there now"
-            )
+def in_use(path: str | os.PathLike, cache_dir: str | os.PathLike) -> Path | None:
+    """The records at `path`, or those that `resolve` last gave of music; None where there are neither."""
+    if is_records(path):
+        return Path(path)
+    made = [place.parent for place in Path(cache_dir).glob("*-" + "[0-9a-f]" * 12 + "/info.json")]
+    return max(made, key=lambda folder: folder.stat().st_mtime_ns) if made else None
 
 
 def waveform_batches(

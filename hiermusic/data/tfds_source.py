@@ -1,10 +1,10 @@
 """Music in TensorFlow Datasets that were prepared before, read without TensorFlow."""
 
 import hashlib
-import io
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from hiermusic.audio import files
+from hiermusic.console import warn
 from hiermusic.data import splits
 from hiermusic.data.fingerprint import of_files
 from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields
 from hiermusic.data.stems import ALONE, MIX, Sound, one_rate
 from hiermusic.data.tfds_features import refuse_code
 from hiermusic.data.tracks import Source, Track, no_more, option
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, brief, patiently, reason
 
 
 def tfds(
@@ -48,7 +49,7 @@ def tfds(
     tracks = [
         Track(
             f"{part}/{index:07d}",
-            partial(_TfdsLoader(rows, keys, int(rate)), index),
+            partial(_TfdsLoader(place, rows, keys, int(rate)), index),
             None if split else splits.named(part),  # a part that was asked for alone is the whole: it is divided
         )
         for part, rows in parts.items()
@@ -127,22 +128,31 @@ def _audio_key(kinds: Mapping[str, str], rates: Mapping[str, int], path: str) ->
 
 @dataclass(frozen=True)
 class _TfdsLoader:
+    place: Path
     rows: Any
     keys: Mapping[str, str]
     rate: int
 
     def __call__(self, index: int) -> tuple[Sound, int, Meta]:
-        row = self.rows[index]
+        row = patiently(partial(self._row, index))
         found = {name: row[name] for name in (*TEXT_FIELDS, "instrumental") if name in row}
         meta = fields({k: v.decode(errors="replace") if isinstance(v, bytes) else v for k, v in found.items()})
-        return *one_rate({stem: self._samples(row[key], key) for stem, key in self.keys.items()}), meta
+        sounds = {stem: self._samples(row[key], key) for stem, key in self.keys.items()}
+        for wav_LC, _ in sounds.values():
+            if odd := files.oddity(wav_LC):
+                warn(f"{self.place}, example {index}: {odd}")
+        return *one_rate(sounds), meta
+
+    def _row(self, index: int) -> Mapping[str, Any]:
+        try:
+            return self.rows[index]
+        except Exception as error:  # its checksums differ, or its files can no longer be read
+            with open(self.place / "features.json", "rb"):  # an OSError where the fault is the machine's
+                raise UserError(f"cannot be read ({reason(error)})") from None
 
     def _samples(self, value: Any, key: str) -> tuple[np.ndarray, int]:
         if isinstance(value, bytes):
-            wav_LC, rate = _decode(value)
-            if not files.RATES[0] <= rate <= files.RATES[1]:
-                raise UserError(f"its audio is said to have {rate} Hz")
-            return wav_LC, rate
+            return _decode(value)
         sound = np.asarray(value)
         if sound.ndim not in (1, 2) or sound.dtype.kind not in "iuf":
             raise UserError(f"its {key!r} is {sound.dtype} {sound.shape}, not samples")
@@ -154,9 +164,11 @@ class _TfdsLoader:
 
 
 def _decode(file: bytes) -> tuple[np.ndarray, int]:
-    import soundfile
-
-    try:
-        return soundfile.read(io.BytesIO(file), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as problem:
-        raise UserError(f"its audio cannot be decoded ({problem.error_string})") from None
+    """What an audio file holds, looked at as those of folders are."""
+    with tempfile.NamedTemporaryFile() as held:
+        held.write(file)
+        held.flush()
+        try:
+            return files.read(held.name)
+        except UserError as problem:
+            raise UserError(f"its audio: {str(problem).removeprefix(brief(f'{held.name}: ') + ' ')}") from None

@@ -4,14 +4,13 @@ What only reads (`steps`, `read_config`, `load_model`, `load_weights`) takes an 
 """
 
 import gc
-import hashlib
 import json
 import logging
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from hiermusic.console import say
-from hiermusic.errors import UserError, disk_errors, reading, reason, replacing, write_atomically
+from hiermusic.errors import UserError, disk_errors, reading, reason, replacing
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
 from hiermusic.train import checksum
@@ -232,25 +231,8 @@ def claim(workdir: str | Path, fields: Mapping[str, Any], free: Sequence[str] = 
     check(workdir, fields, free)
     if jax.process_index() == 0:
         write_config(workdir, fields)
-        _note_records(Path(workdir), fields)
     if jax.process_count() > 1:
         _check_shared(Path(workdir))
-
-
-def _note_records(workdir: Path, fields: Mapping[str, Any]) -> None:
-    """Says when the records at `data.path` are others than those the run began with, which it remembers."""
-    path = str(fields.get("data", {}).get("path") or "")
-    info, notes = Path(path) / "info.json", workdir / "data.json"
-    if not path or not info.is_file():
-        return
-    now, before = {"path": path, "sha256": hashlib.sha256(info.read_bytes()).hexdigest()}, None
-    with suppress(OSError, ValueError, RecursionError):
-        before = json.loads(notes.read_text())
-    if before == now:
-        return
-    if isinstance(before, dict) and before.get("path") == path:
-        say(f"{path} holds other records than those this run began with: it goes on with them")
-    write_atomically(notes, json.dumps(now, indent=1) + "\n")
 
 
 def write_config(workdir: str | Path, fields: Mapping[str, Any]) -> None:

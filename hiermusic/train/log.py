@@ -18,7 +18,10 @@ from hiermusic.errors import disk_errors, replacing
 
 
 class Log:
-    """Writes `workdir/metrics.jsonl` (one object a logged step) and TensorBoard events; only on the first process."""
+    """Writes `workdir/metrics.jsonl` and TensorBoard events; only on the first process.
+
+    A line of metrics.jsonl is one object: what was measured at a `step`, or the `event` that came about after it.
+    """
 
     def __init__(self, workdir: str | Path, step: int = 0):
         """Opens the log of a run that starts or resumes after `step`; records of later steps are dropped."""
@@ -30,10 +33,11 @@ class Log:
         if not self.active:
             return
         records = read_metrics(workdir)
-        if records and {"time", "elapsed"} <= records[0].keys():
-            self.started = records[0]["time"] - records[0]["elapsed"]
+        measured = [record for record in records if "event" not in record]
+        if measured and {"time", "elapsed"} <= measured[0].keys():
+            self.started = measured[0]["time"] - measured[0]["elapsed"]
+        self.last = next((record for record in reversed(measured) if record["step"] <= step), {})
         records = [record for record in records if record["step"] <= step]
-        self.last = records[-1] if records else {}
         with disk_errors(self.workdir):
             if self.path.exists():
                 self._rewrite(records)
@@ -46,7 +50,15 @@ class Log:
         if self.active:
             with disk_errors(self.path):
                 self._append(record)
+                scalars = [pair for name, value in record.items() for pair in _scalars(name, value)]
+                self._board.write(step, [{"tag": tag, "simple_value": number} for tag, number in scalars])
         return record
+
+    def event(self, step: int, words: str) -> None:
+        """Logs what came about after a step and bears on those that follow."""
+        if self.active:
+            with disk_errors(self.path):
+                self._append({"step": step, "event": words})
 
     def audio(self, name: str, wav_LC: np.ndarray, sample_rate: int, step: int) -> None:
         """Logs a sound and its mel spectrogram, and leaves `samples/<name>-<step>.wav` in the workdir."""
@@ -67,8 +79,6 @@ class Log:
     def _append(self, record: dict[str, Any]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        scalars = [pair for name, value in record.items() for pair in _scalars(name, value)]
-        self._board.write(record["step"], [{"tag": tag, "simple_value": number} for tag, number in scalars])
 
     def _audio(self, name: str, wav_LC: np.ndarray, sample_rate: int, step: int) -> None:
         from PIL import Image
@@ -122,7 +132,8 @@ class _Board:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The records of `workdir/metrics.jsonl`; lines that are none, as a kill leaves them, are left out."""
+    """The records of `workdir/metrics.jsonl`, events among them (`Log`); lines that are none, as a kill leaves them,
+    are left out."""
     path = Path(workdir) / "metrics.jsonl"
     records = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:

@@ -23,6 +23,7 @@ from hiermusic.console import bar, say
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import all_stop
 from hiermusic.parallel.mesh import BatchPlacement, batch_sharding, mesh_of, shardings
+from hiermusic.train import origin
 from hiermusic.train.checkpoint import Checkpoints, claim, latest_step, place, read_config
 from hiermusic.train.guard import NAMES, Guard
 from hiermusic.train.lock import owned
@@ -57,13 +58,18 @@ def run(
     begin = time.time()
     mesh = mesh or check(stage)
     with owned(workdir):
-        moved = _moved_rate(workdir, stage.config)
+        moved, options = _moved_rate(workdir, stage.config), stage.config.loop
+        rows = BatchPlacement(mesh, options.batch_size).rows
+        # before the workdir is this run's: a crop, a split or a batch that the data have not is told, and put right
+        train, valid = stage.train_batches(rows), stage.valid_batches(rows) if options.valid_every else None
         claim(workdir, stage.config.fields, stage.config.places)
         if moved:
             _tell(moved)
         with jax.set_mesh(mesh), _Stop() as stop:
-            trainer = _Trainer(stage, mesh, Path(workdir), progress, begin)
+            trainer = _Trainer(stage, mesh, Path(workdir), progress, begin, train, valid)
             try:
+                if jax.process_index() == 0:
+                    origin.note(Path(workdir), str(stage.config.fields.get("data", {}).get("path") or ""), trainer.tell)
                 return trainer.train(stop)
             finally:
                 trainer.close()
@@ -126,9 +132,19 @@ class _Pending(NamedTuple):
 class _Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, stage: Stage, mesh: jax.sharding.Mesh, workdir: Path, progress: bool, begin: float):
+    def __init__(
+        self,
+        stage: Stage,
+        mesh: jax.sharding.Mesh,
+        workdir: Path,
+        progress: bool,
+        begin: float,
+        train_data: "grain.MapDataset",
+        valid_data: "grain.MapDataset | None",
+    ):
         options = stage.config.loop
         self.stage, self.options, self.mesh = stage, options, mesh
+        self.train_data, self.valid_data = train_data, valid_data
 
         def create():
             return stage.create(nnx.Rngs(options.seed))
@@ -136,8 +152,6 @@ class _Trainer:
         self.graphdef, abstract = abstract_state(stage, options.seed)
         placement = shardings(abstract, mesh)
         self.place = BatchPlacement(mesh, options.batch_size)
-        self.train_data = stage.train_batches(self.place.rows)
-        self.valid_data = stage.valid_batches(self.place.rows) if options.valid_every else None
         if options.valid_every and self.valid_data is None:
             _tell(f"{workdir}: no track is held out, so it trains without validation")
         self.guard = Guard(options.spike_window, options.spike_sigma, options.max_skipped)
@@ -190,6 +204,11 @@ class _Trainer:
         self.watchdog.progress("the last save", slow=True)
         self.checkpoints.wait()
         return {**self.log.last, "step": self.step}
+
+    def tell(self, words: str) -> None:
+        """Says, and logs, what came about before the next step."""
+        _tell(words)
+        self.log.event(self.step, words)
 
     def close(self) -> None:
         """Ends the bar, the watching, a trace, the log and a save still under way."""

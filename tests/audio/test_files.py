@@ -65,6 +65,26 @@ def test_channel_rule():
     assert files.to_channels(wav_LC, 3) is wav_LC
 
 
+def test_a_flac_stream_that_does_not_say_its_length(tmp_path):
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(), 44100)
+    data = bytearray(path.read_bytes())
+    data[21] &= 0xF0  # STREAMINFO's number of samples, as programs leave it that cannot go back and write it
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"piped.flac: its header does not say how long it is"):
+        files.read(path)
+
+
+def test_what_was_resampled_is_not_copied():
+    wav_LC = np.zeros((300_000, 2), np.float32)
+    tracemalloc.start()
+    out_MC = files.resample(wav_LC, 48_000, 44_100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert out_MC.shape == (275_625, 2) and peak < 0.5 * out_MC.nbytes  # what soxr itself takes is not counted
+
+
 def test_resample_rounds_the_length_up():
     assert files.resample(np.zeros((1001, 2), np.float32), 44100, 48000).shape == (1090, 2)
     assert files.resample(np.zeros((1001, 2), np.float32), 48000, 44100).shape == (920, 2)
@@ -225,7 +245,7 @@ def test_an_mp3_cut_between_two_frames(tmp_path):
 
 def test_float_samples_at_integer_scale_are_told(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(0.1) * 32768, 44100, subtype="FLOAT")
-    with pytest.raises(UserError, match=r"its float samples reach 1\d,\d{3} where full scale is 1"):
+    with pytest.raises(UserError, match=r"has float samples that reach 1\d,\d{3} where full scale is 1"):
         files.read(tmp_path / "a.wav")
     soundfile.write(tmp_path / "b.wav", tone(0.1) * 4, 44100, subtype="FLOAT")  # a hot mix
     assert np.abs(files.read(tmp_path / "b.wav")[0]).max() == pytest.approx(2.0, abs=0.01)

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def everything(path: Path) -> list:
     return [(source[i]["meta"], source[i]["codes"].tobytes()) for i in range(len(source))]
 
 
+def opened_below(folder):
+    """How many files of a folder this process has open."""
+    places = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists them
+            places.append(os.readlink(link))
+    return sum(place.startswith(f"{folder}/") for place in places)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux does")
 def test_few_shards_are_open_at_a_time(tmp_path):
     paths = shard_paths(tmp_path, "audio", 3 * shards.MAX_OPEN)
@@ -64,12 +74,11 @@ def test_few_shards_are_open_at_a_time(tmp_path):
         for index, writer in enumerate(writers):
             writer.write(f"first of {index}".encode())
             writer.write(f"second of {index}".encode())
-    before = len(os.listdir("/proc/self/fd"))
     source = Shards(paths)
     assert len(source) == 2 * len(paths)
     for index in random.Random(0).sample(range(len(source)), len(source)):
         assert source[index].decode() == f"{('first', 'second')[index % 2]} of {index // 2}"
-        assert len(os.listdir("/proc/self/fd")) <= before + shards.MAX_OPEN
+        assert 0 < opened_below(tmp_path) <= shards.MAX_OPEN
     copy = pickle.loads(pickle.dumps(source))
     assert copy[5] == source[5] and len(copy) == len(source)
 
@@ -130,6 +139,15 @@ def test_a_flipped_bit_in_a_shard_names_the_file(folders, tmp_path):
     with pytest.raises(UserError, match=r"audio-00001-of-00002.arrayrecord cannot be read .*hash mismatch"):
         for index in range(len(source)):
             source.track(index)
+
+
+@pytest.mark.parametrize("kind", ["audio", "tokens"])
+def test_entries_that_are_not_those_written_are_told(folders, tmp_path, kind):
+    shutil.copytree(folders / kind, tmp_path / kind)
+    path = tmp_path / kind / "tracks.jsonl"
+    path.write_text(path.read_text().replace('"train"', '"valid"', 1))  # as good an entry as the one that was written
+    with pytest.raises(UserError, match=r"tracks.jsonl cannot be read \(its checksum differs"):
+        {"audio": AudioSource, "tokens": TokenSource}[kind](tmp_path / kind)
 
 
 @pytest.mark.parametrize("name", ["parts/00001.jsonl", "audio-00001-of-00002.arrayrecord"])

@@ -1,5 +1,7 @@
 """Records -> TFDS -> TFDS and our own source, exactly and without TensorFlow."""
 
+import errno
+import io
 import json
 import shutil
 import subprocess
@@ -8,8 +10,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import soundfile
 import tensorflow_datasets as tfds
 
+from hiermusic.data import tfds_source
 from hiermusic.data.audio_records import AudioSource, write_audio
 from hiermusic.data.pipeline import resolve
 from hiermusic.data.sources import open_source
@@ -128,6 +132,90 @@ def test_audio_features_are_read_without_tensorflow(tmp_path):
     wavs = {track.load()[0].tobytes() for track in source.tracks[:4]}
     assert wavs == {sound(index)[:, :1].tobytes() for index in range(4)}
     assert source.tracks[0].load()[1] == 16000
+
+
+def wav(sound_LC: np.ndarray, kind: str = "WAV") -> bytes:
+    held = io.BytesIO()
+    soundfile.write(held, sound_LC, RATE, format=kind, subtype="FLOAT" if kind == "WAV" else "VORBIS")
+    return held.getvalue()
+
+
+class Files(tfds.core.GeneratorBasedBuilder):
+    """Whole audio files, as TFDS stores them for an Audio feature with `lazy_decode`: good ones, then bad ones."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None
+
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"audio": tfds.features.Text()}))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        ogg = wav(np.tile(sound(0), (40, 1)), "OGG")
+        for index, file in enumerate((wav(sound(0)), b"la la", ogg[: len(ogg) // 2], wav(sound(0) * 30_000))):
+            yield index, {"audio": file}
+
+
+def test_audio_files_in_tfds_are_looked_at_as_those_of_folders(tmp_path):
+    Files(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    place = tmp_path / "files/1.0.0/features.json"
+    written = json.loads(place.read_text())
+    written["featuresDict"]["features"]["audio"] = {
+        "pythonClassName": "tensorflow_datasets.core.features.audio_feature.Audio",
+        "audio": {"shape": {"dimensions": ["-1"]}, "dtype": "int64", "sampleRate": "9000", "lazyDecode": True},
+    }
+    place.write_text(json.dumps(written))
+    said = []
+    for track in open_source(f"tfds:{tmp_path / 'files'}").tracks:
+        try:
+            wav_LC, rate = track.load()[:2]
+            np.testing.assert_array_equal(wav_LC, sound(0))
+            said.append(str(rate))
+        except UserError as problem:
+            said.append(str(problem))
+    assert [words[:40] for words in sorted(said)] == [
+        "8000",
+        "its audio: has float samples that reach ",
+        "its audio: not readable as audio (Format",
+        "its audio: truncated, its last page is c",
+    ]
+
+
+def test_what_is_wrong_with_an_example_skips_it_alone(exported, tmp_path):
+    place = shutil.copytree(exported, tmp_path / "set")
+    shard = max(place.glob("*train*array_record*"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[200] ^= 1
+    shard.write_bytes(data)
+    skipped = []
+    for track in open_source(f"tfds:{place}?split=train").tracks:
+        try:
+            track.load()
+        except UserError as problem:
+            skipped.append(str(problem))
+    assert skipped and all(words.startswith("cannot be read (") for words in skipped)
+
+
+def test_a_fault_of_the_machine_skips_nothing(exported, monkeypatch):
+    class Away:
+        def __getitem__(self, index):
+            monkeypatch.setattr("builtins.open", full)
+            raise RuntimeError("Failed to open file")
+
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("hiermusic.errors._PAUSES", ())
+    with pytest.raises(OSError, match="Too many open files"):
+        tfds_source._TfdsLoader(exported, Away(), {"mix": "audio"}, RATE)(0)
+
+
+def test_channels_that_cancel_are_told(exported, capsys):
+    rows = [{"audio": np.array([[1000, -1000]] * 50, np.int16)}]
+    tfds_source._TfdsLoader(exported, rows, {"mix": "audio"}, RATE)(0)
+    assert f"{exported}, example 0: its channels cancel each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])

@@ -333,21 +333,6 @@ def test_a_config_that_is_none_is_told(tmp_path, text):
     assert "\n" not in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
 
 
-def test_records_that_were_exchanged_are_told(toy, tmp_path, capfd):
-    config, records = toy.config(), tmp_path / "records"
-    config["data"] = {"path": str(records)}
-    records.mkdir()
-    (records / "info.json").write_text("{}")
-    for _ in range(2):
-        claim(tmp_path / "run", config)
-        assert capfd.readouterr().err == ""
-    (records / "info.json").write_text('{"tracks": 2}')
-    claim(tmp_path / "run", config)
-    assert f"{records} holds other records than those this run began with" in capfd.readouterr().err
-    claim(tmp_path / "run", config)
-    assert capfd.readouterr().err == ""
-
-
 def test_looking_leaves_nothing(toy, tmp_path):
     check(tmp_path / "run", toy.config())
     assert list(tmp_path.iterdir()) == []

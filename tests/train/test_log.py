@@ -35,6 +35,20 @@ def test_resuming_drops_later_and_torn_lines(tmp_path):
     assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
 
 
+def test_events_are_kept_and_are_no_measurement(tmp_path):
+    log = Log(tmp_path)
+    log.event(0, "other data")
+    log.write(1, {"loss": 1.0, "time": 100.0, "elapsed": 40.0})
+    log.event(1, "another length")
+    log.write(2, {"loss": 2.0})
+    log.close()
+    log = Log(tmp_path, step=1)
+    assert log.last["loss"] == 1.0 and log.started == 60.0
+    log.close()
+    told = [(record["step"], record.get("loss"), record.get("event")) for record in read_metrics(tmp_path)]
+    assert told == [(0, None, "other data"), (1, 1.0, None), (1, None, "another length")]
+
+
 @pytest.mark.parametrize(
     "last", [b"\xff\xfe\x00", b"12", b"null", b"[]", b"{}", b'{"step": "x"}', b"[" * 99_999, b"\0" * 512]
 )

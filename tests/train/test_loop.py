@@ -219,6 +219,14 @@ def test_without_held_out_tracks_it_trains_and_says_so_before_the_first_step(toy
     assert capsys.readouterr().err == "" and not any("valid/loss" in record for record in read_metrics(tmp_path))
 
 
+def test_data_that_do_not_fit_leave_the_workdir_to_the_next_start(toy, tmp_path):
+    stage = toy.ToyStage(toy.config(steps=1))
+    stage.train_batches = lambda rows: (_ for _ in ()).throw(UserError("a crop that does not fit"))
+    with pytest.raises(UserError, match="a crop that does not fit"):
+        toy.run(stage, stage.config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_was_checked_is_not_checked_again(toy, tmp_path, monkeypatch):
     stage = toy.ToyStage(toy.config(steps=1))
     mesh = loop.check(stage)
@@ -253,6 +261,22 @@ def test_a_schedule_that_moves_with_the_length_is_told(toy, tmp_path, capsys):
     assert "wsd schedule: the learning rate after step 6 is 0.01, it was to be 0.001" in said
     assert resumed(toy, tmp_path / "c", capsys, 6, 12, schedule="cosine", decay_steps=9) == ""
     assert resumed(toy, tmp_path / "d", capsys, 6, 12) == ""
+
+
+def test_data_that_change_under_a_run_are_told_and_logged(toy, tmp_path, capsys):
+    config, records, said = toy.config(steps=2), tmp_path / "records", []
+    config.data = {"path": str(records)}
+    records.mkdir()
+    (records / "tracks.jsonl").touch()
+    for text in ("{}", "{}", '{"tracks": 2}', '{"tracks": 2}'):
+        (records / "info.json").write_text(text)
+        result = toy.run(toy.ToyStage(config), config, tmp_path / "run", progress=False)
+        assert result["step"] == 2 and "loss" in result
+        said.append(capsys.readouterr().err)
+    assert said == ["", "", said[2], ""] and f"{records} holds other data than this run was last trained on" in said[2]
+    assert [line for line in read_metrics(tmp_path / "run") if "event" in line] == [
+        {"step": 2, "event": said[2].strip()}
+    ]
 
 
 def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path):
