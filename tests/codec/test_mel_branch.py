@@ -23,6 +23,11 @@ CONFIG = CodecConfig(
 )
 
 
+@pytest.fixture(scope="module")
+def codec():
+    return nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
+
+
 def _branch(channels=1, latent=6):
     return MelBranch(BANDS, channels, latent, HOP, RATE, rngs=nnx.Rngs(0))
 
@@ -69,18 +74,21 @@ def test_no_frame_reads_further_than_its_reach():
     assert (touched.min(), touched.max()) == (20 - REACH, 20 + REACH)
 
 
-def test_a_codec_adds_the_branch_to_what_its_encoder_says():
-    codec = Codec(CONFIG, rngs=nnx.Rngs(0))
+def test_a_codec_adds_the_branch_to_what_its_encoder_says(codec):
     wav = jnp.asarray(0.3 * _noise(2, 6 * HOP, 2))
     whole, alone = codec._latents(wav), codec.encoder(wav)
     np.testing.assert_allclose(whole - alone, codec.mel_branch(wav), atol=1e-5)
     assert np.abs(np.asarray(whole - alone)).max() > 1e-2
 
 
-def test_the_branch_learns():
-    codec = Codec(CONFIG, rngs=nnx.Rngs(0))
+def test_the_branch_learns(codec):
     wav = jnp.asarray(0.3 * _noise(2, 6 * HOP, 2))
-    gradients = nnx.grad(lambda codec: jnp.sum(jnp.square(codec.forward(wav, quantise=False).wav_BLC)))(codec)
+
+    @nnx.jit
+    def gradient(codec):
+        return nnx.grad(lambda codec: jnp.sum(jnp.square(codec.forward(wav, quantise=False).wav_BLC)))(codec)
+
+    gradients = gradient(codec)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(gradients.mel_branch))
 
 

@@ -102,7 +102,7 @@ def test_hunger_crashes_and_endless_loops_are_told():
         "well": "None",
     }
     pairs = ", ".join(f"'{name}': lambda *_: {action}" for name, action in kinds.items())
-    before = f"cases.warm = lambda: None; cases.SECONDS = 3.0; cases.MEMORY = 30 << 20; cases.KINDS = {{{pairs}}}; "
+    before = f"cases.warm = lambda: None; cases.SECONDS = 1.0; cases.MEMORY = 30 << 20; cases.KINDS = {{{pairs}}}; "
     found = list(wrongs(0, 0, 4, before))
     assert [(number, kind) for number, kind, _ in found] == [(0, "endless"), (1, "crash"), (2, "hunger")]
     assert found[0][2] == "took too long" and "ended the process (6)" in found[1][2] and "grew by" in found[2][2]

@@ -61,9 +61,17 @@ def one_device(s, rule, padded):
     return run(arrays, rules(s)[rule], valid if padded else None)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("rule", rules(S))
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+# every pair of mesh, rule and padding is met; all three of them together in the slow tests
+CASES = [
+    pytest.param(sizes, rule, padded, id=f"{sizes}-{rule}-{'padded' if padded else 'whole'}", marks=marks)
+    for m, sizes in enumerate(MESHES)
+    for r, rule in enumerate(rules(S))
+    for padded in (False, True)
+    for marks in [() if (m + r) % 2 == padded else pytest.mark.slow]
+]
+
+
+@pytest.mark.parametrize(("sizes", "rule", "padded"), CASES)
 def test_every_mesh_equals_one_device(sizes, rule, padded):
     arrays, valid = draw(S)
     with jax.set_mesh(make_mesh(sizes)):

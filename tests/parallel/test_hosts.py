@@ -4,7 +4,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -34,6 +34,26 @@ def connect(port):
         except ConnectionRefusedError:
             time.sleep(0.01)
     raise AssertionError("nobody listens")
+
+
+@contextmanager
+def gathering(port, processes, *, last=None):
+    """Process 0 waits while the block runs, then the others (or only `last`) come: it finds all of them, each once."""
+    places = [hosts._Place(f"127.0.0.1:{port}", processes, i) for i in range(processes)]
+    found, come = [], range(1, processes) if last is None else [last]
+    with hosts._listener(places[0]) as listener:
+        threads = [threading.Thread(target=lambda: found.append(hosts._gather(places[0], 60.0, listener)), daemon=True)]
+        threads[0].start()
+        yield
+        for i in come:
+            threads.append(threading.Thread(target=lambda i=i: found.append(hosts._call(places[i], 60.0)), daemon=True))
+            threads[-1].start()
+        for thread in threads:
+            thread.join(60)
+    assert sorted(sorted(peers) for peers in found) == [*([0] for _ in come), list(range(1, processes))]
+    for peers in found:
+        for peer in peers.values():
+            peer.close()
 
 
 def test_one_process_needs_nothing():
@@ -72,42 +92,42 @@ def test_what_answers_must_be_a_coordinator():
 
 @pytest.mark.parametrize("process", [1, 2])
 def test_who_was_told_another_count_is_sent_away_and_process_0_says_so_and_waits_on(port, process, capsys):
-    where, told = f"127.0.0.1:{port}", []
-    first = threading.Thread(target=lambda: told.append(refused(where, 2, 0, timeout=3.0)))
-    first.start()
     said = f"process {process} was started with --processes=3, process 0 with --processes=2: give all the same"
-    for _ in range(2):
-        assert refused(where, 3, process, timeout=20.0) == said
-    first.join()
-    assert told == [
-        f"waited 3 s at {where} for process 1 of 2: start every process, with the same --coordinator and --processes"
-    ]
-    assert capsys.readouterr().err == f"sent away at {where}: {said}\n"  # once, however often
+    with gathering(port, 2):
+        for _ in range(2):
+            assert refused(f"127.0.0.1:{port}", 3, process, timeout=20.0) == said
+    assert capsys.readouterr().err == f"sent away at 127.0.0.1:{port}: {said}\n"  # once, however often
 
 
 def test_whoever_calls_does_not_fill_the_log(port, capsys):
-    first = threading.Thread(target=lambda: refused(f"127.0.0.1:{port}", 2, 0, timeout=2.0))
-    first.start()
-    for count in range(3, 30):
-        with connect(port) as stranger:
-            stranger.sendall(f'["hiermusic", 1, {count}]\n'.encode())
-            stranger.recv(1)
-    first.join()
+    with gathering(port, 2):
+        for count in range(3, 30):
+            with connect(port) as stranger:
+                stranger.sendall(f'["hiermusic", 1, {count}]\n'.encode())
+                stranger.recv(1)
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_the_second_of_one_number_is_refused(port, capsys):
-    where, told = f"127.0.0.1:{port}", []
-    threads = [threading.Thread(target=lambda i=i: told.append(refused(where, 3, i, timeout=4.0))) for i in (0, 1, 1)]
+    twice, told, taken = "two processes were started with --process=1: number them from 0", [], []
+
+    def call():
+        try:
+            taken.append(hosts._call(hosts._Place(f"127.0.0.1:{port}", 3, 1), 60.0))
+        except UserError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(2)]
+    with gathering(port, 3, last=2):
+        for thread in threads:
+            thread.start()
+        while not told and any(thread.is_alive() for thread in threads):
+            time.sleep(0.01)
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    twice = "two processes were started with --process=1: number them from 0"
-    missing = (
-        f"waited 4 s at {where} for process 2 of 3: start every process, with the same --coordinator and --processes"
-    )
-    assert sorted(told) == [twice, missing, missing] and capsys.readouterr().err == f"sent away at {where}: {twice}\n"
+        thread.join(60)
+    taken[0][0].close()
+    assert (told, len(taken)) == ([twice], 1)
+    assert capsys.readouterr().err == f"sent away at 127.0.0.1:{port}: {twice}\n"
 
 
 @pytest.mark.parametrize("coordinator", ["localhost", "127.0.0.1"])
@@ -146,27 +166,17 @@ STRANGE = [
 
 @pytest.mark.parametrize("line", STRANGE)
 def test_no_line_of_a_stranger_ends_process_0(port, line):
-    told = []
-    first = threading.Thread(target=lambda: told.append(refused(f"127.0.0.1:{port}", 3, 0, timeout=1.5)))
-    first.start()
-    with connect(port) as stranger, suppress(OSError):
+    with gathering(port, 3), connect(port) as stranger, suppress(OSError):
         stranger.sendall(line)
         stranger.settimeout(10)
-        stranger.recv(1)
-    first.join()
-    assert told[0].startswith("waited 1.5 s") and "for process 1, 2 of 3" in told[0]
+        assert not stranger.recv(1)
 
 
 @pytest.mark.parametrize("process", [3, 5, -1])
 def test_a_number_out_of_range_is_refused(port, process):
-    told = []
-    first = threading.Thread(target=lambda: told.append(refused(f"127.0.0.1:{port}", 3, 0, timeout=1.5)))
-    first.start()
-    with connect(port) as peer:
+    with gathering(port, 3), connect(port) as peer:
         peer.sendall(f'["hiermusic", {process}, 3]\n'.encode())
         assert f"process {process} is none of 0..2" in peer.makefile().readline()
-    first.join()
-    assert "for process 1, 2 of 3" in told[0]
 
 
 @pytest.mark.parametrize("line", STRANGE[:-1])
@@ -193,15 +203,10 @@ def test_a_standard_error_that_is_gone_keeps_no_process_from_ending(links, monke
 
 
 def test_one_that_was_started_again_takes_its_own_place(port):
-    where, told = f"127.0.0.1:{port}", []
-    first = threading.Thread(target=lambda: told.append(refused(where, 3, 0, timeout=4.0)))
-    first.start()
-    for _ in range(2):
-        with connect(port) as gone:
-            gone.sendall(b'["hiermusic", 1, 3]\n')
-            time.sleep(0.3)
-    first.join()
-    assert told[0].startswith(f"waited 4 s at {where} for process 2 of 3")
+    with gathering(port, 3):
+        for _ in range(2):
+            with connect(port) as gone:
+                gone.sendall(b'["hiermusic", 1, 3]\n')
 
 
 def test_slurm_is_recognised(port, monkeypatch):

@@ -15,21 +15,23 @@ from hiermusic import cli
 CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
 CODEC = (
     "--config.model.strides=(8, 4)",
+    "--config.model.dilations=(1,)",
     "--config.model.encoder_width=2",
     "--config.model.decoder_width=16",
     "--config.model.latent=8",
     "--config.model.levels=6",
     "--config.model.codes=16",
-    "--config.discriminator.fft_sizes=(78, 206)",
+    "--config.discriminator.fft_sizes=(206,)",
     "--config.discriminator.filters=2",
     "--config.model.quantiser_dropout=low_biased",
+    "--config.loss.mel=0.0",
     "--config.loss.adversarial=0.1",
     "--config.loss.feature=0.1",
     "--config.train.crop_frames=8",
     "--config.train.batch_size=2",
     "--config.train.steps=4",
     "--config.train.quantise_start=0",
-    "--config.train.adversarial_start=2",
+    "--config.train.adversarial_start=0",  # one program for all steps
     "--config.train.warmup_steps=2",
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
@@ -49,14 +51,15 @@ SAT = (
     "--config.model.phi_count=2",
     "--config.model.codes=16",
     "--config.loss.adversarial=0.1",
-    "--config.discriminator.fft_sizes=(64, 128)",
+    "--config.discriminator.fft_sizes=(64,)",
     "--config.discriminator.filters=2",
-    "--config.loss.mel_windows=(64, 256)",
+    "--config.loss.mel_windows=(64,)",
     "--config.train.crop_frames=50",
     "--config.train.batch_size=2",
     "--config.train.steps=4",
     "--config.train.quantise_start=0",
-    "--config.train.adversarial_start=2",
+    "--config.train.adversarial_start=0",  # one program for all steps
+    "--config.train.discriminator_updates=(1, 1)",
     "--config.train.warmup_steps=2",
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
@@ -88,6 +91,9 @@ TOKEN_LM = (
 )
 
 
+WORK = "import json, sys; from hiermusic import cli; [cli.main(words) for words in json.loads(sys.argv[1])]"
+
+
 @pytest.fixture(scope="session")
 def run():
     """Runs one verb in this process."""
@@ -101,32 +107,32 @@ def miniature():
     return lambda stage: (f"--config={CONFIGS}/{stage}.py:tiny", *sizes[stage])
 
 
-def train(*arguments) -> None:
-    """Training in a process of its own, on one device as a newcomer has it."""
+def work(*commands) -> None:
+    """Verbs one after another in a process of their own, on one device as a newcomer has it."""
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    subprocess.run([sys.executable, "-m", "hiermusic", "train", *arguments], env=environment, check=True)
+    words = [[str(argument) for argument in command] for command in commands]
+    subprocess.run([sys.executable, "-c", WORK, json.dumps(words)], env=environment, check=True)
 
 
 @pytest.fixture(scope="session")
-def khala(tmp_path_factory, run) -> SimpleNamespace:
+def khala(tmp_path_factory) -> SimpleNamespace:
     """Workdirs and records of a miniature trained for four steps a stage; no test may change them."""
     names = ("corpus", "codec", "tokens", "backbone", "superres")
-    return shared(tmp_path_factory, "khala", names, lambda at: make(at, run))
+    return shared(tmp_path_factory, "khala", names, make)
 
 
 @pytest.fixture(scope="session")
-def aar(tmp_path_factory, run) -> SimpleNamespace:
+def aar(tmp_path_factory) -> SimpleNamespace:
     """Workdirs and records of a miniature of SAT and AAR; no test may change them."""
     names = ("corpus", "codec", "tokens", "lm")
-    context = ("--config.model.context=10",)
-    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, run, "lm", (), context))
+    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, "lm", (), ("--config.model.context=10",)))
 
 
 @pytest.fixture(scope="session")
-def baseline(tmp_path_factory, run) -> SimpleNamespace:
+def baseline(tmp_path_factory) -> SimpleNamespace:
     """The same of AAR's baseline: residual codes and a model of one token after another."""
     names = ("corpus", "codec", "tokens", "lm")
-    return shared(tmp_path_factory, "baseline", names, lambda at: make_aar(at, run, "ar_baseline", RESIDUAL, (WINDOW,)))
+    return shared(tmp_path_factory, "baseline", names, lambda at: make_aar(at, "ar_baseline", RESIDUAL, (WINDOW,)))
 
 
 def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> SimpleNamespace:
@@ -152,32 +158,17 @@ def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> Simple
     return at
 
 
-def make(at: SimpleNamespace, run) -> None:
+def make(at: SimpleNamespace) -> None:
     """Trains every stage of the miniature."""
-    run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4", *RECORDS)
-    train(
-        f"--config={CONFIGS}/codec.py:tiny",
-        f"--workdir={at.codec}",
-        f"--config.data.path={at.corpus}",
-        "--noprogress",
-        *CODEC,
-    )
-    run("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}")
-    tokens = f"--config.data.path={at.tokens}"
-    train(
-        f"--config={CONFIGS}/backbone.py:tiny",
-        f"--workdir={at.backbone}",
-        tokens,
-        "--noprogress",
-        *TOKEN_LM,
-    )
-    train(
-        f"--config={CONFIGS}/superres.py:tiny",
-        f"--workdir={at.superres}",
-        tokens,
-        "--noprogress",
-        f"--config.init_from={at.backbone}",
-        *TOKEN_LM,
+    tokens = (f"--config.data.path={at.tokens}", "--noprogress", *TOKEN_LM)
+    corpus = (f"--config.data.path={at.corpus}", "--noprogress", *CODEC)
+    fine = f"--config.init_from={at.backbone}"
+    work(
+        ("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", "--valid_fraction=0.4", *RECORDS),
+        ("train", f"--config={CONFIGS}/codec.py:tiny", f"--workdir={at.codec}", *corpus),
+        ("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}"),
+        ("train", f"--config={CONFIGS}/backbone.py:tiny", f"--workdir={at.backbone}", *tokens),
+        ("train", f"--config={CONFIGS}/superres.py:tiny", f"--workdir={at.superres}", *tokens, fine),
     )
     prompts = [
         {"name": "one", "tags": "slow, piano", "lyrics": "la la\nlu", "seconds": 1.5, "seed": 3},
@@ -186,11 +177,13 @@ def make(at: SimpleNamespace, run) -> None:
     at.prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
 
 
-def make_aar(at: SimpleNamespace, run, stage: str, quantiser: tuple[str, ...], model: tuple[str, ...]) -> None:
+def make_aar(at: SimpleNamespace, stage: str, quantiser: tuple[str, ...], model: tuple[str, ...]) -> None:
     """Trains a codec of configs/aar and the model of its tokens for a few steps."""
     records = ("--valid_fraction=0.4", "--sample_rate=4000", "--channels=1")
-    run("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", *records)
     corpus, tokens = (f"--config.data.path={place}" for place in (at.corpus, at.tokens))
-    train(f"--config={AAR}/codec.py:tiny", f"--workdir={at.codec}", corpus, "--noprogress", *SAT, *quantiser)
-    run("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}")
-    train(f"--config={AAR}/{stage}.py:tiny", f"--workdir={at.lm}", tokens, "--noprogress", *PRIOR, *model)
+    work(
+        ("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", *records),
+        ("train", f"--config={AAR}/codec.py:tiny", f"--workdir={at.codec}", corpus, "--noprogress", *SAT, *quantiser),
+        ("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}"),
+        ("train", f"--config={AAR}/{stage}.py:tiny", f"--workdir={at.lm}", tokens, "--noprogress", *PRIOR, *model),
+    )
