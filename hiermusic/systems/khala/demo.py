@@ -6,19 +6,20 @@ from pathlib import Path
 
 from hiermusic.systems.demos import Demo, Step
 
-CORPUS = "builtin:240?seconds=4-7&styles=pop,dance,ballad,ambient"
+# three tempi, of which a beat is a whole number of frames: what minutes of training can learn
+CORPUS = "builtin:480?seconds=4-7&styles=pop,dance,ballad,ambient&tempi=71.78,107.67,129.2"
 TRACKS = 12  # held-out songs that the models are measured on
 PROMPTS = (
     {
         "name": "slow-ballad",
-        "tags": "ballad, slow, 68 bpm, sad, piano, strings, drums, female voice",
+        "tags": "ballad, slow, 72 bpm, sad, piano, strings, drums, female voice",
         "lyrics": "[Verse]\nthe river and my open sea\na morning over you and me",
         "seconds": 7,
         "seed": 1,
     },
     {
         "name": "fast-dance",
-        "tags": "dance, fast, 126 bpm, happy, synth, strings, drums, male voice",
+        "tags": "dance, fast, 129 bpm, happy, synth, strings, drums, male voice",
         "lyrics": "[Verse]\nthe golden light is never far\nand I remember where you are",
         "seconds": 5,
         "seed": 2,
