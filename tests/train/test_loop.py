@@ -223,7 +223,7 @@ def test_data_that_do_not_fit_leave_the_workdir_to_the_next_start(toy, tmp_path)
     stage = toy.ToyStage(toy.config(steps=1))
     stage.train_batches = lambda rows: (_ for _ in ()).throw(UserError("a crop that does not fit"))
     with pytest.raises(UserError, match="a crop that does not fit"):
-        toy.run(stage, stage.config, tmp_path / "run", progress=False)
+        toy.run(stage, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
