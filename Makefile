@@ -27,6 +27,7 @@ test-all: test test-slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) out .jax_cache

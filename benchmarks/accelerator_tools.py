@@ -143,9 +143,7 @@ def memory() -> Record:
 def wanted(program) -> int:
     """Bytes that a program needs while it runs."""
     told = program.memory_analysis()
-    return (
-        told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes - told.alias_size_in_bytes
-    )
+    return told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes - told.alias_size_in_bytes
 
 
 @contextlib.contextmanager

@@ -130,9 +130,7 @@ class Score:
     lines: list[Line] = field(default_factory=list)
 
 
-def compose(
-    rng: np.random.Generator, seconds: float, genres: Sequence[str] = (), tempi: Sequence[float] = ()
-) -> Score:
+def compose(rng: np.random.Generator, seconds: float, genres: Sequence[str] = (), tempi: Sequence[float] = ()) -> Score:
     """Composes a song of a given length.
 
     Args:

@@ -18,9 +18,7 @@ from hiermusic.errors import UserError
 _MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 
 
-def open_source(
-    path: str, kind: str = "auto", stems: Sequence[str] = ALONE, memory: Path | None = None
-) -> Source:
+def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, memory: Path | None = None) -> Source:
     """The tracks that a path names.
 
     Args:

@@ -92,9 +92,7 @@ def _write_report(demo: Demo, folder: Path, ledger: Ledger) -> Path:
     chapters = [*_chapters(demo, folder), sections.cost(costs, caption=f"{machine}; {total / 60:.1f} minutes in all")]
     commands = "\n".join(_command(step) for step in demo.steps)
     settings = [report.Code(commands, "The same by hand")]
-    settings += [
-        report.Code((folder / name / "config.json").read_text(), f"{name}/config.json") for name in demo.runs
-    ]
+    settings += [report.Code((folder / name / "config.json").read_text(), f"{name}/config.json") for name in demo.runs]
     chapters.append(report.Section("Commands and settings", items=settings))
     return report.write(report.Page(demo.title, demo.intro, chapters), folder / "report.html")
 

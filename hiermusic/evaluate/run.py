@@ -176,9 +176,7 @@ def _song_lines(results: dict[str, Any]) -> list[str]:
     return words
 
 
-def _heard(
-    results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSource, out: Path
-) -> list[report.Section]:
+def _heard(results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSource, out: Path) -> list[report.Section]:
     versions = sorted(made[0].paths, key=lambda version: version != results["best"])
     players = [
         report.Player(song.name if len(versions) == 1 else f"{song.name}, {version}", song.paths[version])

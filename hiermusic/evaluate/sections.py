@@ -40,10 +40,7 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
         baselines: from `evaluate_baselines` at the same rates.
     """
     result, baselines = from_json(result), baselines and from_json(baselines)
-    bars = [
-        (layers_name(row["layers"]), row["bits_per_second"], row)
-        for row in result["reconstruction"]
-    ]
+    bars = [(layers_name(row["layers"]), row["bits_per_second"], row) for row in result["reconstruction"]]
     if baselines:
         bars += [("transform codec", row["bits_per_second"], row) for row in baselines["transform"]]
         bars += [(f"low-pass {row['cutoff'] / 1000:g} kHz", None, row) for row in baselines["low_pass"]]

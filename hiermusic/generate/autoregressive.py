@@ -144,8 +144,21 @@ def generate(
       ValueError: lists of unequal length, a layout that is not causal, EOS in a layout that cannot stop early.
     """
     work = _lay_out(
-        prompts, layouts, seeds=seeds, sizes=sizes, eos=eos, min_frames=min_frames, temperature=temperature,
-        top_k=top_k, top_p=top_p, guidance=guidance, unprompted=unprompted, cond=cond, uncond=uncond, given=given)
+        prompts,
+        layouts,
+        seeds=seeds,
+        sizes=sizes,
+        eos=eos,
+        min_frames=min_frames,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance=guidance,
+        unprompted=unprompted,
+        cond=cond,
+        uncond=uncond,
+        given=given,
+    )
     graphdef, weights = nnx.split(model.unstack())
     state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
     condition = _condition(graphdef, weights, work.cond_RU)
@@ -164,8 +177,12 @@ def generate(
 
 
 def chunk(
-    model: nnx.Module, prompts: Sequence[Sequence[int]], layouts: Sequence[Layout], *, cache_dtype: str | None = None,
-    **how
+    model: nnx.Module,
+    prompts: Sequence[Sequence[int]],
+    layouts: Sequence[Layout],
+    *,
+    cache_dtype: str | None = None,
+    **how,
 ) -> tuple[Callable, tuple]:
     """The program that `generate` runs for every `CHUNK` steps, to be lowered: a jitted function and its arguments.
 
@@ -181,8 +198,21 @@ def chunk(
 
 
 def _lay_out(
-    prompts, layouts, *, seeds, sizes, eos=None, min_frames=1, temperature=1.0, top_k=0, top_p=1.0, guidance=1.0,
-    unprompted=None, cond=None, uncond=None, given=None
+    prompts,
+    layouts,
+    *,
+    seeds,
+    sizes,
+    eos=None,
+    min_frames=1,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    guidance=1.0,
+    unprompted=None,
+    cond=None,
+    uncond=None,
+    given=None,
 ) -> _Work:
     """Checks what `generate` was given and lays it out in arrays."""
     optional = {"given": given, "cond": cond}
@@ -246,7 +276,8 @@ def _plan(layouts: Sequence[Layout]) -> _Plan:
     S = -(-max(layout.positions for layout in layouts) // CHUNK) * CHUNK
     reads_BSK, predicts_BSK = (
         np.stack([np.pad(x, ((0, S - len(x)), (0, 0)), constant_values=-1) for x in arrays])
-        for arrays in ([layout.reads_SK for layout in layouts], [layout.predicts_SK for layout in layouts]))
+        for arrays in ([layout.reads_SK for layout in layouts], [layout.predicts_SK for layout in layouts])
+    )
     due_SK = (predicts_BSK >= 0).any(axis=0)
     one_level = due_SK.shape[1] > 1 and (due_SK.sum(axis=1) <= 1).all()
     return _Plan(reads_BSK, predicts_BSK, due_SK.argmax(axis=1).astype(np.int32) if one_level else None)
@@ -321,8 +352,14 @@ def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condit
     x_RSD = model.embed(jnp.concatenate([text_RP, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
     positions_RS = jnp.maximum(jnp.arange(P + s) + fixed.shift_R[:, None], 0)
     _, cache = model.trunk.extend(
-        x_RSD, state.cache, 0, positions_Bs=positions_RS, visibility=Visibility.causal(), valid_BS=fixed.valid_RC,
-        adapted=condition.adapted)
+        x_RSD,
+        state.cache,
+        0,
+        positions_Bs=positions_RS,
+        visibility=Visibility.causal(),
+        valid_BS=fixed.valid_RC,
+        adapted=condition.adapted,
+    )
     return state._replace(cache=cache)
 
 
@@ -340,8 +377,14 @@ def _decode(
         x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], R), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
         x_R1D, cache = model.trunk.extend(
-            x_R1D, state.cache, slot, positions_Bs=(slot + fixed.shift_R)[:, None], visibility=Visibility.causal(),
-            valid_BS=fixed.valid_RC, adapted=condition.adapted)
+            x_R1D,
+            state.cache,
+            slot,
+            positions_Bs=(slot + fixed.shift_R)[:, None],
+            visibility=Visibility.causal(),
+            valid_BS=fixed.valid_RC,
+            adapted=condition.adapted,
+        )
         state = state._replace(cache=cache)
         keys_B = fold_keys(fixed.keys_B, s)
         for k in range(K) if level is None else (level,):
@@ -364,8 +407,14 @@ def _draw(model, x_RD, state: _State, fixed: _Fixed, keys_B, t_B, level, static:
         allowed_BV = jnp.concatenate([allowed_BV, may_end_B[:, None]], axis=-1)
     if static.guided:
         logits_RV = guide(logits_RV[:B], logits_RV[B:], fixed.guidance)
-    drawn_B = sample(logits_RV, fold_keys(keys_B, level), temperature=fixed.temperature, top_k=static.top_k,
-                     top_p=static.top_p, allowed=allowed_BV)
+    drawn_B = sample(
+        logits_RV,
+        fold_keys(keys_B, level),
+        temperature=fixed.temperature,
+        top_k=static.top_k,
+        top_p=static.top_p,
+        allowed=allowed_BV,
+    )
     given_B = state.codes_BKT[jnp.arange(B), level, jnp.maximum(t_B, 0)]
     token_B = jnp.where(given_B >= 0, given_B, drawn_B)
     due_B = (t_B >= 0) & (t_B < state.length_B)

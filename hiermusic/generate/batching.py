@@ -45,7 +45,8 @@ def spread(cache: Cache) -> Cache:
     """Under `jax.set_mesh`, rows split over the batch's devices and cached heads over those of the model."""
     keys, values = (
         tuple(constrain(x_BMSH, "batch", "kv_heads", None, None) for x_BMSH in part)
-        for part in (cache.keys, cache.values))
+        for part in (cache.keys, cache.values)
+    )
     return cache._replace(keys=keys, values=values)
 
 

@@ -75,8 +75,17 @@ def refine(
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
     codes_BTK, request = _lay_out(
-        prompts, codes, markers=markers, seeds=seeds, sizes=sizes, temperature=temperature,
-        final_temperature=final_temperature, guidance=guidance, unprompted=unprompted, known=known)
+        prompts,
+        codes,
+        markers=markers,
+        seeds=seeds,
+        sizes=sizes,
+        temperature=temperature,
+        final_temperature=final_temperature,
+        guidance=guidance,
+        unprompted=unprompted,
+        known=known,
+    )
     graphdef, weights = nnx.split(model)
     given, K = codes[0].shape[1], len(sizes)
     layers = K if layers is None else layers
@@ -84,8 +93,17 @@ def refine(
         raise UserError(f"{layers} layers: choose from {given + 1} to {K}, {given} of them are given")
     codes_BTK = jnp.asarray(codes_BTK)
     for level in range(given, layers):
-        codes_BTK = _pass(graphdef, weights, codes_BTK, request, np.int32(level), np.int32(markers[level]),
-                          top_k=top_k, top_p=top_p, guided=guidance != 1.0)
+        codes_BTK = _pass(
+            graphdef,
+            weights,
+            codes_BTK,
+            request,
+            np.int32(level),
+            np.int32(markers[level]),
+            top_k=top_k,
+            top_p=top_p,
+            guided=guidance != 1.0,
+        )
         if progress is not None:
             codes_BTK.block_until_ready()
             progress(level + 1 - given, layers - given)
@@ -94,8 +112,15 @@ def refine(
 
 
 def level_pass(
-    model: nnx.Module, prompts: Sequence[Sequence[int]], codes: Sequence[Int32[np.ndarray, "T given"]],
-    *, markers: Sequence[int], top_k: int = 10, top_p: float = 1.0, guidance: float = 1.0, **how
+    model: nnx.Module,
+    prompts: Sequence[Sequence[int]],
+    codes: Sequence[Int32[np.ndarray, "T given"]],
+    *,
+    markers: Sequence[int],
+    top_k: int = 10,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
+    **how,
 ) -> tuple[Callable, tuple]:
     """The program that `refine` runs for every level, to be lowered: a jitted function and its arguments.
 
@@ -110,8 +135,17 @@ def level_pass(
 
 
 def _lay_out(
-    prompts, codes, *, markers, seeds, sizes, temperature=1.0, final_temperature=None, guidance=1.0, unprompted=None,
-    known=None
+    prompts,
+    codes,
+    *,
+    markers,
+    seeds,
+    sizes,
+    temperature=1.0,
+    final_temperature=None,
+    guidance=1.0,
+    unprompted=None,
+    known=None,
 ) -> tuple[Int32[np.ndarray, "B T K"], _Request]:
     """Checks what `refine` was given and lays it out in arrays."""
     check_batch(prompts, codes=codes, seeds=seeds)
@@ -154,11 +188,11 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
     frame_RS = jnp.arange(S) - text_length_R1
     text_RS = jnp.where(frame_RS == -1, marker, request.text_RS)
     reads_RSK = jnp.take_along_axis(
-        jnp.tile(codes_BTK, (copies, 1, 1)), jnp.clip(frame_RS, 0, T - 1)[..., None], axis=1)
+        jnp.tile(codes_BTK, (copies, 1, 1)), jnp.clip(frame_RS, 0, T - 1)[..., None], axis=1
+    )
     is_frame_RS: Bool[Array, "R S"] = (frame_RS >= 0) & (frame_RS < frames_R1)
     reads_RSK = jnp.where(is_frame_RS[..., None] & (jnp.arange(K) < level), reads_RSK, -1)
-    x_RSD = model.trunk(
-        model.embed(text_RS, reads_RSK), visibility=Visibility.full(), valid_BS=frame_RS < frames_R1)
+    x_RSD = model.trunk(model.embed(text_RS, reads_RSK), visibility=Visibility.full(), valid_BS=frame_RS < frames_R1)
     # Only frames are looked at by the head, and both halves of a guided batch frame by frame.
     at_frame_RT = jnp.minimum(text_length_R1 + jnp.arange(T), S - 1)
     x_RTD = jnp.take_along_axis(x_RSD, at_frame_RT[..., None], axis=1)
@@ -166,8 +200,14 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
     logits_BTV = guide(logits_RTV[:B], logits_RTV[B:], request.guidance) if guided else logits_RTV
     V = logits_BTV.shape[-1]
     keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(request.keys_B, level), jnp.arange(T))
-    drawn_N = sample(logits_BTV.reshape(B * T, V), keys_BT.reshape(B * T), temperature=request.temperature_K[level],
-                     top_k=top_k, top_p=top_p, allowed=(jnp.arange(V) < request.size_K[level])[None])
+    drawn_N = sample(
+        logits_BTV.reshape(B * T, V),
+        keys_BT.reshape(B * T),
+        temperature=request.temperature_K[level],
+        top_k=top_k,
+        top_p=top_p,
+        allowed=(jnp.arange(V) < request.size_K[level])[None],
+    )
     known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)
     drawn_BT = jnp.where(known_BT >= 0, known_BT, drawn_N.reshape(B, T))
     drawn_BT = jnp.where(jnp.arange(T) < request.frames_B[:, None], drawn_BT, -1)

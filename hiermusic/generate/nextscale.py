@@ -76,8 +76,17 @@ def generate(
       ValueError: lists of unequal length, a context of another length or longer than a window.
     """
     request, context_BCE, static = _lay_out(
-        quantiser, cond_BU, seeds=seeds, context=context, before_BCE=before_BCE, temperature=temperature, top_k=top_k,
-        top_p=top_p, guidance=guidance, uncond_U=uncond_U)
+        quantiser,
+        cond_BU,
+        seeds=seeds,
+        context=context,
+        before_BCE=before_BCE,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance=guidance,
+        uncond_U=uncond_U,
+    )
     graphdef, weights = nnx.split((model.unstack(), quantiser))
     drawn = []
     for window in range(windows):
@@ -103,8 +112,17 @@ def program(
 
 
 def _lay_out(
-    quantiser, cond_BU, *, seeds, context=0, before_BCE=None, temperature=1.0, top_k=0, top_p=1.0, guidance=1.0,
-    uncond_U=None
+    quantiser,
+    cond_BU,
+    *,
+    seeds,
+    context=0,
+    before_BCE=None,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    guidance=1.0,
+    uncond_U=None,
 ) -> tuple[_Request, Float[np.ndarray, "B C E"], dict]:
     """Checks what `generate` was given and lays it out: the request, the first context, what is static."""
     cond_RU, sizes = np.asarray(cond_BU, np.float32), quantiser.config
@@ -159,8 +177,12 @@ def _window(
             logits_RnV = model.level_logits(x_RnD, level)
             logits_BnV = guide(logits_RnV[:B], logits_RnV[B:], 1 + (request.guidance - 1) * level / (K - 1))
         codes_Bn = _draw(
-            logits_BnV[..., : quantiser.config.codes], fold_keys(keys_B, level), temperature=request.temperature,
-            top_k=top_k, top_p=top_p)
+            logits_BnV[..., : quantiser.config.codes],
+            fold_keys(keys_B, level),
+            temperature=request.temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
         total_BTE = quantiser.add(total_BTE, codes_Bn, level)
         codes.append(codes_Bn)
     return jnp.concatenate(codes, axis=1), total_BTE[:, quantiser.config.frames - C :]

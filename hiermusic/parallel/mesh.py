@@ -19,9 +19,7 @@ from hiermusic.parallel.settings import AXES, MeshConfig, check_axes, check_size
 MeshAxes = str | tuple[str, ...] | None
 
 
-def make_mesh(
-    sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None, across: str = "data"
-) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None, across: str = "data") -> Mesh:
     """A mesh with all of `AXES`, those not named having size 1.
 
     Args:
@@ -173,9 +171,7 @@ def gathered(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     return constrain(x, *(None if axis in _KEPT_APART else axis for axis in axes))
 
 
-gathered.defvjp(
-    lambda x, axes: (gathered(x, axes), None), lambda axes, _, cotangent: (constrain(cotangent, *axes),)
-)
+gathered.defvjp(lambda x, axes: (gathered(x, axes), None), lambda axes, _, cotangent: (constrain(cotangent, *axes),))
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = Rules()) -> NamedSharding:

@@ -83,8 +83,10 @@ class Layout:
 
 
 def _gather(codes: Sequence[np.ndarray], index_SK: np.ndarray) -> np.ndarray:
-    columns = [np.where(index_S >= 0, np.asarray(codes_T, np.int32)[index_S], -1)
-               for codes_T, index_S in zip(codes, index_SK.T, strict=True)]
+    columns = [
+        np.where(index_S >= 0, np.asarray(codes_T, np.int32)[index_S], -1)
+        for codes_T, index_S in zip(codes, index_SK.T, strict=True)
+    ]
     return np.stack(columns, axis=1).astype(np.int32)
 
 
@@ -162,8 +164,10 @@ def _scales(lengths: tuple[int, ...], levels: range, given: int) -> Layout:
     level_S = np.repeat(np.asarray(levels), [lengths[k] for k in levels])
     t_S = np.concatenate([np.arange(lengths[k]) for k in levels])
     length_S = np.asarray(lengths)[level_S]
-    reads_SK = np.stack([np.where(j < level_S, (2 * t_S + 1) * length // (2 * length_S), -1)
-                         for j, length in enumerate(lengths)], axis=1).astype(np.int32)
+    reads_SK = np.stack(
+        [np.where(j < level_S, (2 * t_S + 1) * length // (2 * length_S), -1) for j, length in enumerate(lengths)],
+        axis=1,
+    ).astype(np.int32)
     predicts_SK = np.full_like(reads_SK, -1)
     predicts_SK[np.arange(len(t_S)), level_S] = t_S
     pass_S = (level_S - levels[0]).astype(np.int32)

@@ -40,8 +40,18 @@ class Vocabulary:
     def llama31(cls) -> "Vocabulary":
         """The Llama 3.1 ids Khala gives its roles to (released `tokenizer_config.json` and `backend_worker.py`)."""
         minutes = (128002, 128003, 128005, *(128008 + n for n in range(3, 11)))
-        return cls(text_size=128256, bos=128000, eos=128001, pad=128004, bol=128006, eol=128007, eom=128008,
-                   eot=128009, boa=128010, durations=minutes)
+        return cls(
+            text_size=128256,
+            bos=128000,
+            eos=128001,
+            pad=128004,
+            bol=128006,
+            eol=128007,
+            eom=128008,
+            eot=128009,
+            boa=128010,
+            durations=minutes,
+        )
 
     @classmethod
     def byte_level(cls, duration_unit: float = 60.0) -> "Vocabulary":
@@ -101,7 +111,9 @@ def _load(path: Path, text_size: int):
     except Exception as error:  # the package raises bare Exception
         raise UserError(f"{path} is not a tokenizer.json: {error}") from None
     if tokenizer.get_vocab_size() > text_size:
-        raise UserError(f"{path} has {tokenizer.get_vocab_size()} ids but the vocabulary holds {text_size}: "
-                        "use the tokenizer the model was made for")
+        raise UserError(
+            f"{path} has {tokenizer.get_vocab_size()} ids but the vocabulary holds {text_size}: "
+            "use the tokenizer the model was made for"
+        )
     tokenizer.encode_special_tokens = True  # a prompt that spells out a special token is still only text
     return tokenizer

@@ -8,8 +8,9 @@ from flax import nnx
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.nn.transformer import TransformerConfig
 
-TRUNK = TransformerConfig(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, ffn_width=48, dtype="float32",
-                          init_std=0.3)
+TRUNK = TransformerConfig(
+    layers=2, width=32, heads=4, kv_heads=2, head_dim=8, ffn_width=48, dtype="float32", init_std=0.3
+)
 CONFIG = TokenLMConfig(TRUNK, levels=3, codes=12, text_size=40, end=1)
 
 
@@ -24,8 +25,21 @@ def conditioned():
 
     def make(positions: int, **choices) -> TokenLM:
         trunk = TransformerConfig(
-            layers=2, width=32, heads=4, kv_heads=4, head_dim=8, ffn_width=48, norm="layer", adaptive=True, ffn="gelu",
-            positions="learned", max_positions=positions, qk_norm="unit", bias="all_but_key", dtype="float32")
+            layers=2,
+            width=32,
+            heads=4,
+            kv_heads=4,
+            head_dim=8,
+            ffn_width=48,
+            norm="layer",
+            adaptive=True,
+            ffn="gelu",
+            positions="learned",
+            max_positions=positions,
+            qk_norm="unit",
+            bias="all_but_key",
+            dtype="float32",
+        )
         config = TokenLMConfig(trunk, codes=12, text_size=1, cond=6, **choices)
         graphdef, state = nnx.split(jax.jit(lambda: TokenLM(config, rngs=nnx.Rngs(0)))())
         rng = np.random.default_rng(0)

@@ -122,8 +122,17 @@ class Ending(TokenLM):
 def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(model, make):
     ending, heard = Ending(model.config, rngs=nnx.Rngs(0)), []
     layouts, sizes = [make((n, n, n)) for n in (4, 130, 6)], (5, 3, 4)
-    made = generate(ending, PROMPTS, layouts, seeds=SEEDS, sizes=sizes, eos=EOS, min_frames=5, **CUT,
-                    progress=lambda *done: heard.append(done))
+    made = generate(
+        ending,
+        PROMPTS,
+        layouts,
+        seeds=SEEDS,
+        sizes=sizes,
+        eos=EOS,
+        min_frames=5,
+        **CUT,
+        progress=lambda *done: heard.append(done),
+    )
     for one, frames, ended in zip(made, (4, 5, 5), (False, True, True), strict=True):
         assert one.codes.shape == (frames, 3) and one.ended == ended
         assert (one.codes >= 0).all() and (one.codes < sizes).all()
@@ -163,8 +172,9 @@ def test_a_long_continuation_is_prefilled_at_once(model):
     layouts, heard = [pattern.flatten((n, n, n)) for n in (60, 50)], []
     whole = generate(model, PROMPTS[:2], layouts, seeds=SEEDS[:2], **SAME)
     given = [list(one.codes[:45].T) for one in whole]
-    made = generate(model, PROMPTS[:2], layouts, seeds=SEEDS[:2], given=given, **SAME,
-                    progress=lambda *done: heard.append(done))
+    made = generate(
+        model, PROMPTS[:2], layouts, seeds=SEEDS[:2], given=given, **SAME, progress=lambda *done: heard.append(done)
+    )
     assert heard == [(180, 180)]
     for one, other in zip(made, whole, strict=True):
         same(one, other)
@@ -214,7 +224,8 @@ def test_a_condition_reaches_prefill_and_every_step(conditioned, reference):
                 reference.code_logits(
                     config, w, reference.row(config, w, **row, sees_SS=np.tri(s + 1, dtype=bool), cond_U=vector)[-1], k
                 )
-                for vector in (cond[b], uncond))
+                for vector in (cond[b], uncond)
+            )
             logits, key = untold + 2.5 * (told - untold), reference.key_of(how["seeds"][b], s, k)
             codes[k][layout.predicts_SK[s, k]] = reference.draw(logits, key, temperature=4.0)
         np.testing.assert_array_equal(made[b].codes.T, codes)

@@ -134,15 +134,25 @@ def test_one_program_for_all_passes_and_nearby_lengths(model):
     heard = []
     before = layerwise._pass._cache_size()
     for frames in (21, 33, 40):
-        refine(model, [PROMPTS[0]], [np.zeros((frames, 1), int)], seeds=[0],
-               progress=lambda *done: heard.append(done), **BATCH)
+        refine(
+            model,
+            [PROMPTS[0]],
+            [np.zeros((frames, 1), int)],
+            seeds=[0],
+            progress=lambda *done: heard.append(done),
+            **BATCH,
+        )
     assert layerwise._pass._cache_size() - before <= 1
     assert heard == [(1, 2), (2, 2)] * 3
 
 
 def test_what_cannot_work_is_refused(model):
-    for prompts, codes in (([[]], GIVEN[:1]), ([[1]], [np.zeros((4, 3), int)]), ([[1]], GIVEN[:2]),
-                           ([[1]] * 2, [np.zeros((4, 1), int), np.zeros((4, 2), int)])):
+    for prompts, codes in (
+        ([[]], GIVEN[:1]),
+        ([[1]], [np.zeros((4, 3), int)]),
+        ([[1]], GIVEN[:2]),
+        ([[1]] * 2, [np.zeros((4, 1), int), np.zeros((4, 2), int)]),
+    ):
         with pytest.raises(ValueError):
             refine(model, prompts, codes, seeds=[0] * len(prompts), **BATCH)
 

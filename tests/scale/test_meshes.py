@@ -27,9 +27,7 @@ CASES = [
     if (stage, mesh) != ("codec", "all")  # refused, see below
 ]
 AAR = (("lm", "all"), ("lm", "fsdp"), ("ar_baseline", "mixed"), ("sat", "mixed"))
-CASES += [
-    pytest.param(*case, id="-".join(case), marks=pytest.mark.slow) for case in AAR
-]
+CASES += [pytest.param(*case, id="-".join(case), marks=pytest.mark.slow) for case in AAR]
 
 one_device = cache(lambda stage: train(small(stage, {})))
 

@@ -97,9 +97,7 @@ def test_an_exported_model_is_no_training_run(capsys, run, exported, tmp_path):
 def test_export_tells_what_it_wrote(capsys, khala, run, exported, tmp_path):
     card = (exported / "backbone" / "README.md").read_text()
     assert "license: cc-by-4.0" in card and "loss at step 4" in card and str(khala.root) not in card
-    facts = told(
-        capsys, run, "export", f"--workdir={khala.backbone}", f"--out={tmp_path / 'out'}", "--dtype=bfloat16"
-    )
+    facts = told(capsys, run, "export", f"--workdir={khala.backbone}", f"--out={tmp_path / 'out'}", "--dtype=bfloat16")
     assert facts["files"] == ["model.safetensors"] and facts["dtype"] == "bfloat16" and facts["step"] == 4
     inside = told(capsys, run, "inspect", f"--workdir={tmp_path / 'out'}")["checkpoint"]
     assert list(inside["parts"]["model"]["dtypes"]) == ["bfloat16"]

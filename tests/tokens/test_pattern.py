@@ -131,11 +131,19 @@ def test_a_layer_pass_is_that_pass_of_layer_wise():
     assert one.positions == 3 and one.passes == 1
 
 
-@pytest.mark.parametrize("make", [
-    lambda: pattern.delay((3, 4)), lambda: pattern.parallel((3, 4)), lambda: pattern.delay((3, 3), (1, 2)),
-    lambda: pattern.delay((3, 3), (0,)), lambda: pattern.flatten(()), lambda: pattern.level_major((2, 0)),
-    lambda: pattern.layer_wise((3, 3), given=2), lambda: pattern.layer_pass((3, 3), level=2),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pattern.delay((3, 4)),
+        lambda: pattern.parallel((3, 4)),
+        lambda: pattern.delay((3, 3), (1, 2)),
+        lambda: pattern.delay((3, 3), (0,)),
+        lambda: pattern.flatten(()),
+        lambda: pattern.level_major((2, 0)),
+        lambda: pattern.layer_wise((3, 3), given=2),
+        lambda: pattern.layer_pass((3, 3), level=2),
+    ],
+)
 def test_impossible_patterns_are_refused_in_a_line(make):
     with pytest.raises(UserError) as error:
         make()

@@ -17,20 +17,44 @@ def raw(text):
 def test_vocal_template():
     prompt = Prompt(tags="pop,piano", lyrics="[Verse]\nla la", seconds=120)
     assert compose(prompt, BYTES) == [
-        IDS.bos, *raw("pop,piano"), IDS.eom, IDS.eom, IDS.bol, IDS.eol, *raw("[Verse]"), IDS.eol, *raw("la la"),
-        IDS.eom, IDS.durations[2], IDS.eot, IDS.boa]
+        IDS.bos,
+        *raw("pop,piano"),
+        IDS.eom,
+        IDS.eom,
+        IDS.bol,
+        IDS.eol,
+        *raw("[Verse]"),
+        IDS.eol,
+        *raw("la la"),
+        IDS.eom,
+        IDS.durations[2],
+        IDS.eot,
+        IDS.boa,
+    ]
 
 
 def test_instrumental_template_has_no_lyrics_block():
     prompt = Prompt(genre="jazz", lyrics="never sung", seconds=60, instrumental=True)
     assert compose(prompt, BYTES) == [
-        IDS.bos, *raw("jazz"), IDS.eom, *raw("Instrumental"), IDS.eom, IDS.durations[1], IDS.eot, IDS.boa]
+        IDS.bos,
+        *raw("jazz"),
+        IDS.eom,
+        *raw("Instrumental"),
+        IDS.eom,
+        IDS.durations[1],
+        IDS.eot,
+        IDS.boa,
+    ]
 
 
 def test_one_slot_for_description_tags_and_genre():
     full = Prompt(description="D", tags="T", genre="G", seconds=9)
-    for changed, keep, expected in ((full, True, "D"), (full, False, "T"), (Prompt(genre="G", seconds=9), True, "G"),
-                                    (Prompt(description="D", genre="G", seconds=9), False, "G")):
+    for changed, keep, expected in (
+        (full, True, "D"),
+        (full, False, "T"),
+        (Prompt(genre="G", seconds=9), True, "G"),
+        (Prompt(description="D", genre="G", seconds=9), False, "G"),
+    ):
         assert compose(changed, BYTES, keep_description=keep)[1:3] == [*raw(expected), IDS.eom]
 
 

@@ -17,8 +17,18 @@ def test_llama_ids_are_those_of_the_release():
 
 @pytest.mark.parametrize("ids", [Vocabulary.llama31(), Vocabulary.byte_level()])
 def test_no_id_has_two_roles(ids):
-    roles = [ids.bos, ids.eos, ids.pad, ids.bol, ids.eol, ids.eom, ids.eot, ids.boa, *ids.durations,
-             *(ids.task_marker(k) for k in range(ids.task_markers))]
+    roles = [
+        ids.bos,
+        ids.eos,
+        ids.pad,
+        ids.bol,
+        ids.eol,
+        ids.eom,
+        ids.eot,
+        ids.boa,
+        *ids.durations,
+        *(ids.task_marker(k) for k in range(ids.task_markers)),
+    ]
     assert len(set(roles)) == len(roles) and max(roles) == ids.text_size - 1
     with pytest.raises(UserError):
         ids.task_marker(ids.task_markers)
@@ -38,9 +48,15 @@ def tokenizer_file(tmp_path_factory):
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
-    made.train_from_iterator(["la la love"] * 9, tokenizers.trainers.BpeTrainer(
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), vocab_size=264, show_progress=False,
-        special_tokens=["<|begin_of_text|>", "<|eot_id|>"]))
+    made.train_from_iterator(
+        ["la la love"] * 9,
+        tokenizers.trainers.BpeTrainer(
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=264,
+            show_progress=False,
+            special_tokens=["<|begin_of_text|>", "<|eot_id|>"],
+        ),
+    )
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     made.save(str(path))
     return path

@@ -107,9 +107,7 @@ def uneven(rows=16, targets=6):
     for row in range(rows):
         frames = row % (targets - 1) + 1
         codes_T = draw.integers(CODES, size=frames)
-        packed.append(
-            sequence.pack([1, 2], *layout[frames - 1].build([codes_T, codes_T]), LENGTH, shared=True, end=6)
-        )
+        packed.append(sequence.pack([1, 2], *layout[frames - 1].build([codes_T, codes_T]), LENGTH, shared=True, end=6))
     return sequence.stack(packed)
 
 

@@ -159,9 +159,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.checkpoint_every = 250
             config.train.show_every = 500
         case _:
-            raise UserError(
-                f"unknown preset '{preset}' of configs/aar/codec.py: choose tiny, small, paper or paper128"
-            )
+            raise UserError(f"unknown preset '{preset}' of configs/aar/codec.py: choose tiny, small, paper or paper128")
     return config
 
 

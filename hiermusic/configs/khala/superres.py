@@ -75,9 +75,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.valid_every = 1000
     config.train.checkpoint_every = 1000
 
-    config.sampling = ConfigDict(
-        {"layers": 0, "temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0}
-    )
+    config.sampling = ConfigDict({"layers": 0, "temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0})
 
     match preset:
         case "paper":

@@ -76,4 +76,3 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
         judge("ar-songs"),
         measure("ar"),
     ]
-

@@ -80,10 +80,7 @@ class Listener(nnx.Module):
 
     def __init__(self, inputs: int, width: int, outputs: int, *, rngs: nnx.Rngs):
         self.convs = nnx.List(
-            [
-                Conv(inputs if i == 0 else width, width, (5,), stride=(2,), init="fan_in", rngs=rngs)
-                for i in range(3)
-            ]
+            [Conv(inputs if i == 0 else width, width, (5,), stride=(2,), init="fan_in", rngs=rngs) for i in range(3)]
         )
         self.out = weight(rngs, (width, outputs), (None, None), jax.nn.initializers.lecun_normal())
 
@@ -161,5 +158,3 @@ class Prior(nnx.Module):
             "levels": jnp.asarray(row.levels_S)[None],
             "targets": jnp.where(row.levels_S[:, None] == np.arange(len(slots)), codes_BS[..., None], -1),
         }
-
-

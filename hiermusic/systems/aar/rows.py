@@ -122,9 +122,7 @@ class Windows:
             before_S = codes_RS[start - 1] if start else np.full(codes_RS.shape[1], -1)
             return {"codes": codes_RS[start].astype(np.int32), "before": before_S.astype(np.int32)}
         order = layout(self.pattern, self.frames, codes_RS.shape[1])
-        row = sequence.pack(
-            [0], *order.build(codes_RS[start : start + self.frames].T), order.positions, shared=True
-        )
+        row = sequence.pack([0], *order.build(codes_RS[start : start + self.frames].T), order.positions, shared=True)
         return {name: row[name] for name in ("text", "reads", "targets")}
 
     def at(self, codes_RS: np.ndarray, places: Sequence[int]) -> Int[np.ndarray, "N S"]:
@@ -173,9 +171,7 @@ class Windows:
 def batches(config: ConfigDict, windows: Windows, split: str, which: Sequence[int]):
     """These rows of batch i: a function of (seed, i)."""
     settings = config.train
-    examples = pipeline.example_batches(
-        config.data.path, split, settings.seed, "all", settings.batch_size, which
-    )
+    examples = pipeline.example_batches(config.data.path, split, settings.seed, "all", settings.batch_size, which)
 
     def build(index: int, tracks: Sequence[dict]):
         rngs = pipeline.row_generators(settings.seed, index, which)

@@ -101,4 +101,3 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
             for name in ("codec", "backbone", "superres")
         ),
     ]
-

@@ -125,9 +125,7 @@ def layer_weights(levels: int, distribution: str) -> np.ndarray:
 def _batches(config: ConfigDict, split: str, rows: Sequence[int]):
     """These rows of batches of raw examples."""
     levels = slice(0, len(hierarchy(config)))
-    return pipeline.example_batches(
-        config.data.path, split, config.train.seed, levels, config.train.batch_size, rows
-    )
+    return pipeline.example_batches(config.data.path, split, config.train.seed, levels, config.train.batch_size, rows)
 
 
 def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]]:
