@@ -118,16 +118,15 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.remat = "none"
             config.sampling.temperature = 0.0
             config.sampling.final_temperature = 0.0
-            config.train.steps = 320
-            config.train.batch_size = 4
-            config.train.optimiser = "muon"
-            config.train.learning_rate = 6e-3
+            config.train.steps = 240
+            config.train.batch_size = 8
+            config.train.learning_rate = 2e-3
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
             config.train.log_every = 10
-            config.train.valid_every = 160
-            config.train.valid_batches = 16
-            config.train.checkpoint_every = 160
+            config.train.valid_every = 80
+            config.train.valid_batches = 8
+            config.train.checkpoint_every = 80
         case _:
             choices = "tiny, small, paper, 3b or 7b"
             raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose {choices}")
