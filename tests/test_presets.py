@@ -76,8 +76,8 @@ def test_a_new_field_of_the_loop_is_in_every_preset(monkeypatch):
 def test_a_stage_does_not_say_again_what_all_have(stage):
     """Before it comes to its presets, a file gives a shared field only where its value is another."""
     shared = common.config("", "", "").train
-    (make,) = [node for node in ast.parse((ROOT / "configs" / f"{stage}.py").read_text()).body
-               if isinstance(node, ast.FunctionDef)]  # fmt: skip
+    body = ast.parse((ROOT / "configs" / f"{stage}.py").read_text()).body
+    (make,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "get_config"]
     given = {
         ast.unparse(node.targets[0]): node.value
         for node in make.body

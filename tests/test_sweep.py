@@ -363,7 +363,7 @@ def ends(capsys, code: int, *arguments: str) -> tuple[str, str]:
     if code:
         with pytest.raises(SystemExit) as ending:
             cli.main(list(arguments))
-        assert ending.value.code == code
+        assert ending.value.code == code, capsys.readouterr().err
     else:
         cli.main(list(arguments))
     return capsys.readouterr()

@@ -265,12 +265,12 @@ def test_a_schedule_that_moves_with_the_length_is_told(toy, tmp_path, capsys):
 
 def test_data_that_change_under_a_run_are_told_and_logged(toy, tmp_path, capsys):
     config, records, said = toy.config(steps=2), tmp_path / "records", []
-    config.data = {"path": str(records)}
+    config["data"] = {"path": str(records)}
     records.mkdir()
     (records / "tracks.jsonl").touch()
     for text in ("{}", "{}", '{"tracks": 2}', '{"tracks": 2}'):
         (records / "info.json").write_text(text)
-        result = toy.run(toy.ToyStage(config), config, tmp_path / "run", progress=False)
+        result = toy.run(toy.ToyStage(config), tmp_path / "run", progress=False)
         assert result["step"] == 2 and "loss" in result
         said.append(capsys.readouterr().err)
     assert said == ["", "", said[2], ""] and f"{records} holds other data than this run was last trained on" in said[2]
