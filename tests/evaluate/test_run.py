@@ -188,7 +188,8 @@ def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
 def made(tmp_path, codec: str | None = "codec") -> list[Made]:
     path = tmp_path / "a.wav"
     files.write(path, np.full((80, 2), 0.1), 800)
-    return [Made("a", {"workdirs": {"codec": codec} if codec else {}}, {"songs": path})]
+    facts = {"workdirs": {"codec": codec} if codec else {}}
+    return [Made("a", facts, {"songs": path}, {"songs": facts})]
 
 
 def test_songs_are_compared_with_the_corpus_of_their_codec(monkeypatch, resolved, tmp_path):

@@ -67,7 +67,7 @@ def small(stage: str, mesh: Mapping[str, int]) -> ConfigDict:
     config = load(stage, "tiny")
     config.update(SIZES[stage])
     # Adam's step is the sign of a gradient that is nothing but rounding, unless epsilon is above it.
-    config.train.update({"eps": 1e-3, "warmup_steps": 1, "batch_size": 8})
+    config.train.update({"optimiser": "adamw", "eps": 1e-3, "warmup_steps": 1, "batch_size": 8})
     config.mesh.update({"data": 1} | mesh)
     return config
 

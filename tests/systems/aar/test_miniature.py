@@ -11,7 +11,7 @@ from flax import nnx
 from hiermusic.data.token_records import TokenSource
 from hiermusic.systems import workdir
 from hiermusic.systems.aar import SYSTEM as system
-from hiermusic.systems.aar.models import prior_config
+from hiermusic.systems.aar.models import prior_config, tokens_of
 from hiermusic.systems.aar.rows import windows
 from hiermusic.tokens import sequence
 
@@ -44,8 +44,7 @@ def test_aar_has_the_released_sizes(depth, millions):
 
 @pytest.mark.parametrize("schedule, tokens", [("quadratic", 455), ("linear", 601), ("logarithmic", 303)])
 def test_schedules_have_the_papers_rates(schedule, tokens):
-    hierarchy = aar_config.hierarchy(configuration("aar/codec:paper", schedule=schedule))
-    assert hierarchy.tokens_per_second == tokens
+    assert tokens_of(configuration("aar/codec:paper", schedule=schedule)).hierarchy.tokens_per_second == tokens
 
 
 def test_the_baseline_predicts_750_tokens_a_second():
