@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy.fft import dct
 from scipy.special import gammaln
 
-from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, score, summarise
 
 LARGEST = 15  # this magnitude and all beyond it share one symbol
@@ -140,7 +140,7 @@ def evaluate_baselines(
         gate_db: clips quieter than this (RMS, dBFS) are left out.
         seed: of the bootstrap.
         progress: called with one line of words per clip.
-        each: how the clips are gone through (see `parts`).
+        each: how the clips are gone through (see `by_track`).
     Returns: JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
         `limit` and the mean `bits_per_second` used, or `cutoff`.
     """

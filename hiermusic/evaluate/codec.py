@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate import music
-from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, clips_hash, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.rows import levels_of, like
@@ -96,7 +96,7 @@ def evaluate_codec(
         clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
         protocol: settings; numbers of layers beyond the codec's are dropped and all of them together always added.
         progress: called with one line of words per clip.
-        each: how the clips are gone through (see `parts`).
+        each: how the clips are gone through (see `by_track`).
     Returns: JSON-able
         {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
          reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,

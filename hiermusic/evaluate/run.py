@@ -20,9 +20,9 @@ from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
+from hiermusic.evaluate.by_track import Each, on_disk
 from hiermusic.evaluate.codec import Coder, evaluate_codec, layers_name
 from hiermusic.evaluate.music import MEASURES, anchored
-from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import compare, losing
 from hiermusic.parallel.hosts import wait_for_all, workers

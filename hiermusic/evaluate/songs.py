@@ -13,9 +13,9 @@ from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.records import read_json
 from hiermusic.errors import UserError, reading
 from hiermusic.evaluate import obedience
+from hiermusic.evaluate.by_track import Each, columns, in_memory, row
 from hiermusic.evaluate.detectors import hear
 from hiermusic.evaluate.music import ANCHORS, anchored, describe, table
-from hiermusic.evaluate.parts import Each, columns, in_memory, row
 from hiermusic.evaluate.scores import gap
 from hiermusic.tokens.prompt import Prompt
 
@@ -102,7 +102,7 @@ def evaluate_songs(
         corpus: what they were learnt from, with training and held-out tracks.
         tracks: held-out tracks, at most.
         progress: called with one line of words a step.
-        each: how the sounds are gone through (see `parts`).
+        each: how the sounds are gone through (see `by_track`).
     Returns: JSON-able
         {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
          verdict, against_shuffled: {version: {measure: gap}}, obedience}

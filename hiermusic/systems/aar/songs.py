@@ -21,7 +21,7 @@ from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import parts, songs
+from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
     codec_config,
@@ -209,7 +209,7 @@ def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
     return codes_BTK[:, :total]
 
 
-def program(config: ConfigDict, rows: int) -> parts.Generation:
+def program(config: ConfigDict, rows: int) -> programs.Generation:
     """The decoding of a piece, the passes of one window, or a chunk of the baseline's steps, in shapes.
 
     Args:
@@ -217,7 +217,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
       rows: songs made at once.
     """
     if config.stage == "codec":
-        return parts.decoding(codec_config(config.model), rows)
+        return programs.decoding(codec_config(config.model), rows)
     model, sampling, prior, make = config.model, config.sampling, prior_config(config), make_model(config)
     seconds, trunk = window_seconds(config) * rows, prior.lm.transformer
     cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
@@ -240,4 +240,4 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         positions = autoregressive.CHUNK
         name, share = f"generate: {positions} steps", positions / length(config)
     tokens = float(tokens_of(config).hierarchy.tokens_per_second) * seconds * share
-    return parts.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)
+    return programs.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)

@@ -18,7 +18,7 @@ from hiermusic.codec.chunked import encode_long
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import parts, songs
+from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala.models import codec_config, hierarchy, make_model, token_lm_config, tokenizer
 from hiermusic.systems.requests import WORDS, Request
@@ -174,7 +174,7 @@ def _on(mesh: Mesh | None) -> AbstractContextManager:
     return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
-def program(config: ConfigDict, rows: int) -> parts.Generation:
+def program(config: ConfigDict, rows: int) -> programs.Generation:
     """The decoding of a piece, a chunk of the backbone's steps, or one pass of super-resolution, in shapes.
 
     Args:
@@ -183,7 +183,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     """
     model = config.model
     if config.stage == "codec":
-        return parts.decoding(codec_config(model), rows)
+        return programs.decoding(codec_config(model), rows)
     tokens, make, trunk = hierarchy(config), make_model(config), token_lm_config(config).transformer
     rate, levels, sizes = float(tokens.rates[0]), len(tokens), list(tokens.sizes)
     prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
@@ -196,7 +196,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         codes = [np.zeros((frames, model.given), np.int32)] * rows
         run, arguments = layerwise.level_pass(token_lm, prompts, codes, markers=[0] * levels, **options)
         made = (rows * frames, rows * frames / rate / (levels - model.given))
-        return parts.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
+        return programs.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
     token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
     layouts = [pattern.flatten((frames // levels,) * levels)] * rows
     run, arguments = autoregressive.chunk(
@@ -204,4 +204,4 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     )
     steps = autoregressive.CHUNK
     made = (rows * steps, rows * steps / levels / rate)
-    return parts.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)
+    return programs.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.parts import in_memory
+from hiermusic.evaluate.by_track import in_memory
 from hiermusic.systems.aar import measures, models, stages
 from hiermusic.systems.aar import rows as aar_rows
 from hiermusic.tokens import pattern, rows, sequence
