@@ -59,8 +59,8 @@ class System:
       inspect: configuration -> parameters by component, rates, sequence length, from abstract shapes alone.
       cross_entropy: (configuration of a token model, its weights, token records, at most so many tracks,
         `by_track.Each`, what is called after every step) -> teacher-forced, of each held-out track, nats of all
-        predicted tokens of each level [N, K] and how often each code was one of them [N, K, V]; and how often it stands in the training tracks
-        [K, V].
+        predicted tokens of each level [N, K] and how often each code was one of them [N, K, V]; and how often it
+        stands in the training tracks [K, V].
       program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
       generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
         mesh=axis -> devices, and by its name each of `flags` of "model" or "else" that was given) -> songs as JSON
