@@ -476,7 +476,7 @@ def scales(bench: Bench) -> Iterator[Record]:
         seconds, cpu = times.medians
         fastest = fastest or seconds
         trunk = weights_bytes(nnx.state(contender.lm), TABLES)
-        rows, guided = -(-contender.codec.sample_rate // contender.codec.row), 2
+        rows, guided = -(-contender.codec.sample_rate // contender.codec.packet), 2
         flops = guided * rows * sum(contender.codec.slots) * 2 * trunk / 2
         yield {"model": name, "depth": depth, "passes": contender.passes, "run": contender.run, "seconds": seconds,
                "cpu": cpu, "real_time": 1 / seconds, "times": seconds / fastest, "compile": times.compile,

@@ -44,7 +44,7 @@ class Quantised(NamedTuple):
 
     Attributes:
       x_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
-      codes_BRS: int32, rows of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
+      codes_BPS: int32, packets of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
       commitment: the quantiser's own loss: it draws the encoder towards the codes, and what learns by gradients in
         between towards the encoder.
       stats: arrays of length K: commitment_K, the mean squared distance that each level leaves over; perplexity_K and
@@ -52,7 +52,7 @@ class Quantised(NamedTuple):
     """
 
     x_BTD: Float[Array, "B T D"]
-    codes_BRS: Int[Array, "B R S"]
+    codes_BPS: Int[Array, "B P S"]
     commitment: Float[Array, ""]
     stats: dict[str, Float[Array, "K"]]
 

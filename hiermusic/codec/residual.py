@@ -36,12 +36,12 @@ class QuantiserConfig(CodebookConfig):
 
     @property
     def frames(self) -> int:
-        """Latent frames in a row of codes."""
+        """Latent frames in a packet of codes."""
         return 1
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """Tokens of each level in a row."""
+        """Tokens of each level in a packet."""
         return (1,) * self.levels
 
     def facts(self, sample_rate: int, hop: int, width: int) -> TokenFacts:

@@ -12,7 +12,7 @@ from hiermusic.evaluate import music
 from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, row
 from hiermusic.evaluate.scores import audible, clips_hash, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.rows import levels_of, like
+from hiermusic.tokens.packets import levels_of, like
 
 Wave = Float[np.ndarray, "L C"]
 
@@ -21,7 +21,7 @@ Wave = Float[np.ndarray, "L C"]
 class Coder:
     """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
 
-    encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.rows`)
+    encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.packets`)
     decode: Callable[[Any, int], Wave]  # (codes, layers) -> wav_LC from the first `layers` levels
     sample_rate: int
     channels: int
@@ -43,7 +43,7 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
     """How much of each level's codebook is used, over all clips together.
 
     Args:
-        codes: one entry a clip, in a form that `tokens.rows.levels_of` takes.
+        codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
         hierarchy: of the codec.
     Returns: per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
         exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot

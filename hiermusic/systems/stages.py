@@ -35,11 +35,11 @@ def codec_stage(
       codec: what is trained.
       make_discriminator: what it is trained against.
     Raises:
-      UserError: crops that are not whole rows of codes.
+      UserError: crops that are not whole packets of codes.
     """
     settings, data = config.train, config.data
     samples = settings.crop_frames * codec.hop
-    if samples % codec.row:
+    if samples % codec.packet:
         raise UserError(
             f"train.crop_frames={settings.crop_frames} is no multiple of the quantiser's window of "
             f"{codec.quantiser.frames} frames"

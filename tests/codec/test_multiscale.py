@@ -96,13 +96,13 @@ def test_the_quantiser_is_an_independent_reference(width, phi, phis):
     config = dataclasses.replace(CONFIG, phi=phi)
     quantiser, x = _quantiser(config, width), _frames(7, width=width)
     weights, out = _weights(quantiser), _evaluate(quantiser, x)
-    assert out.codes_BRS.shape == (3, 2, sum(config.scales)) and out.codes_BRS.dtype == jnp.int32
+    assert out.codes_BPS.shape == (3, 2, sum(config.scales)) and out.codes_BPS.dtype == jnp.int32
     errors = []
     for b in range(3):
         for r in range(2):
             window = x[b, r * 11 : (r + 1) * 11]
             codes, f, _, steps = _reference(weights, config, phis, window)
-            np.testing.assert_array_equal(out.codes_BRS[b, r], codes)
+            np.testing.assert_array_equal(out.codes_BPS[b, r], codes)
             sums = np.cumsum(steps, 0)
             np.testing.assert_allclose(
                 out.x_BTD[b, r * 11 : (r + 1) * 11], _outward(weights, sums[-1]), rtol=1e-4, atol=1e-5
@@ -115,7 +115,7 @@ def test_the_quantiser_is_an_independent_reference(width, phi, phis):
 def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
     out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
-    np.testing.assert_array_equal(codes, out.codes_BRS)
+    np.testing.assert_array_equal(codes, out.codes_BPS)
     np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-5)
     first = sum(CONFIG.slots[:3])
     np.testing.assert_array_equal(_encode(quantiser, x, 3), codes[..., :first])
@@ -226,7 +226,7 @@ def test_first_batch_initialises_level_by_level():
     out = _train(quantiser, x, jax.random.key(0))
     assert bool(quantiser.initialised[...])
     # One token a window and more codes than that: every window's mean has a code of its own.
-    assert len(np.unique(out.codes_BRS[..., 0])) > 6
+    assert len(np.unique(out.codes_BPS[..., 0])) > 6
     assert np.all(np.isfinite(quantiser.codebooks[...])) and np.all(np.asarray(quantiser.ema_counts[...]).sum(1) > 0)
     np.testing.assert_allclose(np.asarray(quantiser.ema_counts[...]).sum(1), 16 * np.array(CONFIG.scales), rtol=0.02)
     assert _evaluate(quantiser, x).stats["commitment_K"][-1] < 0.7 * np.mean(np.square(x @ quantiser.inward[...]))
@@ -271,7 +271,7 @@ def test_a_scale_of_one_token_fills_its_codebook_without_churning():
             quantiser = nnx.merge(graph, state)
             out = quantiser(x, key=key, train=True)
             level = (quantiser.codebooks[0], quantiser.ema_sums[0], quantiser.ema_counts[0])
-            return nnx.state(quantiser), (*level, out.codes_BRS[:, 0, 0], out.stats)
+            return nnx.state(quantiser), (*level, out.codes_BPS[:, 0, 0], out.stats)
 
         return jax.lax.scan(step, state, (xs, jax.random.split(jax.random.key(0), steps)))[1]
 
@@ -317,7 +317,7 @@ def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
     def step(state, x, key):
         quantiser = nnx.merge(graph, state)
         out = quantiser(x, key=key, train=True)
-        return nnx.state(quantiser), out.codes_BRS
+        return nnx.state(quantiser), out.codes_BPS
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     placements = [

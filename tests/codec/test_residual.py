@@ -64,7 +64,7 @@ def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
     out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
     assert codes.dtype == jnp.int32
-    np.testing.assert_array_equal(codes, out.codes_BRS)
+    np.testing.assert_array_equal(codes, out.codes_BPS)
     np.testing.assert_array_equal(codes, _encode(quantiser, x, None))
     np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-6)
     np.testing.assert_array_equal(_encode(quantiser, x, 2), codes[..., :2])
@@ -183,7 +183,7 @@ def test_dropout_reconstructs_each_item_from_its_first_levels():
     out = _train(quantiser, x, key)
     commitment = []
     for depth in (1, 2, 3):
-        expected = np.asarray(_decode(before, out.codes_BRS, depth))
+        expected = np.asarray(_decode(before, out.codes_BPS, depth))
         np.testing.assert_allclose(out.x_BTD[depths == depth], expected[depths == depth], atol=1e-6)
         # an item pays for the levels that it is heard through, and for no other
         left_over = np.where((depths >= depth)[:, None, None], (x - expected) ** 2, 0)
@@ -200,7 +200,7 @@ def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
     def step(state, x, key):
         quantiser = nnx.merge(graph, state)
         out = quantiser(x, key=key, train=True)
-        return nnx.state(quantiser), out.codes_BRS
+        return nnx.state(quantiser), out.codes_BPS
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     placements = [

@@ -111,9 +111,9 @@ class Prior(nnx.Module):
             variable[...] = jax.device_put(np.asarray(found[path].get_value()), variable.get_value().sharding)
         nnx.update(self.quantiser, target)
 
-    def listen(self, reference_BRS: Int[Array, "B R S"]) -> Float[Array, "B U"]:
-        """Condition vectors of reference clips, given as rows of codes."""
-        return self.listener(jax.lax.stop_gradient(self.quantiser.decode(reference_BRS)))
+    def listen(self, reference_BPS: Int[Array, "B P S"]) -> Float[Array, "B U"]:
+        """Condition vectors of reference clips, given as packets of codes."""
+        return self.listener(jax.lax.stop_gradient(self.quantiser.decode(reference_BPS)))
 
     def loss(
         self, batch: Mapping[str, Array], *, visibility: Visibility, key: Array | None = None
@@ -121,8 +121,9 @@ class Prior(nnx.Module):
         """Mean cross-entropy of a window's codes, see `TokenLM.loss`.
 
         Args:
-          batch: `reference` [B, R, S] rows of codes, or `cond` [B, U]; and for next-scale prediction `codes` [B, S] of
-            the window and `before` [B, S] of the one before it, -1 where there is none; otherwise what `TokenLM` reads.
+          batch: `reference` [B, P, S] packets of codes, or `cond` [B, U]; and for next-scale prediction `codes` [B, S]
+            of the window and `before` [B, S] of the one before it, -1 where there is none; otherwise what `TokenLM`
+            reads.
           visibility: who sees whom.
           key: of dropout, of conditions and contexts too; None for none.
         """

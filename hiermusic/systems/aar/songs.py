@@ -94,20 +94,20 @@ def generate(
             return []
         where = {request.name: condition for request, condition in zip(requests, conditions, strict=True)}
         cond_BU = np.stack([_heard(model, coder, config, where[request.name]) for request in chosen])
-        known_RS, skip = _known(coder, audio) if audio else (None, 0)
+        known_PS, skip = _known(coder, audio) if audio else (None, 0)
         lengths = [skip + round(request.prompt.seconds * coder.sample_rate) for request in chosen]
-        needed = [-(-length // coder.row) for length in lengths]
-        if audio and len(known_RS) * coder.row >= min(lengths):
-            lasts = (len(known_RS) * coder.row - skip) / coder.sample_rate
+        needed = [-(-length // coder.packet) for length in lengths]
+        if audio and len(known_PS) * coder.packet >= min(lengths):
+            lasts = (len(known_PS) * coder.packet - skip) / coder.sample_rate
             raise UserError(f"the audio lasts {lasts:.1f} s: ask for more --seconds than that")
         draw = _by_scale if model.config.next_scale else _by_token
         with songs.progress("windows") as show, jax.set_mesh(spread) if spread else nullcontext():
-            codes_BRS = draw(
-                model, cond_BU, max(needed), known_RS, config, sampling, [request.seed for request in chosen], show
+            codes_BPS = draw(
+                model, cond_BU, max(needed), known_PS, config, sampling, [request.seed for request in chosen], show
             )
         return [
-            songs.Song(codes_RS[:count], False, coder, length=length, skip=skip)
-            for codes_RS, count, length in zip(codes_BRS, needed, lengths, strict=True)
+            songs.Song(codes_PS[:count], False, coder, length=length, skip=skip)
+            for codes_PS, count, length in zip(codes_BPS, needed, lengths, strict=True)
         ]
 
     runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
@@ -139,12 +139,12 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
     return wav_LC[start : start + round(HEARD_SECONDS * rate)], rate
 
 
-def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "R S"], int]:
+def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "P S"], int]:
     """Rows of codes, the last ending where a recording does, and the samples of silence that fill the first one up."""
     wav_LC = files.read(path, coder.sample_rate, coder.channels)[0]
-    if len(wav_LC) < coder.row:
-        raise UserError(f"{path} is shorter than a window of {coder.row / coder.sample_rate:g} s")
-    skip = -len(wav_LC) % coder.row
+    if len(wav_LC) < coder.packet:
+        raise UserError(f"{path} is shorter than a window of {coder.packet / coder.sample_rate:g} s")
+    skip = -len(wav_LC) % coder.packet
     return encode_long(coder, np.pad(wav_LC, ((skip, 0), (0, 0)))).astype(np.int32), skip
 
 
@@ -154,20 +154,20 @@ def _heard(model: Prior, coder: Codec, config: ConfigDict, condition: Condition)
         return condition
     make, (wav_LC, rate) = windows(config, data=False), condition
     ours_LC = files.resample(files.to_channels(wav_LC, coder.channels), rate, coder.sample_rate)
-    codes_RS = make.filled(encode_long(coder, ours_LC), len(wav_LC) / rate)
-    return np.asarray(_listen(*nnx.split(model), make.clip(codes_RS)[None])[0])
+    codes_PS = make.filled(encode_long(coder, ours_LC), len(wav_LC) / rate)
+    return np.asarray(_listen(*nnx.split(model), make.clip(codes_PS)[None])[0])
 
 
 @partial(jax.jit, static_argnums=0)
-def _listen(graphdef, weights, reference_BRS):
-    return nnx.merge(graphdef, weights).listen(reference_BRS)
+def _listen(graphdef, weights, reference_BPS):
+    return nnx.merge(graphdef, weights).listen(reference_BPS)
 
 
-def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
+def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Windows up to `total`, AAR's way."""
     known, before_BCE = 0, None
-    if known_RS is not None:
-        known, before_BCE = len(known_RS), np.repeat(np.asarray(model.context(known_RS[None, -1])), len(seeds), 0)
+    if known_PS is not None:
+        known, before_BCE = len(known_PS), np.repeat(np.asarray(model.context(known_PS[None, -1])), len(seeds), 0)
     drawn_BWS = nextscale.generate(
         model.lm.unstack(),
         model.quantiser,
@@ -180,14 +180,14 @@ def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
         progress=show,
         **sampling,
     )
-    return drawn_BWS if not known else np.concatenate([np.repeat(known_RS[None], len(seeds), 0), drawn_BWS], 1)
+    return drawn_BWS if not known else np.concatenate([np.repeat(known_PS[None], len(seeds), 0), drawn_BWS], 1)
 
 
-def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
+def _by_token(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = window_frames(config), model.config.lm.levels, len(seeds)
     order, lm = layout(config.model.pattern, size, levels), model.lm.unstack()
-    codes_BTK = np.zeros((B, 0, levels), np.int32) if known_RS is None else np.repeat(known_RS[None], B, 0)
+    codes_BTK = np.zeros((B, 0, levels), np.int32) if known_PS is None else np.repeat(known_PS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:
         given = codes_BTK[:, max(codes_BTK.shape[1] - size // 2, 0) :]
