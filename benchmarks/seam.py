@@ -111,8 +111,8 @@ def continuation(
     how = {"context": model.config.context, "uncond_U": np.asarray(model.unconditional[...])} | dict(config.sampling)
     arguments = (model.lm, model.quantiser, cond_BU)
     if carried:
-        before_BCE = model.context(codes_PS[None, 0])
-        drawn_WS = nextscale.generate(*arguments, seeds=[seed], windows=missing, before_BCE=before_BCE, **how)[0]
+        before_BcE = model.context(codes_PS[None, 0])
+        drawn_WS = nextscale.generate(*arguments, seeds=[seed], windows=missing, before_BcE=before_BcE, **how)[0]
     else:
         seeds = np.random.default_rng(seed).integers(2**32, size=missing).tolist()
         drawn_WS = np.concatenate([nextscale.generate(*arguments, seeds=[own], **how)[0] for own in seeds])

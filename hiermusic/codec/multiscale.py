@@ -140,8 +140,8 @@ class MultiscaleQuantiser(Codebooks):
         config = self.config
         parts = _split(codes_BPS, config.scales)[:layers]
         total = jnp.zeros((*codes_BPS.shape[:-1], config.frames, config.latent))
-        for level, codes_BRn in enumerate(parts):
-            total = self.add(total, codes_BRn, level)
+        for level, codes_BPn in enumerate(parts):
+            total = self.add(total, codes_BPn, level)
         return self._outward(total)
 
     def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

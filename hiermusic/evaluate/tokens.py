@@ -99,11 +99,11 @@ def _intervals(
     """95 % bootstrap percentile intervals over tracks of what a token of each level costs more, and of all a second."""
     tracks = len(more_NK)
     draws = np.random.default_rng(0).integers(tracks, size=(resamples, tracks))
-    times_RN = np.stack([np.bincount(draw, minlength=tracks) for draw in draws])
-    tokens_RK = times_RN @ tokens_NK
-    each_RK = np.where(tokens_RK > 0, times_RN @ more_NK / np.maximum(tokens_RK, 1), np.nan)
+    times_XN = np.stack([np.bincount(draw, minlength=tracks) for draw in draws])
+    tokens_XK = times_XN @ tokens_NK
+    each_XK = np.where(tokens_XK > 0, times_XN @ more_NK / np.maximum(tokens_XK, 1), np.nan)
     seen = tokens_NK.sum(0) > 0
     low_K, high_K = np.full((2, len(rate_K)), np.nan)
-    low_K[seen], high_K[seen] = np.nanpercentile(each_RK[:, seen], [2.5, 97.5], axis=0)
-    whole = np.nanpercentile((rate_K * each_RK)[:, seen].sum(1), [2.5, 97.5])
+    low_K[seen], high_K[seen] = np.nanpercentile(each_XK[:, seen], [2.5, 97.5], axis=0)
+    whole = np.nanpercentile((rate_K * each_XK)[:, seen].sum(1), [2.5, 97.5])
     return [(float(low), float(high)) for low, high in [*zip(low_K, high_K, strict=True), whole]]

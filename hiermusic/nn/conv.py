@@ -121,7 +121,7 @@ class Conv(nnx.Module):
         self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1))))
         self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
-    def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *R O"]:
+    def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *T O"]:
         v, g = self.weight_v[...], self.weight_g[...]
         x, w = x.astype(self.dtype), _weight_norm(v, g, v.ndim - 1).astype(self.dtype)
         stride, padding = self.stride, self.padding

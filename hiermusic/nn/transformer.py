@@ -1,6 +1,6 @@
 """The one transformer: pre-norm, every choice the four systems make a field of its config.
 
-Letters: B batch, S positions, s new positions, D width, N heads, M key-value heads, H head dim, F ffn width, L layers.
+Letters: B batch, S positions, s new positions, D width, N heads, M key-value heads, H head dim, F ffn width.
 """
 
 import math
@@ -160,26 +160,26 @@ class Attention(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        L, D, N, M, H = c.layers, c.width, c.heads, c.kv_heads, c.head_dim
+        layers, D, N, M, H = c.layers, c.width, c.heads, c.kv_heads, c.head_dim
         hidden, to_residual = _makers(c)
-        self.query = hidden(rngs, (L, D, N, H), ("layers", "embed", "heads", "head_dim"))
-        self.key = hidden(rngs, (L, D, M, H), ("layers", "embed", "kv_heads", "head_dim"))
-        self.value = hidden(rngs, (L, D, M, H), ("layers", "embed", "kv_heads", "head_dim"))
-        self.out = to_residual(rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed"))
+        self.query = hidden(rngs, (layers, D, N, H), ("layers", "embed", "heads", "head_dim"))
+        self.key = hidden(rngs, (layers, D, M, H), ("layers", "embed", "kv_heads", "head_dim"))
+        self.value = hidden(rngs, (layers, D, M, H), ("layers", "embed", "kv_heads", "head_dim"))
+        self.out = to_residual(rngs, (layers, N, H, D), ("layers", "heads", "head_dim", "embed"))
         biased = c.bias != "none"
-        self.query_bias = zeros(rngs, (L, N, H), ("layers", "heads", "head_dim")) if biased else None
-        self.key_bias = zeros(rngs, (L, M, H), ("layers", "kv_heads", "head_dim")) if c.bias == "all" else None
-        self.value_bias = zeros(rngs, (L, M, H), ("layers", "kv_heads", "head_dim")) if biased else None
-        self.out_bias = zeros(rngs, (L, D), ("layers", "embed")) if biased else None
+        self.query_bias = zeros(rngs, (layers, N, H), ("layers", "heads", "head_dim")) if biased else None
+        self.key_bias = zeros(rngs, (layers, M, H), ("layers", "kv_heads", "head_dim")) if c.bias == "all" else None
+        self.value_bias = zeros(rngs, (layers, M, H), ("layers", "kv_heads", "head_dim")) if biased else None
+        self.out_bias = zeros(rngs, (layers, D), ("layers", "embed")) if biased else None
         if c.qk_norm == "rms":
-            self.query_norm = Norm(rngs, "rms", (L, H), ("layers", "head_dim"), eps=c.norm_eps)
-            self.key_norm = Norm(rngs, "rms", (L, H), ("layers", "head_dim"), eps=c.norm_eps)
+            self.query_norm = Norm(rngs, "rms", (layers, H), ("layers", "head_dim"), eps=c.norm_eps)
+            self.key_norm = Norm(rngs, "rms", (layers, H), ("layers", "head_dim"), eps=c.norm_eps)
         if c.qk_norm == "layer":
             over = {"over": 2, "bias": biased, "eps": c.norm_eps}
-            self.query_norm = Norm(rngs, "layer", (L, N, H), ("layers", "heads", "head_dim"), **over)
-            self.key_norm = Norm(rngs, "layer", (L, M, H), ("layers", "kv_heads", "head_dim"), **over)
+            self.query_norm = Norm(rngs, "layer", (layers, N, H), ("layers", "heads", "head_dim"), **over)
+            self.key_norm = Norm(rngs, "layer", (layers, M, H), ("layers", "kv_heads", "head_dim"), **over)
         if c.qk_norm == "unit":
-            self.log_scale = weight(rngs, (L, N), ("layers", "heads"), initializers.constant(_UNIT_SCALE))
+            self.log_scale = weight(rngs, (layers, N), ("layers", "heads"), initializers.constant(_UNIT_SCALE))
 
     def __call__(self, x_BsD, shared: Shared, cache):
         q_BsNH = _project("bsd,dnh->bsnh", x_BsD, self.query, self.query_bias)
@@ -215,15 +215,15 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        L, D, F = c.layers, c.width, c.ffn_width
+        layers, D, F = c.layers, c.width, c.ffn_width
         hidden, to_residual = _makers(c)
         gated, biased = c.ffn != "gelu", c.bias != "none"
-        self.gate = hidden(rngs, (L, D, F), ("layers", "embed", "mlp")) if gated else None
-        self.up = hidden(rngs, (L, D, F), ("layers", "embed", "mlp"))
-        self.down = to_residual(rngs, (L, F, D), ("layers", "mlp", "embed"))
-        self.gate_bias = zeros(rngs, (L, F), ("layers", "mlp")) if gated and biased else None
-        self.up_bias = zeros(rngs, (L, F), ("layers", "mlp")) if biased else None
-        self.down_bias = zeros(rngs, (L, D), ("layers", "embed")) if biased else None
+        self.gate = hidden(rngs, (layers, D, F), ("layers", "embed", "mlp")) if gated else None
+        self.up = hidden(rngs, (layers, D, F), ("layers", "embed", "mlp"))
+        self.down = to_residual(rngs, (layers, F, D), ("layers", "mlp", "embed"))
+        self.gate_bias = zeros(rngs, (layers, F), ("layers", "mlp")) if gated and biased else None
+        self.up_bias = zeros(rngs, (layers, F), ("layers", "mlp")) if biased else None
+        self.down_bias = zeros(rngs, (layers, D), ("layers", "embed")) if biased else None
 
     def __call__(self, x_BsD: Float[Array, "B s D"]) -> Float[Array, "B s D"]:
         act = jax.nn.silu if self.config.ffn == "swiglu" else jax.nn.gelu
@@ -312,8 +312,8 @@ class Adaptation(nnx.Module):
 
     def __call__(self, cond_BD: Float[Array, "B D"]) -> list[Float[Array, "B D"]]:
         act_BD = jax.nn.silu(cond_BD.astype(jnp.float32))
-        parts_BPD = jnp.einsum("bd,dpe->bpe", act_BD, self.kernel[...].astype(jnp.float32)) + self.bias[...]
-        return list(parts_BPD.swapaxes(0, 1))
+        vectors_BnD = jnp.einsum("bd,dpe->bpe", act_BD, self.kernel[...].astype(jnp.float32)) + self.bias[...]
+        return list(vectors_BnD.swapaxes(0, 1))
 
 
 def _hidden_std(config: TransformerConfig) -> float:
@@ -372,8 +372,8 @@ class Transformer(nnx.Module):
         x_BSD = self._enter(x_BSD, positions_BS)
         see = {"visibility": visibility, "valid_BS": valid_BS, "right_padded": True}
         shared = self._share(positions_BS, positions_BS, see)
-        skips_L = jnp.linspace(0.0, c.drop_path, c.layers)
-        keys_L = None if key is None else jax.random.split(key, c.layers)
+        skips = jnp.linspace(0.0, c.drop_path, c.layers)
+        keys = None if key is None else jax.random.split(key, c.layers)
 
         def body(x_BSD, inputs):
             layer, key, skip = inputs
@@ -385,10 +385,10 @@ class Transformer(nnx.Module):
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             body = jax.checkpoint(body, policy=dots if c.remat == "dots" else None, prevent_cse=False)
         if isinstance(self.layers, Layer):
-            x_BSD, _ = jax.lax.scan(body, x_BSD, (self.layers, keys_L, skips_L))
+            x_BSD, _ = jax.lax.scan(body, x_BSD, (self.layers, keys, skips))
         else:
             for i, layer in enumerate(self.layers):
-                x_BSD, _ = body(x_BSD, (layer, None if key is None else keys_L[i], skips_L[i]))
+                x_BSD, _ = body(x_BSD, (layer, None if key is None else keys[i], skips[i]))
         return self._leave(x_BSD, None if cond_BD is None else self.final_adapt(cond_BD))
 
     def adapt(self, cond_BD: Float[Array, "B D"] | None) -> Adapted | None:

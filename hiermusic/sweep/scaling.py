@@ -35,7 +35,7 @@ class Fit:
     residuals: list[float]
     left_out: float | None
 
-    def __call__(self, compute: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+    def __call__(self, compute: Float[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
         return self.floor + self.scale * np.asarray(compute, np.float64) ** -self.exponent
 
 

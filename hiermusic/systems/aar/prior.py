@@ -142,7 +142,7 @@ class Prior(nnx.Module):
             rows = {name: batch[name] for name in ("text", "reads", "targets")}
         return self.lm.loss({**rows, "cond": cond_BU}, visibility=visibility, key=lm_key)
 
-    def context(self, codes_BS: Int[Array, "B S"]) -> Float[Array, "B C E"]:
+    def context(self, codes_BS: Int[Array, "B S"]) -> Float[Array, "B c E"]:
         """What the next window reads of one: its last latent frames."""
         return self.quantiser.decode(codes_BS[:, None])[:, self.config.quantiser.frames - self.config.context :]
 
@@ -150,8 +150,8 @@ class Prior(nnx.Module):
         """A next-scale row: the context, then for every scale what the coarser ones add up to."""
         slots, context = self.config.quantiser.slots, self.config.context
         row = pattern.next_scale(slots, context)
-        context_BCE = jnp.where(told_B[:, None, None], self.context(before_BS), 0)
-        inputs_BSE = jnp.concatenate([context_BCE, self.quantiser.inputs(codes_BS)], axis=1)
+        context_BcE = jnp.where(told_B[:, None, None], self.context(before_BS), 0)
+        inputs_BSE = jnp.concatenate([context_BcE, self.quantiser.inputs(codes_BS)], axis=1)
         codes_BS = jnp.pad(codes_BS, ((0, 0), (context, 0)), constant_values=-1)
         return {
             "text": jnp.broadcast_to(row.text_S, codes_BS.shape),

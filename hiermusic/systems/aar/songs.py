@@ -165,9 +165,9 @@ def _listen(graphdef, weights, reference_BPS):
 
 def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Windows up to `total`, AAR's way."""
-    known, before_BCE = 0, None
+    known, before_BcE = 0, None
     if known_PS is not None:
-        known, before_BCE = len(known_PS), np.repeat(np.asarray(model.context(known_PS[None, -1])), len(seeds), 0)
+        known, before_BcE = len(known_PS), np.repeat(np.asarray(model.context(known_PS[None, -1])), len(seeds), 0)
     drawn_BWS = nextscale.generate(
         model.lm.unstack(),
         model.quantiser,
@@ -175,7 +175,7 @@ def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dic
         seeds=seeds,
         windows=total - known,
         context=model.config.context,
-        before_BCE=before_BCE,
+        before_BcE=before_BcE,
         uncond_U=np.asarray(model.unconditional[...]),
         progress=show,
         **sampling,

@@ -56,9 +56,9 @@ def dropped(prior, batch, key) -> tuple[np.ndarray, np.ndarray]:
     rows = prior.given[0][0]
     gone_B = (np.asarray(rows["cond"]) == NOTHING).all(1)
     np.testing.assert_array_equal(rows["cond"][~gone_B], batch["cond"][~gone_B])
-    context_BCE = np.asarray(rows["inputs"])[:, :CONTEXT]
-    alone_B = (context_BCE == 0).all((1, 2))
-    np.testing.assert_array_equal(context_BCE[~alone_B, 0, 0], batch["before"][~alone_B, 0] + 2)  # its last frames
+    context_BcE = np.asarray(rows["inputs"])[:, :CONTEXT]
+    alone_B = (context_BcE == 0).all((1, 2))
+    np.testing.assert_array_equal(context_BcE[~alone_B, 0, 0], batch["before"][~alone_B, 0] + 2)  # its last frames
     return gone_B, alone_B
 
 

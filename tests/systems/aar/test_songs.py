@@ -98,7 +98,7 @@ def test_every_piece_has_its_own_clip_seed_and_length(prior):
     assert prior.produced["steps"] == {"codec": None} and prior.loaded[1] == ("codec", None)
     if prior.scale:
         assert call["seeds"] == [5, 6] and call["windows"] == 3 and call["context"] == 2
-        assert (call["lm"], call["quantiser"], call["before_BCE"]) == ("the model", "the quantiser", None)
+        assert (call["lm"], call["quantiser"], call["before_BcE"]) == ("the model", "the quantiser", None)
         np.testing.assert_array_equal(call["uncond_U"], [0.5] * 3)
         assert [len(song.codes_PS) for song in prior.songs] == [3, 2]
     else:
@@ -132,8 +132,8 @@ def test_a_recording_is_what_aar_goes_on_from(prior):
     call = prior.calls[0]
     if prior.scale:
         assert call["windows"] == 2  # 107 samples are three windows, of which one is known
-        assert call["before_BCE"].shape[0] == 2
-        np.testing.assert_array_equal(call["before_BCE"][1, 0], np.repeat(known_PS[-1][0], 2))
+        assert call["before_BcE"].shape[0] == 2
+        np.testing.assert_array_equal(call["before_BcE"][1, 0], np.repeat(known_PS[-1][0], 2))
     else:
         np.testing.assert_array_equal(call["given"][1], known_PS[4:].T)
     for song in prior.songs:
