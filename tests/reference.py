@@ -1,7 +1,7 @@
 """The transformer, the token model and the sampler in NumPy and float64, from the published definitions alone.
 
 Tests hold the package's against these. Nothing of the package is used here but the names of its weights and settings.
-Letters as in `hiermusic.nn.transformer`.
+Letters as in `hiermusic.nn.layer`.
 """
 
 import jax

@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.param import weight, zeros
-from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.parallel.mesh import AXES, Rules, gathered
 from hiermusic.tokens.visibility import Visibility
 

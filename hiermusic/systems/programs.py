@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.codec import chunked
 from hiermusic.codec.codec import Codec, CodecConfig
-from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.parallel.aot import Job
 from hiermusic.parallel.counting import forward_flops, product_bytes
 from hiermusic.parallel.mesh import Rules, batch_sharding, make_mesh, shardings

@@ -11,7 +11,7 @@ from flax import nnx
 
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
-from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log

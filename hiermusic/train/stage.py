@@ -18,7 +18,7 @@ from hiermusic.train.settings import LoopConfig
 if TYPE_CHECKING:
     import grain
 
-    from hiermusic.nn.transformer import TransformerConfig
+    from hiermusic.nn.config import TransformerConfig
     from hiermusic.train.log import Log
 
 Batch = Mapping[str, np.ndarray]

@@ -12,8 +12,8 @@ from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems.aar.prior import Prior, PriorConfig
 from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens import pattern, scales

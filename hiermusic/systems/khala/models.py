@@ -10,8 +10,8 @@ from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
