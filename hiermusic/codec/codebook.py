@@ -23,7 +23,7 @@ class Codebook(nnx.Variable):
 class CodebookConfig:
     """What the codebooks of a quantiser learn by.
 
-    Attributes:
+    Args:
       codes: V, entries of each.
       decay: of the moving averages from batch to batch; nearer to 1 where batches are small (see `move`).
       epsilon: Laplace smoothing of the counts.

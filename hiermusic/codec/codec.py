@@ -22,7 +22,7 @@ from hiermusic.tokens.hierarchy import Hierarchy
 class CodecConfig:
     """What a codec is made of; the defaults are Khala's (arXiv 2605.01790 and its release).
 
-    Attributes:
+    Args:
       sample_rate: Hz.
       channels: audio channels.
       trunk: encoder and decoder, between waveform and latent frames.

@@ -24,7 +24,7 @@ class DiscriminatorConfig:
     (theirs forgets the argument), and spectra are divided by the window's root energy, as in EnCodec, where SAT divides
     by sqrt(n / 2), that is by 1.155 times as much.
 
-    Attributes:
+    Args:
       sizes: FFT sizes, one sub-discriminator each, and its window.
       filters: channels of every hidden convolution.
       hop: samples between frames, as a share of the window.

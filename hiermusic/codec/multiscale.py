@@ -35,7 +35,7 @@ _CHOICES = {
 class MultiscaleConfig(CodebookConfig):
     """What a multi-scale quantiser is made of; the defaults are SAT's (code: github.com/qiuk2/AAR).
 
-    Attributes:
+    Args:
       scales: n_k, tokens of each level in a window, coarse first; the last is the window's frames. What the codebooks
         learn by stands in `CodebookConfig`.
       latent: E, width of the codes. A linear map leads there and another back where the trunk's frames are wider or

@@ -21,7 +21,7 @@ class ObjectiveConfig:
     """Weights of the generator's losses; fields of `config.loss`. Khala names the terms only; the numbers are EnCodec's
     in audiocraft.
 
-    Attributes:
+    Args:
       waveform: L1 of the samples.
       stft: multi-scale STFT loss at `stft_sizes`, hop a half.
       mel: log-mel distance, off by default: as in DAC (there 15), or in EnCodec and SAT, by the fields below.

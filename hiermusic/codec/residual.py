@@ -19,7 +19,7 @@ from hiermusic.tokens.facts import TokenFacts
 class QuantiserConfig(CodebookConfig):
     """What a residual quantiser is made of; the defaults are Khala's (release `models/Decoder/rvq.py`).
 
-    Attributes:
+    Args:
       levels: K, codebooks; what they learn by stands in `CodebookConfig`.
       dropout: layers each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
         items, uniform 1..K for the others. "low_biased": all for half of them, SpectroStream's targets for the others.

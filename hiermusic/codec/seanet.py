@@ -21,7 +21,7 @@ class SeanetConfig:
     An LSTM remembers without a bound, so the margins are honest for the convolutions only: audio coded in pieces
     agrees closely, but not bit for bit, with the same audio coded whole.
 
-    Attributes:
+    Args:
       strides: of the encoder; the decoder runs them backwards. Their product, times `fold`, is the hop.
       dilations: of the residual units in each block.
       width: channels at the waveform end; every stride doubles them.

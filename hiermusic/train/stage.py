@@ -29,7 +29,7 @@ Metrics = dict[str, Any]
 class RunConfig:
     """The configuration of a run, as far as any stage has it.
 
-    Attributes:
+    Args:
       loop: batches, intervals, the guard.
       optimiser: what moves the weights.
       ema_decay: of the running average of the weights, in [0, 1); 0 = none is kept.
