@@ -43,7 +43,7 @@ class Quantised(NamedTuple):
     """What one pass of a quantiser gives.
 
     Attributes:
-      x_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
+      z_q_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
       codes_BPS: int32, packets of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
       commitment: the quantiser's own loss: it draws the encoder towards the codes, and what learns by gradients in
         between towards the encoder.
@@ -51,7 +51,7 @@ class Quantised(NamedTuple):
         usage_K (share of live codes) of the averaged counts.
     """
 
-    x_BTD: Float[Array, "B T D"]
+    z_q_BTD: Float[Array, "B T D"]
     codes_BPS: Int[Array, "B P S"]
     commitment: Float[Array, ""]
     stats: dict[str, Float[Array, "K"]]

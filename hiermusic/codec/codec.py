@@ -181,14 +181,14 @@ class Codec(nnx.Module):
           train: move the codebooks too (see the quantiser).
           quantise: False sends the latent frames past the codebooks, to warm the trunk up before they start.
         """
-        latents_BTD = self._latents(wav_BLC)
-        quantised = self.quantiser(latents_BTD, key=key, train=train and quantise)
+        z_e_BTD = self._latents(wav_BLC)
+        quantised = self.quantiser(z_e_BTD, key=key, train=train and quantise)
         if not quantise:
-            x_BTD = self.quantiser.bypass(latents_BTD)
+            z_q_BTD = self.quantiser.bypass(z_e_BTD)
             if train and self.config.noise_db:
-                x_BTD = with_noise(key, x_BTD, self.config.noise_db)
-            quantised = quantised._replace(x_BTD=x_BTD, commitment=jnp.zeros(()))
-        wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
+                z_q_BTD = with_noise(key, z_q_BTD, self.config.noise_db)
+            quantised = quantised._replace(z_q_BTD=z_q_BTD, commitment=jnp.zeros(()))
+        wav = self._waveform(quantised.z_q_BTD, wav_BLC.shape[1])
         return CodecOutput(wav, quantised.codes_BPS, quantised.commitment, quantised.stats)
 
     def _latents(self, wav_BLC: Array) -> Float[Array, "B T D"]:
@@ -199,13 +199,13 @@ class Codec(nnx.Module):
                 f"{channels} channels: convert the audio first"
             )
         wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
-        latents_BTD = self._by_window(self.encoder, wav_BLC, self.packet)
+        z_e_BTD = self._by_window(self.encoder, wav_BLC, self.packet)
         if self.config.mel_bands:
-            latents_BTD += self._by_window(self.mel_branch, wav_BLC, self.packet)
-        return latents_BTD
+            z_e_BTD += self._by_window(self.mel_branch, wav_BLC, self.packet)
+        return z_e_BTD
 
-    def _waveform(self, x_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
-        return self._by_window(self.decoder, x_BTD, self.packet // self.hop)[:, :length]
+    def _waveform(self, z_q_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
+        return self._by_window(self.decoder, z_q_BTD, self.packet // self.hop)[:, :length]
 
     def _by_window(self, trunk: nnx.Module, x_BTD: Array, size: int) -> Float[Array, "B T D"]:
         """Half of the trunk over all steps at once, or over windows of `size` steps one by one."""

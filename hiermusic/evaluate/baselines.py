@@ -86,8 +86,9 @@ def transform_codec(wav_LC: Wave, sample_rate: int, bits_per_second: float) -> C
         wav_LC: float, [-1, 1].
         sample_rate: Hz.
         bits_per_second: upper bound; all channels together.
-    Returns: the decoded waveform (same shape) and the rate used. Only where even an empty code (tens of bits) exceeds
-        the bound, silence and its true rate.
+    Returns:
+      the decoded waveform (same shape) and the rate used. Only where even an empty code (tens of bits) exceeds
+      the bound, silence and its true rate.
     """
     seconds = len(wav_LC) / sample_rate
     hop = 2 ** round(np.log2(0.046 * sample_rate))
@@ -141,8 +142,9 @@ def evaluate_baselines(
         seed: of the bootstrap.
         progress: called with one line of words per clip.
         each: how the clips are gone through (see `by_track`).
-    Returns: JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
-        `limit` and the mean `bits_per_second` used, or `cutoff`.
+    Returns:
+      JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
+      `limit` and the mean `bits_per_second` used, or `cutoff`.
     """
     clips = audible(clips, gate_db)
 

@@ -45,9 +45,10 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
     Args:
         codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
         hierarchy: of the codec.
-    Returns: per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
-        exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
-        exceed log2(tokens): with few tokens it says more about the sample than about the codec.
+    Returns:
+      per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
+      exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
+      exceed log2(tokens): with few tokens it says more about the sample than about the codec.
     """
     rows = []
     for level, (spec, *streams) in enumerate(zip(hierarchy.levels, *map(levels_of, codes), strict=True)):
@@ -97,18 +98,20 @@ def evaluate_codec(
         protocol: settings; numbers of layers beyond the codec's are dropped and all of them together always added.
         progress: called with one line of words per clip.
         each: how the clips are gone through (see `by_track`).
-    Returns: JSON-able
-        {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
-         reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
-                           si_sdr, sdr, mel, stft, silence}],
-         anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
-         music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`), harmony
-             and beats beside those of the clips}
-        Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
-        `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
-        codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
-        music.
-    Raises: UserError for clips of the wrong number of channels, or when none is audible.
+    Returns:
+      JSON-able
+      {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
+       reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
+                         si_sdr, sdr, mel, stft, silence}],
+       anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
+       music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`), harmony
+           and beats beside those of the clips}
+      Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
+      `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
+      codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
+      music.
+    Raises:
+      UserError: clips of the wrong number of channels, or when none is audible.
     """
     for number, clip in enumerate(clips):
         if clip.ndim != 2 or clip.shape[1] != coder.channels:

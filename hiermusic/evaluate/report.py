@@ -96,8 +96,10 @@ def write(page: Page, path: str | Path) -> Path:
     Args:
         page: what to show.
         path: of the .html file; folders are made, an older page is replaced in one step.
-    Returns: the path written.
-    Raises: UserError if a sound is missing or unreadable.
+    Returns:
+      the path written.
+    Raises:
+      UserError: a sound that is missing or unreadable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

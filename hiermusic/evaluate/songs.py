@@ -103,11 +103,12 @@ def evaluate_songs(
         tracks: held-out tracks, at most.
         progress: called with one line of words a step.
         each: how the sounds are gone through (see `by_track`).
-    Returns: JSON-able
-        {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
-         verdict, against_shuffled: {version: {measure: gap}}, obedience}
-        `best` is the version of the higher mean tonality; `obedience`, of that version, is from `obedience.measure` and
-        empty for fewer than eight songs.
+    Returns:
+      JSON-able
+      {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
+       verdict, against_shuffled: {version: {measure: gap}}, obedience}
+      `best` is the version of the higher mean tonality; `obedience`, of that version, is from `obedience.measure` and
+      empty for fewer than eight songs.
     """
     held_out, training = corpus.valid[:tracks], corpus.train[:TRAINING_TRACKS]
     versions = list(songs[0].paths)

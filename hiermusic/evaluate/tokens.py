@@ -27,7 +27,8 @@ def unigram(trained_KV: Int[np.ndarray, "K V"], counts_NKV: Int[np.ndarray, "*N 
     Args:
         trained_KV: how often each code stands in the training tracks.
         counts_NKV: how often each is to be predicted, which is all that the cross-entropy depends on.
-    Returns: nats of all tokens of each level.
+    Returns:
+      nats of all tokens of each level.
     """
     smoothed_KV = np.asarray(trained_KV) + 1.0
     log_p_KV = np.log(smoothed_KV / smoothed_KV.sum(axis=1, keepdims=True))
@@ -56,10 +57,11 @@ def compare(
         counts_NKV: how often each code was one of these tokens; a level without any is not predicted.
         trained_KV: how often each code stands in the training tracks.
         hierarchy: of all of them.
-    Returns: [{level, rate, model, unigram, uniform, saved, difference}], cross-entropies in bits a token, `saved` the
-        share of the unigram's bits the model does without, `difference` what the model spends less what the unigram
-        does: {mean, low, high, count}, with a 95 % bootstrap interval over the `count` tracks. Last a row of level
-        "all" in bits per second of audio over the levels the model predicts.
+    Returns:
+      [{level, rate, model, unigram, uniform, saved, difference}], cross-entropies in bits a token, `saved` the
+      share of the unigram's bits the model does without, `difference` what the model spends less what the unigram
+      does: {mean, low, high, count}, with a 95 % bootstrap interval over the `count` tracks. Last a row of level
+      "all" in bits per second of audio over the levels the model predicts.
     """
     if not sums_NK.shape[1] == counts_NKV.shape[1] == len(trained_KV) == len(hierarchy):
         raise UserError(

@@ -105,7 +105,7 @@ def test_the_quantiser_is_an_independent_reference(width, phi, phis):
             np.testing.assert_array_equal(out.codes_BPS[b, r], codes)
             sums = np.cumsum(steps, 0)
             np.testing.assert_allclose(
-                out.x_BTD[b, r * 11 : (r + 1) * 11], _outward(weights, sums[-1]), rtol=1e-4, atol=1e-5
+                out.z_q_BTD[b, r * 11 : (r + 1) * 11], _outward(weights, sums[-1]), rtol=1e-4, atol=1e-5
             )
             errors.append([np.mean(np.square(f - total)) for total in sums])
     np.testing.assert_allclose(out.stats["commitment_K"], np.mean(errors, 0), rtol=1e-4)
@@ -116,14 +116,14 @@ def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
     out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
     np.testing.assert_array_equal(codes, out.codes_BPS)
-    np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-5)
+    np.testing.assert_allclose(_decode(quantiser, codes, None), out.z_q_BTD, atol=1e-5)
     first = sum(CONFIG.slots[:3])
     np.testing.assert_array_equal(_encode(quantiser, x, 3), codes[..., :first])
     three = _decode(quantiser, codes, 3)
     np.testing.assert_array_equal(_decode(quantiser, codes[..., :first], None), three)
     # -1 adds nothing, not even phi's bias
     np.testing.assert_allclose(_decode(quantiser, codes.at[..., first:].set(-1), None), three, atol=1e-6)
-    assert np.abs(three - out.x_BTD).max() > 0.01
+    assert np.abs(three - out.z_q_BTD).max() > 0.01
 
 
 def test_inputs_are_the_views_of_a_sum_built_step_by_step():
@@ -147,7 +147,7 @@ def test_inputs_are_the_views_of_a_sum_built_step_by_step():
 
     views, total = by_hand(codes[1, 1])
     np.testing.assert_allclose(views, inputs[1, 1], atol=1e-6)
-    np.testing.assert_allclose(_outward(weights, total), _evaluate(quantiser, x).x_BTD[1, 11:], atol=1e-5)
+    np.testing.assert_allclose(_outward(weights, total), _evaluate(quantiser, x).z_q_BTD[1, 11:], atol=1e-5)
 
 
 @pytest.mark.parametrize("straight_through", ["once", "per_level"])
@@ -162,7 +162,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(straight_through, obj
     @jax.grad
     def gradient(inputs):
         out = nnx.merge(graph, inputs[0], rest)(inputs[1])
-        return jnp.sum(out.x_BTD * g) + out.commitment
+        return jnp.sum(out.z_q_BTD * g) + out.commitment
 
     moved, x_gradient = gradient((params, jnp.asarray(x)))
     gradients = {path[-1]: np.asarray(v[...], np.float64) for path, v in moved.flat_state()}
@@ -200,7 +200,7 @@ def test_the_gradient_is_the_identitys_and_per_level_gives_k_of_them():
 
     def gradient(config):
         quantiser = _quantiser(config, 6)
-        return jax.jit(jax.grad(lambda x: jnp.sum(quantiser(x).x_BTD * g)))(x)
+        return jax.jit(jax.grad(lambda x: jnp.sum(quantiser(x).z_q_BTD * g)))(x)
 
     np.testing.assert_allclose(gradient(CONFIG), g)
     np.testing.assert_allclose(gradient(dataclasses.replace(CONFIG, straight_through="per_level")), 5 * g, rtol=1e-6)
