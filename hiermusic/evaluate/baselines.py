@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy.fft import dct
 from scipy.special import gammaln
 
-from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, scores_of
 from hiermusic.evaluate.scores import audible, score, summarise
 
 LARGEST = 15  # this magnitude and all beyond it share one symbol
@@ -158,7 +158,7 @@ def evaluate_baselines(
         return {**scores, "bits_per_second": np.array([c.bits_per_second for c in coded])}
 
     measured = each("baselines", len(clips), measure)
-    rows = [summarise([row(m, k) for m in measured], seed) for k in range(len(rates) + len(cutoffs) + 1)]
+    rows = [summarise([scores_of(m, k) for m in measured], seed) for k in range(len(rates) + len(cutoffs) + 1)]
     used = np.mean([m["bits_per_second"] for m in measured], axis=0)
     transform = [
         {"limit": float(rate), "bits_per_second": float(mean), **cells}

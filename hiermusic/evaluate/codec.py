@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate import music
-from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, scores_of
 from hiermusic.evaluate.scores import audible, clips_hash, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.packets import levels_of, like
@@ -154,16 +154,16 @@ def evaluate_codec(
                 "bits_per_second": nominal,
                 "effective_bits_per_second": effective,
                 "efficiency": effective / nominal,
-                **summarise([row(m, version) for m in measured], protocol.seed),
+                **summarise([scores_of(m, version) for m in measured], protocol.seed),
             }
         )
-    anchors = {"random_codes": [row(m, len(depths)) for m in measured]}
+    anchors = {"random_codes": [scores_of(m, len(depths)) for m in measured]}
     if len(clips) > 1:
         whole = [m["whole"] for m in measured]
         pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(clips, whole[1:] + whole[:1], strict=True)]
         anchors["shuffled_clips"] = [score(a, b, coder.sample_rate) for a, b in pairs]
     sounds = ("the clips themselves", *music.ANCHORS, *map(layers_name, depths))
-    heard = {name: [row(m, version, "music") for m in measured] for version, name in enumerate(sounds)}
+    heard = {name: [scores_of(m, version, "music") for m in measured] for version, name in enumerate(sounds)}
     settings = {**asdict(protocol), "sample_rate": coder.sample_rate, "channels": coder.channels}
     return {
         "protocol": settings,

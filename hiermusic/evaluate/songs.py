@@ -13,7 +13,7 @@ from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.records import read_json
 from hiermusic.errors import UserError, reading
 from hiermusic.evaluate import obedience
-from hiermusic.evaluate.by_track import Each, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, columns, in_memory, scores_of
 from hiermusic.evaluate.detectors import hear
 from hiermusic.evaluate.music import ANCHORS, anchored, describe, table
 from hiermusic.evaluate.scores import gap
@@ -130,8 +130,8 @@ def evaluate_songs(
         return columns(scores) | _numbered(0, hear(wav_LC, rate))
 
     made, known = each("song", len(songs), song), each("held-out", len(held_out), real)
-    rows = {version: [row(one, number) for one in made] for number, version in enumerate(versions)}
-    rows |= {name: [row(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
+    rows = {version: [scores_of(one, number) for one in made] for number, version in enumerate(versions)}
+    rows |= {name: [scores_of(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
     spans = {version: [music.spans(*files.read(song.paths[version])) for song in songs] for version in versions}
     spans[CORPUS] = [music.spans(cut(index), corpus.sample_rate) for index in held_out]
     judged = len(songs) >= obedience.FEWEST_SONGS

@@ -57,5 +57,5 @@ def test_a_killed_measurement_goes_on_and_others_are_not_taken_up(process, tmp_p
 def test_columns_and_rows_are_each_others_inverse():
     rows = [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 4.0}]
     measured = by_track.columns(rows) | by_track.columns(rows[::-1], "music")
-    assert [by_track.row(measured, index) for index in (0, 1)] == rows
-    assert by_track.row(measured, 0, "music") == rows[1]
+    assert [by_track.scores_of(measured, index) for index in (0, 1)] == rows
+    assert by_track.scores_of(measured, 0, "music") == rows[1]

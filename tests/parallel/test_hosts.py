@@ -44,11 +44,15 @@ def gathering(port, processes, *, last=None):
     places = [Place(f"127.0.0.1:{port}", processes, i) for i in range(processes)]
     found, come = [], range(1, processes) if last is None else [last]
     with meeting.listen(places[0]) as listener:
-        threads = [threading.Thread(target=lambda: found.append(meeting.gather(places[0], 60.0, listener)), daemon=True)]
+        threads = [
+            threading.Thread(target=lambda: found.append(meeting.gather(places[0], 60.0, listener)), daemon=True)
+        ]
         threads[0].start()
         yield
         for i in come:
-            threads.append(threading.Thread(target=lambda i=i: found.append(meeting.call(places[i], 60.0)), daemon=True))
+            threads.append(
+                threading.Thread(target=lambda i=i: found.append(meeting.call(places[i], 60.0)), daemon=True)
+            )
             threads[-1].start()
         for thread in threads:
             thread.join(60)
