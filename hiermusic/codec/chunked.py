@@ -31,7 +31,8 @@ def encode_long(
     Raises:
       UserError: pieces too short for the codec's reach, no samples, or another number of channels.
     """
-    total, margin = -(-len(wav_LC) // codec.packet), codec.config.encoder_margin
+    total = -(-len(wav_LC) // codec.packet)
+    margin = codec.config.encoder_margin
     packets = _chunk(codec, chunk_seconds, margin, total)
     wav_LC = np.pad(wav_LC, ((0, max(total, packets) * codec.packet - len(wav_LC)), (0, 0))).astype(np.float32)
     graph, state = nnx.split(codec)
@@ -59,7 +60,8 @@ def decode_long(
     Raises:
       UserError: pieces too short for the codec's reach, or no codes.
     """
-    total, margin = len(codes_PS), codec.config.decoder_margin
+    total = len(codes_PS)
+    margin = codec.config.decoder_margin
     packets = _chunk(codec, chunk_seconds, margin, total)
     # A short song is followed by a held last packet, so that its end does not meet an arbitrary code.
     codes_PS = codes_PS[:, : sum(codec.slots[:layers])]

@@ -169,7 +169,8 @@ def move(
     epsilon = config.epsilon * jnp.minimum(1.0, total / config.codes)  # small beside the count of any live code
     smooth = (counts + epsilon) / (total + config.codes * epsilon) * total
     floor, start = _thresholds(config, counts)
-    dead, rank = counts < floor, jnp.argsort(jnp.argsort(counts))
+    dead = counts < floor
+    rank = jnp.argsort(jnp.argsort(counts))
     drawn_V = order_N[rank % len(points_ND)]
     moved = Averages(jnp.where(dead[:, None], now.book, sums / smooth[:, None]), sums, counts)
     return reborn(moved, dead & (rank < held), points_ND[drawn_V], codes_N[drawn_V], start)

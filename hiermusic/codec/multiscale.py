@@ -119,7 +119,8 @@ class MultiscaleQuantiser(Codebooks):
 
     def __init__(self, width: int, config: MultiscaleConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.levels, config.latent, rngs=rngs)
-        E, count = config.latent, max(config.phis) + 1
+        E = config.latent
+        count = max(config.phis) + 1
         uniform = partial(initializers.variance_scaling, 1 / 3, "fan_in", "uniform")  # PyTorch's of both layers
         self.mapped = width != E
         if self.mapped:
@@ -216,7 +217,8 @@ class MultiscaleQuantiser(Codebooks):
             step = stretch(now.book[codes_NT], up_TT, kernel, bias)
             if train:
                 now = move(config, now, level_key, points_MD, jnp.where(held_M, codes_NT.reshape(-1), -1), held_M)
-            fixed, total = lax.stop_gradient(step), total + step
+            fixed = lax.stop_gradient(step)
+            total = total + step
             error = jnp.mean(jnp.square(fixed - residual))
             if config.objective == "residual":
                 loss = error + jnp.mean(jnp.square(step - lax.stop_gradient(residual)))

@@ -252,7 +252,9 @@ def balance(
       norms: from `initial_norms` or the call before.
       decay: of the averaged norms.
     """
-    norms, whole, combined = dict(norms), sum(weights[name] for name in gradients), 0.0
+    norms = dict(norms)
+    whole = sum(weights[name] for name in gradients)
+    combined = 0.0
     for name, gradient in gradients.items():
         norm = jnp.mean(jnp.sqrt(jnp.sum(jnp.square(gradient), axis=tuple(range(1, gradient.ndim)))))
         norms[name] = decay * norms[name] + (1 - decay) * jnp.stack([norm, jnp.ones(())])

@@ -100,7 +100,8 @@ class ResidualQuantiser(Codebooks):
             statistics are sums over the whole batch, so a sharded batch moves the codebooks as an unsharded one does.
           train: initialise on the first call, update the codebooks, apply dropout.
         """
-        config, x_BTD = self.config, x_BTD.astype(jnp.float32)
+        config = self.config
+        x_BTD = x_BTD.astype(jnp.float32)
         depth_B = jnp.full(x_BTD.shape[:1], config.levels)
         keys = jnp.arange(config.levels)  # unused when not training
         if train:

@@ -102,7 +102,9 @@ class ResidualUnit(nnx.Module):
     """
 
     def __init__(self, channels: int, dilation: int, config: SeanetConfig, *, rngs: nnx.Rngs):
-        hidden, taps, options = channels // config.compress, (config.residual_kernel,), _options(config)
+        hidden = channels // config.compress
+        taps = (config.residual_kernel,)
+        options = _options(config)
         self.conv_in = Conv(
             channels, hidden, taps, dilation=(dilation,), axes=("channels", "hidden"), **options, rngs=rngs
         )
@@ -169,7 +171,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        widths, options = _widths(config)[::-1], _options(config)
+        widths = _widths(config)[::-1]
+        options = _options(config)
         self.conv_in = Conv(config.latent, widths[0], (config.kernel,), **options, rngs=rngs)
         self.lstm = _lstm(widths[0], config, rngs)
         self.blocks = nnx.List(

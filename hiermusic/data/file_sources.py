@@ -188,7 +188,8 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
 
 def _file_source(name: str, listed: Sequence[_Listed], stems: Sequence[str], memory: Path | None) -> Source:
     """Tracks of files; the fingerprint covers the id, content and sidecars of what is read, and the metadata."""
-    digest, tracks = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    tracks = []
     loaders = [_loader(one, stems) for one in listed]
     places = [
         [*chain.from_iterable(load.stems.values()), *map(one.beside.with_suffix, sidecars.SUFFIXES)]

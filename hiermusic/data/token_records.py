@@ -100,7 +100,8 @@ class TokenSource:
         self.path = Path(path)
         self.info = read_info(path, "tokens")
         with reading(self.path / "info.json", do=REMEDY):
-            whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
+            whole = Hierarchy.from_json(self.info["hierarchy"])
+            split_at = self.info["split_at"]
             if type(split_at) is not int or not 0 < split_at <= len(whole):
                 raise ValueError("its split_at is no number of levels")
             bounds = _bounds(whole, split_at)

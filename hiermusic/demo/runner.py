@@ -125,7 +125,8 @@ def _results(workdir: Path) -> dict[str, Any]:
 
 def _song(made: songs.Made, title: str, best: str) -> report.Section:
     """A song, the version that sounds better first, and behind it the clip that it should sound like."""
-    told, asked = made.facts, {name: value for name, value in made.facts["prompt"].items() if value}
+    told = made.facts
+    asked = {name: value for name, value in made.facts["prompt"].items() if value}
     facts = asked | {f"sampling, {name}": value for name, value in told["sampling"].items()}
     facts |= {"length asked, s": asked.get("seconds"), "length made, s": told["seconds"], "ended itself": told["ended"]}
     players = [report.Player(version, path) for version, path in made.paths.items()]

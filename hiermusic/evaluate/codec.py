@@ -122,13 +122,15 @@ def evaluate_codec(
 
     def measure(index: int) -> Measured:
         progress(f"measuring clip {index + 1} of {len(clips)}")
-        clip, codes = clips[index], coder.encode(clips[index])
+        clip = clips[index]
+        codes = coder.encode(clips[index])
         versions = [coder.decode(codes, layers) for layers in depths]
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
         rate = coder.sample_rate
-        heard, led = [*music.anchored(clip, rate, index).values(), *versions[:-1]], music.lead(clip, rate)
+        heard = [*music.anchored(clip, rate, index).values(), *versions[:-1]]
+        led = music.lead(clip, rate)
 
         def describe(sound_LC: Wave) -> dict[str, float]:
             return music.describe(sound_LC, rate) | music.agreement(led, music.lead(sound_LC, rate))

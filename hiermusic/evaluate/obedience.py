@@ -34,7 +34,8 @@ def asked(words: Mapping[str, Any]) -> dict[str, str | float]:
       beats a minute and length in seconds those that are said.
     """
     text = (words.get("tags") or "").lower()
-    tags, found = {tag.strip() for tag in text.split(",")}, {}
+    tags = {tag.strip() for tag in text.split(",")}
+    found = {}
     for attribute, answers in _TAGS.items():
         said = [answer for answer, names in answers.items() if tags & names]
         if len(said) == 1:
@@ -113,7 +114,8 @@ def measure(songs: Heard, training: Heard, held_out: Heard, seed: int = 0) -> di
             detect = fit([one for one, _ in training], [true.get(attribute) for _, true in training], attribute)
             match = eq
         else:
-            detect, match = itemgetter(attribute), {"tempo": tempo_matches, "length": length_matches}[attribute]
+            detect = itemgetter(attribute)
+            match = {"tempo": tempo_matches, "length": length_matches}[attribute]
         if detect is None:
             continue
         row = {}

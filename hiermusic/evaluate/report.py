@@ -168,7 +168,8 @@ def _caption(text: str) -> str:
 
 def _player(player: Player, page: Path) -> str:
     link = quote(_beside(Path(player.path), page))
-    label, spectrum = escape(player.label), ""
+    label = escape(player.label)
+    spectrum = ""
     if player.spectrogram:
         wav_LC, sample_rate = files.read(player.path)
         image = base64.b64encode(plots.mel_png(wav_LC, sample_rate)).decode()

@@ -183,7 +183,8 @@ def _heard(results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSou
         for song in made[:HEARD_SONGS]
         for version in versions
     ]
-    wav_LC, anchor_players = corpus.track(corpus.valid[0]), []
+    wav_LC = corpus.track(corpus.valid[0])
+    anchor_players = []
     for name, sound_LC in anchored(wav_LC, corpus.sample_rate).items():
         path = out / "sounds" / f"{(name or 'held-out song').replace(' ', '-')}.wav"
         files.write(path, sound_LC, corpus.sample_rate)
@@ -236,7 +237,8 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
     """A clip, what its first layers make of it and what all do, written as wav files to be played."""
     folder.mkdir(parents=True, exist_ok=True)
-    rate, depth = codec.sample_rate, len(codec.hierarchy)
+    rate = codec.sample_rate
+    depth = len(codec.hierarchy)
     codes_PS = encode_long(codec, wav_LC)
     sounds = {"truth": wav_LC}
     for layers in (*(n for n in HEARD_LAYERS if n < depth), depth):

@@ -162,7 +162,9 @@ def generate(
     graphdef, weights = nnx.split(model.unstack())
     state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
     condition = _condition(graphdef, weights, work.cond_RU)
-    prompt_Rp, first, last = work.prompt_Rp, work.first, max(layout.positions for layout in layouts)
+    prompt_Rp = work.prompt_Rp
+    first = work.first
+    last = max(layout.positions for layout in layouts)
     if prompt_Rp.shape[1] + first:
         state = _prefill(graphdef, weights, state, fixed, condition, prompt_Rp, work.plan.reads_BSK[:, :first])
 

@@ -125,7 +125,8 @@ def _lay_out(
     uncond_U=None,
 ) -> tuple[_Request, Float[np.ndarray, "B c E"], dict]:
     """Checks what `generate` was given and lays it out: the request, the first context, what is static."""
-    cond_RU, sizes = np.asarray(cond_BU, np.float32), quantiser.config
+    cond_RU = np.asarray(cond_BU, np.float32)
+    sizes = quantiser.config
     shape = (len(cond_BU), context, sizes.latent)
     context_BcE = np.zeros(shape, np.float32) if before_BcE is None else np.asarray(before_BcE, np.float32)
     check_batch(cond_BU, seeds=seeds)
@@ -156,7 +157,9 @@ def _window(
     cond_RD = model.condition(request.cond_RU)
     adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, c + sum(slots)))
     keys_B = fold_keys(request.keys_B, window)
-    total_BTE, codes, start = jnp.zeros((B, quantiser.config.frames, E), jnp.float32), [], 0
+    total_BTE = jnp.zeros((B, quantiser.config.frames, E), jnp.float32)
+    codes = []
+    start = 0
     for level, n in enumerate(slots):
         if level == 0:  # its pass takes the context along
             inputs_BsE, visibility = jnp.pad(context_BcE, ((0, 0), (0, n), (0, 0))), Visibility.block_causal((c, n))

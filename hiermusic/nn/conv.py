@@ -126,7 +126,8 @@ class Conv(nnx.Module):
         x, w = x.astype(self.dtype), _weight_norm(v, g, v.ndim - 1).astype(self.dtype)
         stride, padding = self.stride, self.padding
         if self.reflect:
-            x, padding = _reflect(x, *padding[0]), ((0, 0),)
+            x = _reflect(x, *padding[0])
+            padding = ((0, 0),)
         if stride[-1] > 1:
             x, w = _fold_stride(x, w, stride[-1], padding[-1])
             stride, padding = (*stride[:-1], 1), (*padding[:-1], (0, 0))

@@ -41,7 +41,8 @@ class Fit:
 
 def frontier(compute: Sequence[float], loss: Sequence[float]) -> list[int]:
     """Indices of the runs that none of at most their compute beats, by rising compute."""
-    best, kept = np.inf, []
+    best = np.inf
+    kept = []
     for index in sorted(range(len(loss)), key=lambda i: (compute[i], loss[i])):
         if loss[index] < best:
             best = loss[index]

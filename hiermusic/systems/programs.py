@@ -67,7 +67,8 @@ def generation(config: ConfigDict, mesh: Mesh) -> list[Job]:
       config: of any stage; `train.batch_size` songs are made at once.
       mesh: of devices that need not be there.
     """
-    rows, shares = config.train.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.train.batch_size
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.stage == "codec":
         rows = shares
     system = workdir.system(config)

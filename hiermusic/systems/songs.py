@@ -114,9 +114,11 @@ def _stands(out: Path, fact: dict, versions: Sequence[str]) -> bool:
 
 def _write(out: Path, fact: dict, song: Song, versions: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    path, rate = out / f"{fact['name']}.wav", song.codec.sample_rate
+    path = out / f"{fact['name']}.wav"
+    rate = song.codec.sample_rate
     wav_LC = decode_long(song.codec, song.codes_PS, length=song.length)[song.skip :]
-    made, asked = len(wav_LC) / rate, fact["prompt"]["seconds"]
+    made = len(wav_LC) / rate
+    asked = fact["prompt"]["seconds"]
     whole = fact | {"wav": str(path), "seconds": round(made, 3), "ended": song.ended}
     if versions:
         sounds = {name: (path.with_suffix(f".{name}.wav"), song.versions[name]) for name in versions}

@@ -63,8 +63,14 @@ class LMStage:
         open: Callable[[Path], None] = lambda workdir: None,
     ):
         self.config, self.open = config, open
-        self.make_model, self.train_batches, self._valid, self._prepare = make_model, train, valid, prepare
-        self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
+        self.make_model = make_model
+        self.train_batches = train
+        self._valid = valid
+        self._prepare = prepare
+        self._examples = examples
+        self.work = work
+        self.length = length
+        self.trunk = trunk
         self.ema_decay, self.rate = config.ema_decay, config.rate
 
     def create(self, rngs: nnx.Rngs) -> LMState:

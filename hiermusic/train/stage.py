@@ -59,7 +59,8 @@ class RunConfig:
     @classmethod
     def of(cls, fields: Mapping[str, Any], places: tuple[str, ...] = ()) -> "RunConfig":
         """The config of a whole configuration in JSON values."""
-        train, model = fields["train"], fields.get("model", {})
+        train = fields["train"]
+        model = fields.get("model", {})
         return cls(
             LoopConfig.of(train),
             OptimiserConfig.of(train),

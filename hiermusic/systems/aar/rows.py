@@ -150,7 +150,8 @@ class Windows:
           example: the track.
           count: at most so many windows; no two share anything.
         """
-        codes_PS, found = self.packets_of(example), []
+        codes_PS = self.packets_of(example)
+        found = []
         places = evenly(self.starts(codes_PS) - 1, min(count, len(codes_PS) // self.size))
         for start in places:
             row = self.row(codes_PS, start)
@@ -194,7 +195,8 @@ def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
 
 def windows(config: ConfigDict, data: bool = True) -> Windows:
     """The rows of a token model's configuration, with its condition vectors only where `data` is wanted."""
-    model, vectors = config.model, None
+    model = config.model
+    vectors = None
     if data and not model.listener:
         if not config.data.clap:
             raise UserError(

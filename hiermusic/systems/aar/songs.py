@@ -77,7 +77,8 @@ def generate(
     Returns:
       What each JSON holds.
     """
-    config, step = workdirs.read(lm, "lm", "ar_baseline"), None
+    config = workdirs.read(lm, "lm", "ar_baseline")
+    step = None
     spread = make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
         codec, step = codec_of(config)
@@ -88,7 +89,8 @@ def generate(
     conditions = [_condition(request, config) for request in requests]
 
     def make(chosen: Sequence[Request]) -> list[songs.Song]:
-        coder, model = workdirs.load_codec(codec, step), workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
+        coder = workdirs.load_codec(codec, step)
+        model = workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
         check_codebooks(coder, codec, model, lm)
         if not chosen:
             return []
@@ -116,7 +118,9 @@ def generate(
 
 def _condition(request: Request, config: ConfigDict) -> Condition:
     """What a request should sound like: a waveform with its rate, or a vector, as the model takes it."""
-    path, listens, words = request.like, bool(config.model.listener), request.prompt
+    path = request.like
+    listens = bool(config.model.listener)
+    words = request.prompt
     if words != Prompt(seconds=words.seconds):
         raise UserError(f"{request.name}: AAR takes no words, but what to sound like: leave all but --like out")
     if not path:
@@ -218,8 +222,12 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     """
     if config.stage == "codec":
         return programs.decoding(codec_config(config.model), rows)
-    model, sampling, prior, make = config.model, config.sampling, prior_config(config), make_model(config)
-    seconds, trunk = window_seconds(config) * rows, prior.lm.transformer
+    model = config.model
+    sampling = config.sampling
+    prior = prior_config(config)
+    make = make_model(config)
+    seconds = window_seconds(config) * rows
+    trunk = prior.lm.transformer
     cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
     if prior.next_scale:
 

@@ -71,7 +71,8 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
 
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
-    prior, batch = prior_config(config), config.train.batch_size
+    prior = prior_config(config)
+    batch = config.train.batch_size
     heads = 1 if prior.next_scale else prior.lm.levels
     flops, seconds = prior.lm.flops(length(config), visibility, heads), window_seconds(config)
     made = float(tokens_of(config).hierarchy.tokens_per_second) * seconds

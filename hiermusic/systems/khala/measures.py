@@ -69,7 +69,8 @@ def cross_entropy(
 
     def measure(index: int) -> dict[str, np.ndarray]:
         example, rng = valid[index], np.random.default_rng((config.train.seed, index))
-        sums_K, counts_KV = np.zeros(len(known)), 0
+        sums_K = np.zeros(len(known))
+        counts_KV = 0
 
         def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
             nonlocal counts_KV

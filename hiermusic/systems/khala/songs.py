@@ -71,7 +71,8 @@ def generate(
         backbone = workdirs.read(superres, "superres").init_from
         if not backbone:
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
-    step, spread = None, make_mesh(mesh, jax.local_devices()) if mesh else None
+    step = None
+    spread = make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
         codec, step = codec_of(workdirs.read(backbone, "backbone"))
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
@@ -80,7 +81,8 @@ def generate(
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        coder, known_TK = workdirs.load_codec(codec, step), None
+        coder = workdirs.load_codec(codec, step)
+        known_TK = None
         for run in (backbone, superres):
             if run:
                 check_codec(workdirs.read(run), run, coder.facts, codec)
@@ -108,7 +110,8 @@ def _coarse(
     if not requests:
         return []
     words, tokens = tokenizer(config.model), hierarchy(config)
-    levels, rate = len(tokens), tokens.rates[0]
+    levels = len(tokens)
+    rate = tokens.rates[0]
     how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
     songs.tell_cut(requests, words, **how)
     prompts = [compose(r.prompt, words, **how) for r in requests]
@@ -184,8 +187,12 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     model = config.model
     if config.stage == "codec":
         return programs.decoding(codec_config(model), rows)
-    tokens, make, trunk = hierarchy(config), make_model(config), token_lm_config(config).transformer
-    rate, levels, sizes = float(tokens.rates[0]), len(tokens), list(tokens.sizes)
+    tokens = hierarchy(config)
+    make = make_model(config)
+    trunk = token_lm_config(config).transformer
+    rate = float(tokens.rates[0])
+    levels = len(tokens)
+    sizes = list(tokens.sizes)
     prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")

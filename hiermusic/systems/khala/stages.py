@@ -52,7 +52,8 @@ def _start(config: ConfigDict, model: TokenLM) -> None:
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
     """What one update of a token model amounts to; a super-resolution batch predicts one level of every frame."""
-    model, levels = config.model, hierarchy(config)
+    model = config.model
+    levels = hierarchy(config)
     positions = config.train.batch_size * model.length
     heads = len(levels) if config.stage == "backbone" else 1
     frames = positions / heads
