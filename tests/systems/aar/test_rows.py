@@ -36,7 +36,7 @@ def codes_of(windows: aar_rows.Windows, count: int, first: int = 0) -> np.ndarra
 
 
 def track(windows: aar_rows.Windows, count: int, first: int = 0, name: str = "t") -> dict:
-    """A track of so many rows of codes."""
+    """A track of so many packets of codes."""
     seconds = count * (windows.seconds if windows.prior.next_scale else windows.seconds / FRAMES)
     codes = packets.to_streams(codes_of(windows, count, first), windows.prior.quantiser.slots)
     return {"codes": codes, "meta": {"id": name, "seconds": seconds}}
