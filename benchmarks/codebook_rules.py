@@ -146,7 +146,7 @@ def fit(rule: Callable, config: QuantiserConfig, frames: list[np.ndarray], steps
         state, _ = jax.lax.scan(step, state, (batches, jax.random.split(jax.random.key(0), steps)))
         quantiser = nnx.merge(graph, state)
         out = quantiser(held_out)
-        return out.codes_BRS, jnp.mean(jnp.square(held_out)) / out.stats["commitment_K"]
+        return out.codes_BPS, jnp.mean(jnp.square(held_out)) / out.stats["commitment_K"]
 
     with mock.patch.object(codebook, "reborn", rule):
         codes_BTK, ratio_K = jax.tree.map(np.asarray, run(state, batches, np.concatenate(frames[:HELD_OUT])[None]))

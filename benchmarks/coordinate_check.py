@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.optimiser import OptimiserConfig
 

@@ -133,9 +133,9 @@ def contender_of(
     return Contender(layout.positions, -(-layout.positions // chunk) * chunk, draw, codec, lm)
 
 
-def decode(codec: Codec, codes_RS: np.ndarray) -> np.ndarray:
+def decode(codec: Codec, codes_PS: np.ndarray) -> np.ndarray:
     """One second of sound."""
-    return decode_long(codec, codes_RS, length=codec.sample_rate)
+    return decode_long(codec, codes_PS, length=codec.sample_rate)
 
 
 def warm_up(contender: Contender) -> float:
@@ -151,12 +151,12 @@ def warm_up(contender: Contender) -> float:
         contender.draw(2, mark)
     except _Enough:
         pass
-    rows = -(-codec.sample_rate // codec.row)
-    codes_RS = np.random.default_rng(0).integers(codec.hierarchy.sizes[0], size=(rows, sum(codec.slots)))
+    rows = -(-codec.sample_rate // codec.packet)
+    codes_PS = np.random.default_rng(0).integers(codec.hierarchy.sizes[0], size=(rows, sum(codec.slots)))
     begin, between, end = marks
     decoding = [time.perf_counter()]
     for _ in range(2):
-        decode(codec, codes_RS)
+        decode(codec, codes_PS)
         decoding.append(time.perf_counter())
     first, second = np.diff(decoding)
     return (between - begin) - (end - between) + first - second

@@ -48,21 +48,21 @@ FLOOR = 1e-5  # of a mel energy before its logarithm
 Wave = Float[np.ndarray, "L C"]
 
 
-def at_seams(values_N: np.ndarray, places_N: np.ndarray, reach: float, row: int) -> list[float]:
+def at_seams(values_N: np.ndarray, places_N: np.ndarray, reach: float, packet: int) -> list[float]:
     """What is measured near each seam over its mean elsewhere.
 
     Args:
       values_N: measured along a track of whole windows.
       places_N: where, samples.
       reach: samples within which a seam is near; the two ends of the track are neither near nor elsewhere.
-      row: samples between two seams.
+      packet: samples between two seams.
     """
-    seam_N = np.round(places_N / row).astype(int)
-    near_N = np.abs(places_N - seam_N * row) < reach
+    seam_N = np.round(places_N / packet).astype(int)
+    near_N = np.abs(places_N - seam_N * packet) < reach
     return [values_N[near_N & (seam_N == seam)].mean() / values_N[~near_N].mean() for seam in range(1, seam_N.max())]
 
 
-def measure(wav_LC: Wave, rate: int, row: int, original_LC: Wave | None) -> dict[str, list[float]]:
+def measure(wav_LC: Wave, rate: int, packet: int, original_LC: Wave | None) -> dict[str, list[float]]:
     """The ratios of a track at each of its seams; those of the error, and the error, only against an original."""
     curve_N = np.abs(np.diff(wav_LC.astype(np.float64), 2, axis=0)).mean(1)
     n_fft = 2 ** round(np.log2(FRAME_SECONDS * rate))
@@ -75,12 +75,12 @@ def measure(wav_LC: Wave, rate: int, row: int, original_LC: Wave | None) -> dict
     mel_TM = log_mel(wav_LC)
     flux_T, frames_T = np.abs(np.diff(mel_TM, axis=0)).mean(1), np.arange(len(mel_TM)) * hop
     told = {
-        "jump": at_seams(curve_N, np.arange(len(curve_N)) + 1.5, 2, row),
-        "flux": at_seams(flux_T, frames_T[:-1] + hop / 2, (n_fft + hop) / 2, row),
+        "jump": at_seams(curve_N, np.arange(len(curve_N)) + 1.5, 2, packet),
+        "flux": at_seams(flux_T, frames_T[:-1] + hop / 2, (n_fft + hop) / 2, packet),
     }
     if original_LC is not None:
         error_T = np.abs(mel_TM - log_mel(original_LC)).mean(1)
-        told |= {"all": [error_T.mean()], "error": at_seams(error_T, frames_T, n_fft / 2, row)}
+        told |= {"all": [error_T.mean()], "error": at_seams(error_T, frames_T, n_fft / 2, packet)}
     return told
 
 
@@ -94,29 +94,29 @@ def trunks(codec: Codec) -> dict[str, Codec]:
 
 
 def continuation(
-    model: Prior, config: ConfigDict, codes_RS: Int[np.ndarray, "R S"], seed: int, carried: bool
-) -> Int[np.ndarray, "R S"]:
+    model: Prior, config: ConfigDict, codes_PS: Int[np.ndarray, "P S"], seed: int, carried: bool
+) -> Int[np.ndarray, "P S"]:
     """As many windows as there are in a clip, all but the first drawn by a model that hears the clip.
 
     Args:
       model: of next-scale prediction, its token model unstacked.
       config: the model's.
-      codes_RS: the clip.
+      codes_PS: the clip.
       seed: of the sampling.
       carried: whether a window knows the one before.
     """
-    codes_RS = codes_RS.astype(np.int32)
-    cond_BU = np.asarray(model.listen(windows(config, data=False).clip(codes_RS)[None]))
-    missing = len(codes_RS) - 1
+    codes_PS = codes_PS.astype(np.int32)
+    cond_BU = np.asarray(model.listen(windows(config, data=False).clip(codes_PS)[None]))
+    missing = len(codes_PS) - 1
     how = {"context": model.config.context, "uncond_U": np.asarray(model.unconditional[...])} | dict(config.sampling)
     arguments = (model.lm, model.quantiser, cond_BU)
     if carried:
-        before_BCE = model.context(codes_RS[None, 0])
-        drawn_WS = nextscale.generate(*arguments, seeds=[seed], windows=missing, before_BCE=before_BCE, **how)[0]
+        before_BcE = model.context(codes_PS[None, 0])
+        drawn_WS = nextscale.generate(*arguments, seeds=[seed], windows=missing, before_BcE=before_BcE, **how)[0]
     else:
         seeds = np.random.default_rng(seed).integers(2**32, size=missing).tolist()
         drawn_WS = np.concatenate([nextscale.generate(*arguments, seeds=[own], **how)[0] for own in seeds])
-    return np.concatenate([codes_RS[:1], drawn_WS])
+    return np.concatenate([codes_PS[:1], drawn_WS])
 
 
 def load_model(workdir: str, codec: Codec, sat: str) -> tuple[ConfigDict, Prior]:
@@ -142,9 +142,11 @@ def load_clips(codec: Codec, config: ConfigDict, workdir: str, given: argparse.N
         valid_fraction=config.data.valid_fraction,
     )
     clips = audible(held_out(audio_dir, given.seconds, given.tracks), -60.0)
-    clips = [clip[: len(clip) // codec.row * codec.row] for clip in clips if len(clip) >= 2 * codec.row]
+    clips = [clip[: len(clip) // codec.packet * codec.packet] for clip in clips if len(clip) >= 2 * codec.packet]
     if not clips:
-        raise UserError(f"no held-out clip has two windows of {codec.row / codec.sample_rate:g} s: give longer music")
+        raise UserError(
+            f"no held-out clip has two windows of {codec.packet / codec.sample_rate:g} s: give longer music"
+        )
     return clips
 
 
@@ -158,7 +160,7 @@ def rows(given: argparse.Namespace) -> list[list[str]]:
 
     def add(names: Sequence[str], sounds: Sequence[Wave], originals: Sequence[Wave | None]) -> None:
         pairs = zip(sounds, originals, strict=True)
-        tracks = [measure(wav_LC, codec.sample_rate, codec.row, original) for wav_LC, original in pairs]
+        tracks = [measure(wav_LC, codec.sample_rate, codec.packet, original) for wav_LC, original in pairs]
         cells = []
         for key in ("jump", "all", "error", "flux"):
             values = [value for track in tracks for value in track.get(key, ())]
@@ -176,11 +178,11 @@ def rows(given: argparse.Namespace) -> list[list[str]]:
         for context in ("carried", "none") if prior.config.context else ("none",):
             say(f"going on with {len(clips)} clips, context {context}")
             drawn = [
-                continuation(prior, config, codes_RS, seed, context == "carried")
-                for seed, codes_RS in enumerate(clips_codes)
+                continuation(prior, config, codes_PS, seed, context == "carried")
+                for seed, codes_PS in enumerate(clips_codes)
             ]
             for name, coder in trunks(codec).items():
-                add(("generated", context, name), [decode_long(coder, codes_RS) for codes_RS in drawn], nothing)
+                add(("generated", context, name), [decode_long(coder, codes_PS) for codes_PS in drawn], nothing)
     return lines
 
 

@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     _keep_compiled_programs()
     _leave_out_absent_tpu()
     _allow_open_files()
-    verb, values = VERBS[name], Values()
+    verb = VERBS[name]
+    values = Values()
     logging.set_verbosity(logging.ERROR)
     try:
         rest = _with_flagfiles(rest)

@@ -53,7 +53,8 @@ def load(name: str, settings: Mapping[str, Any] | None = None) -> ConfigDict:
     Raises:
       UserError: as `read`; a field that is not there, or a value of another type.
     """
-    values, argv = flags.FlagValues(), ["hiermusic", f"--config={name}", *overrides(settings or {})]
+    values = flags.FlagValues()
+    argv = ["hiermusic", f"--config={name}", *overrides(settings or {})]
     declare(values, argv)
     try:
         values(argv)

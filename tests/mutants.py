@@ -36,7 +36,7 @@ from queue import SimpleQueue
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hiermusic"
 # Rooms that are tested under other names; the folders are long, and left to the second pass.
-ELSEWHERE = {"verbs": ("tests/test_cli.py", "tests/test_sweep.py"), "demo": ("tests/test_cli.py",)}
+ELSEWHERE = {"verbs": ("tests/test_cli.py", "tests/sweep/test_runs.py"), "demo": ("tests/test_cli.py",)}
 LONG = ("tests/systems/", "tests/scale/", "tests/parity/")
 NOT_COPIED = (".git", ".venv", ".jax_cache", ".hypothesis", ".ruff_cache", "__pycache__", "out", "shared")
 NICENESS = 12

@@ -1,7 +1,7 @@
 """The transformer, the token model and the sampler in NumPy and float64, from the published definitions alone.
 
 Tests hold the package's against these. Nothing of the package is used here but the names of its weights and settings.
-Letters as in `hiermusic.nn.transformer`.
+Letters as in `hiermusic.nn.layer`.
 """
 
 import jax
@@ -102,8 +102,8 @@ def feed_forward(config, w, x):
 
 def adaptation(w, cond_BD):
     """What Linear(SiLU(cond)) gives, part by part: [parts, B, 1, D] (arXiv 2212.09748)."""
-    parts_BPD = np.einsum("bd,dpe->bpe", silu(cond_BD), w["kernel"]) + w["bias"]
-    return parts_BPD.swapaxes(0, 1)[:, :, None]
+    vectors_BnD = np.einsum("bd,dpe->bpe", silu(cond_BD), w["kernel"]) + w["bias"]
+    return vectors_BnD.swapaxes(0, 1)[:, :, None]
 
 
 def transformer(config, w, x_BSD, sees_SS, *, at_BS=None, valid_BS=None, cond_BD=None):

@@ -12,7 +12,10 @@ _SEARCHED = 1 << 16  # bytes in which the next frame is looked for where one doe
 
 def ogg_fault(path: str | Path) -> str | None:
     """What an Ogg file lacks, in a few words: a page, the end of its last page, or its last page; None if nothing."""
-    size, at, last, ended = Path(path).stat().st_size, 0, {}, False
+    size = Path(path).stat().st_size
+    at = 0
+    last = {}
+    ended = False
     with open(path, "rb") as file:
         while at < size:
             file.seek(at)
@@ -21,10 +24,12 @@ def ogg_fault(path: str | Path) -> str | None:
                 return None if ended else "its pages break off"
             if len(header) < 27 or len(table := file.read(header[26])) < header[26]:
                 return "its last page is cut short"
-            serial, number = header[14:18], int.from_bytes(header[18:22], "little")
+            serial = header[14:18]
+            number = int.from_bytes(header[18:22], "little")
             if serial in last and number != last[serial] + 1:
                 return f"page {last[serial] + 1} of it is missing"
-            last[serial], ended = number, bool(header[5] & 4)
+            last[serial] = number
+            ended = bool(header[5] & 4)
             at += 27 + len(table) + sum(table)
     if at > size:
         return "its last page is cut short"
@@ -53,7 +58,8 @@ def mp3_frames(path: str | Path) -> Frames | None:
         first = file.read(200)
         version, mono = first[1] >> 3 & 3, first[3] >> 6 == 3
         claimed = _claimed(first, 4 + ((17 if mono else 32) if version == 3 else (9 if mono else 17)))
-        count, cut = (0 if claimed is None else -1), False
+        count = 0 if claimed is None else -1
+        cut = False
         while at is not None:
             file.seek(at)
             header = file.read(4)

@@ -69,7 +69,8 @@ def read(
     """
     with _open(path) as file:
         _check_size(path, file)
-        rate, promised = file.samplerate, _promised(file)
+        rate = file.samplerate
+        promised = _promised(file)
         wav_LC = _decoded(path, file)
         whole, kind = promised == file.frames, file.format
     if kind == "MP3" and (frames := containers.mp3_frames(path)):
@@ -190,7 +191,8 @@ def _decoded(path: str | Path, file: "soundfile.SoundFile") -> Float[np.ndarray,
     """All that decodes; memory follows it, since pages of what a header promised are not taken until written to."""
     import soundfile
 
-    wav_LC, length = np.empty((file.frames, file.channels), np.float32), 0
+    wav_LC = np.empty((file.frames, file.channels), np.float32)
+    length = 0
     try:
         while got := len(file.read(out=wav_LC[length : length + _BLOCK])):
             length += got

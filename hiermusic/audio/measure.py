@@ -62,7 +62,8 @@ def si_sdr(ref_LC: Wave, est_LC: Wave) -> float:
 
     Args:
         ref_LC, est_LC: one shape.
-    Returns: dB, or NaN where the reference is silent (`is_silent`): the ratio then means nothing.
+    Returns:
+      dB, or NaN where the reference is silent (`is_silent`): the ratio then means nothing.
     """
     ref_LC, est_LC = _pair(ref_LC, est_LC)
     return float(batch_si_sdr(ref_LC[None], est_LC[None])[0])
@@ -85,7 +86,8 @@ def sdr(ref_LC: Wave, est_LC: Wave) -> float:
 
     Args:
         ref_LC, est_LC: one shape.
-    Returns: dB, or NaN where the reference is silent (`is_silent`).
+    Returns:
+      dB, or NaN where the reference is silent (`is_silent`).
     """
     ref_LC, est_LC = _pair(ref_LC, est_LC)
     if is_silent(ref_LC):

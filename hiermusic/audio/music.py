@@ -129,7 +129,8 @@ def onsets(wav_LC: Wave, sample_rate: int) -> tuple[Float[np.ndarray, "T"], floa
     """librosa's onset strength, and the seconds from frame to frame; empty in silence."""
     import librosa
 
-    wav_L, frame = mono(wav_LC, sample_rate), ONSET_HOP / RATE
+    wav_L = mono(wav_LC, sample_rate)
+    frame = ONSET_HOP / RATE
     if len(wav_L) < _MEL_WINDOW or _silent(wav_L):
         return np.zeros(0), frame
     return librosa.onset.onset_strength(y=wav_L, sr=RATE, hop_length=ONSET_HOP), frame

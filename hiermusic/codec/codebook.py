@@ -23,7 +23,7 @@ class Codebook(nnx.Variable):
 class CodebookConfig:
     """What the codebooks of a quantiser learn by.
 
-    Attributes:
+    Args:
       codes: V, entries of each.
       decay: of the moving averages from batch to batch; nearer to 1 where batches are small (see `move`).
       epsilon: Laplace smoothing of the counts.
@@ -43,16 +43,16 @@ class Quantised(NamedTuple):
     """What one pass of a quantiser gives.
 
     Attributes:
-      x_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
-      codes_BRS: int32, rows of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
+      z_q_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
+      codes_BPS: int32, packets of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
       commitment: the quantiser's own loss: it draws the encoder towards the codes, and what learns by gradients in
         between towards the encoder.
       stats: arrays of length K: commitment_K, the mean squared distance that each level leaves over; perplexity_K and
         usage_K (share of live codes) of the averaged counts.
     """
 
-    x_BTD: Float[Array, "B T D"]
-    codes_BRS: Int[Array, "B R S"]
+    z_q_BTD: Float[Array, "B T D"]
+    codes_BPS: Int[Array, "B P S"]
     commitment: Float[Array, ""]
     stats: dict[str, Float[Array, "K"]]
 
@@ -169,7 +169,8 @@ def move(
     epsilon = config.epsilon * jnp.minimum(1.0, total / config.codes)  # small beside the count of any live code
     smooth = (counts + epsilon) / (total + config.codes * epsilon) * total
     floor, start = _thresholds(config, counts)
-    dead, rank = counts < floor, jnp.argsort(jnp.argsort(counts))
+    dead = counts < floor
+    rank = jnp.argsort(jnp.argsort(counts))
     drawn_V = order_N[rank % len(points_ND)]
     moved = Averages(jnp.where(dead[:, None], now.book, sums / smooth[:, None]), sums, counts)
     return reborn(moved, dead & (rank < held), points_ND[drawn_V], codes_N[drawn_V], start)

@@ -22,14 +22,14 @@ from hiermusic.tokens.hierarchy import Hierarchy
 class CodecConfig:
     """What a codec is made of; the defaults are Khala's (arXiv 2605.01790 and its release).
 
-    Attributes:
+    Args:
       sample_rate: Hz.
       channels: audio channels.
       trunk: encoder and decoder, between waveform and latent frames.
-      quantiser: between latent frames and rows of codes. A row is one frame of a residual quantiser, one window of
-        a multi-scale one.
-      windowed: encoder and decoder see one row at a time, as SAT is measured in its paper; otherwise they run over
-        all rows at once and nothing shows where two windows meet.
+      quantiser: between latent frames and packets of codes. A packet is one frame of a residual quantiser, one
+        window of a multi-scale one.
+      windowed: encoder and decoder see one packet at a time, as SAT is measured in its paper; otherwise they run over
+        all packets at once and nothing shows where two windows meet.
       noise_db: while latent frames go past the codebooks in training, white noise lies this far below them, in dB, of
         each item somewhere between the lowest and the highest; () for none. It stands for what a quantiser of few
         levels leaves over, but with an exact gradient, so that what the losses ask for most comes to lie in the widest
@@ -59,8 +59,8 @@ class CodecConfig:
         return self.trunk.hop
 
     @property
-    def row(self) -> int:
-        """Samples a row of codes."""
+    def packet(self) -> int:
+        """Samples a packet of codes."""
         return self.trunk.hop * self.quantiser.frames
 
     @property
@@ -75,15 +75,15 @@ class CodecConfig:
 
     @property
     def encoder_margin(self) -> int:
-        """Rows on either side that a row's codes may depend on."""
-        return self._rows(max(self.trunk.encoder_margin, REACH if self.mel_bands else 0))
+        """Packets on either side that a packet's codes may depend on."""
+        return self._packets(max(self.trunk.encoder_margin, REACH if self.mel_bands else 0))
 
     @property
     def decoder_margin(self) -> int:
-        """Rows on either side that a row's samples may depend on."""
-        return self._rows(self.trunk.decoder_margin)
+        """Packets on either side that a packet's samples may depend on."""
+        return self._packets(self.trunk.decoder_margin)
 
-    def _rows(self, frames: int) -> int:
+    def _packets(self, frames: int) -> int:
         return 0 if self.windowed else -(-frames // self.quantiser.frames)
 
 
@@ -106,7 +106,7 @@ class CodecOutput(NamedTuple):
     """A reconstruction, its codes, the commitment loss and per-level statistics (see `codebook.Quantised`)."""
 
     wav_BLC: Float[Array, "B L C"]
-    codes_BRS: Int[Array, "B R S"]
+    codes_BPS: Int[Array, "B P S"]
     commitment: Float[Array, ""]
     stats: dict[str, Float[Array, "K"]]
 
@@ -114,8 +114,8 @@ class CodecOutput(NamedTuple):
 class Codec(nnx.Module):
     """Encoder, quantiser and decoder.
 
-    Codes come in rows, [B, R, S]: R rows of S slots, the slots of the first level before those of the second. For a
-    residual quantiser these are frames and levels; `tokens.rows` tells rows from streams of levels.
+    Codes come in packets, [B, P, S]: P packets of S slots, the slots of the first level before those of the second. For
+    a residual quantiser these are frames and levels; `tokens.packets` tells packets from streams of levels.
     """
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
@@ -144,8 +144,8 @@ class Codec(nnx.Module):
         return self.config.hop
 
     @property
-    def row(self) -> int:
-        return self.config.row
+    def packet(self) -> int:
+        return self.config.packet
 
     @property
     def sample_rate(self) -> int:
@@ -155,15 +155,15 @@ class Codec(nnx.Module):
     def channels(self) -> int:
         return self.config.channels
 
-    def encode(self, wav_BLC: Float[Array, "B L C"], layers: int | None = None) -> Int[Array, "B R S"]:
-        """Codes of a waveform of any length, ceil(L / row) rows of the first `layers` levels (all when left out)."""
+    def encode(self, wav_BLC: Float[Array, "B L C"], layers: int | None = None) -> Int[Array, "B P S"]:
+        """Codes of a waveform of any length, ceil(L / packet) packets of the first `layers` levels (default: all)."""
         return self.quantiser.encode(self._latents(wav_BLC), layers)
 
     def decode(
-        self, codes_BRS: Int[Array, "B R S"], length: int | None = None, layers: int | None = None
+        self, codes_BPS: Int[Array, "B P S"], length: int | None = None, layers: int | None = None
     ) -> Float[Array, "B L C"]:
-        """Waveform of `length` samples (R * row when left out) from the first `layers` levels (all that are there)."""
-        return self._waveform(self.quantiser.decode(codes_BRS, layers), length)
+        """Waveform of `length` samples (default: P * packet) from the first `layers` levels (all that are there)."""
+        return self._waveform(self.quantiser.decode(codes_BPS, layers), length)
 
     def forward(
         self,
@@ -181,15 +181,15 @@ class Codec(nnx.Module):
           train: move the codebooks too (see the quantiser).
           quantise: False sends the latent frames past the codebooks, to warm the trunk up before they start.
         """
-        latents_BTD = self._latents(wav_BLC)
-        quantised = self.quantiser(latents_BTD, key=key, train=train and quantise)
+        z_e_BTD = self._latents(wav_BLC)
+        quantised = self.quantiser(z_e_BTD, key=key, train=train and quantise)
         if not quantise:
-            x_BTD = self.quantiser.bypass(latents_BTD)
+            z_q_BTD = self.quantiser.bypass(z_e_BTD)
             if train and self.config.noise_db:
-                x_BTD = with_noise(key, x_BTD, self.config.noise_db)
-            quantised = quantised._replace(x_BTD=x_BTD, commitment=jnp.zeros(()))
-        wav = self._waveform(quantised.x_BTD, wav_BLC.shape[1])
-        return CodecOutput(wav, quantised.codes_BRS, quantised.commitment, quantised.stats)
+                z_q_BTD = with_noise(key, z_q_BTD, self.config.noise_db)
+            quantised = quantised._replace(z_q_BTD=z_q_BTD, commitment=jnp.zeros(()))
+        wav = self._waveform(quantised.z_q_BTD, wav_BLC.shape[1])
+        return CodecOutput(wav, quantised.codes_BPS, quantised.commitment, quantised.stats)
 
     def _latents(self, wav_BLC: Array) -> Float[Array, "B T D"]:
         _, length, channels = wav_BLC.shape
@@ -198,19 +198,19 @@ class Codec(nnx.Module):
                 f"the codec takes at least one sample of {self.channels}-channel audio, not {length} samples of "
                 f"{channels} channels: convert the audio first"
             )
-        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.row), (0, 0)))
-        latents_BTD = self._by_window(self.encoder, wav_BLC, self.row)
+        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
+        z_e_BTD = self._by_window(self.encoder, wav_BLC, self.packet)
         if self.config.mel_bands:
-            latents_BTD += self._by_window(self.mel_branch, wav_BLC, self.row)
-        return latents_BTD
+            z_e_BTD += self._by_window(self.mel_branch, wav_BLC, self.packet)
+        return z_e_BTD
 
-    def _waveform(self, x_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
-        return self._by_window(self.decoder, x_BTD, self.row // self.hop)[:, :length]
+    def _waveform(self, z_q_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
+        return self._by_window(self.decoder, z_q_BTD, self.packet // self.hop)[:, :length]
 
     def _by_window(self, trunk: nnx.Module, x_BTD: Array, size: int) -> Float[Array, "B T D"]:
         """Half of the trunk over all steps at once, or over windows of `size` steps one by one."""
-        rows = x_BTD.reshape(-1, size, x_BTD.shape[-1]) if self.config.windowed else x_BTD
-        y = trunk(rows).astype(jnp.float32)
+        pieces = x_BTD.reshape(-1, size, x_BTD.shape[-1]) if self.config.windowed else x_BTD
+        y = trunk(pieces).astype(jnp.float32)
         return y.reshape(x_BTD.shape[0], -1, y.shape[-1])
 
 

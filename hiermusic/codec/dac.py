@@ -16,7 +16,7 @@ from hiermusic.parallel.mesh import constrain
 class DacConfig:
     """Sizes of the trunk; the defaults are Khala's (arXiv 2605.01790 and its release).
 
-    Attributes:
+    Args:
       strides: of the encoder; the decoder runs them backwards. Their product, times `fold`, is the hop.
       dilations: of the residual units in each block.
       encoder_width: channels at the waveform end of the encoder; every stride doubles them.

@@ -24,7 +24,7 @@ class DiscriminatorConfig:
     (theirs forgets the argument), and spectra are divided by the window's root energy, as in EnCodec, where SAT divides
     by sqrt(n / 2), that is by 1.155 times as much.
 
-    Attributes:
+    Args:
       sizes: FFT sizes, one sub-discriminator each, and its window.
       filters: channels of every hidden convolution.
       hop: samples between frames, as a share of the window.
@@ -51,7 +51,8 @@ class ScaleDiscriminator(nnx.Module):
 
     def __init__(self, channels: int, size: int, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
         self.size, self.hop, self.slope = size, int(size * config.hop), config.slope
-        width, kwargs = config.filters, dict(dtype=config.dtype, rngs=rngs)
+        width = config.filters
+        kwargs = dict(dtype=config.dtype, rngs=rngs)
         # channels are split over `fsdp` and over `tensor` in turn: what one convolution splits the next one sums over
         axes = (("channels", "hidden"), ("hidden", "channels"))
         self.convs = nnx.List([Conv(2 * channels, width, (3, 9), **kwargs)])

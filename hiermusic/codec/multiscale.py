@@ -35,7 +35,7 @@ _CHOICES = {
 class MultiscaleConfig(CodebookConfig):
     """What a multi-scale quantiser is made of; the defaults are SAT's (code: github.com/qiuk2/AAR).
 
-    Attributes:
+    Args:
       scales: n_k, tokens of each level in a window, coarse first; the last is the window's frames. What the codebooks
         learn by stands in `CodebookConfig`.
       latent: E, width of the codes. A linear map leads there and another back where the trunk's frames are wider or
@@ -79,12 +79,12 @@ class MultiscaleConfig(CodebookConfig):
 
     @property
     def frames(self) -> int:
-        """Latent frames in a row of codes: the window."""
+        """Latent frames in a packet of codes: the window."""
         return self.scales[-1]
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """Tokens of each level in a row."""
+        """Tokens of each level in a packet."""
         return self.scales
 
     @property
@@ -108,7 +108,7 @@ class MultiscaleConfig(CodebookConfig):
 
 
 class MultiscaleQuantiser(Codebooks):
-    """K codebooks of V codes, one a scale; a row of codes is one window, scale after scale.
+    """K codebooks of V codes, one a scale; a packet of codes is one window, scale after scale.
 
     Between the two linear maps windows are [..., T, E]: T frames of the window, E channels of the codes. A next-scale
     model builds a window up from zeros by `add` and reads the next scale's view of it by `view`.
@@ -119,7 +119,8 @@ class MultiscaleQuantiser(Codebooks):
 
     def __init__(self, width: int, config: MultiscaleConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.levels, config.latent, rngs=rngs)
-        E, count = config.latent, max(config.phis) + 1
+        E = config.latent
+        count = max(config.phis) + 1
         uniform = partial(initializers.variance_scaling, 1 / 3, "fan_in", "uniform")  # PyTorch's of both layers
         self.mapped = width != E
         if self.mapped:
@@ -131,17 +132,17 @@ class MultiscaleQuantiser(Codebooks):
         self.phi = param.weight(rngs, shape, axes, uniform(in_axis=(1, 2), out_axis=3, batch_axis=0))
         self.phi_bias = param.zeros(rngs, (count, E), (None, "latent"))
 
-    def encode(self, x_BTD: Float[Array, "B T D"], layers: int | None = None) -> Int[Array, "B R S"]:
+    def encode(self, x_BTD: Float[Array, "B T D"], layers: int | None = None) -> Int[Array, "B P S"]:
         """Codes of the first `layers` scales (all when left out); T has to be whole windows."""
-        return self._pass(x_BTD, layers).codes_BRS
+        return self._pass(x_BTD, layers).codes_BPS
 
-    def decode(self, codes_BRS: Int[Array, "B R S"], layers: int | None = None) -> Float[Array, "B T D"]:
+    def decode(self, codes_BPS: Int[Array, "B P S"], layers: int | None = None) -> Float[Array, "B T D"]:
         """Frames of the first `layers` scales; there may be fewer than codebooks, and -1 adds nothing."""
         config = self.config
-        parts = _split(codes_BRS, config.scales)[:layers]
-        total = jnp.zeros((*codes_BRS.shape[:-1], config.frames, config.latent))
-        for level, codes_BRn in enumerate(parts):
-            total = self.add(total, codes_BRn, level)
+        parts = _split(codes_BPS, config.scales)[:layers]
+        total = jnp.zeros((*codes_BPS.shape[:-1], config.frames, config.latent))
+        for level, codes_BPn in enumerate(parts):
+            total = self.add(total, codes_BPn, level)
         return self._outward(total)
 
     def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -216,7 +217,8 @@ class MultiscaleQuantiser(Codebooks):
             step = stretch(now.book[codes_NT], up_TT, kernel, bias)
             if train:
                 now = move(config, now, level_key, points_MD, jnp.where(held_M, codes_NT.reshape(-1), -1), held_M)
-            fixed, total = lax.stop_gradient(step), total + step
+            fixed = lax.stop_gradient(step)
+            total = total + step
             error = jnp.mean(jnp.square(fixed - residual))
             if config.objective == "residual":
                 loss = error + jnp.mean(jnp.square(step - lax.stop_gradient(residual)))
@@ -234,10 +236,10 @@ class MultiscaleQuantiser(Codebooks):
         gain = config.levels if config.straight_through == "per_level" else 1
         sum_NTE = lax.stop_gradient(total) + gain * (f_NTE - lax.stop_gradient(f_NTE))
         codes_SN = codes_KNT.transpose(0, 2, 1)[np.nonzero(matrices.held_KT[:layers])]
-        rows = (x_BTD.shape[0], -1)
+        batch = (x_BTD.shape[0], -1)
         return Quantised(
-            self._outward(sum_NTE.reshape(*rows, config.frames, config.latent)),
-            codes_SN.T.reshape(*rows, codes_SN.shape[0]),
+            self._outward(sum_NTE.reshape(*batch, config.frames, config.latent)),
+            codes_SN.T.reshape(*batch, codes_SN.shape[0]),
             jnp.mean(losses_K),
             {"commitment_K": error_K, "perplexity_K": perplexity_K, "usage_K": usage_K},
         )
@@ -257,8 +259,8 @@ class MultiscaleQuantiser(Codebooks):
             return x_XD
         return jnp.matmul(x_XD, self.inward[...], precision=EXACT) + self.inward_bias[...]
 
-    def _outward(self, total_BRTE: Array) -> Float[Array, "B T D"]:
-        x_BTE = total_BRTE.reshape(total_BRTE.shape[0], -1, total_BRTE.shape[-1])
+    def _outward(self, total_BPTE: Array) -> Float[Array, "B T D"]:
+        x_BTE = total_BPTE.reshape(total_BPTE.shape[0], -1, total_BPTE.shape[-1])
         if not self.mapped:
             return x_BTE
         return jnp.matmul(x_BTE, self.outward[...], precision=EXACT) + self.outward_bias[...]
@@ -302,8 +304,8 @@ def _along_time(matrix_sT: Array, x_NTE: Float[Array, "*N T E"]) -> Float[Array,
 
 
 def _split(codes_NS: Int[Array, "*N S"], scales: Sequence[int]) -> list[Int[Array, "*N n"]]:
-    """The codes of each scale in rows that hold all of them, or the first few; ValueError where a scale is cut."""
+    """The codes of each scale in packets that hold all of them, or the first few; ValueError where a scale is cut."""
     ends = np.cumsum(scales).tolist()
     if codes_NS.shape[-1] not in ends:
-        raise ValueError(f"rows of {codes_NS.shape[-1]} codes hold no whole number of the scales {tuple(scales)}")
+        raise ValueError(f"packets of {codes_NS.shape[-1]} codes hold no whole number of the scales {tuple(scales)}")
     return jnp.split(codes_NS, ends[: ends.index(codes_NS.shape[-1])], axis=-1)

@@ -21,7 +21,7 @@ class ObjectiveConfig:
     """Weights of the generator's losses; fields of `config.loss`. Khala names the terms only; the numbers are EnCodec's
     in audiocraft.
 
-    Attributes:
+    Args:
       waveform: L1 of the samples.
       stft: multi-scale STFT loss at `stft_sizes`, hop a half.
       mel: log-mel distance, off by default: as in DAC (there 15), or in EnCodec and SAT, by the fields below.
@@ -252,7 +252,9 @@ def balance(
       norms: from `initial_norms` or the call before.
       decay: of the averaged norms.
     """
-    norms, whole, combined = dict(norms), sum(weights[name] for name in gradients), 0.0
+    norms = dict(norms)
+    whole = sum(weights[name] for name in gradients)
+    combined = 0.0
     for name, gradient in gradients.items():
         norm = jnp.mean(jnp.sqrt(jnp.sum(jnp.square(gradient), axis=tuple(range(1, gradient.ndim)))))
         norms[name] = decay * norms[name] + (1 - decay) * jnp.stack([norm, jnp.ones(())])

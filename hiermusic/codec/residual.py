@@ -19,7 +19,7 @@ from hiermusic.tokens.facts import TokenFacts
 class QuantiserConfig(CodebookConfig):
     """What a residual quantiser is made of; the defaults are Khala's (release `models/Decoder/rvq.py`).
 
-    Attributes:
+    Args:
       levels: K, codebooks; what they learn by stands in `CodebookConfig`.
       dropout: layers each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
         items, uniform 1..K for the others. "low_biased": all for half of them, SpectroStream's targets for the others.
@@ -36,12 +36,12 @@ class QuantiserConfig(CodebookConfig):
 
     @property
     def frames(self) -> int:
-        """Latent frames in a row of codes."""
+        """Latent frames in a packet of codes."""
         return 1
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """Tokens of each level in a row."""
+        """Tokens of each level in a packet."""
         return (1,) * self.levels
 
     def facts(self, sample_rate: int, hop: int, width: int) -> TokenFacts:
@@ -100,7 +100,8 @@ class ResidualQuantiser(Codebooks):
             statistics are sums over the whole batch, so a sharded batch moves the codebooks as an unsharded one does.
           train: initialise on the first call, update the codebooks, apply dropout.
         """
-        config, x_BTD = self.config, x_BTD.astype(jnp.float32)
+        config = self.config
+        x_BTD = x_BTD.astype(jnp.float32)
         depth_B = jnp.full(x_BTD.shape[:1], config.levels)
         keys = jnp.arange(config.levels)  # unused when not training
         if train:

@@ -21,7 +21,7 @@ class SeanetConfig:
     An LSTM remembers without a bound, so the margins are honest for the convolutions only: audio coded in pieces
     agrees closely, but not bit for bit, with the same audio coded whole.
 
-    Attributes:
+    Args:
       strides: of the encoder; the decoder runs them backwards. Their product, times `fold`, is the hop.
       dilations: of the residual units in each block.
       width: channels at the waveform end; every stride doubles them.
@@ -102,7 +102,9 @@ class ResidualUnit(nnx.Module):
     """
 
     def __init__(self, channels: int, dilation: int, config: SeanetConfig, *, rngs: nnx.Rngs):
-        hidden, taps, options = channels // config.compress, (config.residual_kernel,), _options(config)
+        hidden = channels // config.compress
+        taps = (config.residual_kernel,)
+        options = _options(config)
         self.conv_in = Conv(
             channels, hidden, taps, dilation=(dilation,), axes=("channels", "hidden"), **options, rngs=rngs
         )
@@ -169,7 +171,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        widths, options = _widths(config)[::-1], _options(config)
+        widths = _widths(config)[::-1]
+        options = _options(config)
         self.conv_in = Conv(config.latent, widths[0], (config.kernel,), **options, rngs=rngs)
         self.lstm = _lstm(widths[0], config, rngs)
         self.blocks = nnx.List(

@@ -241,9 +241,9 @@ class AudioSource:
         return [index for index, track in enumerate(self.tracks) if track["split"] == split]
 
     def segments(self, split: str) -> np.ndarray:
-        """The segments of a split as rows (record, first record of its track)."""
-        rows = [(record, self._places[i].start) for i in self.indices(split) for record in self._places[i]]
-        return np.asarray(rows, np.int64).reshape(-1, 2)
+        """The segments of a split as pairs (record, first record of its track)."""
+        pairs = [(record, self._places[i].start) for i in self.indices(split) for record in self._places[i]]
+        return np.asarray(pairs, np.int64).reshape(-1, 2)
 
     def segment(self, index: int) -> Int16[np.ndarray, "L C"]:
         """One record, as the samples it stores."""

@@ -27,7 +27,8 @@ def rate_groups(hierarchy: Hierarchy) -> tuple[int, ...]:
 
 def pieces(hierarchy: Hierarchy, start: int, stop: int) -> list[Piece]:
     """The parts of the rate groups that levels [start, stop) fall into."""
-    found, first = [], 0
+    found = []
+    first = 0
     for group, width in enumerate(rate_groups(hierarchy)):
         low, high = max(start - first, 0), min(stop - first, width)
         if low < high:
@@ -58,7 +59,8 @@ def encode_tokens(groups: Sequence[np.ndarray], wanted: Sequence[Piece]) -> byte
 def decode_tokens(record: bytes, stored: Sequence[Piece]) -> list[np.ndarray]:
     """The pieces of a token record, uint16 [T, K] each."""
     frames = np.frombuffer(record, "<u4", len(stored))
-    parts, offset = [], 4 * len(stored)
+    parts = []
+    offset = 4 * len(stored)
     for count, piece in zip(frames.tolist(), stored, strict=True):
         width = piece.stop - piece.start
         parts.append(np.frombuffer(record, "<u2", count * width, offset).reshape(count, width))

@@ -66,13 +66,13 @@ def folder(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path |
         return file in grouped or packed or (file.parent.name == "stems" and _mix(file) in mixes)
 
     alone = [file for file in found if not is_part(file)]
-    rows = [_Listed(_name(file, root), {MIX: [file]}, file, _split(file, root)) for file in alone]
+    listed = [_Listed(_name(file, root), {MIX: [file]}, file, _split(file, root)) for file in alone]
     for song, group in groups.items():
         beside = group[MIX][0] if MIX in group else Path(f"{song}.wav")
-        rows.append(_Listed(_name(beside if MIX in group else song, root), group, beside, _split(song, root)))
-    if not rows:
+        listed.append(_Listed(_name(beside if MIX in group else song, root), group, beside, _split(song, root)))
+    if not listed:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
-    return _file_source(root.resolve().name, sorted(rows, key=lambda row: row.id), stems, memory)
+    return _file_source(root.resolve().name, sorted(listed, key=lambda one: one.id), stems, memory)
 
 
 def _is_audio(file: Path) -> bool:
@@ -128,8 +128,8 @@ def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a .csv or .jsonl manifest")
     seen: dict[str, int] = {}
-    rows = []
-    for line, raw in _manifest_rows(path):
+    listed = []
+    for line, raw in _manifest_lines(path):
         row = {str(key).strip().lower(): value for key, value in raw.items()}
         columns = {MIX: "path"} | {stem: f"{stem}_path" for stem in NAMES[1:]}
         given = {stem: str(row.get(column) or "").strip() for stem, column in columns.items()}
@@ -144,15 +144,15 @@ def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path
         seen[name] = line
         try:
             parts = {stem: [path.parent / part] for stem, part in given.items()}
-            rows.append(_Listed(name, parts, path.parent / name, fields(row)))
+            listed.append(_Listed(name, parts, path.parent / name, fields(row)))
         except UserError as problem:
             raise UserError(f"{path} line {line}: {problem}") from None
-    if not rows:
+    if not listed:
         raise UserError(f"{path} lists no files")
-    return _file_source(path.stem.removesuffix(".jsonl"), rows, stems, memory)
+    return _file_source(path.stem.removesuffix(".jsonl"), listed, stems, memory)
 
 
-def _manifest_rows(path: Path) -> Iterator[tuple[int, Mapping]]:
+def _manifest_lines(path: Path) -> Iterator[tuple[int, Mapping]]:
     opened = gzip.open if path.suffix == ".gz" else open
     kind = path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind not in ("csv", "jsonl"):
@@ -186,32 +186,33 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _file_source(name: str, rows: Sequence[_Listed], stems: Sequence[str], memory: Path | None) -> Source:
+def _file_source(name: str, listed: Sequence[_Listed], stems: Sequence[str], memory: Path | None) -> Source:
     """Tracks of files; the fingerprint covers the id, content and sidecars of what is read, and the metadata."""
-    digest, tracks = hashlib.sha256(), []
-    loaders = [_loader(row, stems) for row in rows]
+    digest = hashlib.sha256()
+    tracks = []
+    loaders = [_loader(one, stems) for one in listed]
     places = [
-        [*chain.from_iterable(load.stems.values()), *map(row.beside.with_suffix, sidecars.SUFFIXES)]
-        for row, load in zip(rows, loaders, strict=True)
+        [*chain.from_iterable(load.stems.values()), *map(one.beside.with_suffix, sidecars.SUFFIXES)]
+        for one, load in zip(listed, loaders, strict=True)
     ]
     found = iter(of_files(list(chain.from_iterable(places)), memory))
-    for row, load, own in zip(rows, loaders, places, strict=True):
+    for one, load, own in zip(listed, loaders, places, strict=True):
         held = list(islice(found, len(own)))
-        digest.update(json.dumps([row.id, held, row.meta]).encode())
-        split = row.meta.get("split")
+        digest.update(json.dumps([one.id, held, one.meta]).encode())
+        split = one.meta.get("split")
         if split is None and held[-1]:
-            split = patiently(partial(sidecars.sidecar_split, row.beside))
-        tracks.append(Track(row.id, load, split))
+            split = patiently(partial(sidecars.sidecar_split, one.beside))
+        tracks.append(Track(one.id, load, split))
     return Source(name, tracks, digest.hexdigest())
 
 
-def _loader(row: _Listed, stems: Sequence[str]) -> "_Loader":
+def _loader(one: _Listed, stems: Sequence[str]) -> "_Loader":
     """What reads of a track the stems that are wanted, or, where they do not follow from its own, says so."""
-    meta = {key: value for key, value in row.meta.items() if key != "split"}
+    meta = {key: value for key, value in one.meta.items() if key != "split"}
     try:
-        return _Loader({stem: row.stems[stem] for stem in needed(stems, row.stems)}, row.beside, meta)
+        return _Loader({stem: one.stems[stem] for stem in needed(stems, one.stems)}, one.beside, meta)
     except UserError as problem:
-        return _Loader({}, row.beside, meta, str(problem))
+        return _Loader({}, one.beside, meta, str(problem))
 
 
 @dataclass(frozen=True)

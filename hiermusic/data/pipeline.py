@@ -253,15 +253,15 @@ class _Segments:
 
     def __init__(self, source: AudioSource, split: str, crop_samples: int):
         self._source, self._crop = source, crop_samples
-        rows = source.segments(split)
+        segments = source.segments(split)
         # A fixed order that mixes the tracks, so that the first few batches of a split speak for all of it.
-        self._rows = rows[np.random.default_rng(0).permutation(len(rows))]
+        self._segments = segments[np.random.default_rng(0).permutation(len(segments))]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._segments)
 
     def __getitem__(self, index: int) -> Int16[np.ndarray, "L C"]:
-        record, first = self._rows[index]
+        record, first = self._segments[index]
         pcm_LC = self._source.segment(record)
         if len(pcm_LC) < self._crop and record > first:
             return np.concatenate([self._source.segment(record - 1), pcm_LC])[-self._crop :]

@@ -159,7 +159,8 @@ def write_shards(
         return None
     every = {shard: range(shard * count // shards, (shard + 1) * count // shards) for shard in range(shards)}
     blocks = {shard: every[shard] for shard in range(worker[0], shards, worker[1])}
-    total, hidden = sum(map(len, blocks.values())), not label or worker[0] > 0
+    total = sum(map(len, blocks.values()))
+    hidden = not label or worker[0] > 0
     paths = {prefix: shard_paths(out, prefix, shards) for prefix in prefixes}
 
     def finished(shard: int, block: range) -> list[dict] | None:

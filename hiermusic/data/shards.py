@@ -50,7 +50,8 @@ class Shards:
 
     def __getitem__(self, index: int) -> bytes:
         shard = bisect_right(self._ends, index)
-        path, first = self._paths[shard], self._ends[shard - 1] if shard else 0
+        path = self._paths[shard]
+        first = self._ends[shard - 1] if shard else 0
         try:
             (record,) = self._reader(path).read([index - first])
         except RuntimeError as error:  # its checksums differ, or the file can no longer be read

@@ -41,7 +41,9 @@ def divide(entries: Sequence[dict], valid_fraction: float) -> dict:
     recordings = defaultdict(list)
     for entry in entries:
         recordings[entry["sha256"]].append(entry)
-    valid_given, unsplit, train = False, [], []
+    valid_given = False
+    unsplit = []
+    train = []
     for copies in recordings.values():
         splits = {entry["split"] for entry in copies}
         split = next((name for name in ("test", "valid", "train") if name in splits), None)

@@ -115,21 +115,21 @@ def drum(rng: np.random.Generator, hits: list[Hit], seconds: float) -> Float[np.
     return out_CL
 
 
-def room(rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "2 R"]:
+def room(rng: np.random.Generator, seconds: float) -> Float[np.ndarray, "2 l"]:
     """The response of a room with a reverberation time of `seconds`: stereo noise that darkens and dies away."""
-    time_R = np.arange(int(seconds * RATE)) / RATE
-    noise_CR = rng.standard_normal((2, len(time_R)))
-    dark_CR = sosfilt(butter(1, 2500, fs=RATE, output="sos"), noise_CR) * 3.0
-    response_CR = (noise_CR * np.exp(-time_R / 0.03) * 0.3 + dark_CR) * np.exp(-6.9 * time_R / seconds)
-    response_CR[:, : int(0.012 * RATE)] = 0.0
-    return (response_CR / np.sqrt((response_CR**2).sum(axis=1, keepdims=True))).astype(np.float32)
+    time_l = np.arange(int(seconds * RATE)) / RATE
+    noise_Cl = rng.standard_normal((2, len(time_l)))
+    dark_Cl = sosfilt(butter(1, 2500, fs=RATE, output="sos"), noise_Cl) * 3.0
+    response_Cl = (noise_Cl * np.exp(-time_l / 0.03) * 0.3 + dark_Cl) * np.exp(-6.9 * time_l / seconds)
+    response_Cl[:, : int(0.012 * RATE)] = 0.0
+    return (response_Cl / np.sqrt((response_Cl**2).sum(axis=1, keepdims=True))).astype(np.float32)
 
 
 def reverberate(
-    wav_CL: Float[np.ndarray, "2 L"], send_L: Float[np.ndarray, "L"], room_CR: Float[np.ndarray, "2 R"]
+    wav_CL: Float[np.ndarray, "2 L"], send_L: Float[np.ndarray, "L"], room_Cl: Float[np.ndarray, "2 l"]
 ) -> Float[np.ndarray, "2 L"]:
     """Adds the room's answer to `send_L` to the sound."""
-    return wav_CL + oaconvolve(send_L[None], room_CR, axes=1)[:, : len(send_L)]
+    return wav_CL + oaconvolve(send_L[None], room_Cl, axes=1)[:, : len(send_L)]
 
 
 def _add(out_CL: np.ndarray, tone_CL: np.ndarray, at: int, gain: float) -> None:

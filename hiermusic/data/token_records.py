@@ -100,7 +100,8 @@ class TokenSource:
         self.path = Path(path)
         self.info = read_info(path, "tokens")
         with reading(self.path / "info.json", do=REMEDY):
-            whole, split_at = Hierarchy.from_json(self.info["hierarchy"]), self.info["split_at"]
+            whole = Hierarchy.from_json(self.info["hierarchy"])
+            split_at = self.info["split_at"]
             if type(split_at) is not int or not 0 < split_at <= len(whole):
                 raise ValueError("its split_at is no number of levels")
             bounds = _bounds(whole, split_at)
@@ -117,17 +118,17 @@ class TokenSource:
                 needed = {piece.group: piece for piece in pieces(whole, max(start, low), min(stop, high))}
                 records = open_shards(self.path, prefix, self.info["shards"], len(entries))
                 self._shards.append((records, stored, needed))
-        self._rows = [row for row, entry in enumerate(entries) if split in (None, entry["split"])]
-        self.tracks = [entries[row] for row in self._rows]
+        self._places = [place for place, entry in enumerate(entries) if split in (None, entry["split"])]
+        self.tracks = [entries[place] for place in self._places]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> dict:
         groups: dict[int, list[np.ndarray]] = {}
         for records, stored, needed in self._shards:
             with reading(self.path, do=REMEDY):
-                parts = decode_tokens(records[self._rows[index]], stored)
+                parts = decode_tokens(records[self._places[index]], stored)
             for piece, part in zip(stored, parts, strict=True):
                 if want := needed.get(piece.group):
                     columns = slice(want.start - piece.start, want.stop - piece.start)

@@ -104,32 +104,32 @@ def sing(rng: np.random.Generator, sung: list[Sung], seconds: float, scale: floa
     """
     length = round(seconds * RATE)
     frames = -(-length // _HOP) + _WINDOW // _HOP
-    times_F = np.arange(frames) * _HOP / RATE
-    formants_FR, voice_F, hiss_F, breath_F, band_F = _controls(sung, times_F)
-    hertz_F = _pitch(rng, sung, times_F)
-    higher_FR = np.tile((3500.0, 4500.0), (frames, 1))
-    formants_FR = np.concatenate([formants_FR, higher_FR], axis=1) * scale
+    times_T = np.arange(frames) * _HOP / RATE
+    formants_TX, voice_T, hiss_T, breath_T, band_T = _controls(sung, times_T)
+    hertz_T = _pitch(rng, sung, times_T)
+    higher_TX = np.tile((3500.0, 4500.0), (frames, 1))
+    formants_TX = np.concatenate([formants_TX, higher_TX], axis=1) * scale
     # A singer lifts the first formant above the note, or high vowels would vanish.
-    formants_FR[:, 0] = np.maximum(formants_FR[:, 0], 1.05 * hertz_F)
+    formants_TX[:, 0] = np.maximum(formants_TX[:, 0], 1.05 * hertz_T)
 
     padded = frames * _HOP + _WINDOW
-    source_L = _glottis(hertz_F, padded)
+    source_L = _glottis(hertz_T, padded)
     noise_L = rng.standard_normal(padded, dtype=np.float32)
-    active = np.flatnonzero((voice_F > 1e-3) | (hiss_F > 1e-3) | (breath_F > 1e-3))
+    active = np.flatnonzero((voice_T > 1e-3) | (hiss_T > 1e-3) | (breath_T > 1e-3))
     window_W = np.sqrt(np.hanning(_WINDOW + 1)[:-1]).astype(np.float32)
     bins_N = np.maximum(np.arange(_WINDOW // 2 + 1) * RATE / _WINDOW, 1.0).astype(np.float32)
 
     def spectra(wav_L):
-        frames_FW = np.lib.stride_tricks.sliding_window_view(wav_L, _WINDOW)[active * _HOP]
-        return scipy.fft.rfft(frames_FW * window_W, axis=1)
+        frames_TW = np.lib.stride_tricks.sliding_window_view(wav_L, _WINDOW)[active * _HOP]
+        return scipy.fft.rfft(frames_TW * window_W, axis=1)
 
     noise_AN = spectra(noise_L)
-    breathy_A = (0.02 * voice_F + 0.12 * breath_F)[active].astype(np.float32)
-    excitation_AN = spectra(source_L) * voice_F[active, None].astype(np.float32) + noise_AN * breathy_A[:, None]
-    sound_AN = excitation_AN / _damping(formants_FR[active], bins_N)
-    hissing = np.flatnonzero(hiss_F[active] > 1e-5)
-    octaves_HN = np.log2(bins_N) - np.log2(band_F[active][hissing, None]).astype(np.float32)
-    hiss_H = (0.15 * hiss_F[active][hissing]).astype(np.float32)
+    breathy_A = (0.02 * voice_T + 0.12 * breath_T)[active].astype(np.float32)
+    excitation_AN = spectra(source_L) * voice_T[active, None].astype(np.float32) + noise_AN * breathy_A[:, None]
+    sound_AN = excitation_AN / _damping(formants_TX[active], bins_N)
+    hissing = np.flatnonzero(hiss_T[active] > 1e-5)
+    octaves_HN = np.log2(bins_N) - np.log2(band_T[active][hissing, None]).astype(np.float32)
+    hiss_H = (0.15 * hiss_T[active][hissing]).astype(np.float32)
     sound_AN[hissing] += noise_AN[hissing] * (np.exp(-2.0 * octaves_HN**2) * hiss_H[:, None])
     pieces_AW = scipy.fft.irfft(sound_AN, n=_WINDOW, axis=1) * window_W
 
@@ -181,51 +181,51 @@ def _segments(sung: list[Sung]) -> list[tuple[float, Phone, float]]:
     return segments
 
 
-def _controls(sung: list[Sung], times_F: np.ndarray) -> tuple[np.ndarray, ...]:
+def _controls(sung: list[Sung], times_T: np.ndarray) -> tuple[np.ndarray, ...]:
     segments = _segments(sung)
-    index_F = np.searchsorted([start for start, _, _ in segments], times_F, side="right") - 1
-    silent_F = index_F < 0
-    index_F = np.maximum(index_F, 0)
-    gain_F = np.where(silent_F, 0.0, np.asarray([gain for _, _, gain in segments])[index_F])
+    index_T = np.searchsorted([start for start, _, _ in segments], times_T, side="right") - 1
+    silent_T = index_T < 0
+    index_T = np.maximum(index_T, 0)
+    gain_T = np.where(silent_T, 0.0, np.asarray([gain for _, _, gain in segments])[index_T])
 
     def follow(values, smooth):
-        return gaussian_filter1d(np.asarray(values, np.float64)[index_F], smooth, axis=0)
+        return gaussian_filter1d(np.asarray(values, np.float64)[index_T], smooth, axis=0)
 
     def level(name):
-        values_F = np.asarray([getattr(phone, name) for _, phone, _ in segments])[index_F] * gain_F
-        return gaussian_filter1d(values_F, 1.3)
+        values_T = np.asarray([getattr(phone, name) for _, phone, _ in segments])[index_T] * gain_T
+        return gaussian_filter1d(values_T, 1.3)
 
-    formants_FR = follow([phone.formants for _, phone, _ in segments], 3.0)  # about 17 ms: coarticulation
-    band_F = follow([phone.band for _, phone, _ in segments], 1.0)
-    return formants_FR, level("voice"), level("hiss"), level("breath"), band_F
+    formants_TX = follow([phone.formants for _, phone, _ in segments], 3.0)  # about 17 ms: coarticulation
+    band_T = follow([phone.band for _, phone, _ in segments], 1.0)
+    return formants_TX, level("voice"), level("hiss"), level("breath"), band_T
 
 
-def _pitch(rng: np.random.Generator, sung: list[Sung], times_F: np.ndarray) -> np.ndarray:
+def _pitch(rng: np.random.Generator, sung: list[Sung], times_T: np.ndarray) -> np.ndarray:
     starts = np.asarray([s.start - 0.03 for s in sung])
-    index_F = np.maximum(np.searchsorted(starts, times_F, side="right") - 1, 0)
-    pitch_F = gaussian_filter1d(np.asarray([s.pitch for s in sung], np.float64)[index_F], 4.0)  # portamento
-    since_F = np.maximum(times_F - starts[index_F], 0.0)
-    depth_F = 0.28 * np.clip((since_F - 0.2) / 0.3, 0.0, 1.0)
-    vibrato_F = depth_F * np.sin(2 * np.pi * rng.uniform(5.0, 6.0) * times_F)
-    drift_F = gaussian_filter1d(rng.standard_normal(len(times_F)), 30.0) * 0.3
-    return 440.0 * 2 ** ((pitch_F + vibrato_F + drift_F - 69) / 12)
+    index_T = np.maximum(np.searchsorted(starts, times_T, side="right") - 1, 0)
+    pitch_T = gaussian_filter1d(np.asarray([s.pitch for s in sung], np.float64)[index_T], 4.0)  # portamento
+    since_T = np.maximum(times_T - starts[index_T], 0.0)
+    depth_T = 0.28 * np.clip((since_T - 0.2) / 0.3, 0.0, 1.0)
+    vibrato_T = depth_T * np.sin(2 * np.pi * rng.uniform(5.0, 6.0) * times_T)
+    drift_T = gaussian_filter1d(rng.standard_normal(len(times_T)), 30.0) * 0.3
+    return 440.0 * 2 ** ((pitch_T + vibrato_T + drift_T - 69) / 12)
 
 
-def _glottis(hertz_F: np.ndarray, length: int) -> np.ndarray:
+def _glottis(hertz_T: np.ndarray, length: int) -> np.ndarray:
     """A band-limited pulse train: one period as a table, read at the running phase."""
-    hertz_L = np.interp(np.arange(length), np.arange(len(hertz_F)) * _HOP, hertz_F)
-    harmonics = np.arange(1, int(17000 / hertz_F.max()) + 1)
+    hertz_L = np.interp(np.arange(length), np.arange(len(hertz_T)) * _HOP, hertz_T)
+    harmonics = np.arange(1, int(17000 / hertz_T.max()) + 1)
     table = scipy.fft.irfft(np.append(0, -0.5j * 4096 / harmonics**1.1), n=4096)  # a sum of sines
     phase_L = np.cumsum(hertz_L / RATE)
     return table.astype(np.float32)[(phase_L * 4096).astype(np.int64) & 4095]
 
 
-def _damping(formants_AR: np.ndarray, bins_N: np.ndarray) -> np.ndarray:
+def _damping(formants_AX: np.ndarray, bins_N: np.ndarray) -> np.ndarray:
     """What five resonances in cascade divide a spectrum by, [frames, bins] complex; the last two stand still."""
-    widths_R = np.float32([90.0, 100.0, 150.0, 250.0, 350.0])
-    square_RA = np.square(formants_AR.T.astype(np.float32))
+    widths_X = np.float32([90.0, 100.0, 150.0, 250.0, 350.0])
+    square_XA = np.square(formants_AX.T.astype(np.float32))
     whole_AN = np.ones((1, 1), np.complex64)
-    for square_A, width in reversed(list(zip(square_RA, widths_R, strict=True))):
+    for square_A, width in reversed(list(zip(square_XA, widths_X, strict=True))):
         if (square_A == square_A[0]).all():
             square_A = square_A[:1]
         inverse_A1 = 1 / square_A[:, None]

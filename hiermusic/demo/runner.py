@@ -47,31 +47,31 @@ class Ledger:
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
     def done(self, step: Step) -> bool:
         """Whether this very command has already ended well."""
-        row = self.rows.get(step.name, {})
-        return row.get("done", False) and row["command"] == _command(step)
+        entry = self.entries.get(step.name, {})
+        return entry.get("done", False) and entry["command"] == _command(step)
 
     def run(self, step: Step) -> None:
-        """Runs a step and adds its wall time and peak memory to its row.
+        """Runs a step and adds its wall time and peak memory to its entry.
 
         Raises:
           UserError: the command failed.
         """
         begin = time.monotonic()
         status, memory = children.run(step.arguments)
-        row = self.rows.get(step.name, {"seconds": 0.0, "peak_memory_mb": 0.0})
+        entry = self.entries.get(step.name, {"seconds": 0.0, "peak_memory_mb": 0.0})
         kilo = 1024 if sys.platform != "darwin" else 1
-        self.rows[step.name] = {
+        self.entries[step.name] = {
             "command": _command(step),
-            "seconds": round(row["seconds"] + time.monotonic() - begin, 1),
-            "peak_memory_mb": round(max(row["peak_memory_mb"], memory * kilo / 2**20)),
+            "seconds": round(entry["seconds"] + time.monotonic() - begin, 1),
+            "peak_memory_mb": round(max(entry["peak_memory_mb"], memory * kilo / 2**20)),
             "done": status == 0,
         }
         with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(self.rows, indent=1) + "\n")
+            temporary.write_text(json.dumps(self.entries, indent=1) + "\n")
         if status:
             raise UserError(f"the step '{step.words}' failed; run the same command again to go on from there")
 
@@ -83,9 +83,9 @@ def _command(step: Step) -> str:
 def _write_report(demo: Demo, folder: Path, ledger: Ledger) -> Path:
     """The page: what the system shows, what each step took, commands and settings."""
     costs = [
-        {"stage": step.words, "seconds": row["seconds"], "peak_memory_mb": row["peak_memory_mb"]}
+        {"stage": step.words, "seconds": entry["seconds"], "peak_memory_mb": entry["peak_memory_mb"]}
         for step in demo.steps
-        if (row := ledger.rows[step.name])
+        if (entry := ledger.entries[step.name])
     ]
     total = sum(cost["seconds"] for cost in costs)
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
@@ -125,7 +125,8 @@ def _results(workdir: Path) -> dict[str, Any]:
 
 def _song(made: songs.Made, title: str, best: str) -> report.Section:
     """A song, the version that sounds better first, and behind it the clip that it should sound like."""
-    told, asked = made.facts, {name: value for name, value in made.facts["prompt"].items() if value}
+    told = made.facts
+    asked = {name: value for name, value in made.facts["prompt"].items() if value}
     facts = asked | {f"sampling, {name}": value for name, value in told["sampling"].items()}
     facts |= {"length asked, s": asked.get("seconds"), "length made, s": told["seconds"], "ended itself": told["ended"]}
     players = [report.Player(version, path) for version, path in made.paths.items()]

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy.fft import dct
 from scipy.special import gammaln
 
-from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, scores_of
 from hiermusic.evaluate.scores import audible, score, summarise
 
 LARGEST = 15  # this magnitude and all beyond it share one symbol
@@ -86,8 +86,9 @@ def transform_codec(wav_LC: Wave, sample_rate: int, bits_per_second: float) -> C
         wav_LC: float, [-1, 1].
         sample_rate: Hz.
         bits_per_second: upper bound; all channels together.
-    Returns: the decoded waveform (same shape) and the rate used. Only where even an empty code (tens of bits) exceeds
-        the bound, silence and its true rate.
+    Returns:
+      the decoded waveform (same shape) and the rate used. Only where even an empty code (tens of bits) exceeds
+      the bound, silence and its true rate.
     """
     seconds = len(wav_LC) / sample_rate
     hop = 2 ** round(np.log2(0.046 * sample_rate))
@@ -140,9 +141,10 @@ def evaluate_baselines(
         gate_db: clips quieter than this (RMS, dBFS) are left out.
         seed: of the bootstrap.
         progress: called with one line of words per clip.
-        each: how the clips are gone through (see `parts`).
-    Returns: JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
-        `limit` and the mean `bits_per_second` used, or `cutoff`.
+        each: how the clips are gone through (see `by_track`).
+    Returns:
+      JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
+      `limit` and the mean `bits_per_second` used, or `cutoff`.
     """
     clips = audible(clips, gate_db)
 
@@ -156,7 +158,7 @@ def evaluate_baselines(
         return {**scores, "bits_per_second": np.array([c.bits_per_second for c in coded])}
 
     measured = each("baselines", len(clips), measure)
-    rows = [summarise([row(m, k) for m in measured], seed) for k in range(len(rates) + len(cutoffs) + 1)]
+    rows = [summarise([scores_of(m, k) for m in measured], seed) for k in range(len(rates) + len(cutoffs) + 1)]
     used = np.mean([m["bits_per_second"] for m in measured], axis=0)
     transform = [
         {"limit": float(rate), "bits_per_second": float(mean), **cells}

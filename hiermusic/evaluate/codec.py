@@ -9,10 +9,10 @@ from jaxtyping import Float
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate import music
-from hiermusic.evaluate.parts import Each, Measured, columns, in_memory, row
+from hiermusic.evaluate.by_track import Each, Measured, columns, in_memory, scores_of
 from hiermusic.evaluate.scores import audible, clips_hash, protocol_hash, score, summarise
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.rows import levels_of, like
+from hiermusic.tokens.packets import levels_of, like
 
 Wave = Float[np.ndarray, "L C"]
 
@@ -21,7 +21,7 @@ Wave = Float[np.ndarray, "L C"]
 class Coder:
     """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
 
-    encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.rows`)
+    encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.packets`)
     decode: Callable[[Any, int], Wave]  # (codes, layers) -> wav_LC from the first `layers` levels
     sample_rate: int
     channels: int
@@ -43,11 +43,12 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
     """How much of each level's codebook is used, over all clips together.
 
     Args:
-        codes: one entry a clip, in a form that `tokens.rows.levels_of` takes.
+        codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
         hierarchy: of the codec.
-    Returns: per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
-        exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
-        exceed log2(tokens): with few tokens it says more about the sample than about the codec.
+    Returns:
+      per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
+      exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
+      exceed log2(tokens): with few tokens it says more about the sample than about the codec.
     """
     rows = []
     for level, (spec, *streams) in enumerate(zip(hierarchy.levels, *map(levels_of, codes), strict=True)):
@@ -96,19 +97,21 @@ def evaluate_codec(
         clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
         protocol: settings; numbers of layers beyond the codec's are dropped and all of them together always added.
         progress: called with one line of words per clip.
-        each: how the clips are gone through (see `parts`).
-    Returns: JSON-able
-        {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
-         reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
-                           si_sdr, sdr, mel, stft, silence}],
-         anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
-         music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`), harmony
-             and beats beside those of the clips}
-        Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
-        `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
-        codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
-        music.
-    Raises: UserError for clips of the wrong number of channels, or when none is audible.
+        each: how the clips are gone through (see `by_track`).
+    Returns:
+      JSON-able
+      {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
+       reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
+                         si_sdr, sdr, mel, stft, silence}],
+       anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
+       music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`), harmony
+           and beats beside those of the clips}
+      Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
+      `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
+      codes are the floor; shuffled clips (another clip's best reconstruction) show what a score gives to unrelated
+      music.
+    Raises:
+      UserError: clips of the wrong number of channels, or when none is audible.
     """
     for number, clip in enumerate(clips):
         if clip.ndim != 2 or clip.shape[1] != coder.channels:
@@ -119,13 +122,15 @@ def evaluate_codec(
 
     def measure(index: int) -> Measured:
         progress(f"measuring clip {index + 1} of {len(clips)}")
-        clip, codes = clips[index], coder.encode(clips[index])
+        clip = clips[index]
+        codes = coder.encode(clips[index])
         versions = [coder.decode(codes, layers) for layers in depths]
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
         rate = coder.sample_rate
-        heard, led = [*music.anchored(clip, rate, index).values(), *versions[:-1]], music.lead(clip, rate)
+        heard = [*music.anchored(clip, rate, index).values(), *versions[:-1]]
+        led = music.lead(clip, rate)
 
         def describe(sound_LC: Wave) -> dict[str, float]:
             return music.describe(sound_LC, rate) | music.agreement(led, music.lead(sound_LC, rate))
@@ -151,16 +156,16 @@ def evaluate_codec(
                 "bits_per_second": nominal,
                 "effective_bits_per_second": effective,
                 "efficiency": effective / nominal,
-                **summarise([row(m, version) for m in measured], protocol.seed),
+                **summarise([scores_of(m, version) for m in measured], protocol.seed),
             }
         )
-    anchors = {"random_codes": [row(m, len(depths)) for m in measured]}
+    anchors = {"random_codes": [scores_of(m, len(depths)) for m in measured]}
     if len(clips) > 1:
         whole = [m["whole"] for m in measured]
         pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(clips, whole[1:] + whole[:1], strict=True)]
         anchors["shuffled_clips"] = [score(a, b, coder.sample_rate) for a, b in pairs]
     sounds = ("the clips themselves", *music.ANCHORS, *map(layers_name, depths))
-    heard = {name: [row(m, version, "music") for m in measured] for version, name in enumerate(sounds)}
+    heard = {name: [scores_of(m, version, "music") for m in measured] for version, name in enumerate(sounds)}
     settings = {**asdict(protocol), "sample_rate": coder.sample_rate, "channels": coder.channels}
     return {
         "protocol": settings,

@@ -34,7 +34,8 @@ def asked(words: Mapping[str, Any]) -> dict[str, str | float]:
       beats a minute and length in seconds those that are said.
     """
     text = (words.get("tags") or "").lower()
-    tags, found = {tag.strip() for tag in text.split(",")}, {}
+    tags = {tag.strip() for tag in text.split(",")}
+    found = {}
     for attribute, answers in _TAGS.items():
         said = [answer for answer, names in answers.items() if tags & names]
         if len(said) == 1:
@@ -70,7 +71,8 @@ def agreement(
       heard, wanted: of each song.
       match: whether what is heard is what is wanted.
       seed: of the permutations and the bootstrap.
-    Returns: {share, permuted, gain, p}: the share that agree; the mean share of all permutations; what one gains over
+    Returns:
+      {share, permuted, gain, p}: the share that agree; the mean share of all permutations; what one gains over
       the other; the share of 1,000 random permutations that do as well. The first and third are `scores.interval`s
       over songs. Of no songs NaN, and p 1.
     """
@@ -101,7 +103,8 @@ def measure(songs: Heard, training: Heard, held_out: Heard, seed: int = 0) -> di
       training: songs of the corpus from which detectors are learnt, with what is true of them.
       held_out: others of the corpus, on which the detectors are tried.
       seed: of permutations and bootstrap.
-    Returns: of each attribute that some prompt states {songs, corpus, trusted}: two `agreement`s, of which that of the
+    Returns:
+      of each attribute that some prompt states {songs, corpus, trusted}: two `agreement`s, of which that of the
       corpus says what the detector is worth, and whether its gain there is beyond doubt. Attributes that no detector
       can be had of are left out.
     """
@@ -111,7 +114,8 @@ def measure(songs: Heard, training: Heard, held_out: Heard, seed: int = 0) -> di
             detect = fit([one for one, _ in training], [true.get(attribute) for _, true in training], attribute)
             match = eq
         else:
-            detect, match = itemgetter(attribute), {"tempo": tempo_matches, "length": length_matches}[attribute]
+            detect = itemgetter(attribute)
+            match = {"tempo": tempo_matches, "length": length_matches}[attribute]
         if detect is None:
             continue
         row = {}

@@ -80,7 +80,8 @@ def loss_curves(runs: Mapping[str, str | Path], keys: tuple[str, str] = ("loss",
     Args:
         runs: title -> the metrics.jsonl of a workdir.
         keys: names of the training and the validation figure in metrics.jsonl; records without one are passed over.
-    Raises: UserError where no training was logged.
+    Raises:
+      UserError: no training was logged.
     """
     series = {title: read_metrics(Path(path).parent) for title, path in runs.items()}
     for title, rows in series.items():

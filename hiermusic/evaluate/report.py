@@ -96,8 +96,10 @@ def write(page: Page, path: str | Path) -> Path:
     Args:
         page: what to show.
         path: of the .html file; folders are made, an older page is replaced in one step.
-    Returns: the path written.
-    Raises: UserError if a sound is missing or unreadable.
+    Returns:
+      the path written.
+    Raises:
+      UserError: a sound that is missing or unreadable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +168,8 @@ def _caption(text: str) -> str:
 
 def _player(player: Player, page: Path) -> str:
     link = quote(_beside(Path(player.path), page))
-    label, spectrum = escape(player.label), ""
+    label = escape(player.label)
+    spectrum = ""
     if player.spectrogram:
         wav_LC, sample_rate = files.read(player.path)
         image = base64.b64encode(plots.mel_png(wav_LC, sample_rate)).decode()

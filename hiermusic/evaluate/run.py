@@ -20,14 +20,14 @@ from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
+from hiermusic.evaluate.by_track import Each, on_disk
 from hiermusic.evaluate.codec import Coder, evaluate_codec, layers_name
 from hiermusic.evaluate.music import MEASURES, anchored
-from hiermusic.evaluate.parts import Each, on_disk
 from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import compare, losing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems import workdir as workdirs
-from hiermusic.tokens import rows
+from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
 
 HEARD_LAYERS = (2, 8, 16, 32)  # of a codec, besides all it has
@@ -183,7 +183,8 @@ def _heard(results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSou
         for song in made[:HEARD_SONGS]
         for version in versions
     ]
-    wav_LC, anchor_players = corpus.track(corpus.valid[0]), []
+    wav_LC = corpus.track(corpus.valid[0])
+    anchor_players = []
     for name, sound_LC in anchored(wav_LC, corpus.sample_rate).items():
         path = out / "sounds" / f"{(name or 'held-out song').replace(' ', '-')}.wav"
         files.write(path, sound_LC, corpus.sample_rate)
@@ -214,8 +215,8 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     audio_dir = _codec_data(config, workdir, data, codec.sample_rate, codec.channels)
     clips = held_out(audio_dir, seconds, tracks)
     coder = Coder(
-        encode=lambda wav_LC: rows.to_streams(encode_long(codec, wav_LC), codec.slots),
-        decode=lambda streams, layers: decode_long(codec, rows.to_rows(streams, codec.slots), layers=layers),
+        encode=lambda wav_LC: packets.to_streams(encode_long(codec, wav_LC), codec.slots),
+        decode=lambda streams, layers: decode_long(codec, packets.to_packets(streams, codec.slots), layers=layers),
         sample_rate=codec.sample_rate,
         channels=codec.channels,
         hierarchy=codec.hierarchy,
@@ -236,11 +237,12 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
     """A clip, what its first layers make of it and what all do, written as wav files to be played."""
     folder.mkdir(parents=True, exist_ok=True)
-    rate, depth = codec.sample_rate, len(codec.hierarchy)
-    codes_RS = encode_long(codec, wav_LC)
+    rate = codec.sample_rate
+    depth = len(codec.hierarchy)
+    codes_PS = encode_long(codec, wav_LC)
     sounds = {"truth": wav_LC}
     for layers in (*(n for n in HEARD_LAYERS if n < depth), depth):
-        sounds[layers_name(layers)] = decode_long(codec, codes_RS, length=len(wav_LC), layers=layers)
+        sounds[layers_name(layers)] = decode_long(codec, codes_PS, length=len(wav_LC), layers=layers)
     players = []
     for label, sound_LC in sounds.items():
         path = folder / f"{name}-{label.replace(' ', '-')}.wav"

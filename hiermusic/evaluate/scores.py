@@ -80,7 +80,8 @@ def gap(values: Sequence[float], others: Sequence[float], seed: int = 0, resampl
         values, others: one a clip; NaN is left out.
         seed: of the resampling.
         resamples: bootstrap draws, each of both groups anew.
-    Returns: {mean, low, high}; NaN where a group has no value.
+    Returns:
+      {mean, low, high}; NaN where a group has no value.
     """
     kept = [given[~np.isnan(given)] for given in (np.asarray(values, float), np.asarray(others, float))]
     if not all(group.size for group in kept):

@@ -13,9 +13,9 @@ from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.records import read_json
 from hiermusic.errors import UserError, reading
 from hiermusic.evaluate import obedience
+from hiermusic.evaluate.by_track import Each, columns, in_memory, scores_of
 from hiermusic.evaluate.detectors import hear
 from hiermusic.evaluate.music import ANCHORS, anchored, describe, table
-from hiermusic.evaluate.parts import Each, columns, in_memory, row
 from hiermusic.evaluate.scores import gap
 from hiermusic.tokens.prompt import Prompt
 
@@ -102,12 +102,13 @@ def evaluate_songs(
         corpus: what they were learnt from, with training and held-out tracks.
         tracks: held-out tracks, at most.
         progress: called with one line of words a step.
-        each: how the sounds are gone through (see `parts`).
-    Returns: JSON-able
-        {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
-         verdict, against_shuffled: {version: {measure: gap}}, obedience}
-        `best` is the version of the higher mean tonality; `obedience`, of that version, is from `obedience.measure` and
-        empty for fewer than eight songs.
+        each: how the sounds are gone through (see `by_track`).
+    Returns:
+      JSON-able
+      {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
+       verdict, against_shuffled: {version: {measure: gap}}, obedience}
+      `best` is the version of the higher mean tonality; `obedience`, of that version, is from `obedience.measure` and
+      empty for fewer than eight songs.
     """
     held_out, training = corpus.valid[:tracks], corpus.train[:TRAINING_TRACKS]
     versions = list(songs[0].paths)
@@ -129,8 +130,8 @@ def evaluate_songs(
         return columns(scores) | _numbered(0, hear(wav_LC, rate))
 
     made, known = each("song", len(songs), song), each("held-out", len(held_out), real)
-    rows = {version: [row(one, number) for one in made] for number, version in enumerate(versions)}
-    rows |= {name: [row(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
+    rows = {version: [scores_of(one, number) for one in made] for number, version in enumerate(versions)}
+    rows |= {name: [scores_of(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
     spans = {version: [music.spans(*files.read(song.paths[version])) for song in songs] for version in versions}
     spans[CORPUS] = [music.spans(cut(index), corpus.sample_rate) for index in held_out]
     judged = len(songs) >= obedience.FEWEST_SONGS

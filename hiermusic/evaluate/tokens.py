@@ -27,7 +27,8 @@ def unigram(trained_KV: Int[np.ndarray, "K V"], counts_NKV: Int[np.ndarray, "*N 
     Args:
         trained_KV: how often each code stands in the training tracks.
         counts_NKV: how often each is to be predicted, which is all that the cross-entropy depends on.
-    Returns: nats of all tokens of each level.
+    Returns:
+      nats of all tokens of each level.
     """
     smoothed_KV = np.asarray(trained_KV) + 1.0
     log_p_KV = np.log(smoothed_KV / smoothed_KV.sum(axis=1, keepdims=True))
@@ -56,10 +57,11 @@ def compare(
         counts_NKV: how often each code was one of these tokens; a level without any is not predicted.
         trained_KV: how often each code stands in the training tracks.
         hierarchy: of all of them.
-    Returns: [{level, rate, model, unigram, uniform, saved, difference}], cross-entropies in bits a token, `saved` the
-        share of the unigram's bits the model does without, `difference` what the model spends less what the unigram
-        does: {mean, low, high, count}, with a 95 % bootstrap interval over the `count` tracks. Last a row of level
-        "all" in bits per second of audio over the levels the model predicts.
+    Returns:
+      [{level, rate, model, unigram, uniform, saved, difference}], cross-entropies in bits a token, `saved` the
+      share of the unigram's bits the model does without, `difference` what the model spends less what the unigram
+      does: {mean, low, high, count}, with a 95 % bootstrap interval over the `count` tracks. Last a row of level
+      "all" in bits per second of audio over the levels the model predicts.
     """
     if not sums_NK.shape[1] == counts_NKV.shape[1] == len(trained_KV) == len(hierarchy):
         raise UserError(
@@ -99,11 +101,11 @@ def _intervals(
     """95 % bootstrap percentile intervals over tracks of what a token of each level costs more, and of all a second."""
     tracks = len(more_NK)
     draws = np.random.default_rng(0).integers(tracks, size=(resamples, tracks))
-    times_RN = np.stack([np.bincount(draw, minlength=tracks) for draw in draws])
-    tokens_RK = times_RN @ tokens_NK
-    each_RK = np.where(tokens_RK > 0, times_RN @ more_NK / np.maximum(tokens_RK, 1), np.nan)
+    times_XN = np.stack([np.bincount(draw, minlength=tracks) for draw in draws])
+    tokens_XK = times_XN @ tokens_NK
+    each_XK = np.where(tokens_XK > 0, times_XN @ more_NK / np.maximum(tokens_XK, 1), np.nan)
     seen = tokens_NK.sum(0) > 0
     low_K, high_K = np.full((2, len(rate_K)), np.nan)
-    low_K[seen], high_K[seen] = np.nanpercentile(each_RK[:, seen], [2.5, 97.5], axis=0)
-    whole = np.nanpercentile((rate_K * each_RK)[:, seen].sum(1), [2.5, 97.5])
+    low_K[seen], high_K[seen] = np.nanpercentile(each_XK[:, seen], [2.5, 97.5], axis=0)
+    whole = np.nanpercentile((rate_K * each_XK)[:, seen].sum(1), [2.5, 97.5])
     return [(float(low), float(high)) for low, high in [*zip(low_K, high_K, strict=True), whole]]

@@ -1,7 +1,7 @@
 """Step-by-step decoding of any causal layout (flatten, delay, parallel, level-major) with a cache.
 
 A request stands in slots `[prompt without its last id | layout positions]`, prompts padded on the left so that the
-layout's position s is slot P + s of every sample; as in training rows, the first layout position carries the prompt's
+layout's position s is slot p + s of every sample; as in training rows, the first layout position carries the prompt's
 last id. Keys depend on the sample's seed, the position and the level only, so a sample draws the same tokens in any
 batch, bucket or chunk.
 """
@@ -58,7 +58,7 @@ class _Fixed(NamedTuple):
     """What no step changes; R is B, or 2 B with the unconditional half behind."""
 
     start_R: Int[Array, "R"]
-    valid_RC: Bool[Array, "R C"]
+    valid_RS: Bool[Array, "R S"]
     first_slot: Int[Array, ""]
     shift_R: Int[Array, "R"]
     keys_B: Key[Array, "B"]
@@ -90,7 +90,7 @@ class _Work(NamedTuple):
     plan: _Plan
     codes_BKT: Int32[np.ndarray, "B K T"]
     length_B: Int32[np.ndarray, "B"]
-    prompt_RP: Int32[np.ndarray, "R P"]
+    prompt_Rp: Int32[np.ndarray, "R p"]
     cond_RU: Float[np.ndarray, "R U"] | None
     first: int
     fixed: _Fixed
@@ -162,9 +162,11 @@ def generate(
     graphdef, weights = nnx.split(model.unstack())
     state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
     condition = _condition(graphdef, weights, work.cond_RU)
-    prompt_RP, first, last = work.prompt_RP, work.first, max(layout.positions for layout in layouts)
-    if prompt_RP.shape[1] + first:
-        state = _prefill(graphdef, weights, state, fixed, condition, prompt_RP, work.plan.reads_BSK[:, :first])
+    prompt_Rp = work.prompt_Rp
+    first = work.first
+    last = max(layout.positions for layout in layouts)
+    if prompt_Rp.shape[1] + first:
+        state = _prefill(graphdef, weights, state, fixed, condition, prompt_Rp, work.plan.reads_BSK[:, :first])
 
     for s in range(first, last, CHUNK):
         state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=static)
@@ -223,13 +225,13 @@ def _lay_out(
     codes_BKT = _known(layouts, given)
     rows = unconditional(prompts, prompts if unprompted is None and uncond is not None else unprompted, guidance)
     heads = [row[:-1] for row in rows]
-    P = bucket(max(len(head) for head in heads))
-    slots = bucket(P + plan.reads_BSK.shape[1])
-    pad_R = np.array([P - len(head) for head in heads])
+    p = bucket(max(len(head) for head in heads))
+    slots = bucket(p + plan.reads_BSK.shape[1])
+    pad_R = np.array([p - len(head) for head in heads])
     fixed = _Fixed(
         start_R=np.array([row[-1] if len(row) else -1 for row in rows], np.int32),
-        valid_RC=np.arange(slots) >= pad_R[:, None],
-        first_slot=np.int32(P),
+        valid_RS=np.arange(slots) >= pad_R[:, None],
+        first_slot=np.int32(p),
         shift_R=-pad_R.astype(np.int32),
         keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
         size_K=np.asarray(sizes, np.int32),
@@ -241,7 +243,7 @@ def _lay_out(
         plan,
         codes_BKT,
         length_B=np.array([max(layout.lengths) for layout in layouts], np.int32),
-        prompt_RP=padded(heads, P, left=True),
+        prompt_Rp=padded(heads, p, left=True),
         cond_RU=_conditions(cond, uncond, len(rows)),
         first=_first_unknown(plan.predicts_BSK, codes_BKT) // CHUNK * CHUNK,
         fixed=fixed,
@@ -251,7 +253,7 @@ def _lay_out(
 
 def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None) -> _State:
     """The state before the first step."""
-    cache = model.trunk.init_cache(*work.fixed.valid_RC.shape, cache_dtype)
+    cache = model.trunk.init_cache(*work.fixed.valid_RS.shape, cache_dtype)
     return _State(cache, jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
 
 
@@ -342,22 +344,22 @@ def _condition(graphdef, weights, cond_RU) -> _Condition:
 
 
 @partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
-def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_RP, reads_BsK) -> _State:
+def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_Rp, reads_BsK) -> _State:
     """Prompts and the positions whose tokens are all given, at once."""
     model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
-    R, P = text_RP.shape
+    R, p = text_Rp.shape
     s, K = reads_BsK.shape[1:]
     first_Rs = jnp.where(jnp.arange(s) == 0, fixed.start_R[:, None], -1)
-    reads_RSK = jnp.concatenate([jnp.full((R, P, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, R)], axis=1)
-    x_RSD = model.embed(jnp.concatenate([text_RP, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
-    positions_RS = jnp.maximum(jnp.arange(P + s) + fixed.shift_R[:, None], 0)
+    reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, R)], axis=1)
+    x_RSD = model.embed(jnp.concatenate([text_Rp, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
+    positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
     _, cache = model.trunk.extend(
         x_RSD,
         state.cache,
         0,
         positions_Bs=positions_RS,
         visibility=Visibility.causal(),
-        valid_BS=fixed.valid_RC,
+        valid_BS=fixed.valid_RS,
         adapted=condition.adapted,
     )
     return state._replace(cache=cache)
@@ -382,7 +384,7 @@ def _decode(
             slot,
             positions_Bs=(slot + fixed.shift_R)[:, None],
             visibility=Visibility.causal(),
-            valid_BS=fixed.valid_RC,
+            valid_BS=fixed.valid_RS,
             adapted=condition.adapted,
         )
         state = state._replace(cache=cache)

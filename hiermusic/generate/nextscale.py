@@ -6,7 +6,7 @@ unrolled in one program, with every offset into the cache known to the compiler.
 another, each with the last latents of the one before as its context. Keys depend on the sample's seed, the window, the
 level and the position only, so a sample draws the same tokens in any batch.
 
-Letters: C frames of context, E width of a latent, U of a condition, n tokens of a level, S slots or tokens of a window.
+Letters: c frames of context, E width of a latent, U of a condition, n tokens of a level, S slots or tokens of a window.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def generate(
     seeds: Sequence[int],
     windows: int = 1,
     context: int = 0,
-    before_BCE: Float[np.ndarray, "B C E"] | None = None,
+    before_BcE: Float[np.ndarray, "B c E"] | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -62,8 +62,8 @@ def generate(
       cond_BU: a condition for all windows of each sample.
       seeds: B integers.
       windows: W.
-      context: C, frames of the window before that a window sees, as in training.
-      before_BCE: those latents for the first window; zeros when left out.
+      context: c, frames of the window before that a window sees, as in training.
+      before_BcE: those latents for the first window; zeros when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
       guidance: scale of classifier-free guidance of the last level, to which it grows linearly from 1 at the first;
         1 = none.
@@ -75,12 +75,12 @@ def generate(
       UserError: guidance without an unconditional condition, a condition of another width than the model's.
       ValueError: lists of unequal length, a context of another length or longer than a window.
     """
-    request, context_BCE, static = _lay_out(
+    request, context_BcE, static = _lay_out(
         quantiser,
         cond_BU,
         seeds=seeds,
         context=context,
-        before_BCE=before_BCE,
+        before_BcE=before_BcE,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -90,9 +90,9 @@ def generate(
     graphdef, weights = nnx.split((model.unstack(), quantiser))
     drawn = []
     for window in range(windows):
-        codes_BS, context_BCE = _window(graphdef, weights, request, context_BCE, np.int32(window), **static)
+        codes_BS, context_BcE = _window(graphdef, weights, request, context_BcE, np.int32(window), **static)
         drawn.append(np.asarray(codes_BS))
-        context_BCE = np.asarray(context_BCE)  # from the host like the first, or a mesh would compile once more
+        context_BcE = np.asarray(context_BcE)  # from the host like the first, or a mesh would compile once more
         if progress is not None:
             progress(window + 1, windows)
     return np.stack(drawn, axis=1)
@@ -107,8 +107,8 @@ def program(
       model: unstacked; it and the quantiser may be abstract (`nnx.eval_shape`).
       cond_BU, how: as in `generate`.
     """
-    request, context_BCE, static = _lay_out(quantiser, cond_BU, **how)
-    return partial(_window, **static), (*nnx.split((model, quantiser)), request, context_BCE, np.int32(0))
+    request, context_BcE, static = _lay_out(quantiser, cond_BU, **how)
+    return partial(_window, **static), (*nnx.split((model, quantiser)), request, context_BcE, np.int32(0))
 
 
 def _lay_out(
@@ -117,20 +117,21 @@ def _lay_out(
     *,
     seeds,
     context=0,
-    before_BCE=None,
+    before_BcE=None,
     temperature=1.0,
     top_k=0,
     top_p=1.0,
     guidance=1.0,
     uncond_U=None,
-) -> tuple[_Request, Float[np.ndarray, "B C E"], dict]:
+) -> tuple[_Request, Float[np.ndarray, "B c E"], dict]:
     """Checks what `generate` was given and lays it out: the request, the first context, what is static."""
-    cond_RU, sizes = np.asarray(cond_BU, np.float32), quantiser.config
+    cond_RU = np.asarray(cond_BU, np.float32)
+    sizes = quantiser.config
     shape = (len(cond_BU), context, sizes.latent)
-    context_BCE = np.zeros(shape, np.float32) if before_BCE is None else np.asarray(before_BCE, np.float32)
+    context_BcE = np.zeros(shape, np.float32) if before_BcE is None else np.asarray(before_BcE, np.float32)
     check_batch(cond_BU, seeds=seeds)
-    if context > sizes.frames or context_BCE.shape != shape:
-        raise ValueError(f"latents {context_BCE.shape} are no context of {context} frames of {sizes.frames}: {shape}")
+    if context > sizes.frames or context_BcE.shape != shape:
+        raise ValueError(f"latents {context_BcE.shape} are no context of {context} frames of {sizes.frames}: {shape}")
     if guidance != 1.0:
         if uncond_U is None:
             raise UserError(f"guidance {guidance} needs a condition to move away from: give one or set guidance to 1")
@@ -141,25 +142,27 @@ def _lay_out(
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
     )
-    return request, context_BCE, {"top_k": top_k, "top_p": top_p}
+    return request, context_BcE, {"top_k": top_k, "top_p": top_p}
 
 
 @partial(jax.jit, static_argnames=("graphdef", "top_k", "top_p"))
 def _window(
-    graphdef, weights, request: _Request, context_BCE, window, *, top_k: int, top_p: float
-) -> tuple[Int[Array, "B S"], Float[Array, "B C E"]]:
+    graphdef, weights, request: _Request, context_BcE, window, *, top_k: int, top_p: float
+) -> tuple[Int[Array, "B S"], Float[Array, "B c E"]]:
     """One window's codes, and the context of the next."""
     model, quantiser = nnx.merge(graphdef, weights)
-    (B, C, E), R = context_BCE.shape, request.cond_RU.shape[0]
+    (B, c, E), R = context_BcE.shape, request.cond_RU.shape[0]
     slots, K = quantiser.config.slots, len(quantiser.config.slots)
-    text_S, levels_S, _ = pattern.next_scale(slots, C)
+    text_S, levels_S, _ = pattern.next_scale(slots, c)
     cond_RD = model.condition(request.cond_RU)
-    adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, C + sum(slots)))
+    adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, c + sum(slots)))
     keys_B = fold_keys(request.keys_B, window)
-    total_BTE, codes, start = jnp.zeros((B, quantiser.config.frames, E), jnp.float32), [], 0
+    total_BTE = jnp.zeros((B, quantiser.config.frames, E), jnp.float32)
+    codes = []
+    start = 0
     for level, n in enumerate(slots):
         if level == 0:  # its pass takes the context along
-            inputs_BsE, visibility = jnp.pad(context_BCE, ((0, 0), (0, n), (0, 0))), Visibility.block_causal((C, n))
+            inputs_BsE, visibility = jnp.pad(context_BcE, ((0, 0), (0, n), (0, 0))), Visibility.block_causal((c, n))
         else:  # all that is cached is seen, so there is no mask
             inputs_BsE, visibility = quantiser.view(total_BTE, level), Visibility.full()
         stop = start + inputs_BsE.shape[1]
@@ -185,7 +188,7 @@ def _window(
         )
         total_BTE = quantiser.add(total_BTE, codes_Bn, level)
         codes.append(codes_Bn)
-    return jnp.concatenate(codes, axis=1), total_BTE[:, quantiser.config.frames - C :]
+    return jnp.concatenate(codes, axis=1), total_BTE[:, quantiser.config.frames - c :]
 
 
 def _draw(logits_BnV, keys_B, **how) -> Int[Array, "B n"]:

@@ -121,12 +121,13 @@ class Conv(nnx.Module):
         self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1))))
         self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
-    def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *R O"]:
+    def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *T O"]:
         v, g = self.weight_v[...], self.weight_g[...]
         x, w = x.astype(self.dtype), _weight_norm(v, g, v.ndim - 1).astype(self.dtype)
         stride, padding = self.stride, self.padding
         if self.reflect:
-            x, padding = _reflect(x, *padding[0]), ((0, 0),)
+            x = _reflect(x, *padding[0])
+            padding = ((0, 0),)
         if stride[-1] > 1:
             x, w = _fold_stride(x, w, stride[-1], padding[-1])
             stride, padding = (*stride[:-1], 1), (*padding[:-1], (0, 0))

@@ -1,6 +1,6 @@
 """A transformer over text ids, codes of a hierarchy and continuous inputs: their sums in, softmaxes over codes out.
 
-Letters: B batch, S positions, K levels, D width, V codes of a level, R text ids, E width of an input, U of a condition.
+Letters: B batch, S positions, K levels, D width, V codes of a level, Z text ids, E width of an input, U of a condition.
 """
 
 import math
@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.param import weight, zeros
-from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.parallel.mesh import AXES, Rules, gathered
 from hiermusic.tokens.visibility import Visibility
 
@@ -97,10 +98,10 @@ class TokenLM(nnx.Module):
 
     def __init__(self, config: TokenLMConfig, *, rngs: nnx.Rngs):
         c = self.config = config
-        D, K, V, R = c.transformer.width, c.levels, c.codes, c.text_size
+        D, K, V, Z = c.transformer.width, c.levels, c.codes, c.text_size
         std, share = c.transformer.init_std, c.transformer.width_share
         init, head_init = initializers.normal(std), initializers.normal(std * c.head_init)
-        self.text_embed = weight(rngs, (R, D), ("vocab", "embed"), init, decay=R > 1) if R else None
+        self.text_embed = weight(rngs, (Z, D), ("vocab", "embed"), init, decay=Z > 1) if Z else None
         self.code_embed = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init) if c.reads else None
         self.input_proj = weight(rngs, (c.inputs, D), (None, "embed"), init) if c.inputs else None
         self.input_bias = zeros(rngs, (D,), ("embed",)) if c.inputs else None
@@ -110,7 +111,7 @@ class TokenLM(nnx.Module):
             self.cond_in = weight(rngs, (c.cond, D), (None, "embed"), init)
             self.cond_out = weight(rngs, (D, D), ("embed", None), hidden, share)
         self.trunk = Transformer(c.transformer, rngs=rngs)
-        self.text_head = weight(rngs, (R, D), ("vocab", "embed"), head_init) if c.predicts_text else None
+        self.text_head = weight(rngs, (Z, D), ("vocab", "embed"), head_init) if c.predicts_text else None
         if c.head == "shared":
             self.code_head = weight(rngs, (V, D), ("codes", "embed"), head_init)
         else:
@@ -327,10 +328,10 @@ class TokenLM(nnx.Module):
             best_Bs = logits_BsKV.max(axis=(-2, -1))
             picked_end_Bs = jnp.zeros(ends_Bs.shape)
             if self.text_head is not None:
-                logits_BsR = self._logits(x_BsD, self.text_head[...])
-                normaliser_Bs = jnp.logaddexp(normaliser_Bs, jax.nn.logsumexp(logits_BsR, axis=-1))
-                picked_end_Bs = _pick(logits_BsR, ends_Bs)
-                best_Bs = jnp.maximum(best_Bs, logits_BsR.max(axis=-1))
+                logits_BsZ = self._logits(x_BsD, self.text_head[...])
+                normaliser_Bs = jnp.logaddexp(normaliser_Bs, jax.nn.logsumexp(logits_BsZ, axis=-1))
+                picked_end_Bs = _pick(logits_BsZ, ends_Bs)
+                best_Bs = jnp.maximum(best_Bs, logits_BsZ.max(axis=-1))
             return None, (
                 _per_level(normaliser_Bs[..., None] - picked_BsK, normaliser_Bs - picked_end_Bs, targets_BsK, ends_Bs),
                 _per_level(jnp.square(normaliser_Bs)[..., None], jnp.square(normaliser_Bs), targets_BsK, ends_Bs),
@@ -359,10 +360,10 @@ def _text_rows(table: nnx.Param, ids_BS: Array) -> Float[Array, "B S D"]:
 
     Every device looks its columns up for all rows of its `fsdp` group, and these exchange columns for rows.
     """
-    (R, D), (B, S), mesh = table.shape, ids_BS.shape, jax.sharding.get_abstract_mesh()
+    (Z, D), (B, S), mesh = table.shape, ids_BS.shape, jax.sharding.get_abstract_mesh()
     sizes = mesh.shape if set(AXES) <= set(mesh.axis_names) else dict.fromkeys(AXES, 1)
     groups = sizes["data"] * sizes["fsdp"]
-    if sizes["fsdp"] == 1 or R % sizes["tensor"] or D % sizes["fsdp"] or B % groups or S % sizes["context"]:
+    if sizes["fsdp"] == 1 or Z % sizes["tensor"] or D % sizes["fsdp"] or B % groups or S % sizes["context"]:
         return _rows(_whole(table), ids_BS)
 
     def local(table_rd, ids_bs):
@@ -376,9 +377,9 @@ def _text_rows(table: nnx.Param, ids_BS: Array) -> Float[Array, "B S D"]:
     return jax.shard_map(local, **split, check_vma=False)(table[...], ids_BS)
 
 
-def _rows(table_RD: Array, ids_BS: Array) -> Float[Array, "B S D"]:
+def _rows(table_ZD: Array, ids_BS: Array) -> Float[Array, "B S D"]:
     """Rows of a table in float32, zeros where the id is negative."""
-    return jnp.where(ids_BS[..., None] >= 0, table_RD[jnp.maximum(ids_BS, 0)].astype(jnp.float32), 0)
+    return jnp.where(ids_BS[..., None] >= 0, table_ZD[jnp.maximum(ids_BS, 0)].astype(jnp.float32), 0)
 
 
 def _pick(logits: Float[Array, "*p V"], ids: Int[Array, "*p"]) -> Float[Array, "*p"]:

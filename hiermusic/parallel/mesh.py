@@ -120,7 +120,8 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = Rules()) -> Any:
     def place(path, leaf):
         if not isinstance(leaf, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
-        axes, shape = leaf.get_metadata().get("axes"), jax.tree.leaves(leaf)[0].shape
+        axes = leaf.get_metadata().get("axes")
+        shape = jax.tree.leaves(leaf)[0].shape
         if axes is None or len(axes) != len(shape):
             return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), leaf)
         entries = list(rules.spec(axes))

@@ -117,7 +117,8 @@ def transfer_seconds(transfer: Transfer, mesh: Mesh, chip: Chip) -> tuple[float,
         return 0.0, 0.0
     line = _line(mesh, transfer.axis)
     slices = len({_slice(device) for device in line})
-    inner, times = size // slices, 2 if transfer.kind == "all-reduce" else 1
+    inner = size // slices
+    times = 2 if transfer.kind == "all-reduce" else 1
     ici = dcn = 0.0
     if transfer.kind == "all-to-all":
         share = inner / 4 if chip.ici_axes else (inner - 1) / inner

@@ -112,7 +112,8 @@ def total_bytes(shapes: Shapes) -> int:
 
 
 def _groups(shapes: Shapes, limit: int) -> list[list[str]]:
-    groups, room = [], 0
+    groups = []
+    room = 0
     for name, shape in shapes.items():
         size = total_bytes({name: shape})
         if not groups or size > room:

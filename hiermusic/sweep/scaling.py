@@ -35,13 +35,14 @@ class Fit:
     residuals: list[float]
     left_out: float | None
 
-    def __call__(self, compute: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+    def __call__(self, compute: Float[np.ndarray, "X"]) -> Float[np.ndarray, "X"]:
         return self.floor + self.scale * np.asarray(compute, np.float64) ** -self.exponent
 
 
 def frontier(compute: Sequence[float], loss: Sequence[float]) -> list[int]:
     """Indices of the runs that none of at most their compute beats, by rising compute."""
-    best, kept = np.inf, []
+    best = np.inf
+    kept = []
     for index in sorted(range(len(loss)), key=lambda i: (compute[i], loss[i])):
         if loss[index] < best:
             best = loss[index]

@@ -1,7 +1,8 @@
 """What generation runs, as programs to compile for a mesh that is not there."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,49 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from hiermusic.codec import chunked
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.parallel.aot import Job
 from hiermusic.parallel.counting import forward_flops, product_bytes
 from hiermusic.parallel.mesh import Rules, batch_sharding, make_mesh, shardings
 from hiermusic.parallel.roofline import Load, activation_transfers, weight_transfers
 from hiermusic.systems import workdir
-from hiermusic.systems.parts import Generation
+
+
+class Generation(NamedTuple):
+    """The program that generating with a stage's model spends its time in; see `generation`.
+
+    Attributes:
+      name: what it does.
+      function: a jitted function; its first argument is static, the second holds the weights.
+      arguments: of it, in shapes.
+      static: keyword arguments.
+      positions: that go through the model in one row.
+      tokens, seconds: that it makes, of all rows.
+      trunk: of a token model.
+    """
+
+    name: str
+    function: Callable
+    arguments: tuple
+    static: dict[str, Any]
+    positions: int
+    tokens: float
+    seconds: float
+    trunk: TransformerConfig | None = None
+
+
+def decoding(codec: CodecConfig, rows: int) -> Generation:
+    """The decoding of one piece of a song on every device of the batch, in shapes."""
+    pieces = int(chunked.DECODED_SECONDS * codec.sample_rate / codec.packet)
+    graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
+    codes = jax.ShapeDtypeStruct((rows, pieces, sum(codec.quantiser.slots)), jnp.int32)
+    seconds = rows * pieces * codec.packet / codec.sample_rate
+    tokens = rows * pieces * sum(codec.quantiser.slots)
+    positions = pieces * codec.quantiser.frames
+    arguments = (graphdef, weights, codes)
+    return Generation("generate: decode a piece", chunked.decode, arguments, {}, positions, tokens, seconds)
 
 
 def generation(config: ConfigDict, mesh: Mesh) -> list[Job]:
@@ -29,7 +67,8 @@ def generation(config: ConfigDict, mesh: Mesh) -> list[Job]:
       config: of any stage; `train.batch_size` songs are made at once.
       mesh: of devices that need not be there.
     """
-    rows, shares = config.train.batch_size, mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.train.batch_size
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.stage == "codec":
         rows = shares
     system = workdir.system(config)

@@ -30,10 +30,10 @@ SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
 @dataclass(frozen=True)
 class Song:
-    """A song as rows of codes, whether it ended itself, what decodes it, the codes of its other versions by their
+    """A song as packets of codes, whether it ended itself, what decodes it, the codes of its other versions by their
     names, and, where they are told, at which sample it ends and at which it begins."""
 
-    codes_RS: np.ndarray
+    codes_PS: np.ndarray
     ended: bool
     codec: Codec
     versions: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -114,14 +114,16 @@ def _stands(out: Path, fact: dict, versions: Sequence[str]) -> bool:
 
 def _write(out: Path, fact: dict, song: Song, versions: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    path, rate = out / f"{fact['name']}.wav", song.codec.sample_rate
-    wav_LC = decode_long(song.codec, song.codes_RS, length=song.length)[song.skip :]
-    made, asked = len(wav_LC) / rate, fact["prompt"]["seconds"]
+    path = out / f"{fact['name']}.wav"
+    rate = song.codec.sample_rate
+    wav_LC = decode_long(song.codec, song.codes_PS, length=song.length)[song.skip :]
+    made = len(wav_LC) / rate
+    asked = fact["prompt"]["seconds"]
     whole = fact | {"wav": str(path), "seconds": round(made, 3), "ended": song.ended}
     if versions:
         sounds = {name: (path.with_suffix(f".{name}.wav"), song.versions[name]) for name in versions}
         whole["versions"] = {
-            name: _sound(place, decode_long(song.codec, codes_RS), rate) for name, (place, codes_RS) in sounds.items()
+            name: _sound(place, decode_long(song.codec, codes_PS), rate) for name, (place, codes_PS) in sounds.items()
         }
     whole |= _sound(path, wav_LC, rate)
     if made < SHORT * asked:

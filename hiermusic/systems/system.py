@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from hiermusic.systems.demos import Demo
-    from hiermusic.systems.parts import Generation
+    from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
 
 
@@ -42,6 +42,7 @@ SAMPLING = (
     Flag("top_p", "its top-p; default: its workdir's", "sampling", float, 0.01, 1.0),
     Flag("guidance", "guidance scale, 1 = none; default: the workdir's", "sampling", float, 0.0),
 )
+USE_OF_A_CODEC = "hiermusic encode --codec=FOLDER in.wav codes.npz\nhiermusic decode --codec=FOLDER codes.npz out.wav"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class System:
       make_model: configuration -> the constructor of what its stage trains.
       stage: configuration -> its training stage, the data still to be opened.
       inspect: configuration -> parameters by component, rates, sequence length, from abstract shapes alone.
-      cross_entropy: (configuration of a token model, its weights, token records, at most so many tracks, `parts.Each`,
-        what is called after every step) -> teacher-forced, of each held-out track, nats of all predicted tokens of each
-        level [N, K] and how often each code was one of them [N, K, V]; and how often it stands in the training tracks
-        [K, V].
+      cross_entropy: (configuration of a token model, its weights, token records, at most so many tracks,
+        `by_track.Each`, what is called after every step) -> teacher-forced, of each held-out track, nats of all
+        predicted tokens of each level [N, K] and how often each code was one of them [N, K, V]; and how often it
+        stands in the training tracks [K, V].
       program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
       generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
         mesh=axis -> devices, and by its name each of `flags` of "model" or "else" that was given) -> songs as JSON

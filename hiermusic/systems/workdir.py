@@ -173,15 +173,15 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
     """
     from hiermusic.codec.chunked import encode_long
     from hiermusic.data import records, streams, tokenise
-    from hiermusic.tokens import rows
+    from hiermusic.tokens import packets
 
     made_by = {name: _codec_of(text) for name, text in codecs.items()}
     audio_dir = _audio_for(made_by, data, Path(out) / "audio")
     for name, (workdir, step) in made_by.items():
         codec = load_codec(workdir, step)
 
-        def encode(wav_LC: np.ndarray, codec: Codec = codec) -> rows.Streams:
-            return rows.to_streams(encode_long(codec, wav_LC), codec.slots)
+        def encode(wav_LC: np.ndarray, codec: Codec = codec) -> packets.Streams:
+            return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
 
         tokenise.tokenise(
             encode,
@@ -253,7 +253,7 @@ def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -
 
 
 def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
-    """Codes [S, R] of an audio file (see `tokens.rows`), written as .npz with what decoding needs."""
+    """Codes [S, P] of an audio file (see `tokens.packets`), written as .npz with what decoding needs."""
     from hiermusic.audio import files
     from hiermusic.codec.chunked import encode_long
 
@@ -264,14 +264,14 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     if codec.channels == 1 and (odd := files.oddity(wav_LC)):
         warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
-    codes_RS = encode_long(codec, wav_LC, layers=layers)
+    codes_PS = encode_long(codec, wav_LC, layers=layers)
     whole = io.BytesIO()
-    np.savez(whole, codes=codes_RS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
+    np.savez(whole, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(whole.getbuffer())
-    return {"out": target, "codes": list(codes_RS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
+    return {"out": target, "codes": list(codes_PS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 
 def decode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
@@ -285,17 +285,17 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
         raise UserError(f"no codes at {source}")
     stored = read_npz(source, "a codes file", "give one that `hiermusic encode` wrote")
     with reading(source, "a codes file", "give one that `hiermusic encode` wrote"):
-        codes_RS, length = stored["codes"].T, int(stored["length"])
+        codes_PS, length = stored["codes"].T, int(stored["length"])
         sample_rate = int(stored["sample_rate"])
     codec = load_codec(codec_dir)
     _check_layers(codec, layers)
-    fits = codes_RS.ndim == 2 and codes_RS.dtype.kind in "iu" and codes_RS.shape[1] in np.cumsum(codec.slots)
-    fits = fits and codes_RS.min(initial=0) >= 0 and codes_RS.max(initial=0) < max(codec.hierarchy.sizes)
-    if not fits or sample_rate != codec.sample_rate or len(codes_RS) != -(-length // codec.row):
+    fits = codes_PS.ndim == 2 and codes_PS.dtype.kind in "iu" and codes_PS.shape[1] in np.cumsum(codec.slots)
+    fits = fits and codes_PS.min(initial=0) >= 0 and codes_PS.max(initial=0) < max(codec.hierarchy.sizes)
+    if not fits or sample_rate != codec.sample_rate or len(codes_PS) != -(-length // codec.packet):
         raise UserError(
-            f"{source} holds codes {codes_RS.T.shape}, not those of {codec_dir}: use the codec that made it"
+            f"{source} holds codes {codes_PS.T.shape}, not those of {codec_dir}: use the codec that made it"
         )
-    wav_LC = decode_long(codec, codes_RS.astype(np.int32), length=length, layers=layers)
+    wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, layers=layers)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
 

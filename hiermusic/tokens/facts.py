@@ -22,7 +22,7 @@ class TokenFacts:
     Args:
       sample_rate: Hz of what the codec hears.
       hop: samples a latent frame.
-      quantiser: "residual", whose row of codes is a frame, or "multiscale", whose row is a window of frames.
+      quantiser: "residual", whose packet of codes is a frame, or "multiscale", whose packet is a window of frames.
       levels: K.
       codes: of each level.
       latent: channels of what the codes of a frame add up to.
@@ -81,12 +81,12 @@ class TokenFacts:
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """Tokens of each level in a row of codes."""
+        """Tokens of each level in a packet of codes."""
         return self.scales or (1,) * self.levels
 
     @property
     def frames(self) -> int:
-        """Latent frames in a row of codes."""
+        """Latent frames in a packet of codes."""
         return self.slots[-1]
 
     @property
@@ -97,7 +97,7 @@ class TokenFacts:
     @property
     def hierarchy(self) -> Hierarchy:
         """Levels, rates and numbers of codes."""
-        return Hierarchy.of_rows(self.slots, self.frame_rate / self.frames, self.codes)
+        return Hierarchy.of_packets(self.slots, self.frame_rate / self.frames, self.codes)
 
     def __str__(self) -> str:
         told = f"{self.levels} levels of {self.codes} codes at {self.frame_rate} Hz by a {self.quantiser} quantiser"

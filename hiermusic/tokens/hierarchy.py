@@ -37,11 +37,11 @@ class Hierarchy:
     @classmethod
     def uniform(cls, layers: int, rate: Fraction, size: int) -> "Hierarchy":
         """A residual quantiser's hierarchy: `layers` levels q0, q1, ... of one rate and one size."""
-        return cls.of_rows((1,) * layers, rate, size)
+        return cls.of_packets((1,) * layers, rate, size)
 
     @classmethod
-    def of_rows(cls, slots: Sequence[int], rate: Fraction, size: int) -> "Hierarchy":
-        """Levels q0, q1, ... of one size, of which each of `rate` rows a second holds slots[k] tokens."""
+    def of_packets(cls, slots: Sequence[int], rate: Fraction, size: int) -> "Hierarchy":
+        """Levels q0, q1, ... of one size, of which each of `rate` packets a second holds slots[k] tokens."""
         return cls(tuple(Level(f"q{k}", rate * count, size) for k, count in enumerate(slots)))
 
     def __len__(self) -> int:

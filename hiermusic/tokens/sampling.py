@@ -48,7 +48,8 @@ def sample(
     logits_BV = logits_BV.astype(jnp.float32)
     if allowed is not None:
         logits_BV = jnp.where(allowed, logits_BV, -jnp.inf)
-    kept_BV, few = logits_BV, 0 < top_k < logits_BV.shape[-1]
+    kept_BV = logits_BV
+    few = 0 < top_k < logits_BV.shape[-1]
     if top_p < 1:
         falling_BV = -jnp.sort(-logits_BV, axis=-1)  # serves top-k too
     elif few:

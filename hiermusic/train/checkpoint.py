@@ -374,7 +374,8 @@ def load(path: Path, targets: Mapping[str, Tree | None]) -> Tree:
     """
     from orbax.checkpoint import v1 as ocp
 
-    stored, metadata = {}, _metadata(path)
+    stored = {}
+    metadata = _metadata(path)
     for name, target in targets.items():
         found = _part(path, metadata, name)
         if target is not None:

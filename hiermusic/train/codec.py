@@ -124,9 +124,17 @@ class CodecStage:
         prepare: Callable[[nnx.Module], None] = lambda module: None,
         open: Callable[[Path], None] = lambda workdir: None,
     ):
-        self.make_codec, self.make_discriminator, self.objective = make_codec, make_discriminator, objective
-        self.config, self.phases, self.trunk, self.length = config, phases, None, 0
-        self._train, self._valid, self._prepare, self.open = train, valid, prepare, open
+        self.make_codec = make_codec
+        self.make_discriminator = make_discriminator
+        self.objective = objective
+        self.config = config
+        self.phases = phases
+        self.trunk = None
+        self.length = 0
+        self._train = train
+        self._valid = valid
+        self._prepare = prepare
+        self.open = open
         self.shape = (config.loop.batch_size, *crop)
         if (parts := config.loop.accumulate) > 1:
             raise UserError(
@@ -237,7 +245,8 @@ class CodecStage:
         """Logs some held-out crops and what the codec makes of them."""
         if self._shown is None:
             return
-        model, wav_BLC = self._best(module), self._shown
+        model = self._best(module)
+        wav_BLC = self._shown
         rebuilt_BLC = multihost_utils.process_allgather(_rebuild(*nnx.split(model), wav_BLC), tiled=True)
         for index, (original_LC, rebuilt_LC) in enumerate(zip(wav_BLC, rebuilt_BLC, strict=True)):
             log.audio(f"original-{index}", original_LC, model.sample_rate, step)

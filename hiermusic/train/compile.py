@@ -94,7 +94,8 @@ def _load(build: Build, mesh: Mesh, task: Hashable, work: Work) -> Load:
     The work that `tensor` and `context` divide is divided evenly; weights travel in the compute type.
     """
     stage, rows = build(), _shares(mesh)
-    config, policy = stage.config, stage.config.remat or "none"
+    config = stage.config
+    policy = stage.config.remat or "none"
     share = config.loop.batch_size // rows
     local = build(batch_size=share)
     alone = make_mesh({}, mesh.devices.flat[:1])
@@ -166,7 +167,8 @@ def fit(build: Build, devices: list[jax.Device], chip: Chip, say: Callable[[str]
       under which the configuration's own batch fits, or None.
     """
     stage = build()
-    mesh, own = check(stage, devices), stage.config.loop.batch_size
+    mesh = check(stage, devices)
+    own = stage.config.loop.batch_size
     unit = _shares(mesh) * stage.config.loop.accumulate
     tried: list[dict[str, Any]] = []
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
-from hiermusic.nn.transformer import TransformerConfig
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
@@ -63,8 +63,14 @@ class LMStage:
         open: Callable[[Path], None] = lambda workdir: None,
     ):
         self.config, self.open = config, open
-        self.make_model, self.train_batches, self._valid, self._prepare = make_model, train, valid, prepare
-        self._examples, self.work, self.length, self.trunk = examples, work, length, trunk
+        self.make_model = make_model
+        self.train_batches = train
+        self._valid = valid
+        self._prepare = prepare
+        self._examples = examples
+        self.work = work
+        self.length = length
+        self.trunk = trunk
         self.ema_decay, self.rate = config.ema_decay, config.rate
 
     def create(self, rngs: nnx.Rngs) -> LMState:

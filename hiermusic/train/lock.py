@@ -61,7 +61,8 @@ class _Lock:
         self.made = [place for place in (folder, *folder.parents) if not place.exists()]
         self.mine = {"process": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "run": uuid4().hex}
         self.mine["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.beats, self.ended = 0, threading.Event()
+        self.beats = 0
+        self.ended = threading.Event()
         try:
             with disk_errors(self.path):
                 folder.mkdir(parents=True, exist_ok=True)

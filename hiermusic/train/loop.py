@@ -58,7 +58,8 @@ def run(
     begin = time.time()
     mesh = mesh or check(stage)
     with owned(workdir):
-        moved, options = _moved_rate(workdir, stage.config), stage.config.loop
+        moved = _moved_rate(workdir, stage.config)
+        options = stage.config.loop
         rows = BatchPlacement(mesh, options.batch_size).rows
         # before the workdir is this run's: a crop, a split or a batch that the data have not is told, and put right
         train, valid = stage.train_batches(rows), stage.valid_batches(rows) if options.valid_every else None
@@ -84,7 +85,8 @@ def check(stage: Stage, devices: Sequence[jax.Device] | None = None) -> jax.shar
     Raises:
       UserError: a mesh that does not fill the devices, or a batch, heads or widths that do not divide over it.
     """
-    options, mesh = stage.config.loop, mesh_of(stage.config.mesh, devices)
+    options = stage.config.loop
+    mesh = mesh_of(stage.config.mesh, devices)
     BatchPlacement(mesh, options.batch_size)
     (rows,) = batch_sharding(mesh).shard_shape((options.batch_size,))
     if rows % options.accumulate:
@@ -99,7 +101,8 @@ def check(stage: Stage, devices: Sequence[jax.Device] | None = None) -> jax.shar
 
 def _moved_rate(workdir: str | Path, config: RunConfig) -> str | None:
     """What becomes of the learning rate of a run that goes on to another length; None where nothing does."""
-    step, new = latest_step(workdir), config.loop.steps
+    step = latest_step(workdir)
+    new = config.loop.steps
     old = read_config(workdir)["train"]["steps"] if step is not None else new
     if old == new:
         return None

@@ -23,7 +23,9 @@ def note(workdir: Path, path: str, tell: Callable[[str], None]) -> None:
     if records is None or not (records / "info.json").is_file():
         return
     digest = hashlib.sha256((records / "info.json").read_bytes()).hexdigest()
-    now, before, notes = {"path": path, "records": str(records), "sha256": digest}, None, workdir / "data.json"
+    now = {"path": path, "records": str(records), "sha256": digest}
+    before = None
+    notes = workdir / "data.json"
     with suppress(OSError, ValueError, RecursionError):
         before = json.loads(notes.read_text())
     if before == now:

@@ -17,7 +17,9 @@ class Profiler:
     """
 
     def __init__(self, workdir: Path, first: int, steps: int):
-        self._folder, self._first, self._last = workdir / "profile", first, first + steps - 1
+        self._folder = workdir / "profile"
+        self._first = first
+        self._last = first + steps - 1
         self._tracing = False
 
     def begins(self, step: int) -> bool:

@@ -18,7 +18,7 @@ from hiermusic.train.settings import LoopConfig
 if TYPE_CHECKING:
     import grain
 
-    from hiermusic.nn.transformer import TransformerConfig
+    from hiermusic.nn.config import TransformerConfig
     from hiermusic.train.log import Log
 
 Batch = Mapping[str, np.ndarray]
@@ -29,7 +29,7 @@ Metrics = dict[str, Any]
 class RunConfig:
     """The configuration of a run, as far as any stage has it.
 
-    Attributes:
+    Args:
       loop: batches, intervals, the guard.
       optimiser: what moves the weights.
       ema_decay: of the running average of the weights, in [0, 1); 0 = none is kept.
@@ -59,7 +59,8 @@ class RunConfig:
     @classmethod
     def of(cls, fields: Mapping[str, Any], places: tuple[str, ...] = ()) -> "RunConfig":
         """The config of a whole configuration in JSON values."""
-        train, model = fields["train"], fields.get("model", {})
+        train = fields["train"]
+        model = fields.get("model", {})
         return cls(
             LoopConfig.of(train),
             OptimiserConfig.of(train),

@@ -24,8 +24,10 @@ class Watchdog:
     """
 
     def __init__(self, workdir: Path, seconds: float):
-        self._path, self._seconds = workdir / f"stacks-{jax.process_index()}.txt", seconds
-        self._closed, self._thread = threading.Event(), None
+        self._path = workdir / f"stacks-{jax.process_index()}.txt"
+        self._seconds = seconds
+        self._closed = threading.Event()
+        self._thread = None
         self.progress("the start", slow=True)
         if seconds:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -61,7 +63,8 @@ class Watchdog:
 
 def _stacks() -> str:
     """Where every thread is, the main one first: faulthandler stops at a hundred threads, and has it last."""
-    frames, main = sys._current_frames(), threading.main_thread().ident
+    frames = sys._current_frames()
+    main = threading.main_thread().ident
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = []
     for ident in sorted(frames, key=lambda ident: ident != main):

@@ -46,7 +46,8 @@ def _train(values: Values, given: list[str]) -> None:
     with together(values):
         stage = workdir.stage(workdir.resolved(values.config))
         mesh = loop.check(stage)
-        first, steps = workers()[0] == 0, stage.config.loop.steps
+        first = workers()[0] == 0
+        steps = stage.config.loop.steps
         with owned(values.workdir):
             workdir.open_data(stage, values.workdir)
             if first:

@@ -77,7 +77,8 @@ def _sweep(values: Values, given: list[str]) -> None:
         raise UserError(f"--chip={values.chip}: there are {', '.join(CHIPS)}")
     common = config_flags.get_override_values(values["config"])
     found = runs.runs_of(values.sweep, config_flags.get_config_filename(values["config"]), common, values.workdir)
-    here, starts = values.launcher == "local", not (values.list or values.results)
+    here = values.launcher == "local"
+    starts = not (values.list or values.results)
     commands = [] if here else launch.commands(values.launcher, found)
     with owned(values.workdir) if here and starts else nullcontext():
         _act(values, found, commands)
@@ -88,7 +89,8 @@ def _act(values: Values, found: list, commands: list[list[str]]) -> None:
     from hiermusic.parallel.chips import CHIPS
     from hiermusic.sweep import plan
 
-    here, starts = values.launcher == "local", not (values.list or values.results)
+    here = values.launcher == "local"
+    starts = not (values.list or values.results)
     estimates = plan.estimate(found, here and starts)
     budget = plan.Budget(CHIPS[values.chip], values.chips, values.mfu)
     if values.list:
@@ -112,7 +114,8 @@ def _train(values: Values, found: list, estimates: list, starts: bool) -> list[s
     from hiermusic.sweep import launch, results, runs
 
     scaling = getattr(runs.read(values.sweep), "SCALING", len({each.parameters for each in estimates}) > 1)
-    wall, failed = results.read_wall(values.workdir), []
+    wall = results.read_wall(values.workdir)
+    failed = []
     for count, (run, each) in enumerate(zip(found, estimates, strict=True), 1):
         if starts and each.left:
             say(f"[{count}/{len(found)}] {run.name}")

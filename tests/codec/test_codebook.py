@@ -25,7 +25,7 @@ def _perplexities(config, width, frames):
             x, key = inputs
             quantiser = nnx.merge(graph, state)
             out = quantiser(x, key=key, train=True)
-            return nnx.state(quantiser), out.codes_BRS
+            return nnx.state(quantiser), out.codes_BPS
 
         return jax.lax.scan(step, state, (xs, jax.random.split(jax.random.key(0), STEPS)))[1]
 

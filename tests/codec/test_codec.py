@@ -90,7 +90,7 @@ def test_one_sample_is_a_clip(codec):
 def test_forward_is_encode_then_decode(codec):
     wav = _noise(LENGTH)
     out, codes = _forward(codec, wav), _encode(codec, wav)
-    np.testing.assert_array_equal(codes, out.codes_BRS)
+    np.testing.assert_array_equal(codes, out.codes_BPS)
     np.testing.assert_allclose(_decode(codec, codes, LENGTH, None), out.wav_BLC, atol=1e-5)
     fewer = _decode(codec, codes, LENGTH, 2)
     np.testing.assert_allclose(fewer, _decode(codec, codes[..., :2], LENGTH, None), atol=1e-6)

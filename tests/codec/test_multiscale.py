@@ -96,16 +96,16 @@ def test_the_quantiser_is_an_independent_reference(width, phi, phis):
     config = dataclasses.replace(CONFIG, phi=phi)
     quantiser, x = _quantiser(config, width), _frames(7, width=width)
     weights, out = _weights(quantiser), _evaluate(quantiser, x)
-    assert out.codes_BRS.shape == (3, 2, sum(config.scales)) and out.codes_BRS.dtype == jnp.int32
+    assert out.codes_BPS.shape == (3, 2, sum(config.scales)) and out.codes_BPS.dtype == jnp.int32
     errors = []
     for b in range(3):
         for r in range(2):
             window = x[b, r * 11 : (r + 1) * 11]
             codes, f, _, steps = _reference(weights, config, phis, window)
-            np.testing.assert_array_equal(out.codes_BRS[b, r], codes)
+            np.testing.assert_array_equal(out.codes_BPS[b, r], codes)
             sums = np.cumsum(steps, 0)
             np.testing.assert_allclose(
-                out.x_BTD[b, r * 11 : (r + 1) * 11], _outward(weights, sums[-1]), rtol=1e-4, atol=1e-5
+                out.z_q_BTD[b, r * 11 : (r + 1) * 11], _outward(weights, sums[-1]), rtol=1e-4, atol=1e-5
             )
             errors.append([np.mean(np.square(f - total)) for total in sums])
     np.testing.assert_allclose(out.stats["commitment_K"], np.mean(errors, 0), rtol=1e-4)
@@ -115,15 +115,15 @@ def test_the_quantiser_is_an_independent_reference(width, phi, phis):
 def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
     out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
-    np.testing.assert_array_equal(codes, out.codes_BRS)
-    np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-5)
+    np.testing.assert_array_equal(codes, out.codes_BPS)
+    np.testing.assert_allclose(_decode(quantiser, codes, None), out.z_q_BTD, atol=1e-5)
     first = sum(CONFIG.slots[:3])
     np.testing.assert_array_equal(_encode(quantiser, x, 3), codes[..., :first])
     three = _decode(quantiser, codes, 3)
     np.testing.assert_array_equal(_decode(quantiser, codes[..., :first], None), three)
     # -1 adds nothing, not even phi's bias
     np.testing.assert_allclose(_decode(quantiser, codes.at[..., first:].set(-1), None), three, atol=1e-6)
-    assert np.abs(three - out.x_BTD).max() > 0.01
+    assert np.abs(three - out.z_q_BTD).max() > 0.01
 
 
 def test_inputs_are_the_views_of_a_sum_built_step_by_step():
@@ -147,7 +147,7 @@ def test_inputs_are_the_views_of_a_sum_built_step_by_step():
 
     views, total = by_hand(codes[1, 1])
     np.testing.assert_allclose(views, inputs[1, 1], atol=1e-6)
-    np.testing.assert_allclose(_outward(weights, total), _evaluate(quantiser, x).x_BTD[1, 11:], atol=1e-5)
+    np.testing.assert_allclose(_outward(weights, total), _evaluate(quantiser, x).z_q_BTD[1, 11:], atol=1e-5)
 
 
 @pytest.mark.parametrize("straight_through", ["once", "per_level"])
@@ -162,7 +162,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(straight_through, obj
     @jax.grad
     def gradient(inputs):
         out = nnx.merge(graph, inputs[0], rest)(inputs[1])
-        return jnp.sum(out.x_BTD * g) + out.commitment
+        return jnp.sum(out.z_q_BTD * g) + out.commitment
 
     moved, x_gradient = gradient((params, jnp.asarray(x)))
     gradients = {path[-1]: np.asarray(v[...], np.float64) for path, v in moved.flat_state()}
@@ -200,7 +200,7 @@ def test_the_gradient_is_the_identitys_and_per_level_gives_k_of_them():
 
     def gradient(config):
         quantiser = _quantiser(config, 6)
-        return jax.jit(jax.grad(lambda x: jnp.sum(quantiser(x).x_BTD * g)))(x)
+        return jax.jit(jax.grad(lambda x: jnp.sum(quantiser(x).z_q_BTD * g)))(x)
 
     np.testing.assert_allclose(gradient(CONFIG), g)
     np.testing.assert_allclose(gradient(dataclasses.replace(CONFIG, straight_through="per_level")), 5 * g, rtol=1e-6)
@@ -226,7 +226,7 @@ def test_first_batch_initialises_level_by_level():
     out = _train(quantiser, x, jax.random.key(0))
     assert bool(quantiser.initialised[...])
     # One token a window and more codes than that: every window's mean has a code of its own.
-    assert len(np.unique(out.codes_BRS[..., 0])) > 6
+    assert len(np.unique(out.codes_BPS[..., 0])) > 6
     assert np.all(np.isfinite(quantiser.codebooks[...])) and np.all(np.asarray(quantiser.ema_counts[...]).sum(1) > 0)
     np.testing.assert_allclose(np.asarray(quantiser.ema_counts[...]).sum(1), 16 * np.array(CONFIG.scales), rtol=0.02)
     assert _evaluate(quantiser, x).stats["commitment_K"][-1] < 0.7 * np.mean(np.square(x @ quantiser.inward[...]))
@@ -271,7 +271,7 @@ def test_a_scale_of_one_token_fills_its_codebook_without_churning():
             quantiser = nnx.merge(graph, state)
             out = quantiser(x, key=key, train=True)
             level = (quantiser.codebooks[0], quantiser.ema_sums[0], quantiser.ema_counts[0])
-            return nnx.state(quantiser), (*level, out.codes_BRS[:, 0, 0], out.stats)
+            return nnx.state(quantiser), (*level, out.codes_BPS[:, 0, 0], out.stats)
 
         return jax.lax.scan(step, state, (xs, jax.random.split(jax.random.key(0), steps)))[1]
 
@@ -317,7 +317,7 @@ def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
     def step(state, x, key):
         quantiser = nnx.merge(graph, state)
         out = quantiser(x, key=key, train=True)
-        return nnx.state(quantiser), out.codes_BRS
+        return nnx.state(quantiser), out.codes_BPS
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     placements = [

@@ -38,7 +38,7 @@ def test_straight_through_is_the_identity_and_every_level_commits():
 
     @jax.jit
     def gradients(x):
-        straight = jax.grad(lambda x: jnp.sum(quantiser(x).x_BTD * g))(x)
+        straight = jax.grad(lambda x: jnp.sum(quantiser(x).z_q_BTD * g))(x)
         return straight, jax.jacrev(lambda x: quantiser(x).stats["commitment_K"])(x)
 
     straight, commitment = gradients(x)
@@ -64,9 +64,9 @@ def test_encode_and_decode_agree_with_the_forward_pass():
     quantiser, x = _quantiser(), _frames(7)
     out, codes = _evaluate(quantiser, x), _encode(quantiser, x, None)
     assert codes.dtype == jnp.int32
-    np.testing.assert_array_equal(codes, out.codes_BRS)
+    np.testing.assert_array_equal(codes, out.codes_BPS)
     np.testing.assert_array_equal(codes, _encode(quantiser, x, None))
-    np.testing.assert_allclose(_decode(quantiser, codes, None), out.x_BTD, atol=1e-6)
+    np.testing.assert_allclose(_decode(quantiser, codes, None), out.z_q_BTD, atol=1e-6)
     np.testing.assert_array_equal(_encode(quantiser, x, 2), codes[..., :2])
     np.testing.assert_array_equal(_decode(quantiser, codes[..., :2], None), _decode(quantiser, codes, 2))
 
@@ -103,7 +103,7 @@ def test_first_batch_initialises_level_by_level():
 def test_more_codes_than_vectors_gives_distinct_codes():
     quantiser = _fresh(dataclasses.replace(CONFIG, codes=64))
     out = _train(quantiser, _frames(0), jax.random.key(0))
-    assert np.isfinite(out.x_BTD).all()
+    assert np.isfinite(out.z_q_BTD).all()
     book = np.asarray(quantiser.codebooks[0])
     assert len(np.unique(book.round(6), axis=0)) == 64
 
@@ -183,8 +183,8 @@ def test_dropout_reconstructs_each_item_from_its_first_levels():
     out = _train(quantiser, x, key)
     commitment = []
     for depth in (1, 2, 3):
-        expected = np.asarray(_decode(before, out.codes_BRS, depth))
-        np.testing.assert_allclose(out.x_BTD[depths == depth], expected[depths == depth], atol=1e-6)
+        expected = np.asarray(_decode(before, out.codes_BPS, depth))
+        np.testing.assert_allclose(out.z_q_BTD[depths == depth], expected[depths == depth], atol=1e-6)
         # an item pays for the levels that it is heard through, and for no other
         left_over = np.where((depths >= depth)[:, None, None], (x - expected) ** 2, 0)
         commitment.append(left_over.mean())
@@ -200,7 +200,7 @@ def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
     def step(state, x, key):
         quantiser = nnx.merge(graph, state)
         out = quantiser(x, key=key, train=True)
-        return nnx.state(quantiser), out.codes_BRS
+        return nnx.state(quantiser), out.codes_BPS
 
     mesh = Mesh(np.array(jax.devices()), ("data",))
     placements = [

@@ -82,7 +82,7 @@ def test_memory_is_told_in_bytes_or_kilobytes_by_the_system(machine, folder, mon
         monkeypatch.setattr(runner.sys, "platform", platform)
         ledger = Ledger(folder / f"{platform}.json")
         ledger.run(Step("a", "do a", ("a",)))
-        assert ledger.rows["a"]["peak_memory_mb"] == megabytes
+        assert ledger.entries["a"]["peak_memory_mb"] == megabytes
 
 
 def test_the_page_has_a_chapter_of_all_that_was_measured(monkeypatch, tmp_path):

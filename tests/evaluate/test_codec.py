@@ -13,7 +13,7 @@ from hiermusic.errors import UserError
 from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec
 from hiermusic.evaluate.scores import difference, from_json, interval, protocol_hash, to_json
 from hiermusic.tokens.hierarchy import Hierarchy, Level
-from hiermusic.tokens.rows import levels_of
+from hiermusic.tokens.packets import levels_of
 
 RATE, LAYERS = 4000, 4
 HIERARCHY = Hierarchy.uniform(LAYERS, Fraction(RATE), 4)

@@ -87,8 +87,8 @@ def codec(monkeypatch, resolved):
     def encode(codec, wav_LC):
         return np.repeat(np.floor(wav_LC).astype(int), 2, axis=1)
 
-    def decode(codec, codes_RS, length=None, layers=None):
-        return codes_RS[:length, :1] + 0.01 * (layers or 2)
+    def decode(codec, codes_PS, length=None, layers=None):
+        return codes_PS[:length, :1] + 0.01 * (layers or 2)
 
     def evaluate_codec(coder, clips, progress, each):
         it.measured.append((coder, clips, each))
@@ -137,7 +137,7 @@ def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_layers(codec, mo
 def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monkeypatch):
     asked = []
 
-    def decode(codec, codes_RS, *, length, layers):
+    def decode(codec, codes_PS, *, length, layers):
         asked.append(layers)
         return np.zeros((length, 1), np.float32)
 

@@ -155,7 +155,7 @@ def recorded() -> dict[str, Path]:
 
     tracks = [Track(f"song-{i}", lambda i=i: load(i), split) for i, split in enumerate(("train", "train", "valid"))]
     audio_records.write_audio(tracks, root / "audio", 2000, 1, segment_seconds=1.0, progress=False)
-    hierarchy = Hierarchy.of_rows((1, 1, 2), 10, 16)
+    hierarchy = Hierarchy.of_packets((1, 1, 2), 10, 16)
 
     def encode(index: int) -> tuple[tuple[np.ndarray, ...], dict]:
         codes = tuple(rng.integers(0, 16, (15 * width, count)) for width, count in ((1, 2), (2, 1)))
@@ -300,11 +300,11 @@ def arrays(chance: Chance, folder: Path) -> None:
     taken(reader.read_npy, folder / "a.npy", "a vector", "save one")
     taken(Vectors, str(path), 4)
     hierarchy = Hierarchy.uniform(3, 10, 16)
-    codec = SimpleNamespace(slots=(1, 1, 1), hierarchy=hierarchy, sample_rate=100, row=10, channels=1)
+    codec = SimpleNamespace(slots=(1, 1, 1), hierarchy=hierarchy, sample_rate=100, packet=10, channels=1)
     with (
         patch.object(workdir, "read"),
         patch.object(workdir, "load_codec", lambda *_: codec),
-        patch.object(chunked, "decode_long", lambda codec, codes_RS, length, layers: np.zeros((length, 1), np.float32)),
+        patch.object(chunked, "decode_long", lambda codec, codes_PS, length, layers: np.zeros((length, 1), np.float32)),
     ):
         workdir.decode_file("codec", str(path), str(folder / "out.wav"), None)
 

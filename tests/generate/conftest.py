@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 
 TRUNK = TransformerConfig(
     layers=2, width=32, heads=4, kv_heads=2, head_dim=8, ffn_width=48, dtype="float32", init_std=0.3

@@ -75,7 +75,7 @@ def plain(reference, lm, quantiser):
 def test_chained_windows_equal_plain_decoding_of_each(lm, quantiser, plain, context, guided):
     options = GUIDED if guided else {}
     carried = CONTEXT[:, :context]
-    made = generate(lm, quantiser, COND, windows=2, context=context, before_BCE=carried, **SAME, **options)
+    made = generate(lm, quantiser, COND, windows=2, context=context, before_BcE=carried, **SAME, **options)
     assert made.shape == (2, 2, sum(SLOTS)) and made.dtype == np.int32
     for b, seed in enumerate(SEEDS):
         context_CE = carried[b]
@@ -108,7 +108,7 @@ def test_condition_guidance_and_context_are_heard(lm, quantiser):
     variants = (
         generate(lm, quantiser, COND[::-1], **greedy),
         generate(lm, quantiser, COND, **greedy, **GUIDED),
-        generate(lm, quantiser, COND, **greedy, context=3, before_BCE=CONTEXT),
+        generate(lm, quantiser, COND, **greedy, context=3, before_BcE=CONTEXT),
     )
     for other in variants:
         assert (other != plainly).any()
@@ -149,7 +149,7 @@ def test_what_cannot_work_is_refused(lm, quantiser):
         generate(lm, quantiser, COND, **SAME, guidance=3.0)
     with pytest.raises(UserError, match="condition of 4 numbers does not fit a model of 6"):
         generate(lm, quantiser, COND[:, :4], **SAME)
-    for options in ({"context": 7}, {"context": 2, "before_BCE": CONTEXT}):
+    for options in ({"context": 7}, {"context": 2, "before_BcE": CONTEXT}):
         with pytest.raises(ValueError, match=f"context of {options['context']} frames"):
             generate(lm, quantiser, COND, **SAME, **options)
     with pytest.raises(ValueError, match="batch"):

@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from hiermusic.nn import attention, attention_splash
 from hiermusic.nn.attention import attend
-from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.nn.config import TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.parallel.mesh import make_mesh, shardings
 from hiermusic.tokens.visibility import Visibility
 

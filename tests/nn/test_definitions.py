@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.norms import Norm, modulate, unit
-from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.tokens.visibility import Visibility
 
 B, S = 2, 14

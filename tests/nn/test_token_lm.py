@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.counting import forward_flops
 from hiermusic.tokens.visibility import Visibility
 

@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
+from hiermusic.nn.layer import Attention, FeedForward
 from hiermusic.nn.norms import Norm
-from hiermusic.nn.transformer import Attention, FeedForward, Transformer, TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.tokens.visibility import Visibility
 
 B, S = 2, 14

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coordinate_check.py"
 WIDTHS = [32, 128]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.conv import Conv
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.counting import forward_flops
 from hiermusic.tokens.visibility import Visibility
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.parallel import hosts
+from hiermusic.parallel import hosts, meeting
+from hiermusic.parallel.link import Link
+from hiermusic.parallel.places import Place
 
 
 def refused(*place, timeout=0.3):
@@ -39,14 +41,18 @@ def connect(port):
 @contextmanager
 def gathering(port, processes, *, last=None):
     """Process 0 waits while the block runs, then the others (or only `last`) come: it finds all of them, each once."""
-    places = [hosts._Place(f"127.0.0.1:{port}", processes, i) for i in range(processes)]
+    places = [Place(f"127.0.0.1:{port}", processes, i) for i in range(processes)]
     found, come = [], range(1, processes) if last is None else [last]
-    with hosts._listener(places[0]) as listener:
-        threads = [threading.Thread(target=lambda: found.append(hosts._gather(places[0], 60.0, listener)), daemon=True)]
+    with meeting.listen(places[0]) as listener:
+        threads = [
+            threading.Thread(target=lambda: found.append(meeting.gather(places[0], 60.0, listener)), daemon=True)
+        ]
         threads[0].start()
         yield
         for i in come:
-            threads.append(threading.Thread(target=lambda i=i: found.append(hosts._call(places[i], 60.0)), daemon=True))
+            threads.append(
+                threading.Thread(target=lambda i=i: found.append(meeting.call(places[i], 60.0)), daemon=True)
+            )
             threads[-1].start()
         for thread in threads:
             thread.join(60)
@@ -113,7 +119,7 @@ def test_the_second_of_one_number_is_refused(port, capsys):
 
     def call():
         try:
-            taken.append(hosts._call(hosts._Place(f"127.0.0.1:{port}", 3, 1), 60.0))
+            taken.append(meeting.call(Place(f"127.0.0.1:{port}", 3, 1), 60.0))
         except UserError as error:
             told.append(str(error))
 
@@ -132,7 +138,7 @@ def test_the_second_of_one_number_is_refused(port, capsys):
 
 @pytest.mark.parametrize("coordinator", ["localhost", "127.0.0.1"])
 def test_nobody_else_is_listened_to_than_was_asked_for(port, coordinator):
-    with hosts._listener(hosts._Place(f"{coordinator}:{port}", 2, 0)) as listener:
+    with meeting.listen(Place(f"{coordinator}:{port}", 2, 0)) as listener:
         assert listener.getsockname() == ("127.0.0.1", port)
 
 
@@ -141,7 +147,7 @@ def test_a_name_that_others_know_by_another_address_is_listened_to_everywhere(po
     for address in ("127.0.1.1", "192.0.2.1"):
         found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
-        with hosts._listener(hosts._Place(f"node7:{port}", 2, 0)) as listener:
+        with meeting.listen(Place(f"node7:{port}", 2, 0)) as listener:
             assert listener.getsockname()[0] in ("::", "0.0.0.0")
 
 
@@ -243,9 +249,9 @@ def links():
     """Three processes' ends of their connections, in one process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         pairs = [(socket.create_connection(server.getsockname()), server.accept()[0]) for _ in range(2)]
-    place = [hosts._Place("localhost:1", 3, i) for i in range(3)]
-    ends = [hosts._Link(place[0], {1: pairs[0][0], 2: pairs[1][0]})]
-    ends += [hosts._Link(place[i], {0: pairs[i - 1][1]}) for i in (1, 2)]
+    place = [Place("localhost:1", 3, i) for i in range(3)]
+    ends = [Link(place[0], {1: pairs[0][0], 2: pairs[1][0]})]
+    ends += [Link(place[i], {0: pairs[i - 1][1]}) for i in (1, 2)]
     yield ends
     for link in ends:
         link.failing = True  # that the others are gone is no news then

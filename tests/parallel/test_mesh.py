@@ -9,8 +9,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import AXES, BatchPlacement, Rules, batch_sharding, make_mesh, shardings
 from hiermusic.tokens.visibility import Visibility
 

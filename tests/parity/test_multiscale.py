@@ -56,6 +56,6 @@ def test_the_whole_quantiser_gives_pytorchs_codes():
         residual, total = residual - q, total + q
         codes.append(chosen)
     out = jax.jit(lambda x: quantiser(x))(jnp.asarray(x))
-    np.testing.assert_array_equal(out.codes_BRS[:, 0], torch.cat(codes, 1))
+    np.testing.assert_array_equal(out.codes_BPS[:, 0], torch.cat(codes, 1))
     assert all(len(np.unique(part)) > 3 for part in codes[1:])
-    np.testing.assert_allclose(out.x_BTD, total.transpose(1, 2), atol=1e-5)
+    np.testing.assert_allclose(out.z_q_BTD, total.transpose(1, 2), atol=1e-5)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.positions import t5_bias
-from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.tokens.visibility import Visibility
 
 torch = pytest.importorskip("torch")

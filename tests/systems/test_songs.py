@@ -18,15 +18,15 @@ from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 @pytest.fixture
 def produce(tmp_path, monkeypatch):
     """(audio) -> how many songs were made for it."""
-    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length: np.zeros((10, 1), np.float32))
-    asked, codes_RS = requests.single(1.0, 0, tags="slow"), np.zeros((1, 2))
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_PS, length: np.zeros((10, 1), np.float32))
+    asked, codes_PS = requests.single(1.0, 0, tags="slow"), np.zeros((1, 2))
 
     def run(audio: str | None) -> int:
         made = []
 
         def make(wanted):
             made.extend(wanted)
-            return [songs.Song(codes_RS, True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+            return [songs.Song(codes_PS, True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
 
         songs.produce(asked, tmp_path / "out", make, {}, {}, audio)
         return len(made)
@@ -51,8 +51,8 @@ def make_one(tmp_path, monkeypatch):
     """(sound at 8 kHz, seconds asked) -> the folder with the song, and the bare sound of its first layers."""
 
     def run(wav_LC: np.ndarray, seconds: float, coarse_LC: np.ndarray | None = None):
-        def decode(codec, codes_RS, length=None):
-            return coarse_LC if codes_RS is None else wav_LC
+        def decode(codec, codes_PS, length=None):
+            return coarse_LC if codes_PS is None else wav_LC
 
         monkeypatch.setattr(songs, "decode_long", decode)
         song = songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000), {"backbone": None})
@@ -122,7 +122,7 @@ def test_prompts_that_are_cut_in_training_are_counted(capsys, monkeypatch):
 @pytest.mark.parametrize("process", [(0, 1), (0, 2), (1, 2)])
 def test_songs_are_on_disk_before_the_next_are_begun(tmp_path, monkeypatch, process):
     """Every process is asked as often as the others, and what one round made is not lost with the next."""
-    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length: np.zeros((10, 1), np.float32))
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_PS, length: np.zeros((10, 1), np.float32))
     monkeypatch.setattr(songs, "workers", lambda: process)
     monkeypatch.setattr(songs, "TOGETHER", 2)
     lines = [json.dumps({"name": f"s{number}", "seconds": 1}) for number in range(5)]
@@ -145,7 +145,7 @@ def test_songs_are_on_disk_before_the_next_are_begun(tmp_path, monkeypatch, proc
 @pytest.fixture
 def decided(tmp_path, monkeypatch):
     """(what decides a song, where it differs from the usual) -> how many were made, and what was told of it."""
-    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_RS, length=None: np.zeros((8000, 1), np.float32))
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_PS, length=None: np.zeros((8000, 1), np.float32))
     newest = {"lm-run": 4, "codec-run": 6}
     monkeypatch.setattr(songs.checkpoint, "latest_step", newest.get)
     asked = {"tags": "slow", "seconds": 1.0, "seed": 0}
@@ -202,8 +202,8 @@ def test_a_song_is_cut_to_what_was_asked_of_it(tmp_path, monkeypatch):
     """Silence that filled the first window up is left out, and so is what the codec adds behind the end."""
     asked = []
 
-    def decode(codec, codes_RS, length=None):
-        asked.append((codes_RS, length))
+    def decode(codec, codes_PS, length=None):
+        asked.append((codes_PS, length))
         return np.linspace(0, 0.5, length or 100, dtype=np.float32)[:, None]
 
     monkeypatch.setattr(songs, "decode_long", decode)

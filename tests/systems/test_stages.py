@@ -8,7 +8,7 @@ import pytest
 
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
-from hiermusic.systems import parts, tokens
+from hiermusic.systems import stages, start, tokens
 from hiermusic.systems.aar import models as aar_models
 from hiermusic.systems.aar import rows as aar_rows
 from hiermusic.systems.aar import stages as aar
@@ -30,7 +30,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(khala, "LMStage", keep)
     monkeypatch.setattr(aar, "LMStage", keep)
-    monkeypatch.setattr(parts, "CodecStage", keep)
+    monkeypatch.setattr(stages, "CodecStage", keep)
     for name in ("backbone", "superres"):
         batches = lambda config, split, rows, name=name: (name, split, rows)  # noqa: E731
         monkeypatch.setattr(khala, f"{name}_batches", batches)
@@ -57,8 +57,8 @@ def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypa
     config, asked = configuration(f"{name}/codec:tiny"), []
     config.data.update({"path": "music", "segment_seconds": 7.0, "valid_fraction": 0.4})
     config.train.update({"seed": 5, "batch_size": 3})
-    monkeypatch.setattr(parts.pipeline, "resolve", lambda *where, **how: asked.append((where, how)) or "records")
-    monkeypatch.setattr(parts.pipeline, "waveform_batches", lambda *arguments: arguments)
+    monkeypatch.setattr(stages.pipeline, "resolve", lambda *where, **how: asked.append((where, how)) or "records")
+    monkeypatch.setattr(stages.pipeline, "waveform_batches", lambda *arguments: arguments)
     system = khala if name == "khala" else aar
     system.stage(config)
     assert asked == []
@@ -73,7 +73,7 @@ def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypa
 
 
 def test_a_stage_that_is_only_looked_at_touches_no_data(made, monkeypatch):
-    monkeypatch.setattr(parts.pipeline, "resolve", None)
+    monkeypatch.setattr(stages.pipeline, "resolve", None)
     for name in ("khala/codec", "aar/codec"):
         system = khala if name.startswith("khala") else aar
         system.stage(configuration(f"{name}:tiny"))
@@ -86,8 +86,8 @@ def test_khalas_token_models_begin_with_their_codec_and_then_another_run(made, m
     config.data.path, config.init_from = "tokens", "other"
     monkeypatch.setattr(tokens, "codec_of", lambda config: (f"codec of {config.data.path}", 6))
     monkeypatch.setattr(khala.workdirs, "load_codec", lambda run, step: f"{run}@{step}")
-    monkeypatch.setattr(parts, "start_from_codec", lambda codec, model: order.append((codec, model)))
-    monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
+    monkeypatch.setattr(start, "from_codec", lambda codec, model: order.append((codec, model)))
+    monkeypatch.setattr(start, "from_run", lambda source, model: order.append((source, model)))
     khala.stage(config)
     made.given.prepare(SimpleNamespace(model="the model"))
     assert order == [("codec of tokens@6", "the model")] * tables + [("other", "the model")]
@@ -101,8 +101,8 @@ def test_aars_models_begin_with_their_codec_another_run_and_the_codecs_codes(mad
     monkeypatch.setattr(tokens, "codec_of", lambda config: ("codec", 6))
     monkeypatch.setattr(aar.workdirs, "load_codec", lambda run, step: order.append((run, step)) or quantiser)
     monkeypatch.setattr(aar, "trained_counts", lambda windows, path, most: (path, most))
-    monkeypatch.setattr(parts, "start_from_codec", lambda codec, lm, counts: order.append((codec, lm, counts)))
-    monkeypatch.setattr(parts, "start_from", lambda source, model: order.append((source, model)))
+    monkeypatch.setattr(start, "from_codec", lambda codec, lm, counts: order.append((codec, lm, counts)))
+    monkeypatch.setattr(start, "from_run", lambda source, model: order.append((source, model)))
     aar.stage(config)
     model = SimpleNamespace(lm="the lm", take_quantiser=lambda taken: order.append(taken))
     made.given.prepare(SimpleNamespace(model=model))

@@ -22,7 +22,7 @@ LEVELS = 4
 @pytest.fixture
 def codec(monkeypatch):
     """A codec of 10 samples a frame that codes a frame as its place, and what was asked of it."""
-    it = SimpleNamespace(asked=[], sample_rate=1000, channels=1, row=10, slots=(1,) * LEVELS)
+    it = SimpleNamespace(asked=[], sample_rate=1000, channels=1, packet=10, slots=(1,) * LEVELS)
     it.hierarchy = Hierarchy.uniform(LEVELS, 10, 64)
     it.config, it.facts = configuration("khala/codec:tiny"), TokenFacts(1000, 100, "residual", LEVELS, 64, 8)
 
@@ -30,8 +30,8 @@ def codec(monkeypatch):
         it.asked.append((wav_LC, layers))
         return np.repeat(np.arange(-(-len(wav_LC) // 10))[:, None], layers or LEVELS, axis=1).astype(np.uint16)
 
-    def decode(codec, codes_RS, length=None, layers=None):
-        it.asked.append((codes_RS, length, layers))
+    def decode(codec, codes_PS, length=None, layers=None):
+        it.asked.append((codes_PS, length, layers))
         return np.full((length, 1), 0.25)
 
     monkeypatch.setattr("hiermusic.codec.chunked.encode_long", encode)
@@ -75,8 +75,8 @@ def test_layers_of_a_file_are_those_asked_for(codec, tmp_path, layers):
         np.testing.assert_array_equal(stored["codes"], [[0, 1, 2]] * (layers or LEVELS))
 
     told = workdir.decode_file("codec", place, str(tmp_path / "out.wav"), layers)
-    codes_RS, *how = codec.asked.pop()
-    np.testing.assert_array_equal(codes_RS, np.repeat([[0], [1], [2]], layers or LEVELS, axis=1))
+    codes_PS, *how = codec.asked.pop()
+    np.testing.assert_array_equal(codes_PS, np.repeat([[0], [1], [2]], layers or LEVELS, axis=1))
     assert how == [23, layers] and told == {"out": str(tmp_path / "out.wav"), "seconds": 0.023}
     sound_LC, rate = files.read(tmp_path / "out.wav")
     assert rate == 1000 and (sound_LC == 0.25).all()

@@ -6,8 +6,8 @@ import pytest
 from flax import nnx
 
 from hiermusic.data.pipeline import NoTracks
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.parallel.mesh import BatchPlacement, make_mesh, shardings
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility

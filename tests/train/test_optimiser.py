@@ -6,7 +6,8 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
-from hiermusic.nn.transformer import Transformer, TransformerConfig
+from hiermusic.nn.config import TransformerConfig
+from hiermusic.nn.transformer import Transformer
 from hiermusic.parallel.mesh import make_mesh, shardings
 from hiermusic.train.optimiser import OptimiserConfig, average, decay_mask, muon_dimensions
 

@@ -20,7 +20,7 @@ def process(monkeypatch):
     """(which, of how many) -> this is that process of a run."""
 
     def be(which: int, count: int) -> None:
-        for module in ("parallel.hosts", "evaluate.parts", "data.pipeline"):
+        for module in ("parallel.hosts", "evaluate.by_track", "data.pipeline"):
             monkeypatch.setattr(f"hiermusic.{module}.workers", lambda: (which, count))
 
     return be

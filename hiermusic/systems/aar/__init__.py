@@ -7,8 +7,7 @@ windows read the last latent frames of the one before, the baseline's begin with
 """
 
 from hiermusic.systems.aar import demo, measures, models, songs, stages
-from hiermusic.systems.parts import USE_OF_A_CODEC
-from hiermusic.systems.system import System
+from hiermusic.systems.system import USE_OF_A_CODEC, System
 
 _GENERATE = "hiermusic generate --lm=FOLDER --codec=CODEC --like=clip.wav --seconds=6 --out=songs"
 

@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.data.token_records import TokenSource
-from hiermusic.systems import parts
+from hiermusic.systems import measures
 from hiermusic.systems.aar.models import length, make_discriminator, make_model, tokens_of
 from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import trained_counts, windows
@@ -24,14 +24,14 @@ def inspect(config: ConfigDict) -> dict:
     `total` is what gradients train, without a codec's codebooks (`buffers`, moved by averages) and its discriminator.
     """
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
-    params = parts.counts(model)
+    params = measures.counts(model)
     params["total"] = sum(params.values())
     tokens = tokens_of(config)
     positions = config.train.crop_frames if config.stage == "codec" else length(config)
-    told = parts.facts(config, dict(params), tokens.hierarchy, float(tokens.frame_rate), positions)
+    told = measures.facts(config, dict(params), tokens.hierarchy, float(tokens.frame_rate), positions)
     if config.stage == "codec":
         discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
-        told["discriminator_params"] = sum(parts.counts(discriminator).values())
+        told["discriminator_params"] = sum(measures.counts(discriminator).values())
         told["buffers"] = {"codebooks": int(np.prod(model.quantiser.codebooks.shape))}
     return told
 

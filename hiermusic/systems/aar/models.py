@@ -12,8 +12,8 @@ from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems.aar.prior import Prior, PriorConfig
 from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens import pattern, scales
@@ -74,8 +74,10 @@ def codec_config(model: ConfigDict) -> CodecConfig:
 
 def prior_config(config: ConfigDict) -> PriorConfig:
     """AAR of a depth, or the baseline of the same depth."""
-    model, tokens = config.model, facts_of(config)
-    depth, next_scale = model.depth, model.pattern == "next_scale"
+    model = config.model
+    tokens = facts_of(config)
+    depth = model.depth
+    next_scale = model.pattern == "next_scale"
     if next_scale != (tokens.quantiser == "multiscale"):
         raise UserError(
             f"model.pattern={model.pattern} does not go with the tokens of a {tokens.quantiser} quantiser: next_scale "
@@ -134,7 +136,8 @@ def prior_config(config: ConfigDict) -> PriorConfig:
 
 def length(config: ConfigDict) -> int:
     """Positions of a token model's row."""
-    model, tokens = config.model, facts_of(config)
+    model = config.model
+    tokens = facts_of(config)
     if model.pattern == "next_scale":
         return model.context + sum(tokens.slots)
     return layout(model.pattern, model.window, tokens.levels).positions

@@ -111,9 +111,9 @@ class Prior(nnx.Module):
             variable[...] = jax.device_put(np.asarray(found[path].get_value()), variable.get_value().sharding)
         nnx.update(self.quantiser, target)
 
-    def listen(self, reference_BRS: Int[Array, "B R S"]) -> Float[Array, "B U"]:
-        """Condition vectors of reference clips, given as rows of codes."""
-        return self.listener(jax.lax.stop_gradient(self.quantiser.decode(reference_BRS)))
+    def listen(self, reference_BPS: Int[Array, "B P S"]) -> Float[Array, "B U"]:
+        """Condition vectors of reference clips, given as packets of codes."""
+        return self.listener(jax.lax.stop_gradient(self.quantiser.decode(reference_BPS)))
 
     def loss(
         self, batch: Mapping[str, Array], *, visibility: Visibility, key: Array | None = None
@@ -121,8 +121,9 @@ class Prior(nnx.Module):
         """Mean cross-entropy of a window's codes, see `TokenLM.loss`.
 
         Args:
-          batch: `reference` [B, R, S] rows of codes, or `cond` [B, U]; and for next-scale prediction `codes` [B, S] of
-            the window and `before` [B, S] of the one before it, -1 where there is none; otherwise what `TokenLM` reads.
+          batch: `reference` [B, P, S] packets of codes, or `cond` [B, U]; and for next-scale prediction `codes` [B, S]
+            of the window and `before` [B, S] of the one before it, -1 where there is none; otherwise what `TokenLM`
+            reads.
           visibility: who sees whom.
           key: of dropout, of conditions and contexts too; None for none.
         """
@@ -141,7 +142,7 @@ class Prior(nnx.Module):
             rows = {name: batch[name] for name in ("text", "reads", "targets")}
         return self.lm.loss({**rows, "cond": cond_BU}, visibility=visibility, key=lm_key)
 
-    def context(self, codes_BS: Int[Array, "B S"]) -> Float[Array, "B C E"]:
+    def context(self, codes_BS: Int[Array, "B S"]) -> Float[Array, "B c E"]:
         """What the next window reads of one: its last latent frames."""
         return self.quantiser.decode(codes_BS[:, None])[:, self.config.quantiser.frames - self.config.context :]
 
@@ -149,8 +150,8 @@ class Prior(nnx.Module):
         """A next-scale row: the context, then for every scale what the coarser ones add up to."""
         slots, context = self.config.quantiser.slots, self.config.context
         row = pattern.next_scale(slots, context)
-        context_BCE = jnp.where(told_B[:, None, None], self.context(before_BS), 0)
-        inputs_BSE = jnp.concatenate([context_BCE, self.quantiser.inputs(codes_BS)], axis=1)
+        context_BcE = jnp.where(told_B[:, None, None], self.context(before_BS), 0)
+        inputs_BSE = jnp.concatenate([context_BcE, self.quantiser.inputs(codes_BS)], axis=1)
         codes_BS = jnp.pad(codes_BS, ((0, 0), (context, 0)), constant_values=-1)
         return {
             "text": jnp.broadcast_to(row.text_S, codes_BS.shape),

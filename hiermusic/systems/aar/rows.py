@@ -15,7 +15,7 @@ from hiermusic.errors import UserError, reading
 from hiermusic.nn.norms import unit
 from hiermusic.systems.aar.models import layout, prior_config, window_frames, window_seconds
 from hiermusic.systems.aar.prior import PriorConfig
-from hiermusic.tokens import rows, sequence
+from hiermusic.tokens import packets, sequence
 
 
 class Vectors:
@@ -85,63 +85,63 @@ class Windows:
 
     @property
     def size(self) -> int:
-        """Rows of codes in a window."""
+        """Packets of codes in a window."""
         return 1 if self.prior.next_scale else self.frames
 
-    def rows_of(self, example: dict) -> Int[np.ndarray, "R S"]:
-        """A track as rows of codes: windows of scales, or frames of levels."""
-        return self.filled(rows.to_rows(example["codes"], self.prior.quantiser.slots), example["meta"]["seconds"])
+    def packets_of(self, example: dict) -> Int[np.ndarray, "P S"]:
+        """A track as packets of codes: windows of scales, or frames of levels."""
+        return self.filled(packets.to_packets(example["codes"], self.prior.quantiser.slots), example["meta"]["seconds"])
 
-    def filled(self, codes_RS: Int[np.ndarray, "R S"], seconds: float) -> Int[np.ndarray, "R S"]:
-        """The rows of a track of this length that music fills, one window at least.
+    def filled(self, codes_PS: Int[np.ndarray, "P S"], seconds: float) -> Int[np.ndarray, "P S"]:
+        """The packets of a track of this length that music fills, one window at least.
 
         A codec fills the last window up with silence, up to a second of it, which is not music to learn from. The last
         of the baseline's frames is too short to matter.
         """
         if self.prior.next_scale:
-            return codes_RS[: max(int(seconds / self.seconds + 1e-4), 1)]  # records round seconds to a millionth
-        return np.pad(codes_RS, ((0, max(self.frames - len(codes_RS), 0)), (0, 0)), mode="edge")
+            return codes_PS[: max(int(seconds / self.seconds + 1e-4), 1)]  # records round seconds to a millionth
+        return np.pad(codes_PS, ((0, max(self.frames - len(codes_PS), 0)), (0, 0)), mode="edge")
 
-    def starts(self, codes_RS: np.ndarray) -> int:
+    def starts(self, codes_PS: np.ndarray) -> int:
         """At how many places a window can begin."""
-        return len(codes_RS) - self.size + 1
+        return len(codes_PS) - self.size + 1
 
-    def others(self, codes_RS: np.ndarray, start: int) -> Int[np.ndarray, "N"]:
+    def others(self, codes_PS: np.ndarray, start: int) -> Int[np.ndarray, "N"]:
         """Where windows begin that share nothing with the one at `start`, or, where there are none, the farthest."""
-        distance = abs(np.arange(self.starts(codes_RS)) - start)
+        distance = abs(np.arange(self.starts(codes_PS)) - start)
         return np.flatnonzero(distance >= min(self.size, distance.max()))
 
-    def row(self, codes_RS: np.ndarray, start: int) -> dict[str, np.ndarray]:
-        """The window that begins at row `start`, without what says how it should sound.
+    def row(self, codes_PS: np.ndarray, start: int) -> dict[str, np.ndarray]:
+        """The window that begins at packet `start`, without what says how it should sound.
 
         Args:
-          codes_RS: from `rows_of`.
+          codes_PS: from `packets_of`.
           start: below `starts`.
         """
         if self.prior.next_scale:
-            before_S = codes_RS[start - 1] if start else np.full(codes_RS.shape[1], -1)
-            return {"codes": codes_RS[start].astype(np.int32), "before": before_S.astype(np.int32)}
-        order = layout(self.pattern, self.frames, codes_RS.shape[1])
-        row = sequence.pack([0], *order.build(codes_RS[start : start + self.frames].T), order.positions, shared=True)
+            before_S = codes_PS[start - 1] if start else np.full(codes_PS.shape[1], -1)
+            return {"codes": codes_PS[start].astype(np.int32), "before": before_S.astype(np.int32)}
+        order = layout(self.pattern, self.frames, codes_PS.shape[1])
+        row = sequence.pack([0], *order.build(codes_PS[start : start + self.frames].T), order.positions, shared=True)
         return {name: row[name] for name in ("text", "reads", "targets")}
 
-    def at(self, codes_RS: np.ndarray, places: Sequence[int]) -> Int[np.ndarray, "N S"]:
+    def at(self, codes_PS: np.ndarray, places: Sequence[int]) -> Int[np.ndarray, "N S"]:
         """The windows that begin at these places, one behind the other, as a model listens to them."""
-        return np.concatenate([codes_RS[at : at + self.size] for at in places]).astype(np.int32)
+        return np.concatenate([codes_PS[at : at + self.size] for at in places]).astype(np.int32)
 
-    def clip(self, codes_RS: np.ndarray) -> Int[np.ndarray, "N S"]:
+    def clip(self, codes_PS: np.ndarray) -> Int[np.ndarray, "N S"]:
         """What a model listens to of a whole clip."""
-        return self.at(codes_RS, evenly(self.starts(codes_RS) - 1, self.references))
+        return self.at(codes_PS, evenly(self.starts(codes_PS) - 1, self.references))
 
     def draw(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """A window from anywhere in a track, and what says how it should sound: other windows, or a vector."""
-        codes_RS = self.rows_of(example)
-        start = int(rng.integers(self.starts(codes_RS)))
-        row = self.row(codes_RS, start)
+        codes_PS = self.packets_of(example)
+        start = int(rng.integers(self.starts(codes_PS)))
+        row = self.row(codes_PS, start)
         if not self.prior.listener:
             return row | {"cond": rng.choice(self.vectors.of(example["meta"]["id"]))}
-        places = rng.choice(self.others(codes_RS, start), self.references)
-        return row | {"reference": self.at(codes_RS, places)}
+        places = rng.choice(self.others(codes_PS, start), self.references)
+        return row | {"reference": self.at(codes_PS, places)}
 
     def spread(self, example: dict, count: int) -> tuple[list[dict[str, np.ndarray]], Int[np.ndarray, "K V"]]:
         """Windows at even distances over a track, the same ones every time; and how often each code stands in them.
@@ -150,21 +150,22 @@ class Windows:
           example: the track.
           count: at most so many windows; no two share anything.
         """
-        codes_RS, found = self.rows_of(example), []
-        places = evenly(self.starts(codes_RS) - 1, min(count, len(codes_RS) // self.size))
+        codes_PS = self.packets_of(example)
+        found = []
+        places = evenly(self.starts(codes_PS) - 1, min(count, len(codes_PS) // self.size))
         for start in places:
-            row = self.row(codes_RS, start)
+            row = self.row(codes_PS, start)
             if self.prior.listener:
-                others = self.others(codes_RS, start)
-                row["reference"] = self.at(codes_RS, others[evenly(len(others) - 1, self.references)])
+                others = self.others(codes_PS, start)
+                row["reference"] = self.at(codes_PS, others[evenly(len(others) - 1, self.references)])
             else:
                 row["cond"] = self.vectors.of(example["meta"]["id"])[0]
             found.append(row)
-        return found, self.counts(self.at(codes_RS, places))
+        return found, self.counts(self.at(codes_PS, places))
 
-    def counts(self, codes_RS: np.ndarray) -> Int[np.ndarray, "K V"]:
-        """How often each code of each level stands in rows of codes."""
-        levels = rows.levels_of(rows.to_streams(codes_RS, self.prior.quantiser.slots))
+    def counts(self, codes_PS: np.ndarray) -> Int[np.ndarray, "K V"]:
+        """How often each code of each level stands in packets of codes."""
+        levels = packets.levels_of(packets.to_streams(codes_PS, self.prior.quantiser.slots))
         return np.stack([np.bincount(codes_T, minlength=self.prior.lm.codes) for codes_T in levels])
 
 
@@ -183,10 +184,10 @@ def batches(config: ConfigDict, windows: Windows, split: str, which: Sequence[in
 
 def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch."""
-    codes_RS = np.zeros((windows.size, sum(windows.prior.quantiser.slots)), np.int32)
-    row = windows.row(codes_RS, 0)
+    codes_PS = np.zeros((windows.size, sum(windows.prior.quantiser.slots)), np.int32)
+    row = windows.row(codes_PS, 0)
     if windows.prior.listener:
-        row["reference"] = windows.clip(codes_RS)
+        row["reference"] = windows.clip(codes_PS)
     else:
         row["cond"] = np.zeros(windows.prior.lm.cond, np.float32)
     return {name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype) for name, value in row.items()}
@@ -194,7 +195,8 @@ def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
 
 def windows(config: ConfigDict, data: bool = True) -> Windows:
     """The rows of a token model's configuration, with its condition vectors only where `data` is wanted."""
-    model, vectors = config.model, None
+    model = config.model
+    vectors = None
     if data and not model.listener:
         if not config.data.clap:
             raise UserError(
@@ -210,4 +212,4 @@ def windows(config: ConfigDict, data: bool = True) -> Windows:
 def trained_counts(make: Windows, path: str, most: int | None = None) -> np.ndarray:
     """How often each code of each level stands in the training tracks, or in the first of them; [K, V]."""
     train = TokenSource(path, "all", "train")
-    return sum(make.counts(make.rows_of(train[index])) for index in range(len(train))[:most])
+    return sum(make.counts(make.packets_of(train[index])) for index in range(len(train))[:most])

@@ -21,7 +21,7 @@ from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import parts, songs
+from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
     codec_config,
@@ -77,7 +77,8 @@ def generate(
     Returns:
       What each JSON holds.
     """
-    config, step = workdirs.read(lm, "lm", "ar_baseline"), None
+    config = workdirs.read(lm, "lm", "ar_baseline")
+    step = None
     spread = make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
         codec, step = codec_of(config)
@@ -88,26 +89,27 @@ def generate(
     conditions = [_condition(request, config) for request in requests]
 
     def make(chosen: Sequence[Request]) -> list[songs.Song]:
-        coder, model = workdirs.load_codec(codec, step), workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
+        coder = workdirs.load_codec(codec, step)
+        model = workdirs.load(lm, "lm", "ar_baseline", mesh=spread)[1]
         check_codebooks(coder, codec, model, lm)
         if not chosen:
             return []
         where = {request.name: condition for request, condition in zip(requests, conditions, strict=True)}
         cond_BU = np.stack([_heard(model, coder, config, where[request.name]) for request in chosen])
-        known_RS, skip = _known(coder, audio) if audio else (None, 0)
+        known_PS, skip = _known(coder, audio) if audio else (None, 0)
         lengths = [skip + round(request.prompt.seconds * coder.sample_rate) for request in chosen]
-        needed = [-(-length // coder.row) for length in lengths]
-        if audio and len(known_RS) * coder.row >= min(lengths):
-            lasts = (len(known_RS) * coder.row - skip) / coder.sample_rate
+        needed = [-(-length // coder.packet) for length in lengths]
+        if audio and len(known_PS) * coder.packet >= min(lengths):
+            lasts = (len(known_PS) * coder.packet - skip) / coder.sample_rate
             raise UserError(f"the audio lasts {lasts:.1f} s: ask for more --seconds than that")
         draw = _by_scale if model.config.next_scale else _by_token
         with songs.progress("windows") as show, jax.set_mesh(spread) if spread else nullcontext():
-            codes_BRS = draw(
-                model, cond_BU, max(needed), known_RS, config, sampling, [request.seed for request in chosen], show
+            codes_BPS = draw(
+                model, cond_BU, max(needed), known_PS, config, sampling, [request.seed for request in chosen], show
             )
         return [
-            songs.Song(codes_RS[:count], False, coder, length=length, skip=skip)
-            for codes_RS, count, length in zip(codes_BRS, needed, lengths, strict=True)
+            songs.Song(codes_PS[:count], False, coder, length=length, skip=skip)
+            for codes_PS, count, length in zip(codes_BPS, needed, lengths, strict=True)
         ]
 
     runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
@@ -116,7 +118,9 @@ def generate(
 
 def _condition(request: Request, config: ConfigDict) -> Condition:
     """What a request should sound like: a waveform with its rate, or a vector, as the model takes it."""
-    path, listens, words = request.like, bool(config.model.listener), request.prompt
+    path = request.like
+    listens = bool(config.model.listener)
+    words = request.prompt
     if words != Prompt(seconds=words.seconds):
         raise UserError(f"{request.name}: AAR takes no words, but what to sound like: leave all but --like out")
     if not path:
@@ -139,12 +143,12 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
     return wav_LC[start : start + round(HEARD_SECONDS * rate)], rate
 
 
-def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "R S"], int]:
+def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "P S"], int]:
     """Rows of codes, the last ending where a recording does, and the samples of silence that fill the first one up."""
     wav_LC = files.read(path, coder.sample_rate, coder.channels)[0]
-    if len(wav_LC) < coder.row:
-        raise UserError(f"{path} is shorter than a window of {coder.row / coder.sample_rate:g} s")
-    skip = -len(wav_LC) % coder.row
+    if len(wav_LC) < coder.packet:
+        raise UserError(f"{path} is shorter than a window of {coder.packet / coder.sample_rate:g} s")
+    skip = -len(wav_LC) % coder.packet
     return encode_long(coder, np.pad(wav_LC, ((skip, 0), (0, 0)))).astype(np.int32), skip
 
 
@@ -154,20 +158,20 @@ def _heard(model: Prior, coder: Codec, config: ConfigDict, condition: Condition)
         return condition
     make, (wav_LC, rate) = windows(config, data=False), condition
     ours_LC = files.resample(files.to_channels(wav_LC, coder.channels), rate, coder.sample_rate)
-    codes_RS = make.filled(encode_long(coder, ours_LC), len(wav_LC) / rate)
-    return np.asarray(_listen(*nnx.split(model), make.clip(codes_RS)[None])[0])
+    codes_PS = make.filled(encode_long(coder, ours_LC), len(wav_LC) / rate)
+    return np.asarray(_listen(*nnx.split(model), make.clip(codes_PS)[None])[0])
 
 
 @partial(jax.jit, static_argnums=0)
-def _listen(graphdef, weights, reference_BRS):
-    return nnx.merge(graphdef, weights).listen(reference_BRS)
+def _listen(graphdef, weights, reference_BPS):
+    return nnx.merge(graphdef, weights).listen(reference_BPS)
 
 
-def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
+def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Windows up to `total`, AAR's way."""
-    known, before_BCE = 0, None
-    if known_RS is not None:
-        known, before_BCE = len(known_RS), np.repeat(np.asarray(model.context(known_RS[None, -1])), len(seeds), 0)
+    known, before_BcE = 0, None
+    if known_PS is not None:
+        known, before_BcE = len(known_PS), np.repeat(np.asarray(model.context(known_PS[None, -1])), len(seeds), 0)
     drawn_BWS = nextscale.generate(
         model.lm.unstack(),
         model.quantiser,
@@ -175,19 +179,19 @@ def _by_scale(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
         seeds=seeds,
         windows=total - known,
         context=model.config.context,
-        before_BCE=before_BCE,
+        before_BcE=before_BcE,
         uncond_U=np.asarray(model.unconditional[...]),
         progress=show,
         **sampling,
     )
-    return drawn_BWS if not known else np.concatenate([np.repeat(known_RS[None], len(seeds), 0), drawn_BWS], 1)
+    return drawn_BWS if not known else np.concatenate([np.repeat(known_PS[None], len(seeds), 0), drawn_BWS], 1)
 
 
-def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dict, seeds, show) -> np.ndarray:
+def _by_token(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = window_frames(config), model.config.lm.levels, len(seeds)
     order, lm = layout(config.model.pattern, size, levels), model.lm.unstack()
-    codes_BTK = np.zeros((B, 0, levels), np.int32) if known_RS is None else np.repeat(known_RS[None], B, 0)
+    codes_BTK = np.zeros((B, 0, levels), np.int32) if known_PS is None else np.repeat(known_PS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:
         given = codes_BTK[:, max(codes_BTK.shape[1] - size // 2, 0) :]
@@ -209,7 +213,7 @@ def _by_token(model: Prior, cond_BU, total: int, known_RS, config, sampling: dic
     return codes_BTK[:, :total]
 
 
-def program(config: ConfigDict, rows: int) -> parts.Generation:
+def program(config: ConfigDict, rows: int) -> programs.Generation:
     """The decoding of a piece, the passes of one window, or a chunk of the baseline's steps, in shapes.
 
     Args:
@@ -217,9 +221,13 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
       rows: songs made at once.
     """
     if config.stage == "codec":
-        return parts.decoding(codec_config(config.model), rows)
-    model, sampling, prior, make = config.model, config.sampling, prior_config(config), make_model(config)
-    seconds, trunk = window_seconds(config) * rows, prior.lm.transformer
+        return programs.decoding(codec_config(config.model), rows)
+    model = config.model
+    sampling = config.sampling
+    prior = prior_config(config)
+    make = make_model(config)
+    seconds = window_seconds(config) * rows
+    trunk = prior.lm.transformer
     cond_BU, uncond_U = np.zeros((rows, model.cond), np.float32), np.zeros(model.cond, np.float32)
     if prior.next_scale:
 
@@ -240,4 +248,4 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         positions = autoregressive.CHUNK
         name, share = f"generate: {positions} steps", positions / length(config)
     tokens = float(tokens_of(config).hierarchy.tokens_per_second) * seconds * share
-    return parts.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)
+    return programs.Generation(name, run.func, arguments, run.keywords, positions, tokens, seconds * share, trunk)

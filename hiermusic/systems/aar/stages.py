@@ -11,7 +11,7 @@ from hiermusic.codec.codec import Codec
 from hiermusic.data.streams import Tokenizer
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
-from hiermusic.systems import parts, tokens
+from hiermusic.systems import stages, start, tokens
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
     codec_config,
@@ -36,7 +36,7 @@ TRACKS_COUNTED = 1000  # of those to learn from, before heads begin at what was 
 def stage(config: ConfigDict) -> CodecStage | LMStage:
     """The training stage of a configuration, its data still to be opened."""
     if config.stage == "codec":
-        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config))
+        return stages.codec_stage(config, codec_config(config.model), make_discriminator(config))
     make = windows(config, data=False)
 
     def open_tokens(workdir: Path) -> None:
@@ -52,12 +52,12 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
         codec = workdirs.load_codec(*tokens.codec_of(config))
         if config.model.codec_tables:
             counts_KV = trained_counts(make, config.data.path, TRACKS_COUNTED)
-            parts.start_from_codec(codec, module.model.lm, counts_KV)
-        parts.start_from(config.init_from, module.model)
+            start.from_codec(codec, module.model.lm, counts_KV)
+        start.from_run(config.init_from, module.model)
         module.model.take_quantiser(codec.quantiser)
 
     return LMStage(
-        parts.run_config(config),
+        stages.run_config(config),
         make_model(config),
         train=lambda rows: batches(config, make, "train", rows),
         valid=lambda rows: batches(config, make, "valid", rows),
@@ -71,7 +71,8 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
 
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
-    prior, batch = prior_config(config), config.train.batch_size
+    prior = prior_config(config)
+    batch = config.train.batch_size
     heads = 1 if prior.next_scale else prior.lm.levels
     flops, seconds = prior.lm.flops(length(config), visibility, heads), window_seconds(config)
     made = float(tokens_of(config).hierarchy.tokens_per_second) * seconds

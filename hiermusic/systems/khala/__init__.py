@@ -6,8 +6,7 @@ prediction of q0 so that it keeps listening to the words (Task 0).
 """
 
 from hiermusic.systems.khala import demo, measures, models, songs, stages
-from hiermusic.systems.parts import USE_OF_A_CODEC
-from hiermusic.systems.system import System
+from hiermusic.systems.system import USE_OF_A_CODEC, System
 
 SYSTEM = System(
     name="khala",

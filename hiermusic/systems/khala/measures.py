@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from hiermusic.data.token_records import TokenSource
 from hiermusic.nn.param import parameter_counts
 from hiermusic.nn.token_lm import TokenLM
-from hiermusic.systems import parts
+from hiermusic.systems import measures
 from hiermusic.systems.khala.models import hierarchy, make_discriminator, make_model
 from hiermusic.systems.khala.rows import make_rows
 from hiermusic.systems.tokens import check_records
@@ -27,7 +27,7 @@ CROPS_MEASURED = 4  # of each held-out track, where training too takes crops fro
 def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone."""
     model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
-    params = parts.counts(model)
+    params = measures.counts(model)
     tokens = hierarchy(config)
     if config.stage == "codec":
         params["quantiser"] += math.prod(model.quantiser.codebooks.shape)  # moved by averages, not by gradients
@@ -35,7 +35,7 @@ def inspect(config: ConfigDict) -> dict:
         params["discriminator"] = sum(parameter_counts(discriminator).values())
     params["total"] = sum(params.values())
     length = config.train.crop_frames if config.stage == "codec" else config.model.length
-    return parts.facts(config, dict(params), tokens, float(tokens.rates[0]), length)
+    return measures.facts(config, dict(params), tokens, float(tokens.rates[0]), length)
 
 
 def cross_entropy(
@@ -69,7 +69,8 @@ def cross_entropy(
 
     def measure(index: int) -> dict[str, np.ndarray]:
         example, rng = valid[index], np.random.default_rng((config.train.seed, index))
-        sums_K, counts_KV = np.zeros(len(known)), 0
+        sums_K = np.zeros(len(known))
+        counts_KV = 0
 
         def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
             nonlocal counts_KV

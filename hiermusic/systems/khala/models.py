@@ -10,8 +10,8 @@ from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.nn.transformer import TransformerConfig
 from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
@@ -47,7 +47,8 @@ def hierarchy(config: ConfigDict) -> Hierarchy:
     """The tokens of a codec, or those that a token model knows: the first `model.levels` of them, 0 for all."""
     if config.stage == "codec":
         return codec_config(config.model).hierarchy
-    tokens, levels = facts_of(config), config.model.levels
+    tokens = facts_of(config)
+    levels = config.model.levels
     if tokens.quantiser != "residual":
         raise UserError(f"tokens.quantiser is '{tokens.quantiser}': Khala's token models know residual codes")
     if not 0 <= levels <= tokens.levels:

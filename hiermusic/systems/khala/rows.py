@@ -86,7 +86,8 @@ def make_rows(config: ConfigDict) -> Rows:
 
 def tell_cut(config: ConfigDict) -> None:
     """Says of how many tracks that are trained on the prompt is longer than a model reads."""
-    model, words = config.model, tokenizer(config.model)
+    model = config.model
+    words = tokenizer(config.model)
     tracks = TokenSource(config.data.path, slice(0, 1), "train").tracks
     looked_at = tracks[:: -(-len(tracks) // _LOOKED_AT) or 1]  # evenly spread: a corpus may hold millions
     how = {"keep_description": model.keep_description, "limit": model.text_limit}
@@ -158,7 +159,8 @@ def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
     steps of their distribution: each row's layer is drawn from it, and no batch leaves a part of the hierarchy out.
     Held-out batches take turns from coarse layers to fine ones, all rows alike.
     """
-    make, size = make_rows(config), config.train.batch_size
+    make = make_rows(config)
+    size = config.train.batch_size
     levels = len(hierarchy(config))
     reach_K = np.cumsum(layer_weights(levels, config.train.layer_distribution))
     probes = [level for level in PROBED_LAYERS if level < levels]

@@ -18,7 +18,7 @@ from hiermusic.codec.chunked import encode_long
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import parts, songs
+from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala.models import codec_config, hierarchy, make_model, token_lm_config, tokenizer
 from hiermusic.systems.requests import WORDS, Request
@@ -71,7 +71,8 @@ def generate(
         backbone = workdirs.read(superres, "superres").init_from
         if not backbone:
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
-    step, spread = None, make_mesh(mesh, jax.local_devices()) if mesh else None
+    step = None
+    spread = make_mesh(mesh, jax.local_devices()) if mesh else None
     if codec is None:
         codec, step = codec_of(workdirs.read(backbone, "backbone"))
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
@@ -80,7 +81,8 @@ def generate(
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        coder, known_TK = workdirs.load_codec(codec, step), None
+        coder = workdirs.load_codec(codec, step)
+        known_TK = None
         for run in (backbone, superres):
             if run:
                 check_codec(workdirs.read(run), run, coder.facts, codec)
@@ -108,7 +110,8 @@ def _coarse(
     if not requests:
         return []
     words, tokens = tokenizer(config.model), hierarchy(config)
-    levels, rate = len(tokens), tokens.rates[0]
+    levels = len(tokens)
+    rate = tokens.rates[0]
     how = {"keep_description": config.model.keep_description, "limit": config.model.text_limit}
     songs.tell_cut(requests, words, **how)
     prompts = [compose(r.prompt, words, **how) for r in requests]
@@ -174,7 +177,7 @@ def _on(mesh: Mesh | None) -> AbstractContextManager:
     return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
-def program(config: ConfigDict, rows: int) -> parts.Generation:
+def program(config: ConfigDict, rows: int) -> programs.Generation:
     """The decoding of a piece, a chunk of the backbone's steps, or one pass of super-resolution, in shapes.
 
     Args:
@@ -183,9 +186,13 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     """
     model = config.model
     if config.stage == "codec":
-        return parts.decoding(codec_config(model), rows)
-    tokens, make, trunk = hierarchy(config), make_model(config), token_lm_config(config).transformer
-    rate, levels, sizes = float(tokens.rates[0]), len(tokens), list(tokens.sizes)
+        return programs.decoding(codec_config(model), rows)
+    tokens = hierarchy(config)
+    make = make_model(config)
+    trunk = token_lm_config(config).transformer
+    rate = float(tokens.rates[0])
+    levels = len(tokens)
+    sizes = list(tokens.sizes)
     prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
@@ -196,7 +203,7 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
         codes = [np.zeros((frames, model.given), np.int32)] * rows
         run, arguments = layerwise.level_pass(token_lm, prompts, codes, markers=[0] * levels, **options)
         made = (rows * frames, rows * frames / rate / (levels - model.given))
-        return parts.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
+        return programs.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
     token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
     layouts = [pattern.flatten((frames // levels,) * levels)] * rows
     run, arguments = autoregressive.chunk(
@@ -204,4 +211,4 @@ def program(config: ConfigDict, rows: int) -> parts.Generation:
     )
     steps = autoregressive.CHUNK
     made = (rows * steps, rows * steps / levels / rate)
-    return parts.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)
+    return programs.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)

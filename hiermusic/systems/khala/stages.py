@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from hiermusic.nn.token_lm import TokenLM
-from hiermusic.systems import parts, tokens
+from hiermusic.systems import stages, start, tokens
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala.models import codec_config, hierarchy, make_discriminator, make_model, token_lm_config
 from hiermusic.systems.khala.rows import backbone_batches, shapes, superres_batches, tell_cut
@@ -20,7 +20,7 @@ from hiermusic.train.stage import Work
 def stage(config: ConfigDict) -> CodecStage | LMStage:
     """The training stage of a configuration, its data still to be opened."""
     if config.stage == "codec":
-        return parts.codec_stage(config, codec_config(config.model), make_discriminator(config))
+        return stages.codec_stage(config, codec_config(config.model), make_discriminator(config))
 
     def open_tokens(workdir: Path) -> None:
         tokens.check_records(config, config.data.path)
@@ -30,7 +30,7 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
 
     batches = backbone_batches if config.stage == "backbone" else superres_batches
     return LMStage(
-        parts.run_config(config),
+        stages.run_config(config),
         make_model(config),
         train=lambda rows: batches(config, "train", rows),
         valid=lambda rows: batches(config, "valid", rows),
@@ -46,13 +46,14 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
 def _start(config: ConfigDict, model: TokenLM) -> None:
     """What a fresh token model begins with, in place: the codec's codes, then the weights of another run."""
     if config.model.codec_tables:
-        parts.start_from_codec(workdirs.load_codec(*tokens.codec_of(config)), model)
-    parts.start_from(config.init_from, model)
+        start.from_codec(workdirs.load_codec(*tokens.codec_of(config)), model)
+    start.from_run(config.init_from, model)
 
 
 def _work(config: ConfigDict, visibility: Visibility) -> Work:
     """What one update of a token model amounts to; a super-resolution batch predicts one level of every frame."""
-    model, levels = config.model, hierarchy(config)
+    model = config.model
+    levels = hierarchy(config)
     positions = config.train.batch_size * model.length
     heads = len(levels) if config.stage == "backbone" else 1
     frames = positions / heads

@@ -77,7 +77,7 @@ def test_a_model_begins_at_the_frequencies_of_its_codes(request, which, tmp_path
     module = stage.create(nnx.Rngs(0))
     stage.prepare(module)
     make, train = windows(config), TokenSource(config.data.path, split="train")
-    counts_KV = sum(make.counts(make.rows_of(train[index])) for index in range(len(train))) + 0.5
+    counts_KV = sum(make.counts(make.packets_of(train[index])) for index in range(len(train))) + 0.5
     expected_KV = counts_KV / counts_KV.sum(1, keepdims=True)
     assert np.ptp(expected_KV, axis=1).min() > 0
     np.testing.assert_allclose(jax.nn.softmax(module.model.lm.code_bias[...]), expected_KV, rtol=1e-4)
@@ -89,7 +89,7 @@ def test_what_is_measured_is_what_is_counted(request, which):
     make = windows(config)
     track = TokenSource(config.data.path, split="valid")[0]
     found, counts_KV = make.spread(track, 100)
-    assert len(found) == len(make.rows_of(track)) // make.size
+    assert len(found) == len(make.packets_of(track)) // make.size
     whole = [np.concatenate([np.ravel(row[name]) for name in row if name != "reference"]) for row in found]
     assert len(np.unique(whole, axis=0)) == len(found)
     count_K = nnx.jit(lambda model, batch: model.loss(batch, visibility=make.prior.visibility)[1]["count_K"])

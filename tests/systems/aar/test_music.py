@@ -71,9 +71,9 @@ def decoded(monkeypatch):
                     leaf[...] = 10 * leaf[...]
         return config, model
 
-    def heard(codec, codes_RS, **how):
-        codes.append(codes_RS)
-        return decode(codec, codes_RS, **how)
+    def heard(codec, codes_PS, **how):
+        codes.append(codes_PS)
+        return decode(codec, codes_PS, **how)
 
     monkeypatch.setattr(workdir, "load", wakened)
     monkeypatch.setattr(songs, "decode_long", heard)
@@ -92,12 +92,12 @@ def test_music_goes_on_from_the_end_of_a_recording(request, run, tmp_path, decod
         made.append(files.read(tmp_path / name / "song.wav")[0])
     assert [len(sound) for sound in made] == [7000, 7000]
     codec = workdir.load_codec(at.codec)
-    skip = -4410 % codec.row
-    known_RS = encode_long(codec, np.pad(files.read(tmp_path / "a.wav")[0], ((skip, 0), (0, 0))))
-    np.testing.assert_array_equal(decoded[0][: len(known_RS)], known_RS)
+    skip = -4410 % codec.packet
+    known_PS = encode_long(codec, np.pad(files.read(tmp_path / "a.wav")[0], ((skip, 0), (0, 0))))
+    np.testing.assert_array_equal(decoded[0][: len(known_PS)], known_PS)
     # up to where the decoder sees what follows
-    np.testing.assert_allclose(made[0][:3000], decode_long(codec, known_RS)[skip:][:3000].clip(-1, 1), atol=1e-3)
-    assert (decoded[0][len(known_RS) :] != decoded[1][len(known_RS) :]).any()
+    np.testing.assert_allclose(made[0][:3000], decode_long(codec, known_PS)[skip:][:3000].clip(-1, 1), atol=1e-3)
+    assert (decoded[0][len(known_PS) :] != decoded[1][len(known_PS) :]).any()
 
 
 def test_what_goes_on_sounds_like_itself(aar, run, tmp_path):

@@ -24,9 +24,9 @@ def prior():
         return "loss", "metrics"
 
     class Quantiser:
-        def decode(self, codes_BRS):  # a latent frame that is the row's first code, and its number
-            first_BR = codes_BRS[..., 0].astype(np.float32)
-            return jnp.stack([first_BR[:, 0, None] + jnp.arange(4)] * WIDTH, -1)
+        def decode(self, codes_BPS):  # a latent frame that is the packet's first code, and its number
+            first_BP = codes_BPS[..., 0].astype(np.float32)
+            return jnp.stack([first_BP[:, 0, None] + jnp.arange(4)] * WIDTH, -1)
 
         def inputs(self, codes_BS):
             return jnp.repeat(codes_BS[..., None].astype(jnp.float32), WIDTH, -1)
@@ -56,9 +56,9 @@ def dropped(prior, batch, key) -> tuple[np.ndarray, np.ndarray]:
     rows = prior.given[0][0]
     gone_B = (np.asarray(rows["cond"]) == NOTHING).all(1)
     np.testing.assert_array_equal(rows["cond"][~gone_B], batch["cond"][~gone_B])
-    context_BCE = np.asarray(rows["inputs"])[:, :CONTEXT]
-    alone_B = (context_BCE == 0).all((1, 2))
-    np.testing.assert_array_equal(context_BCE[~alone_B, 0, 0], batch["before"][~alone_B, 0] + 2)  # its last frames
+    context_BcE = np.asarray(rows["inputs"])[:, :CONTEXT]
+    alone_B = (context_BcE == 0).all((1, 2))
+    np.testing.assert_array_equal(context_BcE[~alone_B, 0, 0], batch["before"][~alone_B, 0] + 2)  # its last frames
     return gone_B, alone_B
 
 
@@ -114,7 +114,7 @@ def test_a_row_reads_the_context_and_what_coarser_scales_add_up_to(prior):
 
 def test_a_model_that_listens_is_conditioned_on_what_it_hears(prior):
     prior.listener = True
-    prior.listen = lambda reference_BRS: jnp.asarray(reference_BRS[:, 0, :WIDTH], jnp.float32)
+    prior.listen = lambda reference_BPS: jnp.asarray(reference_BPS[:, 0, :WIDTH], jnp.float32)
     references = np.random.default_rng(1).integers(5, 9, (ROWS, 2, WIDTH))
     prior.loss(batch() | {"reference": references}, None)
     np.testing.assert_array_equal(prior.given[0][0]["cond"], references[:, 0])

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.parts import in_memory
+from hiermusic.evaluate.by_track import in_memory
 from hiermusic.systems.aar import measures, models, stages
 from hiermusic.systems.aar import rows as aar_rows
-from hiermusic.tokens import pattern, rows, sequence
+from hiermusic.tokens import packets, pattern, sequence
 from hiermusic.tokens.scales import schedule
 
 from ..fakes import Batches, configuration
@@ -36,9 +36,9 @@ def codes_of(windows: aar_rows.Windows, count: int, first: int = 0) -> np.ndarra
 
 
 def track(windows: aar_rows.Windows, count: int, first: int = 0, name: str = "t") -> dict:
-    """A track of so many rows of codes."""
+    """A track of so many packets of codes."""
     seconds = count * (windows.seconds if windows.prior.next_scale else windows.seconds / FRAMES)
-    codes = rows.to_streams(codes_of(windows, count, first), windows.prior.quantiser.slots)
+    codes = packets.to_streams(codes_of(windows, count, first), windows.prior.quantiser.slots)
     return {"codes": codes, "meta": {"id": name, "seconds": seconds}}
 
 
@@ -52,30 +52,30 @@ def begins(row) -> int:
 
 def test_a_window_of_scales_is_a_row_of_codes_and_the_one_before():
     windows = make("lm")
-    codes_RS = codes_of(windows, 3)
-    for start, before_S in ((0, np.full(len(codes_RS[0]), -1)), (1, codes_RS[0]), (2, codes_RS[1])):
-        row = windows.row(codes_RS, start)
-        np.testing.assert_array_equal(row["codes"], codes_RS[start])
+    codes_PS = codes_of(windows, 3)
+    for start, before_S in ((0, np.full(len(codes_PS[0]), -1)), (1, codes_PS[0]), (2, codes_PS[1])):
+        row = windows.row(codes_PS, start)
+        np.testing.assert_array_equal(row["codes"], codes_PS[start])
         np.testing.assert_array_equal(row["before"], before_S)
         assert set(row) == {"codes", "before"} and {x.dtype for x in row.values()} == {np.dtype(np.int32)}
-    assert windows.starts(codes_RS) == 3 and windows.size == 1
+    assert windows.starts(codes_PS) == 3 and windows.size == 1
 
 
 @pytest.mark.parametrize("name", ["flatten", "delay"])
 def test_a_window_of_the_baseline_reads_what_it_has_predicted(name):
     windows = make("ar_baseline", pattern=name)
-    codes_RS = codes_of(windows, FRAMES + 2)
-    row = windows.row(codes_RS, 1)
+    codes_PS = codes_of(windows, FRAMES + 2)
+    row = windows.row(codes_PS, 1)
     positions = FRAMES * LEVELS if name == "flatten" else FRAMES + LEVELS - 1
     expected = np.full((positions, LEVELS), -1)
     for t in range(FRAMES):
         for k in range(LEVELS):
-            expected[t * LEVELS + k if name == "flatten" else t + k, k] = codes_RS[1 + t, k]
+            expected[t * LEVELS + k if name == "flatten" else t + k, k] = codes_PS[1 + t, k]
     np.testing.assert_array_equal(row["targets"], expected)
     np.testing.assert_array_equal(row["reads"], np.concatenate([np.full((1, LEVELS), -1), expected[:-1]]))
     np.testing.assert_array_equal(row["text"], [0] + [-1] * (positions - 1))
     assert set(row) == {"text", "reads", "targets"}
-    assert windows.starts(codes_RS) == 3 and windows.size == FRAMES
+    assert windows.starts(codes_PS) == 3 and windows.size == FRAMES
 
 
 def test_patterns_of_the_baseline_are_two():
@@ -101,8 +101,8 @@ def test_windows_to_measure_lie_at_even_distances(stage):
     found, counts_KV = windows.spread(track(windows, 12), 3)
     places = [0, last // 2, last]
     assert [begins(row) for row in found] == [10 * place for place in places]
-    heard_RS = np.concatenate([codes_of(windows, 12)[place : place + size] for place in places])
-    streams = rows.levels_of(rows.to_streams(heard_RS, windows.prior.quantiser.slots))
+    heard_PS = np.concatenate([codes_of(windows, 12)[place : place + size] for place in places])
+    streams = packets.levels_of(packets.to_streams(heard_PS, windows.prior.quantiser.slots))
     np.testing.assert_array_equal(counts_KV, [np.bincount(codes_T, minlength=500) for codes_T in streams])
     every, _ = windows.spread(track(windows, 12), 100)
     assert len(every) == 12 // size
@@ -113,10 +113,10 @@ def test_windows_to_measure_lie_at_even_distances(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_clip_is_heard_at_even_distances(stage):
     windows = make(stage, references=3)
-    codes_RS, last = codes_of(windows, 12), 12 - windows.size
+    codes_PS, last = codes_of(windows, 12), 12 - windows.size
     places = [0, last // 2, last]
-    expected = np.concatenate([codes_RS[place : place + windows.size] for place in places])
-    found = windows.clip(codes_RS)
+    expected = np.concatenate([codes_PS[place : place + windows.size] for place in places])
+    found = windows.clip(codes_PS)
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.int32
 
@@ -143,10 +143,10 @@ def test_silence_that_fills_the_last_window_up_is_left_out():
     three = track(windows, 3)
     for seconds, kept in ((2.4, 2), (2.999999, 3), (3.0, 3), (0.4, 1)):
         three["meta"]["seconds"] = seconds * windows.seconds
-        np.testing.assert_array_equal(windows.rows_of(three), codes_of(windows, 3)[:kept])
+        np.testing.assert_array_equal(windows.packets_of(three), codes_of(windows, 3)[:kept])
     windows = make("ar_baseline")
-    np.testing.assert_array_equal(windows.rows_of(track(windows, 5)), codes_of(windows, 5))
-    short = windows.rows_of(track(windows, 3))
+    np.testing.assert_array_equal(windows.packets_of(track(windows, 5)), codes_of(windows, 5))
+    short = windows.packets_of(track(windows, 3))
     np.testing.assert_array_equal(short, codes_of(windows, FRAMES).clip(max=codes_of(windows, 3)[-1]))
 
 
@@ -286,10 +286,10 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
         np.testing.assert_array_equal(counts_KV, windows.spread(example, measures.WINDOWS_MEASURED)[1])
         np.testing.assert_allclose(sums_K, counts_KV @ np.arange(500))
         assert (counts_KV[:, :200] == 0).all() and (trained_KV[:, 200:] == 0).all()
-    heard = [windows.rows_of(example) for example in splits["train"]]
-    streams = rows.levels_of(rows.to_streams(np.concatenate(heard), slots))
+    heard = [windows.packets_of(example) for example in splits["train"]]
+    streams = packets.levels_of(packets.to_streams(np.concatenate(heard), slots))
     np.testing.assert_array_equal(trained_KV, [np.bincount(codes_T, minlength=500) for codes_T in streams])
     np.testing.assert_array_equal(
-        aar_rows.trained_counts(windows, "tokens", 1), windows.counts(windows.rows_of(splits["train"][0]))
+        aar_rows.trained_counts(windows, "tokens", 1), windows.counts(windows.packets_of(splits["train"][0]))
     )
     assert sequence.stack(windows.spread(splits["valid"][0], 2)[0])["reference"].shape[0] == 2 - (stage != "lm")

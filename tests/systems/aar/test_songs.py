@@ -22,13 +22,13 @@ def prior(request, monkeypatch):
         config.model.window = 8
     config.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
     config.data.path = "tokens"
-    row = 40 if scale else 5  # samples of a row of codes
-    coder = SimpleNamespace(sample_rate=100, row=row, channels=1)
+    packet = 40 if scale else 5  # samples of a packet of codes
+    coder = SimpleNamespace(sample_rate=100, packet=packet, channels=1)
     model = SimpleNamespace(
         lm=SimpleNamespace(unstack=lambda: "the model"),
         quantiser="the quantiser",
         unconditional=np.full(3, 0.5),
-        context=lambda codes_BRS: np.repeat(codes_BRS[..., None], 2, 2)[:, :1] * 1.0,
+        context=lambda codes_BPS: np.repeat(codes_BPS[..., None], 2, 2)[:, :1] * 1.0,
         config=SimpleNamespace(next_scale=scale, context=2, lm=SimpleNamespace(levels=3, codes=32)),
     )
     it = SimpleNamespace(config=config, calls=[], loaded=[], produced=None, scale=scale, coder=coder, known=(None, 0))
@@ -98,14 +98,14 @@ def test_every_piece_has_its_own_clip_seed_and_length(prior):
     assert prior.produced["steps"] == {"codec": None} and prior.loaded[1] == ("codec", None)
     if prior.scale:
         assert call["seeds"] == [5, 6] and call["windows"] == 3 and call["context"] == 2
-        assert (call["lm"], call["quantiser"], call["before_BCE"]) == ("the model", "the quantiser", None)
+        assert (call["lm"], call["quantiser"], call["before_BcE"]) == ("the model", "the quantiser", None)
         np.testing.assert_array_equal(call["uncond_U"], [0.5] * 3)
-        assert [len(song.codes_RS) for song in prior.songs] == [3, 2]
+        assert [len(song.codes_PS) for song in prior.songs] == [3, 2]
     else:
         np.testing.assert_array_equal(call["uncond"], [0.5] * 3)
         assert call["prompts"] == [[0], [0]] and call["sizes"] == [32] * 3 and call["lm"] == "the model"
         assert [layout.visibility for layout in call["layouts"]] == [Visibility.causal()] * 2
-        assert [len(song.codes_RS) for song in prior.songs] == [20, 10]
+        assert [len(song.codes_PS) for song in prior.songs] == [20, 10]
     assert [(song.length, song.skip, song.ended) for song in prior.songs] == [(100, 0, False), (50, 0, False)]
 
 
@@ -115,7 +115,7 @@ def test_windows_of_the_baseline_begin_with_half_of_the_one_before_and_draw_anew
     assert [call["given"] is None for call in prior.calls] == [True, False, False, False]  # 8 + 4 + 4 + 4 frames
     for call in prior.calls[1:]:
         assert [[codes.size for codes in levels] for levels in call["given"]] == [[4] * 3] * 2
-    np.testing.assert_array_equal(prior.songs[0].codes_RS[:, 0], [11] * 8 + [12] * 4 + [13] * 4 + [14] * 4)
+    np.testing.assert_array_equal(prior.songs[0].codes_PS[:, 0], [11] * 8 + [12] * 4 + [13] * 4 + [14] * 4)
     seeds = [tuple(call["seeds"]) for call in prior.calls]
     drawn = {seed for pair in seeds for seed in pair}
     assert len(drawn) == 8 and all(0 <= seed < 2**32 for seed in drawn)
@@ -126,19 +126,19 @@ def test_windows_of_the_baseline_begin_with_half_of_the_one_before_and_draw_anew
 
 def test_a_recording_is_what_aar_goes_on_from(prior):
     rows = 1 if prior.scale else 8
-    known_RS = np.arange(rows * 3).reshape(rows, 3)
-    prior.known = (known_RS, 7)
+    known_PS = np.arange(rows * 3).reshape(rows, 3)
+    prior.known = (known_PS, 7)
     aar_songs.generate([A, A], "out", lm="lm", audio="in.wav")
     call = prior.calls[0]
     if prior.scale:
         assert call["windows"] == 2  # 107 samples are three windows, of which one is known
-        assert call["before_BCE"].shape[0] == 2
-        np.testing.assert_array_equal(call["before_BCE"][1, 0], np.repeat(known_RS[-1][0], 2))
+        assert call["before_BcE"].shape[0] == 2
+        np.testing.assert_array_equal(call["before_BcE"][1, 0], np.repeat(known_PS[-1][0], 2))
     else:
-        np.testing.assert_array_equal(call["given"][1], known_RS[4:].T)
+        np.testing.assert_array_equal(call["given"][1], known_PS[4:].T)
     for song in prior.songs:
-        np.testing.assert_array_equal(song.codes_RS[:rows], known_RS)
-        assert (song.length, song.skip, len(song.codes_RS)) == (107, 7, 3 if prior.scale else 22)
+        np.testing.assert_array_equal(song.codes_PS[:rows], known_PS)
+        assert (song.length, song.skip, len(song.codes_PS)) == (107, 7, 3 if prior.scale else 22)
     assert prior.produced["audio"] == "in.wav"
     with pytest.raises(UserError, match=r"the audio lasts 0\.3 s: ask for more --seconds than that"):
         aar_songs.generate([request("a", 1, 0.3, like="1")], "out", lm="lm", audio="in.wav")
@@ -165,11 +165,11 @@ def test_a_long_clip_is_heard_in_its_middle(monkeypatch):
 
 
 def test_a_recording_ends_where_its_last_row_does(monkeypatch):
-    coder, encoded = SimpleNamespace(sample_rate=100, row=40, channels=1), []
+    coder, encoded = SimpleNamespace(sample_rate=100, packet=40, channels=1), []
     monkeypatch.setattr(aar_songs.files, "read", lambda path, rate, channels: (np.ones((90, 1)), rate))
     monkeypatch.setattr(aar_songs, "encode_long", lambda codec, wav_LC: encoded.append(wav_LC) or np.zeros((3, 2)))
-    codes_RS, skip = aar_songs._known(coder, "in.wav")
-    assert skip == 30 and codes_RS.dtype == np.int32
+    codes_PS, skip = aar_songs._known(coder, "in.wav")
+    assert skip == 30 and codes_PS.dtype == np.int32
     np.testing.assert_array_equal(encoded[0][:, 0], [0] * 30 + [1] * 90)
 
 
@@ -177,17 +177,17 @@ def test_a_clip_is_heard_as_the_windows_that_its_music_fills(monkeypatch):
     """At the codec's rate and channels; a vector is what it is."""
     config, encoded, filled = configuration("aar/lm:tiny"), [], []
     make = SimpleNamespace(
-        filled=lambda codes_RS, seconds: filled.append(seconds) or codes_RS[:3], clip=lambda codes_RS: codes_RS[::-1]
+        filled=lambda codes_PS, seconds: filled.append(seconds) or codes_PS[:3], clip=lambda codes_PS: codes_PS[::-1]
     )
-    codes_RS = np.arange(8).reshape(4, 2)
+    codes_PS = np.arange(8).reshape(4, 2)
     monkeypatch.setattr(aar_songs, "windows", lambda config, data: make)
-    monkeypatch.setattr(aar_songs, "encode_long", lambda coder, wav_LC: encoded.append(wav_LC) or codes_RS)
+    monkeypatch.setattr(aar_songs, "encode_long", lambda coder, wav_LC: encoded.append(wav_LC) or codes_PS)
     monkeypatch.setattr(aar_songs.nnx, "split", lambda model: (model, None))
-    monkeypatch.setattr(aar_songs, "_listen", lambda model, weights, reference_BRS: reference_BRS * 10)
+    monkeypatch.setattr(aar_songs, "_listen", lambda model, weights, reference_BPS: reference_BPS * 10)
     coder = SimpleNamespace(sample_rate=1000, channels=1)
     wav_LC = np.stack([np.full(3000, 0.5), np.zeros(3000)], axis=1).astype(np.float32)
     heard = aar_songs._heard("model", coder, config, (wav_LC, 2000))
-    np.testing.assert_array_equal(heard, 10 * codes_RS[2::-1])
+    np.testing.assert_array_equal(heard, 10 * codes_PS[2::-1])
     assert filled == [1.5] and encoded[0].shape == (1500, 1)
     np.testing.assert_allclose(encoded[0][100:-100], 0.25, atol=1e-3)
     vector_U = np.ones(3)

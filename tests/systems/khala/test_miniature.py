@@ -15,7 +15,7 @@ from hiermusic import presets
 from hiermusic.audio import files
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
-from hiermusic.evaluate.parts import in_memory
+from hiermusic.evaluate.by_track import in_memory
 from hiermusic.evaluate.tokens import per_token
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala import SYSTEM as system

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.evaluate.parts import in_memory
+from hiermusic.evaluate.by_track import in_memory
 from hiermusic.systems.khala import measures, models
 from hiermusic.systems.khala import rows as khala_rows
 from hiermusic.tokens.prompt import Prompt, compose

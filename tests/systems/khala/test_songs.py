@@ -102,7 +102,7 @@ def test_every_request_has_its_own_prompt_seed_and_length(engines):
     assert [codes_TK.shape for codes_TK in superres["codes"]] == [(20, 2), (10, 2)]
     assert backbone["given"] is None and superres["known"] is None
     assert backbone["model"] == "backbone, unstacked" and superres["model"] is not backbone["model"]
-    assert [(song.codes_RS.shape, song.versions["backbone"].shape, song.ended) for song in engines.songs] == [
+    assert [(song.codes_PS.shape, song.versions["backbone"].shape, song.ended) for song in engines.songs] == [
         ((20, 4), (20, 2), True),
         ((10, 4), (10, 2), False),
     ]
@@ -152,7 +152,7 @@ def test_other_runs_are_taken_where_they_are_named(engines):
 def test_a_backbone_alone_makes_its_own_layers(engines):
     khala.generate([ONE], "out", backbone="backbone")
     assert "superres" not in engines.calls and set(engines.produced["sampling"]) == {"backbone"}
-    assert engines.songs[0].codes_RS.shape == (20, 2)
+    assert engines.songs[0].codes_PS.shape == (20, 2)
 
 
 def test_models_of_another_codec_and_songs_too_long_are_refused(engines):

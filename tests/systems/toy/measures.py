@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hiermusic.data.token_records import TokenSource
-from hiermusic.systems import parts
+from hiermusic.systems import measures
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
@@ -16,7 +16,7 @@ def hierarchy(config: ConfigDict) -> Hierarchy:
 
 def inspect(config: ConfigDict) -> dict:
     params = {"follows": config.model.codes**2}
-    return parts.facts(config, params, hierarchy(config), config.model.rate, config.model.length)
+    return measures.facts(config, params, hierarchy(config), config.model.rate, config.model.length)
 
 
 def cross_entropy(config: ConfigDict, model, path: str, tracks: int, each, step):

@@ -5,7 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hiermusic.data import pipeline
-from hiermusic.systems import parts
+from hiermusic.systems import stages
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.lm import LMStage
 from hiermusic.train.stage import Work
@@ -25,7 +25,7 @@ def stage(config: ConfigDict) -> LMStage:
 
     shapes = {"codes": jax.ShapeDtypeStruct((train.batch_size, length), np.int32)}
     return LMStage(
-        parts.run_config(config),
+        stages.run_config(config),
         make_model(config),
         train=lambda rows: batches("train", rows),
         valid=lambda rows: batches("valid", rows),

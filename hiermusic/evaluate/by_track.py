@@ -51,7 +51,7 @@ def columns(rows: Sequence[Mapping[str, float]], kind: str = "score") -> dict[st
     return {f"{kind} {name}": np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def row(measured: Measured, index: int, kind: str = "score") -> dict[str, float]:
+def scores_of(measured: Measured, index: int, kind: str = "score") -> dict[str, float]:
     """The scores of one kind of one version of a track, of those that `columns` took."""
     names = (name for name in measured if name.startswith(f"{kind} "))
     return {name.removeprefix(f"{kind} "): float(measured[name][index]) for name in names}

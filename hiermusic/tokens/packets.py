@@ -1,7 +1,7 @@
-"""Rows of codes, as a codec makes them, and streams of levels, as records keep them.
+"""Packets of codes, as a codec makes them, and streams of levels, as records keep them.
 
-A row holds the tokens of one step of the codec, level after level: one of each for a residual quantiser's frame, n_k of
-level k for a multi-scale quantiser's window. Streams are an int array [T, K] where all levels have one rate, and
+A packet holds the tokens of one step of the codec, level after level: one of each for a residual quantiser's frame, n_k
+of level k for a multi-scale quantiser's window. Streams are an int array [T, K] where all levels have one rate, and
 otherwise a tuple of such arrays, one for each run of neighbouring levels of one rate.
 """
 
@@ -14,25 +14,27 @@ from jaxtyping import Int
 Streams = np.ndarray | tuple[np.ndarray, ...]
 
 
-def to_streams(codes_RS: Int[np.ndarray, "R S"], slots: Sequence[int]) -> Streams:
-    """The streams in rows of codes.
+def to_streams(codes_PS: Int[np.ndarray, "P S"], slots: Sequence[int]) -> Streams:
+    """The streams in packets of codes.
 
     Args:
-      codes_RS: rows; they may hold the first levels only.
-      slots: tokens of each level in a row, of all levels or of those that are there.
+      codes_PS: packets; they may hold the first levels only.
+      slots: tokens of each level in a packet, of all levels or of those that are there.
     """
-    slots = _present(slots, codes_RS.shape[1])
-    parts = np.split(codes_RS, np.cumsum(slots)[:-1], axis=1)
+    slots = _present(slots, codes_PS.shape[1])
+    parts = np.split(codes_PS, np.cumsum(slots)[:-1], axis=1)
     alike = [list(group) for _, group in groupby(range(len(slots)), key=slots.__getitem__)]
     groups = [np.stack([parts[k].reshape(-1) for k in levels], axis=1) for levels in alike]
     return groups[0] if len(groups) == 1 else tuple(groups)
 
 
-def to_rows(streams: Streams, slots: Sequence[int]) -> Int[np.ndarray, "R S"]:
-    """The rows that streams of levels were taken from; tokens that fill no whole row are left out."""
+def to_packets(streams: Streams, slots: Sequence[int]) -> Int[np.ndarray, "P S"]:
+    """The packets that streams of levels were taken from; tokens that fill no whole packet are left out."""
     levels = levels_of(streams)
-    rows = min(len(codes_T) // n for codes_T, n in zip(levels, slots, strict=False))
-    return np.concatenate([codes_T[: rows * n].reshape(rows, n) for codes_T, n in zip(levels, slots, strict=False)], 1)
+    count = min(len(codes_T) // n for codes_T, n in zip(levels, slots, strict=False))
+    return np.concatenate(
+        [codes_T[: count * n].reshape(count, n) for codes_T, n in zip(levels, slots, strict=False)], 1
+    )
 
 
 def levels_of(streams: Streams | Sequence[Int[np.ndarray, "T"]]) -> list[Int[np.ndarray, "T"]]:
@@ -50,8 +52,8 @@ def like(streams: Streams, levels: Sequence[Int[np.ndarray, "T"]]) -> Streams:
 
 
 def _present(slots: Sequence[int], width: int) -> tuple[int, ...]:
-    """The levels whose slots come to a row of this width; ValueError where none do."""
+    """The levels whose slots come to a packet of this width; ValueError where none do."""
     ends = np.cumsum(slots).tolist()
     if width not in ends:
-        raise ValueError(f"rows of {width} codes hold no whole number of levels of {tuple(slots)} tokens")
+        raise ValueError(f"packets of {width} codes hold no whole number of levels of {tuple(slots)} tokens")
     return tuple(slots[: ends.index(width) + 1])
