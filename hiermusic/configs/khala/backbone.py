@@ -4,7 +4,7 @@
 
 | preset | where                      | expect                                                                  |
 |--------|----------------------------|-------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~5 minutes  | 61 % of a unigram model's bits on held-out songs; chords, strokes, no beat |
+| tiny   | two CPU cores, ~5 minutes  | 55 % of a unigram model's bits on held-out songs; chords, strokes, no beat |
 | small  | one GPU, days              | untried; 12 layers of width 768                                           |
 | paper  | 64 GPUs, 354 k steps       | 1.617 B parameters, 16,384 positions: about six minutes of music          |
 | 3b     | a pod                      | 3.142 B parameters; not trained                                           |
