@@ -378,5 +378,5 @@ def test_only_whole_windows_and_whole_scales_are_taken():
     quantiser = _fresh()
     with pytest.raises(ValueError, match="12 frames are no whole windows of 11"):
         jax.eval_shape(quantiser, jnp.zeros((1, 12, WIDTH)))
-    with pytest.raises(ValueError, match="rows of 4 codes"):
+    with pytest.raises(ValueError, match="packets of 4 codes"):
         jax.eval_shape(quantiser.decode, jnp.zeros((1, 1, 4), int))
