@@ -90,7 +90,7 @@ def accelerator(monkeypatch):
 
 def test_what_it_imports_needs_few_of_the_dependencies():
     names = [*BENCHMARKS.glob("accelerator*.py"), BENCHMARKS / "next_scale.py"]
-    assert len(names) == 5 and {"grain", "orbax", "librosa", "soundfile", "tensorboardX", "matplotlib"} <= {*_absent()}
+    assert len(names) == 6 and {"grain", "orbax", "librosa", "soundfile", "tensorboardX", "matplotlib"} <= {*_absent()}
     assert _run(IMPORTS, *map(str, names)) == "grain is not to be imported\n"
 
 
