@@ -52,7 +52,7 @@ SECTIONS = {
     "codec": (40, 180),
 }
 # at `tiny`, after the card: what each of two processes does, as long as the other; `song` comes after `tokens`
-SIDES = (("parity", "tokens", "song", "backbone"), ("codec", "scales", "superres"))
+SIDES = (("parity", "tokens", "song", "backbone", "superres"), ("codec", "scales"))
 
 
 def read(path: Path) -> list[Record]:
