@@ -161,6 +161,18 @@ def test_the_package_alone_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_help_of_every_verb_comes_without_jax():
+    code = """
+import sys
+from hiermusic import cli
+for name in cli.VERBS:
+    cli.main([name, "-h"])
+print([m for m in ("jax", "flax", "orbax", "grain", "librosa") if m in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
 def test_as_many_files_may_be_open_as_the_system_allows():
     script = (
         "import resource; from hiermusic import cli\n"

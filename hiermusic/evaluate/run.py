@@ -259,7 +259,7 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
         raise UserError(f"{path} has no held-out tracks")
     progress = bar("batch", label="layers")
     each = _each(workdir, out, valid)
-    measured = workdirs.system(config).cross_entropy(config, model, path, tracks, each, progress.update)
+    measured = workdirs.system(config).rooms.cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()
     table = compare(*measured, read_stream(path).hierarchy.select(0, measured[0].shape[1]))
     results = {"tracks": min(len(valid), tracks), "predictability": table}

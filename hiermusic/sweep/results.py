@@ -32,7 +32,7 @@ def rows_of(
     """
     rows = []
     for run, plan in zip(runs, estimates, strict=True):
-        records = [record for record in read_metrics(run.workdir) if "event" not in record]
+        records = read_metrics(run.workdir)
         valid = _curve(records, "valid/loss")
         best = min(valid, key=lambda point: point[1], default=(None, None))
         step = checkpoint.latest_step(run.workdir) or 0

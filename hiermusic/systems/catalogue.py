@@ -1,23 +1,18 @@
 """The systems there are. A further one is imported here, and takes its place in the order."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from hiermusic.errors import UserError
+from hiermusic.systems import aar, khala
+from hiermusic.systems.system import System
 
-if TYPE_CHECKING:
-    from hiermusic.systems.system import System
 
-
-def systems() -> "dict[str, System]":
+def systems() -> dict[str, System]:
     """Every system by its name; the first is the one that is meant where none is named."""
-    # not above: they are much to load, and each finds the codecs of all through here
-    from hiermusic.systems import aar, khala
-
     return {each.SYSTEM.name: each.SYSTEM for each in (khala, aar)}
 
 
-def named(name: str) -> "System":
+def named(name: str) -> System:
     """The system that --system=NAME means; UserError where there is none of that name."""
     known = systems()
     if name not in known:

@@ -72,12 +72,12 @@ def generation(config: ConfigDict, mesh: Mesh) -> list[Job]:
     if config.stage == "codec":
         rows = shares
     system = workdir.system(config)
-    made = system.program(config, rows)
+    made = system.rooms.program(config, rows)
     placed = jax.tree.map(lambda x: _abstract(x, mesh, rows), made.arguments)
     placed = (placed[0], _weights(made.arguments[1], mesh), *placed[2:])
 
     def load() -> Load:
-        share = system.program(config, rows // shares)
+        share = system.rooms.program(config, rows // shares)
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), share.arguments)
 
         def run(*dynamic):

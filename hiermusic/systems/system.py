@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,29 +47,46 @@ USE_OF_A_CODEC = "hiermusic encode --codec=FOLDER in.wav codes.npz\nhiermusic de
 
 
 @dataclass(frozen=True)
+class Rooms:
+    """What is done with a system's stages.
+
+    Args:
+      make_model: configuration -> the constructor of what its stage trains.
+      stage: configuration -> its training stage, the data still to be opened.
+      inspect: configuration -> parameters by component, rates, sequence length, from abstract shapes alone.
+      cross_entropy: (configuration of a token model, its weights, token records, at most so many tracks,
+        (name, tracks, measurement of a track) -> what was measured of every track, what is called after every step) ->
+        teacher-forced, of each held-out track, nats of all predicted tokens of each level [N, K] and how often each
+        code was one of them [N, K, V]; and how often it stands in the training tracks [K, V].
+      program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
+      generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
+        mesh=axis -> devices, and by its name each flag of "model" or "else" that was given) -> songs as JSON objects,
+        each written as NAME.wav and NAME.json.
+      demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
+    """
+
+    make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
+    stage: "Callable[[ConfigDict], Stage]"
+    inspect: "Callable[[ConfigDict], dict[str, Any]]"
+    cross_entropy: "Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]"
+    program: "Callable[[ConfigDict, int], Generation]"
+    generate: Callable[..., list[dict[str, Any]]]
+    demo: "Callable[[Path, Path], Demo]"
+
+
+@dataclass(frozen=True)
 class System:
-    """A system: its stages, and what is done with them.
+    """A system: what is told of it without JAX, as help and the command line need it, and how to come by its rooms.
 
     Args:
       name: in the field `system` of configurations, behind --system, and of the folder in configs/.
       title: as a sentence names it.
       stages: in the field `stage`; the one named `codec` trains a codec, the others token models.
       sizes: fields of `model` that mean nothing unless they are whole numbers of 1 or more.
-      make_model: configuration -> the constructor of what its stage trains.
-      stage: configuration -> its training stage, the data still to be opened.
-      inspect: configuration -> parameters by component, rates, sequence length, from abstract shapes alone.
-      cross_entropy: (configuration of a token model, its weights, token records, at most so many tracks,
-        `by_track.Each`, what is called after every step) -> teacher-forced, of each held-out track, nats of all
-        predicted tokens of each level [N, K] and how often each code was one of them [N, K, V]; and how often it
-        stands in the training tracks [K, V].
-      program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
-      generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
-        mesh=axis -> devices, and by its name each of `flags` of "model" or "else" that was given) -> songs as JSON
-        objects, each written as NAME.wav and NAME.json.
       flags: of generation.
       uses: stage -> the command that a model card shows.
       examples: verb -> the command that its help shows.
-      demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
+      load: imports the rooms, which is much to load.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
     """
@@ -77,15 +95,13 @@ class System:
     title: str
     stages: tuple[str, ...]
     sizes: frozenset[str]
-    make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
-    stage: "Callable[[ConfigDict], Stage]"
-    inspect: "Callable[[ConfigDict], dict[str, Any]]"
-    cross_entropy: "Callable[..., tuple[np.ndarray, np.ndarray, np.ndarray]]"
-    program: "Callable[[ConfigDict, int], Generation]"
-    generate: Callable[..., list[dict[str, Any]]]
     flags: tuple[Flag, ...]
     uses: Mapping[str, str]
     examples: Mapping[str, str]
-    demo: "Callable[[Path, Path], Demo]"
+    load: Callable[[], Rooms]
     versions: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+
+    @cached_property
+    def rooms(self) -> Rooms:
+        return self.load()

@@ -83,7 +83,7 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
     if config.get("system") in catalogue.systems():
         ours = system(config, str(place))
         with _understood(str(place), ", as another version wrote it: train or export it anew with this one"):
-            ours.make_model(config)
+            ours.rooms.make_model(config)
     return config
 
 
@@ -119,7 +119,7 @@ def stage(config: ConfigDict, *, batch_size: int | None = None, remat: str | Non
         config.model.remat = remat
     ours = system(config)
     with _understood("the configuration"):
-        return ours.stage(config)
+        return ours.rooms.stage(config)
 
 
 def open_data(stage: Stage, workdir: str | Path) -> None:
@@ -144,7 +144,7 @@ def load(
     They are spread over `mesh`, or lie on the first device without one. The processes of a run must all come here.
     """
     config = read(workdir, *stages)
-    make = system(config).make_model(config)
+    make = system(config).rooms.make_model(config)
     placed = partial(shardings, mesh=mesh) if mesh else None
     return config, checkpoint.load_model(workdir, lambda: make(nnx.Rngs(0)), step, shardings=placed)
 
@@ -213,7 +213,7 @@ def _codec_of(text: str) -> "Tokenizer":
 
 def _codec_config(config: ConfigDict) -> CodecConfig:
     """What the codec of a configuration is, without its weights."""
-    make = system(config).make_model(config)
+    make = system(config).rooms.make_model(config)
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))).config
 
 
@@ -340,7 +340,7 @@ def generate(
         raise UserError(f"--{foreign[0]} means nothing to the system {ours.name}, which {model} is of")
     options = {flag: value for flag, value in given.items() if kinds[flag] == "sampling"}
     own = {flag: value for flag, value in given.items() if kinds[flag] in ("model", "else")}
-    return ours.generate(requests, Path(out), options=options, audio=audio, mesh=mesh, **own)
+    return ours.rooms.generate(requests, Path(out), options=options, audio=audio, mesh=mesh, **own)
 
 
 def inspect(
@@ -368,4 +368,4 @@ def inspect(
 def _facts(config: ConfigDict, whose: str) -> dict[str, Any]:
     ours = system(config, whose)
     with _understood(whose):
-        return ours.inspect(config)
+        return ours.rooms.inspect(config)

@@ -32,8 +32,7 @@ class Log:
         self.started: float | None = None  # when the workdir was first trained in, as far as its records tell
         if not self.active:
             return
-        records = read_metrics(workdir)
-        measured = [record for record in records if "event" not in record]
+        records, measured = read_log(workdir), read_metrics(workdir)
         if measured and {"time", "elapsed"} <= measured[0].keys():
             self.started = measured[0]["time"] - measured[0]["elapsed"]
         self.last = next((record for record in reversed(measured) if record["step"] <= step), {})
@@ -132,6 +131,11 @@ class _Board:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """What was measured, by `workdir/metrics.jsonl`."""
+    return [record for record in read_log(workdir) if "event" not in record]
+
+
+def read_log(workdir: str | Path) -> list[dict[str, Any]]:
     """The records of `workdir/metrics.jsonl`, events among them (`Log`); lines that are none, as a kill leaves them,
     are left out."""
     path = Path(workdir) / "metrics.jsonl"

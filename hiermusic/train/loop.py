@@ -70,7 +70,7 @@ def run(
             trainer = _Trainer(stage, mesh, Path(workdir), progress, begin, train, valid)
             try:
                 if jax.process_index() == 0:
-                    origin.note(Path(workdir), str(stage.config.fields.get("data", {}).get("path") or ""), trainer.tell)
+                    origin.note(Path(workdir), stage.config.data, trainer.tell)
                 return trainer.train(stop)
             finally:
                 trainer.close()

@@ -34,6 +34,7 @@ class RunConfig:
       optimiser: what moves the weights.
       ema_decay: of the running average of the weights, in [0, 1); 0 = none is kept.
       mesh: of devices; None for a single one.
+      data: `data.path`, "" where the configuration has none.
       dtype: that the model computes in.
       remat: what the model computes twice to save memory ("none", "dots", "full"); None where it has no choice.
       fields: the whole configuration in JSON values, which config.json keeps; nothing is read from there.
@@ -47,6 +48,7 @@ class RunConfig:
     optimiser: OptimiserConfig
     ema_decay: float = 0.0
     mesh: MeshConfig | None = None
+    data: str = ""
     dtype: str = "float32"
     remat: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class RunConfig:
             OptimiserConfig.of(train),
             train.get("ema_decay", 0.0),
             MeshConfig.of(fields["mesh"]) if "mesh" in fields else None,
+            fields.get("data", {}).get("path") or "",
             model.get("dtype", "float32"),
             model.get("remat"),
             fields,

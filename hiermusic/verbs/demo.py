@@ -24,7 +24,7 @@ def _demo(values: Values, given: list[str]) -> None:
 
     first = system.name == next(iter(catalogue.systems()))
     folder = Path(values.workdir or ("out/demo" if first else f"out/demo-{system.name}"))
-    show(str(runner.run(system.demo(folder, configs), folder)))
+    show(str(runner.run(system.rooms.demo(folder, configs), folder)))
 
 
 VERBS = {

@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hiermusic.errors import UserError
-from hiermusic.train.log import Log, read_metrics
+from hiermusic.train.log import Log, read_log, read_metrics
 
 
 def test_records_are_plain_json(tmp_path):
@@ -45,7 +45,7 @@ def test_events_are_kept_and_are_no_measurement(tmp_path):
     log = Log(tmp_path, step=1)
     assert log.last["loss"] == 1.0 and log.started == 60.0
     log.close()
-    told = [(record["step"], record.get("loss"), record.get("event")) for record in read_metrics(tmp_path)]
+    told = [(record["step"], record.get("loss"), record.get("event")) for record in read_log(tmp_path)]
     assert told == [(0, None, "other data"), (1, 1.0, None), (1, None, "another length")]
 
 

@@ -15,7 +15,7 @@ from hiermusic import console
 from hiermusic.errors import UserError
 from hiermusic.train import loop
 from hiermusic.train.checkpoint import latest_step, load_weights
-from hiermusic.train.log import read_metrics
+from hiermusic.train.log import read_log, read_metrics
 from hiermusic.train.stage import RunConfig
 
 
@@ -274,9 +274,7 @@ def test_data_that_change_under_a_run_are_told_and_logged(toy, tmp_path, capsys)
         assert result["step"] == 2 and "loss" in result
         said.append(capsys.readouterr().err)
     assert said == ["", "", said[2], ""] and f"{records} holds other data than this run was last trained on" in said[2]
-    assert [line for line in read_metrics(tmp_path / "run") if "event" in line] == [
-        {"step": 2, "event": said[2].strip()}
-    ]
+    assert [line for line in read_log(tmp_path / "run") if "event" in line] == [{"step": 2, "event": said[2].strip()}]
 
 
 def test_a_mesh_of_eight_devices_trains_the_same_model(toy, tmp_path):

@@ -239,17 +239,20 @@ CASES = {
             "system": (
                 ("--system=aar",),
                 {
-                    "runner.run.demo": aar.SYSTEM.demo(Path("out/demo-aar"), ROOT / "configs"),
+                    "runner.run.demo": aar.SYSTEM.rooms.demo(Path("out/demo-aar"), ROOT / "configs"),
                     "runner.run.folder": Path("out/demo-aar"),
                 },
             ),
             "workdir": (
                 ("--workdir=w",),
-                {"runner.run.demo": khala.SYSTEM.demo(Path("w"), ROOT / "configs"), "runner.run.folder": Path("w")},
+                {
+                    "runner.run.demo": khala.SYSTEM.rooms.demo(Path("w"), ROOT / "configs"),
+                    "runner.run.folder": Path("w"),
+                },
             ),
             "configs": (
                 ("--configs=c",),
-                {"runner.run.demo": khala.SYSTEM.demo(Path("out/demo"), Path("c"))},
+                {"runner.run.demo": khala.SYSTEM.rooms.demo(Path("out/demo"), Path("c"))},
             ),
         },
     ),

@@ -6,8 +6,25 @@ the same trunk, one token after another (flatten or delay, causal). Longer music
 windows read the last latent frames of the one before, the baseline's begin with its last codes.
 """
 
-from hiermusic.systems.aar import demo, measures, models, songs, stages
-from hiermusic.systems.system import USE_OF_A_CODEC, System
+from dataclasses import replace
+
+from hiermusic.systems.requests import LIKE
+from hiermusic.systems.system import CODEC, SAMPLING, USE_OF_A_CODEC, Flag, Rooms, System
+
+
+def _rooms() -> Rooms:
+    from hiermusic.systems.aar import demo, measures, models, songs, stages
+
+    return Rooms(
+        make_model=models.make_model,
+        stage=stages.stage,
+        inspect=measures.inspect,
+        cross_entropy=measures.cross_entropy,
+        program=songs.program,
+        generate=songs.generate,
+        demo=demo.demo,
+    )
+
 
 _GENERATE = "hiermusic generate --lm=FOLDER --codec=CODEC --like=clip.wav --seconds=6 --out=songs"
 
@@ -15,14 +32,16 @@ SYSTEM = System(
     name="aar",
     title="AAR",
     stages=("codec", "lm", "ar_baseline"),
-    sizes=models.SIZES,
-    make_model=models.make_model,
-    stage=stages.stage,
-    inspect=measures.inspect,
-    cross_entropy=measures.cross_entropy,
-    program=songs.program,
-    generate=songs.generate,
-    flags=songs.FLAGS,
+    sizes=frozenset(
+        "sample_rate channels fold strides width latent code_latent codes levels window depth cond phi_kernel".split()
+    ),
+    flags=(
+        Flag("lm", "workdir of a trained lm or ar_baseline", "model"),
+        CODEC,
+        LIKE,
+        *SAMPLING[:-1],
+        replace(SAMPLING[-1], text="guidance scale, 1 = none; grown to from coarse to fine; default: the workdir's"),
+    ),
     uses={"codec": USE_OF_A_CODEC, "lm": _GENERATE, "ar_baseline": _GENERATE},
     examples={
         "train": "hiermusic train --config=configs/aar/codec.py:tiny --workdir=out/sat "
@@ -32,6 +51,6 @@ SYSTEM = System(
         "generate": "hiermusic generate --lm=out/aar --like=clip.wav --seconds=6 --out=out/songs",
         "continue": "hiermusic continue --lm=out/aar --seconds=6 --out=out/songs in.wav",
     },
-    demo=demo.demo,
+    load=_rooms,
     places=("data.clap",),
 )

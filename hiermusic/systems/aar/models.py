@@ -19,12 +19,6 @@ from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens import pattern, scales
 from hiermusic.tokens.facts import TokenFacts
 
-SIZES = frozenset(
-    {
-        *("sample_rate", "channels", "fold", "strides", "width", "latent", "code_latent", "codes", "levels", "window"),
-        *("depth", "cond", "phi_kernel"),
-    }
-)
 _LARGEST = 1 << 24  # positions of a window times levels
 
 

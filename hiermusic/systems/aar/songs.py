@@ -36,21 +36,13 @@ from hiermusic.systems.aar.models import (
 from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import as_condition, windows
 from hiermusic.systems.aar.stages import check_codebooks, check_codec
-from hiermusic.systems.requests import LIKE, Request
-from hiermusic.systems.system import CODEC, SAMPLING, Flag
+from hiermusic.systems.requests import Request
 from hiermusic.systems.tokens import codec_of
 from hiermusic.tokens.prompt import Prompt
 
 Condition = tuple[np.ndarray, int] | np.ndarray  # a waveform and its rate, or a vector
 
 HEARD_SECONDS = 30.0  # of a clip that music should sound like
-FLAGS = (
-    Flag("lm", "workdir of a trained lm or ar_baseline", "model"),
-    CODEC,
-    LIKE,
-    *SAMPLING[:-1],
-    replace(SAMPLING[-1], text="guidance scale, 1 = none; grown to from coarse to fine; default: the workdir's"),
-)
 
 
 def generate(

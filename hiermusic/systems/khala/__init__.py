@@ -5,21 +5,48 @@ layer k of all frames at once from layers below k (layer-wise, full attention), 
 prediction of q0 so that it keeps listening to the words (Task 0).
 """
 
-from hiermusic.systems.khala import demo, measures, models, songs, stages
-from hiermusic.systems.system import USE_OF_A_CODEC, System
+from hiermusic.systems.requests import WORDS
+from hiermusic.systems.system import CODEC, SAMPLING, USE_OF_A_CODEC, Flag, Rooms, System
+
+
+def _rooms() -> Rooms:
+    from hiermusic.systems.khala import demo, measures, models, songs, stages
+
+    return Rooms(
+        make_model=models.make_model,
+        stage=stages.stage,
+        inspect=measures.inspect,
+        cross_entropy=measures.cross_entropy,
+        program=songs.program,
+        generate=songs.generate,
+        demo=demo.demo,
+    )
+
 
 SYSTEM = System(
     name="khala",
     title="Khala",
     stages=("codec", "backbone", "superres"),
-    sizes=models.SIZES,
-    make_model=models.make_model,
-    stage=stages.stage,
-    inspect=measures.inspect,
-    cross_entropy=measures.cross_entropy,
-    program=songs.program,
-    generate=songs.generate,
-    flags=songs.FLAGS,
+    sizes=frozenset(
+        "sample_rate channels fold strides dilations encoder_width decoder_width latent "
+        "codes length text_limit layers width heads kv_heads head_dim ffn_width".split()
+    ),
+    flags=(
+        Flag("superres", "workdir of a super-resolution model; without it the backbone's layers only", "model"),
+        Flag("backbone", "workdir of a backbone; default: the one --superres was started from", "model"),
+        CODEC,
+        *WORDS,
+        *SAMPLING,
+        Flag(
+            "min_share",
+            "share of the asked length before which no song may end; default: 0",
+            "sampling",
+            float,
+            0.0,
+            1.0,
+        ),
+        Flag("backbone_too", "also write NAME.backbone.wav, the backbone's layers alone", "else", bool),
+    ),
     uses={
         "codec": USE_OF_A_CODEC,
         "backbone": "hiermusic generate --backbone=FOLDER --codec=CODEC --tags='pop, piano' --seconds=8 --out=songs",
@@ -36,6 +63,6 @@ SYSTEM = System(
         "--out=out/songs",
         "continue": "hiermusic continue --superres=out/superres --tags='pop, piano' --seconds=8 --out=out/songs in.wav",
     },
-    demo=demo.demo,
+    load=_rooms,
     versions=("backbone",),
 )

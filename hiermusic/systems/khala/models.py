@@ -16,14 +16,6 @@ from hiermusic.systems.tokens import facts_of
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
-SIZES = frozenset(
-    {
-        *("sample_rate", "channels", "fold", "strides", "dilations", "encoder_width", "decoder_width", "latent"),
-        *("codes", "length", "text_limit"),
-        *("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width"),
-    }
-)
-
 # MARK: tokens
 
 

@@ -21,23 +21,10 @@ from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala.models import codec_config, hierarchy, make_model, token_lm_config, tokenizer
-from hiermusic.systems.requests import WORDS, Request
-from hiermusic.systems.system import CODEC, SAMPLING, Flag
+from hiermusic.systems.requests import Request
 from hiermusic.systems.tokens import check_codec, codec_of
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.prompt import Prompt, compose
-
-FLAGS = (
-    Flag("superres", "workdir of a super-resolution model; without it the backbone's layers only", "model"),
-    Flag("backbone", "workdir of a backbone; default: the one --superres was started from", "model"),
-    CODEC,
-    *WORDS,
-    *SAMPLING,
-    Flag(
-        "min_share", "share of the asked length before which no song may end; default: 0", "sampling", float, 0.0, 1.0
-    ),
-    Flag("backbone_too", "also write NAME.backbone.wav, the backbone's layers alone", "else", bool),
-)
 
 
 def generate(

@@ -25,7 +25,7 @@ MODELS = ["aar", pytest.param("baseline", marks=pytest.mark.slow)]  # fixtures
 
 @cache
 def facts_of(name: str) -> dict:
-    return system.inspect(configuration(name))
+    return system.rooms.inspect(configuration(name))
 
 
 @pytest.mark.parametrize("preset, millions", [("paper", 21.63), ("paper128", 15.74)])
@@ -37,7 +37,7 @@ def test_sat_has_the_released_sizes(preset, millions):
 
 @pytest.mark.parametrize("depth, millions", [(8, 39.7), (12, 130.9), (16, 307.6), (20, 597.8), (24, 1030.1)])
 def test_aar_has_the_released_sizes(depth, millions):
-    facts = system.inspect(configuration("aar/lm:paper", depth=depth))
+    facts = system.rooms.inspect(configuration("aar/lm:paper", depth=depth))
     assert facts["params"]["lm"] / 1e6 == pytest.approx(millions, rel=5e-3)
     assert facts["sequence_length"] == 455
 
@@ -50,7 +50,7 @@ def test_schedules_have_the_papers_rates(schedule, tokens):
 def test_the_baseline_predicts_750_tokens_a_second():
     facts = facts_of("aar/ar_baseline:paper")
     assert facts["tokens_per_second"] == facts["sequence_length"] == 750
-    assert system.inspect(configuration("aar/ar_baseline:paper", pattern="delay"))["sequence_length"] == 84
+    assert system.rooms.inspect(configuration("aar/ar_baseline:paper", pattern="delay"))["sequence_length"] == 84
 
 
 @pytest.mark.parametrize("stage", ["codec", "lm", "ar_baseline"])
@@ -58,7 +58,7 @@ def test_every_preset_is_built(stage):
     for preset in ("tiny", "small", "paper"):
         config = configuration(f"aar/{stage}:{preset}")
         assert facts_of(f"aar/{stage}:{preset}")["params"]["total"] > 0
-        built = system.stage(config)
+        built = system.rooms.stage(config)
         if stage != "codec":
             work = built.work(prior_config(config).visibility)
             assert work.seconds == config.train.batch_size and work.flops > 0
@@ -72,7 +72,7 @@ def test_a_model_begins_at_the_frequencies_of_its_codes(request, which, tmp_path
     at = request.getfixturevalue(which)
     config = workdir.read(at.lm)
     assert config.model.codec_tables
-    stage = system.stage(config)
+    stage = system.rooms.stage(config)
     stage.open(tmp_path)
     module = stage.create(nnx.Rngs(0))
     stage.prepare(module)
@@ -121,7 +121,7 @@ def test_weights_to_start_from_leave_the_codecs_codebooks(aar, monkeypatch, tmp_
     monkeypatch.setattr(workdir, "load_codec", lambda *_: codec)
     config = workdir.read(aar.lm)
     config.init_from = str(aar.lm)
-    stage = system.stage(config)
+    stage = system.rooms.stage(config)
     stage.open(tmp_path)
     module = stage.create(nnx.Rngs(1))
     stage.prepare(module)

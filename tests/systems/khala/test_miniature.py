@@ -32,7 +32,7 @@ def config(stage: str, preset: str) -> ConfigDict:
 
 @cache
 def facts_of(stage: str, preset: str) -> dict:
-    return system.inspect(config(stage, preset))
+    return system.rooms.inspect(config(stage, preset))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_layer_distributions():
 def test_token_models_begin_with_what_the_codec_knows(khala):
     """Codes near each other in the codec are near each other in both tables, and heads predict their frequencies."""
     settings = trained(khala, "backbone")
-    stage = system.stage(settings)
+    stage = system.rooms.stage(settings)
     module = stage.create(nnx.Rngs(0))
     stage.prepare(module)
     quantiser = workdirs.load_codec(khala.codec).quantiser
@@ -177,15 +177,15 @@ def test_tokens_whose_codec_is_gone_are_told_before_anything_is_drawn(khala, tmp
     settings = trained(khala, "backbone")
     settings.data.codec = f"{tmp_path}/gone@4"
     with pytest.raises(UserError, match=r"no codec at .*gone, which made the tokens: put it back, or give its workdir"):
-        system.stage(settings).open(tmp_path / "new")
+        system.rooms.stage(settings).open(tmp_path / "new")
     settings.model.codec_tables = False
-    system.stage(settings).open(tmp_path / "new")
+    system.rooms.stage(settings).open(tmp_path / "new")
 
 
 def test_superres_starts_from_the_backbone(khala):
     settings = trained(khala, "superres")
     settings.model.codec_tables = False
-    stage = system.stage(settings)
+    stage = system.rooms.stage(settings)
     module = stage.create(nnx.Rngs(0))
     fresh = np.asarray(module.model.code_embed[...])
     stage.prepare(module)
@@ -215,7 +215,9 @@ def test_what_is_measured_is_what_is_counted(khala, stage, crop):
     config.data.crop = crop
     for head in filter(None, (model.code_head, model.code_bias, model.text_head)):
         head[...] = 0 * head[...]
-    sums_NK, counts_NKV, trained_KV = system.cross_entropy(config, model, khala.tokens, 1, in_memory, lambda: None)
+    sums_NK, counts_NKV, trained_KV = system.rooms.cross_entropy(
+        config, model, khala.tokens, 1, in_memory, lambda: None
+    )
     sums_K, counts_KV = sums_NK[0], counts_NKV[0]
     choices_K = counts_KV.shape[1] + (np.arange(len(sums_K)) == 0) * (model.config.end is not None)
     np.testing.assert_allclose(per_token(sums_K, counts_KV), np.log(choices_K), rtol=1e-5)
