@@ -64,7 +64,7 @@ def _builtin(name: str, options: dict[str, str], path: str, stems: Sequence[str]
     composer.styles(genres, tempi)
     if missing := [stem for stem in stems if stem not in (MIX, VOCALS, INSTRUMENTAL)]:
         raise UserError(f"{path} has no stem {missing[0]}: its songs have {MIX}, {VOCALS} and {INSTRUMENTAL}")
-    how = {"seed": seed, "seconds_range": span, "genres": genres} | ({"tempi": tempi} if tempi else {})
+    how = {"seed": seed, "seconds_range": span, "genres": genres, "tempi": tempi}
     tracks = [Track(f"song-{seed}-{index:06d}", partial(_load_song, index, how, stems)) for index in range(count)]
     digest = hashlib.sha256(json.dumps([count, how]).encode())
     for part in ("composer", "corpus", "lyrics", "synth", "voice"):  # other code makes other songs of the same seed
