@@ -171,7 +171,8 @@ def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "read_stream", lambda path: SimpleNamespace(hierarchy=longer))
     monkeypatch.setattr(run, "latest_step", lambda workdir: 4)
     monkeypatch.setattr(run.workdirs, "load", lambda workdir: (configuration("backbone"), "the model"))
-    monkeypatch.setattr(run.workdirs, "system", lambda config: SimpleNamespace(cross_entropy=cross_entropy))
+    rooms = SimpleNamespace(cross_entropy=cross_entropy)
+    monkeypatch.setattr(run.workdirs, "system", lambda config: SimpleNamespace(rooms=rooms))
     for data, path, tracks, kept in ((None, "own", 2, 2), ("other", "other", 32, 3)):
         asked.clear()
         results, _ = run._tokens("w", tmp_path, data, 4.0, tracks)

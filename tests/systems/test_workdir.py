@@ -128,7 +128,7 @@ def asked(monkeypatch):
     ours = SimpleNamespace(
         name="toy",
         flags=[Flag(name, name, of) for name, of in kinds.items()],
-        generate=lambda requests, out, **how: calls.append((requests, out, how)) or ["songs"],
+        rooms=SimpleNamespace(generate=lambda requests, out, **how: calls.append((requests, out, how)) or ["songs"]),
     )
     monkeypatch.setattr(workdir, "read", lambda place, *stages: "the configuration")
     monkeypatch.setattr(workdir, "system", lambda config: ours)
@@ -193,7 +193,8 @@ def test_weights_are_those_of_the_step_on_the_mesh_that_is_asked_for(monkeypatch
         return "the model"
 
     monkeypatch.setattr(workdir, "read", lambda place, *stages: asked.append((place, stages)) or config)
-    monkeypatch.setattr(workdir, "system", lambda config: SimpleNamespace(make_model=lambda config: lambda rngs: "m"))
+    rooms = SimpleNamespace(make_model=lambda config: lambda rngs: "m")
+    monkeypatch.setattr(workdir, "system", lambda config: SimpleNamespace(rooms=rooms))
     monkeypatch.setattr(workdir.checkpoint, "load_model", load_model)
     monkeypatch.setattr(workdir, "shardings", lambda tree, mesh: (tree, mesh))
     assert workdir.load("w", "codec", step=3, mesh=mesh) == (config, "the model")
