@@ -146,7 +146,7 @@ def section(name: str, path: Path, preset: str) -> None:
     import optax  # noqa: F401
     from flax import nnx  # noqa: F401
 
-    from hiermusic.systems import khala  # noqa: F401
+    from hiermusic.systems.khala import songs, stages  # noqa: F401
     from hiermusic.train import loop  # noqa: F401
 
     told = sys.stdin.readline()

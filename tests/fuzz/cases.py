@@ -468,8 +468,10 @@ def main(seed: int, first: int, stop: int) -> None:
 
 def warm() -> None:
     """Imports and valid files, which belong to no case."""
-    from hiermusic.systems import aar, khala  # noqa: F401
+    from hiermusic.systems import catalogue
 
+    for system in catalogue.systems().values():
+        assert system.rooms
     for valid in (sounds, configurations, recorded, exported):
         valid()
 
