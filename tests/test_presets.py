@@ -22,6 +22,7 @@ LADDER = ("tiny", "small", "paper", "3b", "7b")
 PRESETS = [
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[3:] for preset in LADDER[:3]),
+    "configs/khala/codec.py:music",
     "configs/aar/codec.py:paper128",
 ]
 

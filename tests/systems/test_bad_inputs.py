@@ -207,7 +207,7 @@ def train(config: str, workdir: Path, *more) -> tuple:
 
 def test_unknown_preset_and_field(capsys, tmp_path):
     line = fails(capsys, *train("codec.py:huge", tmp_path / "w"))
-    assert "unknown preset 'huge'" in line and "choose tiny, small, paper, 3b or 7b" in line
+    assert "unknown preset 'huge'" in line and "choose tiny, music, small, paper, 3b or 7b" in line
     line = fails(capsys, *train("codec.py:tiny", tmp_path / "w", "--config.model.codez=3"))
     assert "the configuration has no field codez" in line and "\\" not in line
     assert not (tmp_path / "w").exists()

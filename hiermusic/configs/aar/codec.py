@@ -70,6 +70,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.straight_through = "once"
     config.model.quantiser_objective = "residual"
     config.model.windowed = True
+    config.model.noise_db = ()
+    config.model.mel_bands = 0
     config.model.dtype = "float32"
     config.model.remat = "none"
 

@@ -63,7 +63,8 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         remat=model.remat,
     )
     windowed = model.windowed and model.quantiser == "multiscale"  # a row of the other is a single frame
-    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), windowed)
+    more = {"noise_db": tuple(model.noise_db), "mel_bands": model.mel_bands}
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), windowed, **more)
 
 
 def prior_config(config: ConfigDict) -> PriorConfig:
