@@ -75,16 +75,20 @@ def _visible(
 
 def _block(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, start, written, q, k, visibility, bias):
     """A slice of the queries against a slice of the keys."""
-    B, N, _, H = q_BNsH.shape
-    M = k_BMSH.shape[1]
-    q_BMGqH = q_BNsH[:, :, q].reshape(B, M, N // M, -1, H)
-    logits = jnp.einsum("bmgqh,bmkh->bmgqk", q_BMGqH, k_BMSH[:, :, k], preferred_element_type=jnp.float32)
+    (B, N, _, H), M = q_BNsH.shape, k_BMSH.shape[1]
+    G = N // M
+    # the queries of all heads that share keys are one dimension (Q = G q): a single product for each
+    q_BMQH = q_BNsH[:, :, q].reshape(B, M, -1, H)
+    logits_BMQk = jnp.einsum("bmQh,bmkh->bmQk", q_BMQH, k_BMSH[:, :, k], preferred_element_type=jnp.float32)
     if bias is not None:
-        bias_BNqk = bias(q, k)
-        logits = logits + bias_BNqk.reshape(-1, M, N // M, *bias_BNqk.shape[2:])
-    visible = _visible(visibility, start, written, q, k, valid_BS)
-    if visible is not None:
-        logits = jnp.where(visible, logits, _MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BMSH.dtype)
-    out_BMGqH = jnp.einsum("bmgqk,bmkh->bmgqh", weights, v_BMSH[:, :, k])
-    return out_BMGqH.reshape(B, N, -1, H)
+        logits_BMQk = logits_BMQk + bias(q, k).reshape(-1, *logits_BMQk.shape[1:])
+    visible_B11qk = _visible(visibility, start, written, q, k, valid_BS)
+    if visible_B11qk is not None:
+        logits_BMQk = jnp.where(jnp.tile(visible_B11qk[:, 0], (1, 1, G, 1)), logits_BMQk, _MASKED)
+    # divided by their sum behind the product, where there are fewer numbers
+    weights_BMQk = jnp.exp(logits_BMQk - jax.lax.stop_gradient(logits_BMQk.max(axis=-1, keepdims=True)))
+    v_BMkH = v_BMSH[:, :, k]
+    sums = weights_BMQk.sum(axis=-1, keepdims=True)
+    weights_BMQk = weights_BMQk.astype(v_BMkH.dtype)
+    out_BMQH = jnp.einsum("bmQk,bmkh->bmQh", weights_BMQk, v_BMkH, preferred_element_type=jnp.float32) / sums
+    return out_BMQH.astype(v_BMkH.dtype).reshape(B, N, -1, H)
