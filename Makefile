@@ -7,7 +7,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES ?= -1
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-slow test-all notebooks lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test-slow: $(VENV)/.installed  ## the others
 	$(BIN)/pytest -n 2 --dist loadscope -m slow
 
 test-all: test test-slow
+
+notebooks: $(VENV)/.installed  ## all of them, at a reduced size; the slow tests run them too
+	$(BIN)/pytest tests/test_notebooks.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

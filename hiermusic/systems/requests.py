@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -76,28 +76,52 @@ def read(path: str | Path, seed: int, kept: Sequence[str] = ()) -> list[Request]
         raise UserError(f"no prompts at {path}: give a file with one JSON object a line")
     with reading(path, "prompts", "give UTF-8 text with one JSON object a line"):
         text = path.read_text(encoding="utf-8-sig")
-    requests = []
-    for number, line in enumerate(text.split("\n"), 1):  # and not splitlines, which JSON may hold line ends of
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-            if not isinstance(fields, dict):
-                raise UserError(f"a prompt is a JSON object, not {type(fields).__name__}")
-            name = _file_name(fields.pop("name", f"song-{number:03d}"), kept)
-            own_seed = fields.pop("seed", seed + len(requests))
-            request = Request(name, like=str(fields.pop("like", "")), prompt=Prompt.from_json(fields), seed=own_seed)
-        except (UserError, ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-        if not 0 < (request.prompt.seconds or 0) < float("inf"):
-            raise UserError(f'{path}, line {number}: a prompt needs "seconds", a positive number')
-        requests.append(request)
-    if not requests:
+    # and not splitlines, which JSON may hold line ends of
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
         raise UserError(f"{path} holds no prompt: give one JSON object a line")
+    return _requests(lines, json.loads, seed, kept, f"{path}, line ", str(path))
+
+
+def parse(prompts: Sequence[Mapping], seed: int, kept: Sequence[str] = ()) -> list[Request]:
+    """As `read`, from objects instead of the lines of a file.
+
+    Args:
+      prompts: the objects.
+      seed, kept: as in `read`.
+    Raises:
+      UserError: an object that is no prompt, a name used twice, or no prompt at all.
+    """
+    if not prompts:
+        raise UserError("there is no prompt: give at least one")
+    return _requests(list(enumerate(prompts, 1)), dict, seed, kept, "prompt ", "the prompts")
+
+
+def _requests(
+    rows: Sequence[tuple[int, object]], understood: Callable, seed: int, kept: Sequence[str], place: str, whole: str
+) -> list[Request]:
+    """Requests of numbered rows; what is wrong is told of `place` and the row's number, or of the `whole`."""
+    requests: list[Request] = []
+    for number, row in rows:
+        try:
+            requests.append(_request(understood(row), number, seed + len(requests), kept))
+        except (UserError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{place}{number}: {error}") from None
     twice, times = Counter(request.name for request in requests).most_common(1)[0]
     if times > 1:
-        raise UserError(f"{path}: the name '{twice}' is used twice")
+        raise UserError(f"{whole}: the name '{twice}' is used twice")
     return requests
+
+
+def _request(fields: object, number: int, seed: int, kept: Sequence[str]) -> Request:
+    if not isinstance(fields, dict):
+        raise UserError(f"a prompt is a JSON object, not {type(fields).__name__}")
+    name = _file_name(fields.pop("name", f"song-{number:03d}"), kept)
+    own_seed, like = fields.pop("seed", seed), str(fields.pop("like", ""))
+    request = Request(name, like=like, prompt=Prompt.from_json(fields), seed=own_seed)
+    if not 0 < (request.prompt.seconds or 0) < float("inf"):
+        raise UserError('a prompt needs "seconds", a positive number')
+    return request
 
 
 def _file_name(name: object, kept: Sequence[str]) -> str:

@@ -260,7 +260,7 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     read(codec_dir, "codec")
     wav_LC, rate = files.read(source)  # before the weights, which take longer
     codec = load_codec(codec_dir)
-    _check_layers(codec, layers)
+    check_levels(codec, layers)
     if codec.channels == 1 and (odd := files.oddity(wav_LC)):
         warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
@@ -288,21 +288,30 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
         codes_PS, length = stored["codes"].T, int(stored["length"])
         sample_rate = int(stored["sample_rate"])
     codec = load_codec(codec_dir)
-    _check_layers(codec, layers)
-    fits = codes_PS.ndim == 2 and codes_PS.dtype.kind in "iu" and codes_PS.shape[1] in np.cumsum(codec.slots)
-    fits = fits and codes_PS.min(initial=0) >= 0 and codes_PS.max(initial=0) < max(codec.hierarchy.sizes)
-    if not fits or sample_rate != codec.sample_rate or len(codes_PS) != -(-length // codec.packet):
-        raise UserError(
-            f"{source} holds codes {codes_PS.T.shape}, not those of {codec_dir}: use the codec that made it"
-        )
+    check_levels(codec, layers)
+    check_codes(codec, codes_PS.T, source, codec_dir)
+    if sample_rate != codec.sample_rate or len(codes_PS) != -(-length // codec.packet):
+        raise UserError(_foreign(source, codes_PS.T, codec_dir))
     wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, layers=layers)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
 
 
-def _check_layers(codec: Codec, layers: int | None) -> None:
-    if layers is not None and layers > len(codec.hierarchy):
-        raise UserError(f"--layers={layers}: this codec has {len(codec.hierarchy)}")
+def check_levels(codec: Codec, layers: int | None) -> None:
+    """UserError for a number of levels that a codec has not."""
+    if layers is not None and not 0 < layers <= len(codec.hierarchy):
+        raise UserError(f"{layers} levels were asked for: this codec has {len(codec.hierarchy)}")
+
+
+def check_codes(codec: Codec, codes_SP: np.ndarray, whose: str, codec_dir: str) -> None:
+    """UserError, of `whose`, for codes that no file or array of this codec's holds."""
+    fits = codes_SP.ndim == 2 and codes_SP.dtype.kind in "iu" and codes_SP.shape[0] in np.cumsum(codec.slots)
+    if not (fits and codes_SP.min(initial=0) >= 0 and codes_SP.max(initial=0) < max(codec.hierarchy.sizes)):
+        raise UserError(_foreign(whose, codes_SP, codec_dir))
+
+
+def _foreign(whose: str, codes_SP: np.ndarray, codec_dir: str) -> str:
+    return f"{whose} holds codes {codes_SP.shape}, not those of {codec_dir}: use the codec that made it"
 
 
 # MARK: songs and facts

@@ -85,11 +85,11 @@ def test_layers_of_a_file_are_those_asked_for(codec, tmp_path, layers):
 def test_more_layers_than_a_codec_has_are_refused(codec, tmp_path):
     files.write(tmp_path / "in.wav", np.zeros((45, 1)), 1000)
     place = str(tmp_path / "codes.npz")
-    with pytest.raises(UserError, match=f"--layers={LEVELS + 1}: this codec has {LEVELS}"):
+    with pytest.raises(UserError, match=f"{LEVELS + 1} levels were asked for: this codec has {LEVELS}"):
         workdir.encode_file("codec", str(tmp_path / "in.wav"), place, LEVELS + 1)
     assert not Path(place).exists()
     workdir.encode_file("codec", str(tmp_path / "in.wav"), place, None)
-    with pytest.raises(UserError, match=f"--layers={LEVELS + 1}: this codec has {LEVELS}"):
+    with pytest.raises(UserError, match=f"{LEVELS + 1} levels were asked for: this codec has {LEVELS}"):
         workdir.decode_file("codec", place, str(tmp_path / "out.wav"), LEVELS + 1)
 
 
