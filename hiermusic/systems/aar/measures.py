@@ -12,7 +12,7 @@ from hiermusic.systems import measures
 from hiermusic.systems.aar.models import length, make_discriminator, make_model, tokens_of
 from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import trained_counts, windows
-from hiermusic.systems.tokens import check_records
+from hiermusic.systems.token_facts import check_records
 from hiermusic.tokens import sequence
 
 WINDOWS_MEASURED = 8  # of each held-out track, or as many as it has
