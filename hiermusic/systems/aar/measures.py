@@ -29,7 +29,9 @@ def inspect(config: ConfigDict) -> dict:
     tokens = tokens_of(config)
     positions = config.train.crop_frames if config.stage == "codec" else length(config)
     told = measures.facts(config, dict(params), tokens.hierarchy, float(tokens.frame_rate), positions)
-    if config.stage == "codec":
+    if config.stage != "codec":
+        told["pattern"] = config.model.pattern
+    else:
         discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
         told["discriminator_params"] = sum(measures.counts(discriminator).values())
         told["buffers"] = {"codebooks": int(np.prod(model.quantiser.codebooks.shape))}

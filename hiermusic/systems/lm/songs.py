@@ -20,6 +20,7 @@ from hiermusic.systems.lm.models import hierarchy, make_model, pattern_of, token
 from hiermusic.systems.requests import Request
 from hiermusic.tokens import packets, sequence
 from hiermusic.tokens.prompt import Prompt, compose
+from hiermusic.tokens.vocabulary import TextTokenizer
 
 
 def draw(
@@ -48,9 +49,9 @@ def draw(
     """
     order, tokens, words = pattern_of(config), hierarchy(config), tokenizer(config.model)
     rate, sampling = tokens.rates[0] / order.slots[0], dict(sampling)
-    if words:
+    if words and given is None:  # of whom the model that begins has told
         songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
-    prompts, unprompted = ([prompt_of(config, request, bare) for request in requests] for bare in (False, True))
+    prompts, unprompted = ([prompt_of(config, words, request, bare) for request in requests] for bare in (False, True))
     counts = [max(round(request.prompt.seconds * rate), 1) for request in requests]
     if given:
         counts = [len(packets.levels_of(codes)[0]) // order.slots[0] for codes in given]
@@ -101,9 +102,9 @@ def _front(count: int, b: int, heard: list[np.ndarray] | None, given: Sequence[p
     return [*lower, *rest]
 
 
-def prompt_of(config: ConfigDict, request: Request, bare: bool = False) -> list[int]:
+def prompt_of(config: ConfigDict, words: TextTokenizer | None, request: Request, bare: bool = False) -> list[int]:
     """The ids of a request, as training rows have them; `bare` leaves all out but its length."""
-    words, model, order = tokenizer(config.model), config.model, pattern_of(config)
+    model, order = config.model, pattern_of(config)
     asked = Prompt(seconds=request.prompt.seconds) if bare else request.prompt
     ids = [sequence.START]
     if words:

@@ -33,14 +33,17 @@ def demo(folder: Path, configs: Path) -> Demo:
             "turn the songs into tokens",
             ["tokenize", f"--codec={at['codec']}", f"--data={at['corpus']}", f"--out={at['tokens']}"],
         ),
+        Step("evaluate codec", "measure the codec", ["evaluate", f"--workdir={at['codec']}", f"--tracks={TRACKS}"]),
     ]
     for name, words in ORDERS.items():
         config = [f"--config={configs / 'tokens' / 'lm.py:tiny'}", f"--config.model.pattern={name}"]
-        songs = ["generate", f"--lm={at[name]}", "--tags=pop, piano", f"--seconds={SECONDS}"]
+        song = ["generate", f"--lm={at[name]}", "--tags=pop, piano", f"--seconds={SECONDS}"]
+        made = f"--songs={folder / 'songs' / name}"
         steps += [
             Step(name, f"train a model that goes {words}", ["train", *config, f"--workdir={at[name]}", tokens]),
-            Step(f"{name} song", f"a song {words}", [*songs, f"--out={folder / 'songs' / name}"]),
             Step(f"evaluate {name}", f"measure {name}", ["evaluate", f"--workdir={at[name]}", f"--tracks={TRACKS}"]),
+            Step(f"{name} song", f"a song {words}", [*song, f"--out={folder / 'songs' / name}"]),
+            Step(f"evaluate {name} song", "measure the song", ["evaluate", made, f"--data={at['corpus']}"]),
         ]
     return Demo(
         title="Orders of prediction",

@@ -8,7 +8,7 @@ import soundfile
 
 from hiermusic.systems import workdir
 
-from ..conftest import CONFIGS, TOKEN_LM
+from ..conftest import CONFIGS, TOKEN_LM, work
 
 LM = (f"--config={CONFIGS.parent}/tokens/lm.py:tiny", *TOKEN_LM, "--config.model.levels=3")
 STEPWISE = ["flatten", "delay", "parallel", "level_major"]
@@ -19,7 +19,7 @@ BY_LEVEL = ["layer_wise", "next_scale"]
                                   ("flatten", "parallel", *BY_LEVEL))])  # fmt: skip
 def test_a_model_is_trained_told_measured_and_makes_a_song(khala, run, capsys, tmp_path, name):
     at, order = tmp_path / "lm", (f"--config.model.pattern={name}", "--config.model.length=320")
-    run("train", *LM, *order, f"--workdir={at}", f"--config.data.path={khala.tokens}", "--noprogress")
+    work(("train", *LM, *order, f"--workdir={at}", f"--config.data.path={khala.tokens}", "--noprogress"))
     logged = [json.loads(line) for line in (at / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in logged if "loss" in line)
     capsys.readouterr()
