@@ -34,7 +34,7 @@ def test_a_model_is_trained_told_measured_and_makes_a_song(khala, run, capsys, t
     np.testing.assert_array_equal(*songs)
     assert len(songs[0]) and np.isfinite(songs[0]).all()
     if name in ("level_major", *BY_LEVEL):  # which cannot end early
-        assert len(songs[0]) == pytest.approx(22_050, abs=64)
+        assert len(songs[0]) == pytest.approx(22_050, abs=512)  # half a frame
 
 
 def test_what_is_compiled_to_generate_follows_the_pattern():
