@@ -7,7 +7,7 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
     """Rows of random text and codes that fill the model's context; every second one half of it where `ragged`."""
     import numpy as np
 
-    from hiermusic.systems.khala.models import vocabulary
+    from hiermusic.systems.lm.models import vocabulary
     from hiermusic.tokens import pattern, sequence
 
     model, ids, rng = config.model, vocabulary(config.model), np.random.default_rng(seed)
@@ -18,11 +18,11 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
         if config.stage == "backbone":
             codes = rng.integers(config.tokens.codes, size=(model.levels, room // model.levels))
             layout = pattern.flatten((codes.shape[1],) * model.levels)
-            packed.append(sequence.pack(text, *layout.build(codes), model.length, shared=True, end=ids.eos))
+            packed.append(sequence.pack(text, layout, codes, model.length, end=ids.eos))
         else:
             codes = rng.integers(config.tokens.codes, size=(model.levels, room))
             layout = pattern.layer_pass((room,) * model.levels, model.levels // 2)
-            packed.append(sequence.pack(text, *layout.build(codes), model.length, shared=False))
+            packed.append(sequence.pack(text, layout, codes, model.length))
     level = {} if config.stage == "backbone" else {"level": np.full(rows, model.levels // 2, np.int32)}
     return sequence.stack(packed) | level
 

@@ -95,7 +95,7 @@ def contender_of(
     """A model of a depth with random weights, in the form that serves.
 
     Args:
-      pattern: order of prediction: "next_scale", or the baseline's "flatten" or "delay".
+      pattern: order of prediction: "next_scale", or one of the baseline's.
       depth, dtype: of the token model.
       preset: sizes of all else, "paper" or "tiny".
       build: makes a module from what constructs it.
@@ -121,7 +121,7 @@ def contender_of(
             return codes_BWS[0]
 
         return Contender(len(slots), len(slots), draw, codec, lm)
-    layout = aar.layout(pattern, model.window, codec.facts.levels)
+    layout = aar.pattern_of(config).layout(model.window)
     chunk = autoregressive.CHUNK
 
     def draw(pieces, progress):

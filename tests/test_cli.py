@@ -15,7 +15,7 @@ import pytest
 from hiermusic import cli, presets
 from hiermusic.errors import UserError
 from hiermusic.systems import catalogue, workdir
-from hiermusic.systems.khala import models as khala
+from hiermusic.systems.lm import models as lm_models
 from hiermusic.train import loop
 from hiermusic.verbs import flags
 from hiermusic.verbs.flags import mesh_sizes
@@ -64,10 +64,11 @@ def test_help_of_generation_is_that_of_the_system_that_is_named(capsys):
     for name in ("", *catalogue.systems()):
         cli.main(["generate", "-h", *([f"--system={name}"] if name else [])])
         told[name] = capsys.readouterr().out
-    owners = {"superres": "khala", "tags": "khala", "min_share": "khala", "lm": "aar", "like": "aar"}
+    owners = {"superres": ["khala"], "tags": ["khala", "tokens"], "min_share": ["khala"], "lm": ["aar", "tokens"],
+              "like": ["aar"]}  # fmt: skip
     for flag, theirs in owners.items():
-        assert [name for name in catalogue.systems() if f"--{flag} " in told[name]] == [theirs], flag
-        assert re.search(rf"--{flag} +{catalogue.systems()[theirs].title}: ", told[""])
+        assert [name for name in catalogue.systems() if f"--{flag} " in told[name]] == theirs, flag
+        assert re.search(rf"--{flag} +{catalogue.systems()[theirs[0]].title}: ", told[""])
     assert all(f"--{flag} " in text for text in told.values() for flag in ("codec", "seconds", "top_k", "guidance"))
     assert re.search(r"--top_k +its top-k", told[""])
     assert re.search(r"--guidance +Khala: guidance .*; AAR: guidance", told[""])
@@ -75,8 +76,8 @@ def test_help_of_generation_is_that_of_the_system_that_is_named(capsys):
 
 def test_a_system_that_is_not_there(capsys):
     assert "give a name behind --system=" in fails(capsys, "generate", "-h", "--system")
-    assert fails(capsys, "demo", "--system=hafm") == "hiermusic demo: --system=hafm: there is khala or aar"
-    with pytest.raises(UserError, match="--system=hafm: there is khala or aar"):
+    assert fails(capsys, "demo", "--system=hafm") == "hiermusic demo: --system=hafm: there is khala, aar or tokens"
+    with pytest.raises(UserError, match="--system=hafm: there is khala, aar or tokens"):
         catalogue.named("hafm")
 
 
@@ -214,24 +215,24 @@ def test_sizes_that_are_none(capsys, stage, setting, words):
     assert line == f"hiermusic inspect: {words}"
 
 
-@pytest.mark.parametrize("system", ["khala", "aar"])
+@pytest.mark.parametrize("system", ["khala", "aar", "tokens"])
 def test_a_stage_that_the_system_has_not(capsys, system):
-    line = fails(capsys, "inspect", f"--config={ROOT}/configs/{system}/codec.py:tiny", "--config.stage=vocoder")
-    stages = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline"}[system]
+    file = "lm" if system == "tokens" else "codec"
+    line = fails(capsys, "inspect", f"--config={ROOT}/configs/{system}/{file}.py:tiny", "--config.stage=vocoder")
+    stages = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline", "tokens": "lm"}[system]
     assert line == f"hiermusic inspect: the configuration is of the stage 'vocoder'; {system} has {stages}"
 
 
 def test_what_a_configuration_is_stands_in_its_stage():
     """Fields that another stage has too change nothing."""
     told = []
-    for fields in ({}, {"strides": (2, 2), "given": 1}):
+    for fields in ({}, {"strides": (2, 2), "context": 25}):
         config = presets.read("configs/khala/backbone.py:tiny")
         config.model.update(fields)
-        told.append((khala.token_lm_config(config), khala.hierarchy(config)))
+        told.append((lm_models.token_lm_config(config), lm_models.hierarchy(config)))
     assert told[0] == told[1] and told[0][0].end is not None
     superres = presets.read("configs/khala/superres.py:tiny")
-    del superres.model["given"]
-    assert khala.token_lm_config(superres).end is None
+    assert lm_models.token_lm_config(superres).end is None
 
 
 def test_a_mesh_is_read_in_one_way(capsys, tmp_path):

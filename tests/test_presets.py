@@ -17,11 +17,12 @@ from hiermusic.errors import UserError
 from hiermusic.train.settings import LoopConfig
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("khala/codec", "khala/backbone", "khala/superres", "aar/codec", "aar/lm", "aar/ar_baseline")
+STAGES = ("khala/codec", "khala/backbone", "khala/superres", "aar/codec", "aar/lm", "aar/ar_baseline", "tokens/lm")
 LADDER = ("tiny", "small", "paper", "3b", "7b")
 PRESETS = [
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
-    *(f"configs/{stage}.py:{preset}" for stage in STAGES[3:] for preset in LADDER[:3]),
+    *(f"configs/{stage}.py:{preset}" for stage in STAGES[3:6] for preset in LADDER[:3]),
+    *(f"configs/tokens/lm.py:{preset}" for preset in ("tiny", "small", "base")),
     "configs/khala/codec.py:music",
     "configs/aar/codec.py:paper128",
 ]

@@ -1,9 +1,9 @@
 """Step-by-step decoding of any causal layout (flatten, delay, parallel, level-major) with a cache.
 
 A request stands in slots `[prompt without its last id | layout positions]`, prompts padded on the left so that the
-layout's position s is slot p + s of every sample; as in training rows, the first layout position carries the prompt's
-last id. Keys depend on the sample's seed, the position and the level only, so a sample draws the same tokens in any
-batch, bucket or chunk.
+layout's position s is slot p + s of every sample; as in training rows, the layout's position `begin`, mostly its first,
+carries the prompt's last id. Keys depend on the sample's seed, the position and the level only, so a sample draws the
+same tokens in any batch, bucket or chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,6 +58,7 @@ class _Fixed(NamedTuple):
     """What no step changes; R is B, or 2 B with the unconditional half behind."""
 
     start_R: Int[Array, "R"]
+    begin_R: Int[Array, "R"]
     valid_RS: Bool[Array, "R S"]
     first_slot: Int[Array, ""]
     shift_R: Int[Array, "R"]
@@ -230,6 +231,7 @@ def _lay_out(
     pad_R = np.array([p - len(head) for head in heads])
     fixed = _Fixed(
         start_R=np.array([row[-1] if len(row) else -1 for row in rows], np.int32),
+        begin_R=np.resize([layout.begin for layout in layouts], len(rows)).astype(np.int32),
         valid_RS=np.arange(slots) >= pad_R[:, None],
         first_slot=np.int32(p),
         shift_R=-pad_R.astype(np.int32),
@@ -267,10 +269,9 @@ def _conditions(cond, uncond, rows: int) -> Float[np.ndarray, "R U"] | None:
 
 
 def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
-    if layout.isolated or layout.visibility != Visibility.causal() or len(layout.lengths) != levels:
+    if layout.begin is None or layout.visibility != Visibility.causal() or len(layout.lengths) != levels:
         raise ValueError(f"step-by-step decoding needs causal layouts of {levels} levels")
-    frames_S = np.where(layout.predicts_SK < 0, np.iinfo(np.int32).max, layout.predicts_SK).min(axis=1)
-    if may_end and (len(set(layout.lengths)) > 1 or (np.diff(frames_S) < 0).any()):
+    if may_end and layout.end is None:
         raise ValueError("EOS can only end a layout that goes by time, its levels of one length: pass eos=None")
 
 
@@ -349,7 +350,7 @@ def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condit
     model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
     R, p = text_Rp.shape
     s, K = reads_BsK.shape[1:]
-    first_Rs = jnp.where(jnp.arange(s) == 0, fixed.start_R[:, None], -1)
+    first_Rs = jnp.where(jnp.arange(s) == fixed.begin_R[:, None], fixed.start_R[:, None], -1)
     reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, R)], axis=1)
     x_RSD = model.embed(jnp.concatenate([text_Rp, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
     positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
@@ -375,7 +376,7 @@ def _decode(
 
     def step(state: _State, now):
         s, reads_BK, predicts_BK, level = now
-        text_R1 = jnp.where(s == 0, fixed.start_R, -1)[:, None]
+        text_R1 = jnp.where(s == fixed.begin_R, fixed.start_R, -1)[:, None]
         x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], R), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
         x_R1D, cache = model.trunk.extend(

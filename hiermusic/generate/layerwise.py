@@ -1,8 +1,9 @@
 """Layer-wise refinement: one parallel pass a level over the whole track, each reading all levels below it.
 
-A request stands in positions `[prompt | frames | padding]` with the target level's marker in the place of the prompt's
-last id (Khala, section 3). Keys depend on the sample's seed, the level and the frame only, so neither padding nor the
-batch changes a token.
+A request stands in positions `[prompt | tokens | padding]` with the target level's marker in the place of the prompt's
+last id (Khala, section 3), and, as in training rows, at positions that have no code to read. What a pass reads and
+predicts is `tokens.pattern.layer_pass`. Keys depend on the sample's seed, the level and the token's place only, so
+neither padding nor the batch changes a token.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Float, Int, Int32, Key
 
 from hiermusic.errors import UserError
 from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
+from hiermusic.tokens import packets
+from hiermusic.tokens.pattern import layer_pass
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
 
@@ -24,23 +27,30 @@ from hiermusic.tokens.visibility import Visibility
 class _Request(NamedTuple):
     """What no pass changes; R is B, or 2 B with the unconditional half behind."""
 
-    text_RS: Int[Array, "R S"]
-    text_length_R: Int[Array, "R"]
-    frames_B: Int[Array, "B"]
     keys_B: Key[Array, "B"]
     size_K: Int[Array, "K"]
     temperature_K: Float[Array, "K"]
     guidance: Array
 
 
+class _Row(NamedTuple):
+    """What a pass reads, in positions of the row and of the level, and how many tokens the level has."""
+
+    text_RS: Int32[np.ndarray, "R S"]
+    text_length_R: Int32[np.ndarray, "R"]
+    reads_BTK: Int32[np.ndarray, "B T K"]
+    length_B: Int32[np.ndarray, "B"]
+
+
 def refine(
     model: nnx.Module,
     prompts: Sequence[Sequence[int]],
-    codes: Sequence[Int32[np.ndarray, "T given"]],
+    codes: Sequence[packets.Streams],
     *,
     markers: Sequence[int],
     seeds: Sequence[int],
     sizes: Sequence[int],
+    lengths: Sequence[Sequence[int]] | None = None,
     layers: int | None = None,
     temperature: float = 1.0,
     final_temperature: float | None = None,
@@ -48,38 +58,42 @@ def refine(
     top_p: float = 1.0,
     guidance: float = 1.0,
     unprompted: Sequence[Sequence[int]] | None = None,
-    known: Int32[np.ndarray, "T0 K"] | None = None,
+    known: packets.Streams | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Int32[np.ndarray, "T K"]]:
+) -> list[packets.Streams]:
     """Draws the levels above those given, one after another.
 
     Args:
       model: a `TokenLM`, or anything with its `embed`, `level_logits` and `trunk`.
       prompts: B lists of text ids, each ending in the id whose place the marker takes.
-      codes: B arrays int [T, given], the lower levels; T may differ, `given` may not.
+      codes: of each sample the lower levels, int [T, given] or one array a level; T may differ, `given` may not.
       markers: K text ids, the one of level k marks that level k is to be predicted.
       seeds: B integers.
       sizes: number of codes of each of the K levels.
+      lengths: tokens of each of the K levels of every sample; as many as its first level has when left out.
       layers: how many levels a song has in the end, the given ones among them; all K when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
       final_temperature: of the last level; those between have what lies between, evenly. The finer a level, the less of
         it can be predicted, and what cannot be is noise when it is drawn; the same for all when left out.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions, each with its marker place.
-      known: all levels of the first T0 frames of every sample (continuation); they are kept.
+      known: the first tokens of every level of every sample, int [T0, K] or one array a level (continuation); they
+        are kept.
       progress: called with (levels drawn, levels to draw) after every pass.
     Returns:
-      B arrays int32 [T, layers] that begin with the given levels.
+      B arrays int32 [T, layers] that begin with the given levels; where these have different lengths, B tuples of one
+      array a level.
     Raises:
       UserError: guidance without an unconditional prompt, more layers than levels, or none to draw.
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
-    codes_BTK, request = _lay_out(
+    work = _lay_out(
         prompts,
         codes,
         markers=markers,
         seeds=seeds,
         sizes=sizes,
+        lengths=lengths,
         temperature=temperature,
         final_temperature=final_temperature,
         guidance=guidance,
@@ -87,17 +101,18 @@ def refine(
         known=known,
     )
     graphdef, weights = nnx.split(model)
-    given, K = codes[0].shape[1], len(sizes)
+    given, K = work.given, len(sizes)
     layers = K if layers is None else layers
     if not given < layers <= K:
         raise UserError(f"{layers} layers: choose from {given + 1} to {K}, {given} of them are given")
-    codes_BTK = jnp.asarray(codes_BTK)
+    codes_BTK = jnp.asarray(work.codes_BTK)
     for level in range(given, layers):
         codes_BTK = _pass(
             graphdef,
             weights,
             codes_BTK,
-            request,
+            work.request,
+            work.row(level),
             np.int32(level),
             np.int32(markers[level]),
             top_k=top_k,
@@ -107,14 +122,13 @@ def refine(
         if progress is not None:
             codes_BTK.block_until_ready()
             progress(level + 1 - given, layers - given)
-    drawn = zip(np.asarray(codes_BTK), request.frames_B, strict=True)
-    return [codes_TK[:frames, :layers].copy() for codes_TK, frames in drawn]
+    return [work.cut(b, codes_TK, layers) for b, codes_TK in enumerate(np.asarray(codes_BTK))]
 
 
 def level_pass(
     model: nnx.Module,
     prompts: Sequence[Sequence[int]],
-    codes: Sequence[Int32[np.ndarray, "T given"]],
+    codes: Sequence[packets.Streams],
     *,
     markers: Sequence[int],
     top_k: int = 10,
@@ -128,10 +142,39 @@ def level_pass(
       model: may be abstract (`nnx.eval_shape`).
       prompts, codes, markers, top_k, top_p, guidance, how: as in `refine`.
     """
-    codes_BTK, request = _lay_out(prompts, codes, markers=markers, guidance=guidance, **how)
-    level = codes[0].shape[1]
+    work = _lay_out(prompts, codes, markers=markers, guidance=guidance, **how)
     run = partial(_pass, top_k=top_k, top_p=top_p, guided=guidance != 1.0)
-    return run, (*nnx.split(model), codes_BTK, request, np.int32(level), np.int32(markers[level]))
+    level = work.given
+    rest = (work.codes_BTK, work.request, work.row(level), np.int32(level), np.int32(markers[level]))
+    return run, (*nnx.split(model), *rest)
+
+
+class _Work(NamedTuple):
+    """A batch of requests in arrays, of which the first `given` levels are known."""
+
+    rows: list[Sequence[int]]
+    lengths: list[tuple[int, ...]]
+    given: int
+    codes_BTK: Int32[np.ndarray, "B T K"]
+    request: _Request
+
+    def row(self, level: int) -> _Row:
+        """The pass of a level."""
+        B, _, K = self.codes_BTK.shape
+        length_B = np.array([lengths[level] for lengths in self.lengths], np.int32)
+        text_length_R = np.array([len(row) for row in self.rows], np.int32)
+        S = bucket(int((text_length_R + np.resize(length_B, len(self.rows))).max()))
+        reads_BTK = np.full((B, bucket(int(length_B.max())), K), -1, np.int32)
+        for reads_TK, lengths in zip(reads_BTK, self.lengths, strict=True):
+            reads_TK[: lengths[level]] = layer_pass(lengths, level).reads_SK
+        return _Row(padded(self.rows, S, left=False), text_length_R, reads_BTK, length_B)
+
+    def cut(self, b: int, codes_TK: np.ndarray, layers: int) -> packets.Streams:
+        """The first levels of a sample, each at its length."""
+        lengths = self.lengths[b][:layers]
+        if len(set(lengths)) == 1:
+            return codes_TK[: lengths[0], :layers].copy()
+        return tuple(codes_T[:length].copy() for codes_T, length in zip(codes_TK.T, lengths, strict=False))
 
 
 def _lay_out(
@@ -141,59 +184,60 @@ def _lay_out(
     markers,
     seeds,
     sizes,
+    lengths=None,
     temperature=1.0,
     final_temperature=None,
     guidance=1.0,
     unprompted=None,
     known=None,
-) -> tuple[Int32[np.ndarray, "B T K"], _Request]:
+) -> _Work:
     """Checks what `refine` was given and lays it out in arrays."""
-    check_batch(prompts, codes=codes, seeds=seeds)
+    check_batch(prompts, codes=codes, seeds=seeds, **({} if lengths is None else {"lengths": lengths}))
     check_batch(sizes, markers=markers)
-    rows = unconditional(prompts, unprompted, guidance)
-    given, K = codes[0].shape[1], len(sizes)
-    if any(codes_TK.shape[1] != given for codes_TK in codes) or not given < K or not all(rows):
+    rows, K = unconditional(prompts, unprompted, guidance), len(sizes)
+    levels = [packets.levels_of(one) for one in codes]
+    given = len(levels[0])
+    if any(len(one) != given for one in levels) or not given < K or not all(rows):
         raise ValueError(f"refinement needs prompts that are not empty and codes of one number of levels below {K}")
+    if not given and lengths is None:
+        raise ValueError("refinement from nothing needs the lengths of its levels")
+    lengths = [(len(one[0]),) * K for one in levels] if lengths is None else [tuple(one) for one in lengths]
+    if any(len(one) != K for one in lengths):
+        raise ValueError(f"refinement needs a length of each of {K} levels")
     last = temperature if final_temperature is None else final_temperature
-    frames_B = np.array([len(codes_TK) for codes_TK in codes], np.int32)
-    text_length_R = np.array([len(row) for row in rows], np.int32)
-    T = bucket(int(frames_B.max()))
-    S = bucket(int((text_length_R + np.resize(frames_B, len(rows))).max()))
-    codes_BTK = np.full((len(codes), T, K), -1, np.int32)
-    for b, codes_TK in enumerate(codes):
-        codes_BTK[b, : len(codes_TK), :given] = codes_TK
-        if known is not None:
-            codes_BTK[b, : len(known)] = known
+    codes_BTK = np.full((len(codes), bucket(max(map(max, lengths))), K), -1, np.int32)
+    for b, one in enumerate(levels):
+        for part in (one, () if known is None else packets.levels_of(known)):
+            for k, codes_T in enumerate(part):
+                codes_BTK[b, : len(codes_T), k] = codes_T
     request = _Request(
-        text_RS=padded(rows, S, left=False),
-        text_length_R=text_length_R,
-        frames_B=frames_B,
         keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
         size_K=np.asarray(sizes, np.int32),
         temperature_K=np.r_[np.zeros(given), np.linspace(temperature, last, K - given)].astype(np.float32),
         guidance=np.float32(guidance),
     )
-    return codes_BTK, request
+    return _Work(rows, lengths, given, codes_BTK, request)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "top_k", "top_p", "guided"), donate_argnames="codes_BTK")
-def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top_k, top_p, guided):
-    """Draws one level of every frame; `level` is traced, so all passes share one program."""
+def _pass(graphdef, weights, codes_BTK, request: _Request, row: _Row, level, marker, *, top_k, top_p, guided):
+    """Draws one level of every sample; `level` is traced, so all passes of one size share one program."""
     model = nnx.merge(graphdef, weights)
-    B, T, K = codes_BTK.shape
-    R, S = request.text_RS.shape
+    B, T, _ = row.reads_BTK.shape
+    R, S = row.text_RS.shape
     copies = R // B
-    frames_R1 = jnp.tile(request.frames_B, copies)[:, None]
-    text_length_R1 = request.text_length_R[:, None]
-    frame_RS = jnp.arange(S) - text_length_R1
-    text_RS = jnp.where(frame_RS == -1, marker, request.text_RS)
-    reads_RSK = jnp.take_along_axis(
-        jnp.tile(codes_BTK, (copies, 1, 1)), jnp.clip(frame_RS, 0, T - 1)[..., None], axis=1
-    )
-    is_frame_RS: Bool[Array, "R S"] = (frame_RS >= 0) & (frame_RS < frames_R1)
-    reads_RSK = jnp.where(is_frame_RS[..., None] & (jnp.arange(K) < level), reads_RSK, -1)
-    x_RSD = model.trunk(model.embed(text_RS, reads_RSK), visibility=Visibility.full(), valid_BS=frame_RS < frames_R1)
-    # Only frames are looked at by the head, and both halves of a guided batch frame by frame.
+    length_R1 = jnp.tile(row.length_B, copies)[:, None]
+    text_length_R1 = row.text_length_R[:, None]
+    at_RS = jnp.arange(S) - text_length_R1
+    is_token_RS1 = ((at_RS >= 0) & (at_RS < length_R1))[..., None]
+    read_BTK = jnp.take_along_axis(codes_BTK, jnp.maximum(row.reads_BTK, 0), axis=1)
+    read_BTK = jnp.where(row.reads_BTK >= 0, read_BTK, -1)
+    read_RSK = jnp.take_along_axis(jnp.tile(read_BTK, (copies, 1, 1)), jnp.clip(at_RS, 0, T - 1)[..., None], axis=1)
+    reads_RSK = jnp.where(is_token_RS1, read_RSK, -1)
+    begins_RS = (at_RS == -1) | (is_token_RS1[..., 0] & (level == 0))
+    text_RS = jnp.where(begins_RS, marker, row.text_RS)
+    x_RSD = model.trunk(model.embed(text_RS, reads_RSK), visibility=Visibility.full(), valid_BS=at_RS < length_R1)
+    # Only tokens are looked at by the head, and both halves of a guided batch token by token.
     at_frame_RT = jnp.minimum(text_length_R1 + jnp.arange(T), S - 1)
     x_RTD = jnp.take_along_axis(x_RSD, at_frame_RT[..., None], axis=1)
     logits_RTV = model.level_logits(x_RTD, level)
@@ -208,7 +252,7 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
         top_p=top_p,
         allowed=(jnp.arange(V) < request.size_K[level])[None],
     )
-    known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)
+    known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)[:, :T]
     drawn_BT = jnp.where(known_BT >= 0, known_BT, drawn_N.reshape(B, T))
-    drawn_BT = jnp.where(jnp.arange(T) < request.frames_B[:, None], drawn_BT, -1)
-    return jax.lax.dynamic_update_index_in_dim(codes_BTK, drawn_BT, level, axis=2)
+    drawn_BT = jnp.where(jnp.arange(T) < row.length_B[:, None], drawn_BT, -1)
+    return jax.lax.dynamic_update_slice(codes_BTK, drawn_BT[..., None], (0, 0, level))

@@ -1,12 +1,16 @@
 """Next-scale decoding: one pass a level over its whole stretch of a window, each seeing all coarser levels (AAR).
 
-A window stands in slots `[context | level 0 | level 1 | ...]`. Level 0 reads the start, where the condition is added; a
-later level reads the latents decoded so far, brought to its own length. The passes differ in shape, so all of them are
-unrolled in one program, with every offset into the cache known to the compiler. Longer music is windows one after
-another, each with the last latents of the one before as its context. Keys depend on the sample's seed, the window, the
-level and the position only, so a sample draws the same tokens in any batch.
+The passes of `tokens.pattern.next_scale` differ in shape, so all of them are unrolled in one program, with every offset
+into the cache known to the compiler. Keys depend on the sample's seed, the window, the level and the position only, so
+a sample draws the same tokens in any batch.
 
-Letters: c frames of context, E width of a latent, U of a condition, n tokens of a level, S slots or tokens of a window.
+`generate` is for models that read latents: a window stands in slots `[context | level 0 | level 1 | ...]`. Level 0
+reads the start, where the condition is added; a later level reads the latents decoded so far, brought to its length.
+Longer music is windows one after another, each with the last latents of the one before as its context. `draw` is for
+models that read codes, behind a prompt.
+
+Letters: c frames of context, E width of a latent, U of a condition, n tokens of a level, S slots or tokens of a window,
+p positions of a prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +24,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int32, Key
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import check_batch, spread
-from hiermusic.tokens import pattern
+from hiermusic.generate.batching import check_batch, spread, unconditional
+from hiermusic.tokens import packets, pattern, sequence
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
 
@@ -153,7 +157,7 @@ def _window(
     model, quantiser = nnx.merge(graphdef, weights)
     (B, c, E), R = context_BcE.shape, request.cond_RU.shape[0]
     slots, K = quantiser.config.slots, len(quantiser.config.slots)
-    text_S, levels_S, _ = pattern.next_scale(slots, c)
+    text_S, levels_S = sequence.window(pattern.next_scale(slots), c)
     cond_RD = model.condition(request.cond_RU)
     adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, c + sum(slots)))
     keys_B = fold_keys(request.keys_B, window)
@@ -196,3 +200,173 @@ def _draw(logits_BnV, keys_B, **how) -> Int[Array, "B n"]:
     B, n, V = logits_BnV.shape
     keys_Bn = jax.vmap(fold_keys, (None, 0), out_axes=1)(keys_B, jnp.arange(n))
     return sample(logits_BnV.reshape(B * n, V), keys_Bn.reshape(B * n), **how).reshape(B, n)
+
+
+# MARK: models that read codes
+
+
+class _Prompted(NamedTuple):
+    """A batch of requests; R is B, or 2 B with the unconditional half behind."""
+
+    text_Rp: Int32[np.ndarray, "R p"]
+    known: tuple[Int32[np.ndarray, "B T"], ...]
+    length_BK: Int32[np.ndarray, "B K"]
+    keys_B: Key[Array, "B"]
+    temperature: Array
+    guidance: Array
+
+
+def draw(
+    model: nnx.Module,
+    prompts: Sequence[Sequence[int]],
+    window: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    sizes: Sequence[int],
+    lengths: Sequence[Sequence[int]] | None = None,
+    given: int = 0,
+    known: Sequence[packets.Streams] | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance: float = 1.0,
+    unprompted: Sequence[Sequence[int]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[packets.Streams]:
+    """Draws the codes of a window behind a prompt.
+
+    Args:
+      model: a `TokenLM` that reads codes; one that is unstacked already saves a copy of its weights.
+      prompts: B lists of text ids, all of one length as in training; the last id is read where there is no code.
+      window: tokens of each of the K levels of a training row.
+      seeds: B integers.
+      sizes: number of codes of each level.
+      lengths: tokens of each level of every sample, at most the window's, which they are when left out.
+      given: the first levels that are known beforehand and not predicted.
+      known: of each sample the first tokens of each level, int [T, K] or one array a level; they are kept.
+      temperature, top_k, top_p: see `tokens.sampling.sample`.
+      guidance: scale of classifier-free guidance; 1 = none.
+      unprompted: B prompts of the unconditional predictions.
+      progress: called with (1, 1) at the end.
+    Returns:
+      B arrays int32 [T, K] where the sample's levels have one length, else B tuples of one array a level.
+    Raises:
+      UserError: guidance without an unconditional prompt.
+      ValueError: lists of unequal length, prompts of different lengths.
+    """
+    request, static = _prompted(
+        prompts,
+        window,
+        seeds=seeds,
+        sizes=sizes,
+        lengths=lengths,
+        given=given,
+        known=known,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance=guidance,
+        unprompted=unprompted,
+    )
+    drawn = [np.asarray(codes_BT) for codes_BT in _draw_all(*nnx.split(model.unstack()), request, **static)]
+    if progress is not None:
+        progress(1, 1)
+    samples = []
+    for b, length_K in enumerate(request.length_BK):
+        codes = [codes_BT[b, :length] for codes_BT, length in zip(drawn, length_K, strict=True)]
+        samples.append(np.stack(codes, 1) if len(set(length_K.tolist())) == 1 else tuple(codes))
+    return samples
+
+
+def draw_program(model: nnx.Module, prompts, window, **how) -> tuple[Callable, tuple]:
+    """The program that `draw` runs, to be lowered: a jitted function and its arguments.
+
+    Args:
+      model: unstacked, may be abstract (`nnx.eval_shape`).
+      prompts, window, how: as in `draw`.
+    """
+    request, static = _prompted(prompts, window, **how)
+    return partial(_draw_all, **static), (*nnx.split(model), request)
+
+
+def _prompted(
+    prompts,
+    window,
+    *,
+    seeds,
+    sizes,
+    lengths=None,
+    given=0,
+    known=None,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    guidance=1.0,
+    unprompted=None,
+) -> tuple[_Prompted, dict]:
+    """Checks what `draw` was given and lays it out: the request, what is static."""
+    optional = {"lengths": lengths, "known": known}
+    check_batch(prompts, seeds=seeds, **{name: one for name, one in optional.items() if one is not None})
+    check_batch(window, sizes=sizes)
+    rows = unconditional(prompts, unprompted, guidance)
+    if len({len(row) for row in rows}) > 1 or not rows[0]:
+        raise ValueError("next-scale decoding needs prompts of one length, at least one id")
+    codes = tuple(np.full((len(prompts), n), -1, np.int32) for n in window)
+    for b, one in enumerate(known or ()):
+        for codes_BT, codes_T in zip(codes, packets.levels_of(one), strict=False):
+            codes_BT[b, : len(codes_T)] = codes_T[: codes_BT.shape[1]]
+    request = _Prompted(
+        text_Rp=np.asarray(rows, np.int32),
+        known=codes,
+        length_BK=np.asarray([window] * len(prompts) if lengths is None else lengths, np.int32),
+        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        temperature=np.float32(temperature),
+        guidance=np.float32(guidance),
+    )
+    static = {"sizes": tuple(sizes), "given": given, "top_k": top_k, "top_p": top_p, "guided": guidance != 1.0}
+    return request, static
+
+
+@partial(jax.jit, static_argnames=("graphdef", "sizes", "given", "top_k", "top_p", "guided"))
+def _draw_all(
+    graphdef,
+    weights,
+    request: _Prompted,
+    *,
+    sizes: tuple[int, ...],
+    given: int,
+    top_k: int,
+    top_p: float,
+    guided: bool,
+) -> list[Int[Array, "B T"]]:
+    """The codes of every level, -1 behind a sample's end."""
+    model, codes = nnx.merge(graphdef, weights), list(request.known)
+    (R, p), B, K = request.text_Rp.shape, len(request.length_BK), len(sizes)
+    window = tuple(codes_BT.shape[1] for codes_BT in codes)
+    cache, start = spread(model.trunk.init_cache(R, p + sum(window[given:]))), 0
+    for level in range(given, K):
+        n, reads_nK = window[level], pattern.layer_pass(window, level).reads_SK
+        is_there_Bn = jnp.arange(n) < request.length_BK[:, level, None]
+        columns = [codes[j][:, reads_nK[:, j]] if j < level else jnp.full((B, n), -1, jnp.int32) for j in range(K)]
+        reads_RnK = jnp.tile(jnp.stack(columns, axis=-1), (R // B, 1, 1))
+        begins_Rn = jnp.tile(is_there_Bn, (R // B, 1)) & (reads_RnK < 0).all(-1)
+        text_Rs, reads_RsK = jnp.where(begins_Rn, request.text_Rp[:, -1:], -1), reads_RnK
+        visibility = Visibility.full()  # all that is cached is seen, so there is no mask
+        if not start:  # the first pass takes the prompt along
+            text_Rs = jnp.concatenate([request.text_Rp, text_Rs], axis=1)
+            reads_RsK = jnp.pad(reads_RnK, ((0, 0), (p, 0), (0, 0)), constant_values=-1)
+            visibility = Visibility.block_causal((p, n))
+        x_RsD, cache = model.trunk.extend(model.embed(text_Rs, reads_RsK), cache, start, visibility=visibility)
+        start += text_Rs.shape[1]
+        logits_RnV = model.level_logits(x_RsD[:, -n:], level)
+        logits_BnV = guide(logits_RnV[:B], logits_RnV[B:], request.guidance) if guided else logits_RnV
+        drawn_Bn = _draw(
+            logits_BnV[..., : sizes[level]],
+            fold_keys(request.keys_B, level),
+            temperature=request.temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        drawn_Bn = jnp.where(codes[level] >= 0, codes[level], drawn_Bn)
+        codes[level] = jnp.where(is_there_Bn, drawn_Bn, -1)
+    return codes

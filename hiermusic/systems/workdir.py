@@ -20,7 +20,7 @@ from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.pretrained.export import is_export
-from hiermusic.systems import catalogue, tokens
+from hiermusic.systems import catalogue, token_facts
 from hiermusic.systems.requests import Request
 from hiermusic.systems.system import System
 from hiermusic.train import checkpoint, stored
@@ -101,7 +101,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     config, ours = config.copy_and_resolve_references(), system(config)
     with _understood("the configuration"):
         _absolute(config, ours.places)
-        tokens.learn(config)
+        token_facts.learn(config)
     return config
 
 

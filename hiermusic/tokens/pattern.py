@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
 from math import gcd, lcm
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +26,10 @@ class Layout:
       pass_S: int32, the decoding pass that computes the position.
       isolated: every pass re-reads everything and sees only its own positions, so nothing can be cached.
       given: the first `given` levels are known beforehand and never predicted.
+      begin: the position that carries the last id of a prompt, where what is predicted begins, behind given levels that
+        are read in front; None where every pass begins anew, behind the whole prompt.
+      end: the position at which one more token of level 0 would be due, so that music may end there instead; None where
+        levels differ in length or do not go by time.
     """
 
     lengths: tuple[int, ...]
@@ -34,6 +39,8 @@ class Layout:
     pass_S: Int[np.ndarray, "S"]
     isolated: bool = False
     given: int = 0
+    begin: int | None = 0
+    end: int | None = None
 
     @property
     def positions(self) -> int:
@@ -42,6 +49,12 @@ class Layout:
     @property
     def passes(self) -> int:
         return len(np.unique(self.pass_S))
+
+    @property
+    def level_S(self) -> Int[np.ndarray, "S"]:
+        """The level that each position predicts, the first of them where there are several; -1 for none."""
+        due_SK = self.predicts_SK >= 0
+        return np.where(due_SK.any(1), due_SK.argmax(1), -1).astype(np.int32)
 
     @property
     def visibility(self) -> Visibility:
@@ -55,6 +68,10 @@ class Layout:
         """True where position i may attend to position j (arrays broadcast)."""
         seen = self.group_S[j] <= self.group_S[i]
         return seen & (self.pass_S[j] == self.pass_S[i]) if self.isolated else seen
+
+    def behind(self, n: int) -> Visibility:
+        """The rule of the layout in a row behind `n` positions that see each other and that all of it sees."""
+        return Visibility.of_groups(np.concatenate([np.zeros(n, int), self.group_S + (n > 0)]))
 
     def build(self, codes: Sequence[np.ndarray]) -> tuple[Int[np.ndarray, "S K"], Int[np.ndarray, "S K"]]:
         """Model inputs and targets of one example.
@@ -95,17 +112,20 @@ def _checked(lengths: Sequence[int], same: str = "") -> tuple[int, ...]:
     if not lengths or min(lengths) < 1:
         raise UserError(f"a pattern needs at least one token in every level, not lengths {lengths}")
     if same and len(set(lengths)) > 1:
-        raise UserError(f"the {same} pattern needs levels of one length, not {lengths}: use flatten or level_major")
+        raise UserError(
+            f"the {same} pattern needs levels of one length, not {lengths}: flatten, level_major, layer_wise and "
+            "next_scale take these"
+        )
     return lengths
 
 
-def _one_by_one(lengths: tuple[int, ...], level_S: np.ndarray, t_S: np.ndarray) -> Layout:
+def _one_by_one(lengths: tuple[int, ...], level_S: np.ndarray, t_S: np.ndarray, **facts: int | None) -> Layout:
     # Position s predicts token s of the order and reads token s-1.
     order_S = np.arange(len(level_S), dtype=np.int32)
     predicts_SK = np.full((len(order_S), len(lengths)), -1, np.int32)
     predicts_SK[order_S, level_S] = t_S
     reads_SK = np.concatenate([np.full((1, len(lengths)), -1, np.int32), predicts_SK[:-1]])
-    return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S)
+    return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S, **facts)
 
 
 def flatten(lengths: Sequence[int], rates: Sequence[Fraction] | None = None) -> Layout:
@@ -123,7 +143,8 @@ def flatten(lengths: Sequence[int], rates: Sequence[Fraction] | None = None) -> 
     level_S = np.repeat(np.arange(len(lengths)), lengths)
     t_S = np.concatenate([np.arange(length) for length in lengths])
     order_S = np.lexsort((level_S, t_S * np.asarray(steps, np.int64)[level_S]))
-    return _one_by_one(lengths, level_S[order_S], t_S[order_S])
+    end = sum(lengths) if len(set(zip(lengths, rates, strict=True))) == 1 else None
+    return _one_by_one(lengths, level_S[order_S], t_S[order_S], end=end)
 
 
 def level_major(lengths: Sequence[int]) -> Layout:
@@ -151,7 +172,8 @@ def delay(lengths: Sequence[int], delays: Sequence[int] | None = None) -> Layout
     predicts_SK = np.where((t_SK >= 0) & (t_SK < lengths[0]), t_SK, -1).astype(np.int32)
     t_SK = t_SK - 1
     reads_SK = np.where((t_SK >= 0) & (t_SK < lengths[0]), t_SK, -1).astype(np.int32)
-    return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S)
+    end = lengths[0] + delays[0]
+    return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S, end=end)
 
 
 def parallel(lengths: Sequence[int]) -> Layout:
@@ -159,7 +181,7 @@ def parallel(lengths: Sequence[int]) -> Layout:
     return delay(_checked(lengths, same="parallel"), (0,) * len(lengths))
 
 
-def _scales(lengths: tuple[int, ...], levels: range, given: int) -> Layout:
+def _by_level(lengths: tuple[int, ...], levels: range, given: int, isolated: bool = True) -> Layout:
     # A position of level k stands at the middle of its token and reads the coarser tokens that sound there.
     level_S = np.repeat(np.asarray(levels), [lengths[k] for k in levels])
     t_S = np.concatenate([np.arange(lengths[k]) for k in levels])
@@ -171,7 +193,14 @@ def _scales(lengths: tuple[int, ...], levels: range, given: int) -> Layout:
     predicts_SK = np.full_like(reads_SK, -1)
     predicts_SK[np.arange(len(t_S)), level_S] = t_S
     pass_S = (level_S - levels[0]).astype(np.int32)
-    return Layout(lengths, reads_SK, predicts_SK, group_S=pass_S, pass_S=pass_S, isolated=True, given=given)
+    facts = {"isolated": isolated, "given": given, "begin": None}
+    return Layout(lengths, reads_SK, predicts_SK, group_S=pass_S, pass_S=pass_S, **facts)
+
+
+def _open(lengths: tuple[int, ...], given: int) -> range:
+    if not 0 <= given < len(lengths):
+        raise UserError(f"{given} given levels leave nothing to predict of {len(lengths)}")
+    return range(given, len(lengths))
 
 
 def layer_wise(lengths: Sequence[int], given: int = 0) -> Layout:
@@ -182,9 +211,7 @@ def layer_wise(lengths: Sequence[int], given: int = 0) -> Layout:
       given: the first levels that are known beforehand.
     """
     lengths = _checked(lengths)
-    if not 0 <= given < len(lengths):
-        raise UserError(f"{given} given levels leave nothing to predict of {len(lengths)}")
-    return _scales(lengths, range(given, len(lengths)), given=given)
+    return _by_level(lengths, _open(lengths, given), given)
 
 
 def layer_pass(lengths: Sequence[int], level: int) -> Layout:
@@ -192,31 +219,111 @@ def layer_pass(lengths: Sequence[int], level: int) -> Layout:
     lengths = _checked(lengths)
     if not 0 <= level < len(lengths):
         raise UserError(f"there is no level {level} among {len(lengths)}")
-    return _scales(lengths, range(level, level + 1), given=level)
+    return _by_level(lengths, range(level, level + 1), given=level)
 
 
-START = 0  # the text id that level 0 of a next-scale row reads
+def next_scale(lengths: Sequence[int], given: int = 0) -> Layout:
+    """One pass a level, each seeing the passes before it (AAR).
 
-
-class ScaleRow(NamedTuple):
-    """The slots of a window that is predicted scale by scale (AAR), in training as in decoding.
-
-    Not a `Layout`: a slot of level k > 0 reads no codes, but the latents that all coarser ones add up to.
+    A position reads the coarser codes that sound there, or, in a model that reads latents, what all of them add up to.
 
     Args:
-      text_S: `START` at level 0, else -1.
-      levels_S: the level of each slot, K for the context.
-      visibility: a slot sees its own level, all coarser ones, and the context.
+      lengths: tokens of each level.
+      given: the first levels that are known beforehand.
+    """
+    lengths = _checked(lengths)
+    return _by_level(lengths, _open(lengths, given), given, isolated=False)
+
+
+def prefixed(prefix: Layout, layout: Layout) -> Layout:
+    """A causal layout behind tokens of other levels that are all known: these come first, as given levels.
+
+    Args:
+      prefix: a causal layout, at whose positions the given tokens are read that it predicts.
+      layout: of what is predicted, perhaps behind other given levels.
+    """
+    n, K = prefix.positions, len(prefix.lengths)
+    reads_SK, predicts_SK = (
+        np.pad(x_SK, ((n, 0), (K, 0)), constant_values=-1) for x_SK in (layout.reads_SK, layout.predicts_SK)
+    )
+    reads_SK[:n, :K] = prefix.predicts_SK
+    order_S = np.arange(len(reads_SK), dtype=np.int32)
+    lengths = (*prefix.lengths, *layout.lengths)
+    facts = {"given": K + layout.given, "begin": n + layout.begin}
+    return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S, **facts)
+
+
+STEPWISE = {"flatten": flatten, "delay": delay, "parallel": parallel, "level_major": level_major}
+BY_LEVEL = {"layer_wise": layer_wise, "next_scale": next_scale}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """An order of prediction over levels that come in packets (see `tokens.packets`): what `model.pattern` names.
+
+    Args:
+      name: of `STEPWISE`, where each position sees those before it, or of `BY_LEVEL`.
+      slots: tokens of each level in a packet.
+      given: the first levels that are known beforehand: read in front, flattened, by the stepwise patterns.
+      streams: how many of the first given levels belong to each other stream, which are read one after the other.
+    Raises:
+      UserError: an unknown name, or levels that the pattern cannot take.
     """
 
-    text_S: Int[np.ndarray, "S"]
-    levels_S: Int[np.ndarray, "S"]
-    visibility: Visibility
+    name: str
+    slots: tuple[int, ...]
+    given: int = 0
+    streams: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.name not in STEPWISE | BY_LEVEL:
+            raise UserError(f"model.pattern is '{self.name}': choose {', '.join(STEPWISE | BY_LEVEL)}")
+        if not 0 <= self.given < len(self.slots):
+            raise UserError(f"model.given={self.given} leaves nothing to predict of {len(self.slots)} levels")
+        if self.name in ("delay", "parallel"):
+            _checked(self.slots[self.given :], same=self.name)
+
+    @property
+    def stepwise(self) -> bool:
+        return self.name in STEPWISE
+
+    @property
+    def isolated(self) -> bool:
+        """Every pass is a row of its own, which reads all coarser levels."""
+        return self.name == "layer_wise"
+
+    @property
+    def ends(self) -> bool:
+        """Its layouts have an `end`."""
+        return self.name in ("flatten", "delay", "parallel") and not self.given and len(set(self.slots)) == 1
+
+    def layout(self, packets: int) -> Layout:
+        """The pattern over so many packets."""
+        return _layout(self, packets)
+
+    def positions(self, packets: int) -> int:
+        """Positions of a row of so many packets; of an isolated pattern, of its longest pass."""
+        open_slots = self.slots[self.given :]
+        if self.isolated:
+            return packets * max(open_slots)
+        if self.name in ("delay", "parallel"):
+            late = len(open_slots) - 1 if self.name == "delay" else 0
+            return packets * (open_slots[0] + sum(self.slots[: self.given])) + late
+        return packets * (sum(self.slots) if self.stepwise else sum(open_slots))
+
+    def most(self, positions: int) -> int:
+        """How many packets fit into so many positions."""
+        first = self.positions(1)
+        return max(0, 1 + (positions - first) // (self.positions(2) - first)) if positions >= first else 0
 
 
-def next_scale(slots: Sequence[int], context: int = 0) -> ScaleRow:
-    """A window with so many tokens of each level behind so many frames of context, one pass a level."""
-    sizes = (context, *_checked(slots))
-    levels_S = np.repeat(np.array([len(slots), *range(len(slots))], np.int32), sizes)
-    text_S = np.where(levels_S == 0, START, -1).astype(np.int32)
-    return ScaleRow(text_S, levels_S, Visibility.block_causal([n for n in sizes if n]))
+@lru_cache(maxsize=32)
+def _layout(pattern: Pattern, packets: int) -> Layout:
+    lengths = tuple(packets * count for count in pattern.slots)
+    if not pattern.stepwise:
+        return BY_LEVEL[pattern.name](lengths, pattern.given)
+    layout = STEPWISE[pattern.name](lengths[pattern.given :])
+    stops = np.cumsum([0, *pattern.streams, pattern.given - sum(pattern.streams)]).tolist()
+    for start, stop in reversed(list(pairwise(stops))):
+        layout = prefixed(flatten(lengths[start:stop]), layout) if start < stop else layout
+    return layout

@@ -5,37 +5,42 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from hiermusic.tokens.pattern import Layout
+
 Row = Mapping[str, np.ndarray]
+
+START = 0  # the one text id of models that take no words: it begins a row
 
 
 def pack(
-    text: Sequence[int],
-    reads_SK: Int32[np.ndarray, "S K"],
-    targets_SK: Int32[np.ndarray, "S K"],
-    length: int,
-    *,
-    shared: bool,
-    end: int | None = None,
+    text: Sequence[int], layout: Layout, codes: Sequence[np.ndarray], length: int, *, end: int | None = None
 ) -> Row:
     """One training row of `length` positions: text ids, codes read, codes predicted, text predicted, validity.
 
+    A causal layout begins where the prompt's last id stands; any other begins behind the prompt, and where there is no
+    code to read it reads that last id.
+
     Args:
       text: the prompt's ids, at least one; the last is the begin marker.
-      reads_SK: codes read at each layout position, -1 where none.
-      targets_SK: codes predicted at each layout position, -1 where none.
-      length: positions of the row; what the layout needs must fit.
-      shared: the layout's first position is the prompt's last token (causal layouts, whose first position reads
-        nothing); otherwise the layout begins after the prompt (layer-wise passes).
-      end: id predicted after the last token, by one more position that reads it; None to predict no end.
+      layout: of what is read and predicted; it must fit.
+      codes: K integer arrays, level k of `layout.lengths[k]` tokens; -1 for a token that is not there.
+      length: positions of the row.
+      end: id predicted where one more token of level 0 would be due; None to predict no end.
     Returns:
       `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 with -1 for
       none, and `valid` [length] bool.
     Raises:
-      ValueError: when prompt and layout do not fit into `length`.
+      ValueError: when prompt and layout do not fit into `length`, or a layout cannot end early.
     """
-    start = len(text) - 1 if shared else len(text)
+    reads_SK, targets_SK = layout.build(codes)
+    if layout.begin is None:
+        start, begins_S = len(text), (reads_SK < 0).all(1) & (targets_SK >= 0).any(1)
+    else:
+        start, begins_S = len(text) - 1, np.arange(len(reads_SK)) == layout.begin
     stop = start + len(reads_SK)
-    used = stop + (end is not None)
+    if end is not None and layout.end is None:
+        raise ValueError(f"a layout of lengths {layout.lengths} that cannot end early predicts no end")
+    used = stop if end is None else max(stop, start + layout.end + 1)
     if used > length:
         raise ValueError(f"{len(text)} prompt ids and {len(reads_SK)} positions do not fit into {length}")
     K = reads_SK.shape[1]
@@ -46,18 +51,33 @@ def pack(
         "text_targets": np.full(length, -1, np.int32),
         "valid": np.arange(length) < used,
     }
-    row["text"][: len(text)] = text
+    row["text"][:start] = text[:start]
+    row["text"][start:stop][begins_S] = text[-1]
     row["reads"][start:stop] = reads_SK
     row["targets"][start:stop] = targets_SK
     if end is not None:
-        row["reads"][stop] = targets_SK[-1]
-        row["text_targets"][stop] = end
+        row["reads"][stop:used] = targets_SK[-1]
+        row["text_targets"][start + layout.end] = end
     return row
 
 
-def room(text: Sequence[int], length: int, *, shared: bool, end: bool) -> int:
+def window(layout: Layout, context: int = 0) -> tuple[Int32[np.ndarray, "S"], Int32[np.ndarray, "S"]]:
+    """Text ids and levels at the positions of a window that reads latents (AAR), behind frames of the one before.
+
+    Args:
+      layout: `pattern.next_scale`, whose first level reads `START`.
+      context: so many frames.
+    Returns:
+      `text` [context + S], -1 for none, and `levels` [context + S], K for the context.
+    """
+    K, front = len(layout.lengths), (context, 0)
+    text_S = np.where(layout.level_S == 0, START, -1).astype(np.int32)
+    return np.pad(text_S, front, constant_values=-1), np.pad(layout.level_S, front, constant_values=K)
+
+
+def room(text: Sequence[int], length: int, *, stepwise: bool, end: bool) -> int:
     """How many layout positions fit behind a prompt of these ids into `length` positions."""
-    return length - len(text) + int(shared) - int(end)
+    return length - len(text) + int(stepwise) - int(end)
 
 
 def stack(rows: Sequence[Row]) -> dict[str, np.ndarray]:

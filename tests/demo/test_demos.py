@@ -14,6 +14,7 @@ from hiermusic.systems import requests
 from hiermusic.systems.aar import demo as aar
 from hiermusic.systems.demos import Demo, Step
 from hiermusic.systems.khala import demo as khala
+from hiermusic.systems.tokens import demo as tokens
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDER = Path("/out")
@@ -23,9 +24,9 @@ AAR = ("corpus", "sat", "evaluate sat", "sat tokens", "aar", "songs", "evaluate 
        "evaluate rvq", "rvq tokens", "ar", "ar-songs", "evaluate ar-songs", "evaluate ar")  # fmt: skip
 
 
-@pytest.fixture(params=["khala", "aar"])
+@pytest.fixture(params=["khala", "aar", "tokens"])
 def demo(request) -> Demo:
-    return {"khala": khala, "aar": aar}[request.param].demo(FOLDER, CONFIGS)
+    return {"khala": khala, "aar": aar, "tokens": tokens}[request.param].demo(FOLDER, CONFIGS)
 
 
 def flags(step: Step) -> dict[str, str]:
@@ -90,6 +91,14 @@ def test_khalas_steps():
     assert steps["evaluate songs"] == ("evaluate", {"songs": at("songs"), "data": at("corpus")})
     for name in ("codec", "backbone", "superres"):
         assert steps[f"evaluate {name}"] == ("evaluate", {"workdir": at(name), "tracks": str(khala.TRACKS)})
+
+
+def test_the_steps_of_orders_differ_in_their_order_alone():
+    steps = named(tokens.demo(FOLDER, CONFIGS))
+    trained = {name: steps[name][1] for name in tokens.ORDERS}
+    assert {name: given.pop("config.model.pattern") for name, given in trained.items()} == {n: n for n in tokens.ORDERS}
+    assert {given.pop("workdir") for given in trained.values()} == {at(name) for name in tokens.ORDERS}
+    assert len({tuple(given.items()) for given in trained.values()}) == 1
 
 
 def test_aars_steps():

@@ -30,17 +30,19 @@ def plain(reference, model):
     """One sample in NumPy: no cache, the whole row anew for every position, layouts filled to the end."""
     config, w = model.config, reference.weights_of(model)
 
-    def decode(prompt, layout, seed, *, unprompted=None, guidance=1.0, **options):
+    def decode(prompt, layout, seed, given=(), *, unprompted=None, guidance=1.0, **options):
         codes = [np.full(n, -1) for n in layout.lengths]
+        for codes_T, known_T in zip(codes, given, strict=False):
+            codes_T[: len(known_T)] = known_T
         for s in range(layout.positions):
             reads_SK, hidden = layout.build(codes)[0][: s + 1], []
             for words in [prompt] if unprompted is None else [prompt, unprompted]:
-                text_S = [*words, *[-1] * s]
+                text_S = [*words[:-1], *[words[-1] if at == layout.begin else -1 for at in range(s + 1)]]
                 before_SK = np.full((len(words) - 1, len(codes)), -1)
                 rows = np.concatenate([before_SK, reads_SK])
                 hidden.append(reference.row(config, w, text_S, rows, sees_SS=np.tri(len(text_S), dtype=bool))[-1])
             for k, t in enumerate(layout.predicts_SK[s]):
-                if t >= 0:
+                if t >= 0 and codes[k][t] < 0:
                     logits = [reference.code_logits(config, w, x, k) for x in hidden]
                     if len(logits) == 2:
                         logits[0] = logits[1] + guidance * (logits[0] - logits[1])
@@ -67,6 +69,17 @@ def test_a_batch_of_unequal_requests_equals_plain_decoding_of_each(model, plain,
         assert not made.ended
         for drawn, expected in zip(by_level(made), plain(prompt, layout, seed, temperature=1.5, **CUT), strict=True):
             np.testing.assert_array_equal(drawn, expected)
+
+
+def test_given_levels_are_read_before_the_prompts_last_id(model, plain):
+    """In steps, and, where so much is known of what follows that the first steps need not be made, at once."""
+    for frames, heard in ((6, 0), (68, 66)):
+        layouts = [pattern.prefixed(pattern.flatten((n,)), pattern.delay((frames, frames))) for n in (4, 7, 5)]
+        given = [[np.arange(layout.lengths[0]) % 12, *[np.arange(heard) % 7] * 2] for layout in layouts]
+        samples = generate(model, PROMPTS, layouts, given=given, seeds=SEEDS, temperature=1.5, **SAME)
+        for made, *request in zip(samples, PROMPTS, layouts, SEEDS, given, strict=True):
+            for drawn, expected in zip(by_level(made), plain(*request, temperature=1.5, **CUT), strict=True):
+                np.testing.assert_array_equal(drawn, expected)
 
 
 def test_none_of_the_cuts_is_idle(plain):

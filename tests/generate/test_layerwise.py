@@ -164,3 +164,29 @@ def test_known_frames_are_kept_and_read(model):
     made = refine(model, PROMPTS[:1], GIVEN[:1], seeds=SEEDS[:1], known=known, **BATCH)[0]
     np.testing.assert_array_equal(made[:5], known)
     assert made.shape == (len(GIVEN[0]), K) and (made[5:] != first[5:]).any()
+
+
+UNEVEN = [(2, 4, 8), (3, 6, 12), (1, 2, 4)]
+
+
+def test_levels_of_different_lengths_read_the_coarser_tokens_that_sound_there(model, reference):
+    """From nothing: the first level reads the marker wherever it predicts; samples beside each other change nothing."""
+    config, w = model.config, reference.weights_of(model)
+    made = refine(
+        model, PROMPTS, [np.zeros((1, 0), int)] * 3, lengths=UNEVEN, seeds=SEEDS, temperature=1.5, **BATCH
+    )
+    for codes, prompt, lengths, seed in zip(made, PROMPTS, UNEVEN, SEEDS, strict=True):
+        assert isinstance(codes, tuple) and tuple(len(codes_T) for codes_T in codes) == lengths
+        known = [np.full(length, -1) for length in lengths]
+        for k, length in enumerate(lengths):
+            reads_TK = pattern.layer_pass(lengths, k).build(known)[0]
+            front = [*prompt[:-1], MARKERS[k]]
+            text_S = np.array(front + [MARKERS[k] if k == 0 else -1] * length)
+            reads_SK = np.concatenate([np.full((len(front), 3), -1), reads_TK])
+            sees_SS = np.ones((len(text_S), len(text_S)), bool)
+            hidden_TD = reference.row(config, w, text_S, reads_SK, sees_SS=sees_SS)[len(front) :]
+            for t, row_V in enumerate(reference.code_logits(config, w, hidden_TD, k)):
+                known[k][t] = reference.draw(row_V, reference.key_of(seed, k, t), temperature=1.5, **CUT)
+            np.testing.assert_array_equal(codes[k], known[k])
+    with pytest.raises(ValueError, match="lengths of its levels"):
+        refine(model, PROMPTS, [np.zeros((1, 0), int)] * 3, seeds=SEEDS, **BATCH)

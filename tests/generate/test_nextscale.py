@@ -10,6 +10,7 @@ from hiermusic.errors import UserError
 from hiermusic.generate import nextscale
 from hiermusic.generate.nextscale import generate
 from hiermusic.parallel.mesh import make_mesh, shardings
+from hiermusic.tokens import pattern
 
 SLOTS, CODES, LATENT = (1, 3, 6), 12, 5
 SEEDS = [3, 1]
@@ -154,3 +155,76 @@ def test_what_cannot_work_is_refused(lm, quantiser):
             generate(lm, quantiser, COND, **SAME, **options)
     with pytest.raises(ValueError, match="batch"):
         generate(lm, quantiser, COND[:1], **SAME)
+
+
+# MARK: models that read codes
+
+WINDOW, PROMPTS = (2, 4, 8), [[5, 6, 7, 8], [9, 2, 2, 10]]
+HOW = {"seeds": SEEDS, "sizes": (12, 12, 12), **DRAWN}
+
+
+@pytest.fixture(scope="module")
+def whole(reference, model):
+    """One sample in NumPy: the whole row anew for every level, without a cache."""
+    config, w = model.config, reference.weights_of(model)
+    order = pattern.next_scale(WINDOW)
+
+    def drawn(prompt, seed, lengths=WINDOW, given=(), *, unprompted=None, guidance=1.0, **options):
+        codes = [np.full(n, -1) for n in WINDOW]
+        for k, codes_T in enumerate(given):
+            codes[k][: len(codes_T)] = codes_T
+        rule = pattern.next_scale(WINDOW, len(given)).behind(len(prompt))
+        first = sum(WINDOW[: len(given)])
+        positions = np.arange(len(prompt) + sum(WINDOW) - first)
+        for k in range(len(given), 3):
+            reads_SK = order.build(codes)[0][first:]
+            is_there_S = np.concatenate([np.arange(n) < m for n, m in zip(WINDOW, lengths, strict=True)])[first:]
+            logits = []
+            for words in [prompt] if unprompted is None else [prompt, unprompted]:
+                text_S = np.where((reads_SK < 0).all(1) & is_there_S & (order.level_S[first:] <= k), words[-1], -1)
+                row = {"sees_SS": np.asarray(rule.mask(positions, positions))}
+                reads = np.concatenate([np.full((len(words), 3), -1), reads_SK])
+                hidden_SD = reference.row(config, w, np.concatenate([words, text_S]), reads, **row)[len(words) :]
+                logits.append(reference.code_logits(config, w, hidden_SD[order.level_S[first:] == k], k))
+            if len(logits) == 2:
+                logits[0] = logits[1] + guidance * (logits[0] - logits[1])
+            for t in range(lengths[k]):
+                codes[k][t] = reference.draw(logits[0][t], reference.key_of(seed, k, t), **options)
+        return [codes_T[:length] for codes_T, length in zip(codes, lengths, strict=True)]
+
+    return drawn
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_cached_passes_over_codes_equal_whole_rows(model, whole, guided):
+    lengths = [WINDOW, (1, 2, 4)]
+    options = {"unprompted": [[3] * 4] * 2, "guidance": 2.0} if guided else {}
+    made = nextscale.draw(model, PROMPTS, WINDOW, lengths=lengths, **HOW, **options)
+    for b, codes in enumerate(made):
+        one = {"unprompted": [3] * 4, "guidance": 2.0} if guided else {}
+        for found, expected in zip(codes, whole(PROMPTS[b], SEEDS[b], lengths[b], **DRAWN, **one), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    if guided:
+        return
+    alone = nextscale.draw(model, PROMPTS[1:], WINDOW, lengths=lengths[1:], **HOW | {"seeds": SEEDS[1:]})
+    for found, expected in zip(alone[0], made[1], strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_given_levels_are_read_and_known_tokens_kept(model, whole):
+    level_0 = np.array([[4, 7], [1, 2]])
+    made = nextscale.draw(model, PROMPTS, WINDOW, given=1, known=[[one] for one in level_0], **HOW)
+    for b, codes in enumerate(made):
+        for found, expected in zip(codes, whole(PROMPTS[b], SEEDS[b], given=[level_0[b]], **DRAWN), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    free = nextscale.draw(model, PROMPTS, WINDOW, **HOW)
+    known = [[(codes_T[: len(codes_T) // 2] + 1) % 12 for codes_T in one] for one in free]
+    kept = nextscale.draw(model, PROMPTS, WINDOW, known=known, **HOW)
+    for codes, begun in zip(kept, known, strict=True):
+        for codes_T, begun_T in zip(codes, begun, strict=True):
+            np.testing.assert_array_equal(codes_T[: len(begun_T)], begun_T)
+    assert nextscale.draw(model, PROMPTS, (4, 4, 4), **HOW)[0].shape == (4, 3)
+    with pytest.raises(UserError, match="guidance 2"):
+        nextscale.draw(model, PROMPTS, WINDOW, guidance=2.0, **HOW)
+    with pytest.raises(ValueError, match="prompts of one length"):
+        nextscale.draw(model, [[1], [1, 2]], WINDOW, **HOW)

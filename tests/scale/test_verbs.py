@@ -110,10 +110,11 @@ def test_rows_do_not_depend_on_who_reads_the_others(run, tmp_path, parts):
 def test_token_batches_do_not_depend_on_who_reads_the_others(khala, stage):
     from hiermusic.systems import workdir
     from hiermusic.systems.khala import rows as khala_rows
+    from hiermusic.systems.lm import rows as lm_rows
 
     config = workdir.read(khala.root / stage)
     config.train.batch_size = 8
-    batches = {"backbone": khala_rows.backbone_batches, "superres": khala_rows.superres_batches}[stage]
+    batches = {"backbone": lm_rows.batches, "superres": khala_rows.batches}[stage]
     task, whole = batches(config, "train", range(8))[1_000_003]
     for parts in (2, 4):
         for which in range(parts):

@@ -11,6 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from hiermusic import cli
+from hiermusic.data import pipeline
+
+from .fakes import Batches
+from .lm.tracks import track
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "khala"
 CODEC = (
@@ -98,6 +102,19 @@ WORK = "import json, sys; from hiermusic import cli; [cli.main(words) for words 
 def run():
     """Runs one verb in this process."""
     return lambda *arguments: cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What was asked of the pipeline, whose tracks are long and tell which batch and row they are of."""
+    calls = []
+
+    def example_batches(path, split, seed, levels, batch_size, rows):
+        calls.append((path, split, seed, levels, batch_size, tuple(rows)))
+        return Batches(lambda index: [track(200, levels.stop, first=100 * index + row) for row in rows], 3)
+
+    monkeypatch.setattr(pipeline, "example_batches", example_batches)
+    return calls
 
 
 @pytest.fixture(scope="session")

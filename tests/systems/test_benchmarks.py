@@ -45,3 +45,13 @@ def test_rules_of_rebirth(monkeypatch, capsys):
     assert all(len(row) == len(heading) and float(row[3]) > 0 and 1 <= int(row[4].split("/")[0]) <= 16 for row in rules)
     assert all(len(row) == len(learning) for row in found)
     assert found[0][4:] != found[1][4:], "the rule makes a difference"
+
+
+def test_a_cell_that_cannot_be_says_why_and_is_kept(monkeypatch, capsys, tmp_path):
+    """Of any codec in any pattern; no codec is trained for it."""
+    arguments = (f"--out={tmp_path}", "--only=sat.delay")
+    for more in ((), ("--table",)):
+        (heading, _, row), _ = _table(monkeypatch, capsys, "any_pattern", *arguments, *more)
+        assert len(row) == len(heading) and row[:2] == ["sat", "delay"]
+        assert row[-1].startswith("the delay pattern needs levels of one length, not (1, ")
+        assert (tmp_path / "cells" / "sat.delay.json").is_file() and not (tmp_path / "sat").exists()

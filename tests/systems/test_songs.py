@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.errors import UserError
 from hiermusic.systems import requests, songs
-from hiermusic.systems.khala import rows as khala_rows
+from hiermusic.systems.lm import rows as lm_rows
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
 
 
@@ -110,12 +110,12 @@ def test_a_prompt_that_is_cut_is_told(capsys):
 
 def test_prompts_that_are_cut_in_training_are_counted(capsys, monkeypatch):
     tracks = [{"seconds": 1.0, "meta": {"lyrics": "la " * count, "id": "x"}} for count in (1, 100, 1, 50)]
-    monkeypatch.setattr(khala_rows, "TokenSource", lambda *_: SimpleNamespace(tracks=tracks))
+    monkeypatch.setattr(lm_rows, "TokenSource", lambda *_: SimpleNamespace(tracks=tracks))
     model = {"tokenizer": "bytes", "tokenizer_file": "", "duration_unit": 1.0, "keep_description": False}
-    khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 128}}))
+    lm_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 128}}))
     told = "tokens: 2 of 4 prompts are longer than model.text_limit=128 ids, by 181 at most: "
     assert capsys.readouterr().err == told + "the ends of their words are left out\n"
-    khala_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 1000}}))
+    lm_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 1000}}))
     assert capsys.readouterr().err == ""
 
 

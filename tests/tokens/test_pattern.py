@@ -32,10 +32,17 @@ def delayed(draw):
 
 
 @st.composite
-def layer_wise(draw):
+def by_level(draw, make):
     lengths = draw(any_lengths)
     first = draw(st.integers(0, len(lengths) - 1))
-    return pattern.layer_wise(lengths, first), len(lengths) - first
+    return make(lengths, first), len(lengths) - first
+
+
+@st.composite
+def behind_given_levels(draw):
+    prefix = pattern.flatten(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+    layout, passes = draw(flattened() | delayed())
+    return pattern.prefixed(prefix, layout), passes + prefix.positions
 
 
 layouts = {  # pattern -> (layout, number of passes it must take)
@@ -44,7 +51,9 @@ layouts = {  # pattern -> (layout, number of passes it must take)
     "default delay": one_length.map(lambda ls: (pattern.delay(ls), ls[0] + len(ls) - 1)),
     "parallel": one_length.map(lambda ls: (pattern.parallel(ls), ls[0])),
     "level major": any_lengths.map(lambda ls: (pattern.level_major(ls), sum(ls))),
-    "layer wise": layer_wise(),
+    "layer wise": by_level(pattern.layer_wise),
+    "next scale": by_level(pattern.next_scale),
+    "behind given levels": behind_given_levels(),
 }
 
 
@@ -72,7 +81,7 @@ def check(layout, passes):
     assert layout.passes == passes
 
     one_pass = everything[layout.pass_S == layout.pass_S[0]] if layout.isolated else everything
-    same_shape = np.resize(one_pass, 45)  # for every layout, so that few programs are compiled
+    same_shape = np.resize(one_pass, 60)  # for every layout, so that few programs are compiled
     seen = np.asarray(layout.visibility.mask(same_shape, same_shape))[: len(one_pass), : len(one_pass)]
     np.testing.assert_array_equal(seen, sees_SS[np.ix_(one_pass, one_pass)])
 
@@ -113,12 +122,22 @@ def test_delay_reads_the_position_before():
     np.testing.assert_array_equal(layout.reads_SK, [[-1, -1], [0, -1], [1, 0], [2, 1]])
 
 
-def test_next_scale_starts_at_level_0_and_sees_coarser_levels_and_the_context():
-    row = pattern.next_scale((1, 2, 4), context=2)
-    np.testing.assert_array_equal(row.levels_S, [3, 3, 0, 1, 1, 2, 2, 2, 2])
-    np.testing.assert_array_equal(row.text_S, [-1, -1, pattern.START, -1, -1, -1, -1, -1, -1])
-    assert row.visibility == Visibility.block_causal((2, 1, 2, 4))
-    assert pattern.next_scale((2, 3)).visibility == Visibility.block_causal((2, 3))
+def test_next_scale_sees_coarser_levels_and_what_stands_before_it():
+    layout = pattern.next_scale((1, 2, 4))
+    assert layout.level_S.tolist() == [0, 1, 1, 2, 2, 2, 2] and layout.visibility == Visibility.block_causal((1, 2, 4))
+    assert layout.behind(2) == Visibility.block_causal((2, 1, 2, 4)) and layout.behind(0) == layout.visibility
+    assert pattern.next_scale((1, 1)).behind(2) == Visibility.block_causal((2, 1, 1))
+    np.testing.assert_array_equal(layout.reads_SK[3:], [[0, 0, -1], [0, 0, -1], [0, 1, -1], [0, 1, -1]])
+
+
+def test_given_levels_are_read_before_what_is_predicted():
+    layout = pattern.prefixed(pattern.flatten((2, 1)), pattern.delay((2, 2)))
+    np.testing.assert_array_equal(layout.reads_SK[:3, :2], [[0, -1], [-1, 0], [1, -1]])
+    assert (layout.predicts_SK[:3] == -1).all() and (layout.reads_SK[3] == -1).all() and layout.begin == 3
+    np.testing.assert_array_equal(layout.predicts_SK[3:, 2:], [[0, -1], [1, 0], [-1, 1]])
+    two = pattern.Pattern("flatten", (1, 1, 1, 1), 3, (1,)).layout(2)  # a stream and two levels of another in front
+    order = [(k, int(t)) for row in two.reads_SK[:6] for k, t in enumerate(row) if t >= 0]
+    assert order == [(0, 0), (0, 1), (1, 0), (2, 0), (1, 1), (2, 1)] and two.begin == 6 and two.given == 3
 
 
 def test_a_layer_pass_is_that_pass_of_layer_wise():
@@ -153,3 +172,44 @@ def test_impossible_patterns_are_refused_in_a_line(make):
 def test_build_refuses_codes_of_another_length():
     with pytest.raises(ValueError, match="do not fit"):
         pattern.flatten((3, 3)).build([np.zeros(3), np.zeros(4)])
+
+
+PACKETS = {"frames": (1, 1, 1), "windows": (1, 2, 4), "one level": (2,)}
+
+
+@pytest.mark.parametrize("slots", PACKETS.values(), ids=PACKETS)
+@pytest.mark.parametrize("name", [*pattern.STEPWISE, *pattern.BY_LEVEL])
+def test_what_a_setting_names_knows_its_positions(name, slots):
+    for known in range(len(slots)):
+        if name in ("delay", "parallel") and len(set(slots[known:])) > 1:
+            with pytest.raises(UserError, match=f"the {name} pattern needs levels of one length, not .*: flatten, "):
+                pattern.Pattern(name, slots, known)
+            continue
+        order = pattern.Pattern(name, slots, known)
+        for packets in (1, 2, 5):
+            layout = order.layout(packets)
+            assert layout.lengths == tuple(packets * count for count in slots) and layout.given == known
+            rows = layout.positions
+            if order.isolated:
+                rows = max(pattern.layer_pass(layout.lengths, k).positions for k in range(known, len(slots)))
+            assert order.positions(packets) == rows and order.isolated == layout.isolated
+            assert order.stepwise == (layout.begin is not None) and order.ends == (layout.end is not None)
+            assert order.most(rows) == packets and order.most(rows - 1) == packets - 1
+        assert order.most(0) == 0
+
+
+@pytest.mark.parametrize("make", [pattern.flatten, pattern.delay, pattern.parallel])
+def test_music_ends_where_a_longer_layout_has_its_next_token(make):
+    for lengths in ((1,), (4, 4, 4)):
+        longer = make([n + 1 for n in lengths])
+        (due,) = np.flatnonzero(longer.predicts_SK[:, 0] == lengths[0])
+        assert make(lengths).end == due
+    for layout in (pattern.level_major((3, 3)), pattern.flatten((2, 4)), pattern.next_scale((3, 3))):
+        assert layout.end is None
+
+
+def test_an_order_that_is_none_is_refused():
+    with pytest.raises(UserError, match=r"model\.pattern is 'later': choose flatten, delay, "):
+        pattern.Pattern("later", (1, 1))
+    with pytest.raises(UserError, match=r"model\.given=2 leaves nothing to predict of 2 levels"):
+        pattern.Pattern("flatten", (1, 1), 2)

@@ -34,7 +34,7 @@ def batch(index):
     for _ in range(4):
         codes_T = draw.integers(CODES, size=4)
         layout = pattern.flatten((4, 4))
-        rows.append(sequence.pack([1, 2], *layout.build([codes_T, codes_T]), LENGTH, shared=True, end=6))
+        rows.append(sequence.pack([1, 2], layout, [codes_T, codes_T], LENGTH, end=6))
     return Visibility.causal(), sequence.stack(rows)
 
 
@@ -81,7 +81,7 @@ def test_only_what_is_predicted_counts_as_tokens():
     stage = make_stage(1)
     _, rows = batch(0)
     # of 12 positions: 1 of the prompt alone, 8 that predict codes, 1 that predicts the end, 2 of padding
-    row = sequence.pack([1, 2], *pattern.flatten((4, 4)).build([np.zeros(4, int)] * 2), LENGTH, shared=True, end=6)
+    row = sequence.pack([1, 2], pattern.flatten((4, 4)), [np.zeros(4, int)] * 2, LENGTH, end=6)
     assert stage.held(sequence.stack([row])) == (9 / 12, 10 / 12)
     assert stage.held({"codes": rows["targets"]}) == (1.0, 1.0)
 
@@ -107,7 +107,7 @@ def uneven(rows=16, targets=6):
     for row in range(rows):
         frames = row % (targets - 1) + 1
         codes_T = draw.integers(CODES, size=frames)
-        packed.append(sequence.pack([1, 2], *layout[frames - 1].build([codes_T, codes_T]), LENGTH, shared=True, end=6))
+        packed.append(sequence.pack([1, 2], layout[frames - 1], [codes_T, codes_T], LENGTH, end=6))
     return sequence.stack(packed)
 
 

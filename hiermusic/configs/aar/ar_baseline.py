@@ -8,11 +8,11 @@
 | small  | one GPU, days           | untried; d8                                                                   |
 | paper  | GPUs, 100 epochs        | d16 over 10 levels at 75 Hz: 750 tokens a second                              |
 
-`model.pattern` is "flatten" (one token a position) or "delay" (MusicGen's). Tokens come from a codec trained with
-`--config.model.quantiser=residual`. The paper does not say how its own baseline was guided: a `sampling.guidance` of 3
-is the mean of AAR's, which grows from 1 to 5. With `model.codec_tables` the tables of codes begin as the codec's, near
-each other where its codes are, and the heads at how often they are used. `tiny` has 6 levels, 450 tokens a second,
-hardly fewer than SAT's 455.
+`model.pattern` is "flatten" (one token a position), "delay" (MusicGen's), "parallel" or "level_major". Tokens come from
+a codec trained with `--config.model.quantiser=residual`. The paper does not say how its own baseline was guided: a
+`sampling.guidance` of 3 is the mean of AAR's, which grows from 1 to 5. With `model.codec_tables` the tables of codes
+begin as the codec's, near each other where its codes are, and the heads at how often they are used. `tiny` has 6
+levels, 450 tokens a second, hardly fewer than SAT's 455.
 """
 
 from ml_collections import ConfigDict

@@ -13,6 +13,9 @@
 The ladder above `paper` keeps its heads' size, batch and learning rate, and scales initialisation and step sizes by
 width (`base_width`). What fits where stands in docs/scale.md.
 
+`model.pattern` is the order of its codes: `flatten`, or in its place `delay`, `parallel` or `level_major`
+(docs/patterns.md). In the last a song has the length that is asked for, in the others it ends itself.
+
 Learning rate, decay and betas are not in the paper: they are TinyLlama's, whose block and warm-up it shares.
 """
 
@@ -34,6 +37,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.levels = 2
+    config.model.pattern = "flatten"
+    config.model.given = 0
     config.model.tokenizer = "llama31"
     config.model.tokenizer_file = ""
     config.model.duration_unit = 60.0

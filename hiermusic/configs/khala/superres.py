@@ -36,6 +36,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.levels = 0
+    config.model.pattern = "layer_wise"
     config.model.given = 2
     config.model.tokenizer = "llama31"
     config.model.tokenizer_file = ""

@@ -12,7 +12,7 @@ from hiermusic.systems import measures
 from hiermusic.systems.aar.models import length, make_discriminator, make_model, tokens_of
 from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import trained_counts, windows
-from hiermusic.systems.tokens import check_records
+from hiermusic.systems.token_facts import check_records
 from hiermusic.tokens import sequence
 
 WINDOWS_MEASURED = 8  # of each held-out track, or as many as it has
@@ -29,7 +29,9 @@ def inspect(config: ConfigDict) -> dict:
     tokens = tokens_of(config)
     positions = config.train.crop_frames if config.stage == "codec" else length(config)
     told = measures.facts(config, dict(params), tokens.hierarchy, float(tokens.frame_rate), positions)
-    if config.stage == "codec":
+    if config.stage != "codec":
+        told["pattern"] = config.model.pattern
+    else:
         discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
         told["discriminator_params"] = sum(measures.counts(discriminator).values())
         told["buffers"] = {"codebooks": int(np.prod(model.quantiser.codebooks.shape))}

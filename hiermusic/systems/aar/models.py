@@ -1,6 +1,5 @@
 """AAR's models: what a configuration of each stage describes, and how it is made."""
 
-import functools
 from collections.abc import Callable
 
 from flax import nnx
@@ -15,9 +14,10 @@ from hiermusic.errors import UserError
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.systems.aar.prior import Prior, PriorConfig
-from hiermusic.systems.tokens import facts_of
-from hiermusic.tokens import pattern, scales
+from hiermusic.systems.token_facts import facts_of
+from hiermusic.tokens import scales
 from hiermusic.tokens.facts import TokenFacts
+from hiermusic.tokens.pattern import Pattern
 
 _LARGEST = 1 << 24  # positions of a window times levels
 
@@ -76,7 +76,7 @@ def prior_config(config: ConfigDict) -> PriorConfig:
     if next_scale != (tokens.quantiser == "multiscale"):
         raise UserError(
             f"model.pattern={model.pattern} does not go with the tokens of a {tokens.quantiser} quantiser: next_scale "
-            "predicts those of a multiscale one, flatten and delay those of a residual one"
+            "predicts those of a multiscale one, the others those of a residual one"
         )
     if next_scale and not 0 <= model.context <= tokens.frames:
         raise UserError(f"model.context={model.context} must lie in 0..{tokens.frames}, the frames of a window")
@@ -131,22 +131,18 @@ def prior_config(config: ConfigDict) -> PriorConfig:
 
 def length(config: ConfigDict) -> int:
     """Positions of a token model's row."""
-    model = config.model
-    tokens = facts_of(config)
-    if model.pattern == "next_scale":
-        return model.context + sum(tokens.slots)
-    return layout(model.pattern, model.window, tokens.levels).positions
+    order = pattern_of(config)
+    return order.positions(config.model.window) if order.stepwise else config.model.context + order.positions(1)
 
 
-@functools.cache
-def layout(name: str, frames: int, levels: int) -> pattern.Layout:
-    """A window of the baseline in a pattern's order; UserError for a pattern that is not one of its own."""
-    patterns = {"flatten": pattern.flatten, "delay": pattern.delay}
-    if name not in patterns:
-        raise UserError(f"model.pattern is '{name}': choose next_scale, {', '.join(patterns)}")
-    if frames * levels**2 > _LARGEST:
-        raise UserError(f"a window of {frames} frames of {levels} levels is too long: lower it")
-    return patterns[name]((frames,) * levels)
+def pattern_of(config: ConfigDict) -> Pattern:
+    """The order of a window: level after level, or the baseline's; UserError for a window that is too long."""
+    model, tokens = config.model, facts_of(config)
+    if model.pattern == "layer_wise":
+        raise UserError("model.pattern is 'layer_wise', whose passes no window of this system has: choose another")
+    if model.pattern != "next_scale" and model.window * tokens.levels**2 > _LARGEST:
+        raise UserError(f"a window of {model.window} frames of {tokens.levels} levels is too long: lower it")
+    return Pattern(model.pattern, tokens.slots)
 
 
 def tokens_of(config: ConfigDict) -> TokenFacts:

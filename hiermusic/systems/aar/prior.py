@@ -20,7 +20,7 @@ from hiermusic.nn.conv import Conv
 from hiermusic.nn.norms import unit
 from hiermusic.nn.param import weight
 from hiermusic.nn.token_lm import Metrics, TokenLM, TokenLMConfig
-from hiermusic.tokens import pattern
+from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
 
 
@@ -72,7 +72,7 @@ class PriorConfig:
         """Context, if any, before the scales; causal without scales."""
         if not self.next_scale:
             return Visibility.causal()
-        return pattern.next_scale(self.quantiser.slots, self.context).visibility
+        return pattern.next_scale(self.quantiser.slots).behind(self.context)
 
 
 class Listener(nnx.Module):
@@ -149,13 +149,13 @@ class Prior(nnx.Module):
     def _scales(self, codes_BS: Array, before_BS: Array, told_B: Bool[Array, "B"]) -> dict[str, Array]:
         """A next-scale row: the context, then for every scale what the coarser ones add up to."""
         slots, context = self.config.quantiser.slots, self.config.context
-        row = pattern.next_scale(slots, context)
+        text_S, levels_S = sequence.window(pattern.next_scale(slots), context)
         context_BcE = jnp.where(told_B[:, None, None], self.context(before_BS), 0)
         inputs_BSE = jnp.concatenate([context_BcE, self.quantiser.inputs(codes_BS)], axis=1)
         codes_BS = jnp.pad(codes_BS, ((0, 0), (context, 0)), constant_values=-1)
         return {
-            "text": jnp.broadcast_to(row.text_S, codes_BS.shape),
+            "text": jnp.broadcast_to(text_S, codes_BS.shape),
             "inputs": jax.lax.stop_gradient(inputs_BSE),
-            "levels": jnp.asarray(row.levels_S)[None],
-            "targets": jnp.where(row.levels_S[:, None] == np.arange(len(slots)), codes_BS[..., None], -1),
+            "levels": jnp.asarray(levels_S)[None],
+            "targets": jnp.where(levels_S[:, None] == np.arange(len(slots)), codes_BS[..., None], -1),
         }

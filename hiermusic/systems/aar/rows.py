@@ -13,9 +13,10 @@ from hiermusic.data.arrays import read_npz
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, reading
 from hiermusic.nn.norms import unit
-from hiermusic.systems.aar.models import layout, prior_config, window_frames, window_seconds
+from hiermusic.systems.aar.models import pattern_of, prior_config, window_frames, window_seconds
 from hiermusic.systems.aar.prior import PriorConfig
 from hiermusic.tokens import packets, sequence
+from hiermusic.tokens.pattern import Pattern
 
 
 class Vectors:
@@ -71,7 +72,7 @@ class Windows:
       prior: the model.
       frames: latent frames of a window.
       seconds: length of a window.
-      pattern: "next_scale", "flatten" or "delay".
+      pattern: its order of prediction.
       references: how many windows of the track say how it should sound, where the model listens.
       vectors: precomputed conditions, where the model does not listen; None for rows that are only looked at.
     """
@@ -79,7 +80,7 @@ class Windows:
     prior: PriorConfig
     frames: int
     seconds: float
-    pattern: str
+    pattern: Pattern
     references: int
     vectors: Vectors | None
 
@@ -121,8 +122,8 @@ class Windows:
         if self.prior.next_scale:
             before_S = codes_PS[start - 1] if start else np.full(codes_PS.shape[1], -1)
             return {"codes": codes_PS[start].astype(np.int32), "before": before_S.astype(np.int32)}
-        order = layout(self.pattern, self.frames, codes_PS.shape[1])
-        row = sequence.pack([0], *order.build(codes_PS[start : start + self.frames].T), order.positions, shared=True)
+        order = self.pattern.layout(self.frames)
+        row = sequence.pack([sequence.START], order, codes_PS[start : start + self.frames].T, order.positions)
         return {name: row[name] for name in ("text", "reads", "targets")}
 
     def at(self, codes_PS: np.ndarray, places: Sequence[int]) -> Int[np.ndarray, "N S"]:
@@ -206,7 +207,7 @@ def windows(config: ConfigDict, data: bool = True) -> Windows:
     if data and model.listener and config.data.clap:
         raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
     frames, seconds = window_frames(config), window_seconds(config)
-    return Windows(prior_config(config), frames, seconds, model.pattern, model.references, vectors)
+    return Windows(prior_config(config), frames, seconds, pattern_of(config), model.references, vectors)
 
 
 def trained_counts(make: Windows, path: str, most: int | None = None) -> np.ndarray:

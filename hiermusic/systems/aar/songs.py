@@ -25,9 +25,9 @@ from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
     codec_config,
-    layout,
     length,
     make_model,
+    pattern_of,
     prior_config,
     tokens_of,
     window_frames,
@@ -37,7 +37,8 @@ from hiermusic.systems.aar.prior import Prior
 from hiermusic.systems.aar.rows import as_condition, windows
 from hiermusic.systems.aar.stages import check_codebooks, check_codec
 from hiermusic.systems.requests import Request
-from hiermusic.systems.tokens import codec_of
+from hiermusic.systems.token_facts import codec_of
+from hiermusic.tokens import sequence
 from hiermusic.tokens.prompt import Prompt
 
 Condition = tuple[np.ndarray, int] | np.ndarray  # a waveform and its rate, or a vector
@@ -182,14 +183,14 @@ def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dic
 def _by_token(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = window_frames(config), model.config.lm.levels, len(seeds)
-    order, lm = layout(config.model.pattern, size, levels), model.lm.unstack()
+    order, lm = pattern_of(config).layout(size), model.lm.unstack()
     codes_BTK = np.zeros((B, 0, levels), np.int32) if known_PS is None else np.repeat(known_PS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:
         given = codes_BTK[:, max(codes_BTK.shape[1] - size // 2, 0) :]
         drawn = autoregressive.generate(
             lm,
-            [[0]] * B,
+            [[sequence.START]] * B,
             [order] * B,
             # a window of its own draws: its first new frame is not the first window's
             seeds=[int(np.random.default_rng((seed, codes_BTK.shape[1])).integers(2**32)) for seed in seeds],
@@ -233,10 +234,11 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
         name, positions, share = "generate: a window", length(config), 1.0
     else:
         lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
-        layouts = [layout(model.pattern, model.window, prior.lm.levels)] * rows
+        layouts = [pattern_of(config).layout(model.window)] * rows
         sizes = [prior.lm.codes] * prior.lm.levels
         options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}
-        run, arguments = autoregressive.chunk(lm, [[0]] * rows, layouts, cache_dtype=model.dtype, **options)
+        prompts = [[sequence.START]] * rows
+        run, arguments = autoregressive.chunk(lm, prompts, layouts, cache_dtype=model.dtype, **options)
         positions = autoregressive.CHUNK
         name, share = f"generate: {positions} steps", positions / length(config)
     tokens = float(tokens_of(config).hierarchy.tokens_per_second) * seconds * share

@@ -11,7 +11,7 @@ from hiermusic.codec.codec import Codec
 from hiermusic.data.streams import Tokenizer
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
-from hiermusic.systems import stages, start, tokens
+from hiermusic.systems import stages, start, token_facts
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
     codec_config,
@@ -42,14 +42,14 @@ def stage(config: ConfigDict) -> CodecStage | LMStage:
     def open_tokens(workdir: Path) -> None:
         nonlocal make
         make = windows(config)
-        tokens.check_records(config, config.data.path)
+        token_facts.check_records(config, config.data.path)
         if make.vectors:
             check_vectors(make.vectors, config.data.path)
         if not checkpoint.steps(workdir):  # a run that goes on has the quantiser in its checkpoint
-            check_codec(config, "the model", tokens.codec_of(config))
+            check_codec(config, "the model", token_facts.codec_of(config))
 
     def prepare(module: nnx.Module) -> None:
-        codec = workdirs.load_codec(*tokens.codec_of(config))
+        codec = workdirs.load_codec(*token_facts.codec_of(config))
         if config.model.codec_tables:
             counts_KV = trained_counts(make, config.data.path, TRACKS_COUNTED)
             start.from_codec(codec, module.model.lm, counts_KV)
@@ -91,7 +91,7 @@ def check_codec(config: ConfigDict, run: str, codec: Tokenizer) -> None:
     theirs = workdirs.read(codec.workdir, "codec")
     if theirs.get("system") != "aar":
         raise UserError(f"{codec.workdir} is a codec of the system {theirs.get('system')}: give one of AAR's")
-    tokens.check_codec(config, run, codec_config(theirs.model).facts, codec.workdir)
+    token_facts.check_codec(config, run, codec_config(theirs.model).facts, codec.workdir)
 
 
 def check_codebooks(coder: Codec, codec: str, model: Prior, lm: str) -> None:

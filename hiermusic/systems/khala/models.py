@@ -10,45 +10,15 @@ from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
-from hiermusic.nn.config import TransformerConfig
-from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
-from hiermusic.systems.tokens import facts_of
+from hiermusic.systems.lm import models
+from hiermusic.systems.token_facts import facts_of
+from hiermusic.tokens import pattern
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
-
-# MARK: tokens
-
-
-def vocabulary(model: ConfigDict) -> Vocabulary:
-    """The text side of a token model: Llama 3.1's ids (khala.md 2.1) or bytes."""
-    if model.tokenizer == "llama31":
-        return Vocabulary.llama31()
-    if model.tokenizer == "bytes":
-        return Vocabulary.byte_level(model.duration_unit)
-    raise UserError(f"model.tokenizer is '{model.tokenizer}': choose bytes or llama31")
-
-
-def tokenizer(model: ConfigDict) -> TextTokenizer:
-    """What turns prompts into ids; Llama 3.1's needs its tokenizer.json at `model.tokenizer_file`."""
-    if model.tokenizer == "llama31" and not model.tokenizer_file:
-        raise UserError("model.tokenizer is llama31: give its tokenizer.json with --config.model.tokenizer_file=PATH")
-    return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
 
 
 def hierarchy(config: ConfigDict) -> Hierarchy:
-    """The tokens of a codec, or those that a token model knows: the first `model.levels` of them, 0 for all."""
-    if config.stage == "codec":
-        return codec_config(config.model).hierarchy
-    tokens = facts_of(config)
-    levels = config.model.levels
-    if tokens.quantiser != "residual":
-        raise UserError(f"tokens.quantiser is '{tokens.quantiser}': Khala's token models know residual codes")
-    if not 0 <= levels <= tokens.levels:
-        raise UserError(f"model.levels={levels}: the tokens have {tokens.levels} levels; 0 takes all")
-    return tokens.hierarchy.select(0, levels or tokens.levels)
-
-
-# MARK: models
+    """The tokens of a codec, or those that a token model knows."""
+    return codec_config(config.model).hierarchy if config.stage == "codec" else models.hierarchy(config)
 
 
 def codec_config(model: ConfigDict) -> CodecConfig:
@@ -78,37 +48,6 @@ def codec_config(model: ConfigDict) -> CodecConfig:
     )
 
 
-def token_lm_config(config: ConfigDict) -> TokenLMConfig:
-    """The backbone or the super-resolution model of a configuration; songs end where the backbone ends them."""
-    model = config.model
-    trunk = TransformerConfig(
-        layers=model.layers,
-        width=model.width,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        ffn_width=model.ffn_width,
-        rope_base=model.rope_base,
-        base_width=model.base_width,
-        bias=model.bias,
-        qk_norm=model.qk_norm,
-        dropout=model.dropout,
-        dtype=model.dtype,
-        remat=model.remat,
-    )
-    ids, tokens = vocabulary(model), hierarchy(config)
-    return TokenLMConfig(
-        levels=len(tokens),
-        codes=tokens.sizes[0],
-        text_size=ids.text_size,
-        end=ids.eos if config.stage == "backbone" else None,
-        transformer=trunk,
-        head=model.head,
-        code_bias=model.codec_tables,
-        z_loss=model.z_loss,
-    )
-
-
 def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
     """The constructor of the discriminator that a codec's configuration trains against."""
     settings = DiscriminatorConfig(
@@ -122,5 +61,12 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     if config.stage == "codec":
         codec = codec_config(config.model)
         return lambda rngs: Codec(codec, rngs=rngs)
-    token_lm = token_lm_config(config)
-    return lambda rngs: TokenLM(token_lm, rngs=rngs)
+    if (quantiser := facts_of(config).quantiser) != "residual":
+        raise UserError(f"tokens.quantiser is '{quantiser}': Khala's token models know residual codes")
+    order = {"backbone": "stepwise", "superres": "isolated"}[config.stage]
+    if not getattr(models.pattern_of(config), order):
+        raise UserError(
+            f"model.pattern={config.model.pattern} is none of a {config.stage}'s: choose "
+            f"{', '.join(pattern.STEPWISE) if order == 'stepwise' else 'layer_wise'}"
+        )
+    return models.make_model(config)

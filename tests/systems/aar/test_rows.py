@@ -78,10 +78,12 @@ def test_a_window_of_the_baseline_reads_what_it_has_predicted(name):
     assert windows.starts(codes_PS) == 3 and windows.size == FRAMES
 
 
-def test_patterns_of_the_baseline_are_two():
-    with pytest.raises(UserError, match=r"model\.pattern is 'level_major': choose next_scale, flatten, delay"):
-        models.layout("level_major", FRAMES, LEVELS)
-    assert models.layout("delay", FRAMES, LEVELS).positions == pattern.delay((FRAMES,) * LEVELS).positions
+def test_patterns_of_the_baseline_are_those_that_go_step_by_step():
+    for name, words in (("later", "choose flatten, delay, "), ("layer_wise", "choose another")):
+        with pytest.raises(UserError, match=rf"model\.pattern is '{name}'.*: {words}"):
+            models.prior_config(settings("ar_baseline", pattern=name))
+    for name, make in pattern.STEPWISE.items():
+        assert models.length(settings("ar_baseline", pattern=name)) == make((FRAMES,) * LEVELS).positions
 
 
 # MARK: which windows

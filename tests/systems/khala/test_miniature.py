@@ -19,7 +19,9 @@ from hiermusic.evaluate.by_track import in_memory
 from hiermusic.evaluate.tokens import per_token
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.khala import SYSTEM as system
-from hiermusic.systems.khala import models, rows
+from hiermusic.systems.khala import rows
+from hiermusic.systems.lm import models as lm_models
+from hiermusic.systems.lm import rows as lm_rows
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint
 
@@ -82,9 +84,9 @@ def trained(khala, name: str) -> ConfigDict:
 
 def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
     settings = trained(khala, "backbone")
-    visibility, batch = rows.backbone_batches(settings, "train", range(settings.train.batch_size))[0]
+    visibility, batch = lm_rows.batches(settings, "train", range(settings.train.batch_size))[0]
     assert visibility == Visibility.causal()
-    ids = models.tokenizer(settings.model).vocabulary
+    ids = lm_models.tokenizer(settings.model).vocabulary
     for text, reads, targets, ends in zip(
         batch["text"], batch["reads"], batch["targets"], batch["text_targets"], strict=True
     ):
@@ -100,7 +102,7 @@ def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
 
 def test_batches_are_a_function_of_seed_and_step(khala):
     settings = trained(khala, "superres")
-    one, two = (rows.superres_batches(settings, "train", range(settings.train.batch_size)) for _ in range(2))
+    one, two = (rows.batches(settings, "train", range(settings.train.batch_size)) for _ in range(2))
     for step in (0, 7, 123):
         (visibility, left), (same, right) = one[step], two[step]
         assert visibility == same
@@ -110,7 +112,7 @@ def test_batches_are_a_function_of_seed_and_step(khala):
 def test_the_mixture_has_the_share_asked_for(khala):
     settings = trained(khala, "superres")
     settings.train.task0_share = 0.25
-    batches = rows.superres_batches(settings, "train", range(settings.train.batch_size))
+    batches = rows.batches(settings, "train", range(settings.train.batch_size))
     drawn = [batches[step] for step in range(200)]
     causal = [visibility == Visibility.causal() for visibility, _ in drawn]
     assert 0.15 < np.mean(causal) < 0.35
@@ -119,7 +121,7 @@ def test_the_mixture_has_the_share_asked_for(khala):
     assert all(len(set(level_B)) == min(size, 5) for level_B in refined), "a batch leaves out no part of the hierarchy"
     counts = np.bincount(np.concatenate(refined), minlength=6)
     assert counts[0] == 0 and np.allclose(counts[1:] / counts.sum(), 1 / 5, atol=0.06)
-    ids = models.tokenizer(settings.model).vocabulary
+    ids = lm_models.tokenizer(settings.model).vocabulary
     for (_, batch), is_causal in zip(drawn[:20], causal, strict=False):
         for row, level in enumerate(batch["level"].tolist()):
             assert is_causal == (level == 0)
@@ -131,8 +133,8 @@ def test_the_mixture_has_the_share_asked_for(khala):
 
 def test_rows_do_not_depend_on_who_makes_the_others(khala):
     settings = trained(khala, "superres")
-    whole = rows.superres_batches(settings, "train", range(settings.train.batch_size))
-    alone = rows.superres_batches(settings, "train", [1])
+    whole = rows.batches(settings, "train", range(settings.train.batch_size))
+    alone = rows.batches(settings, "train", [1])
     for step in range(8):
         (task, batch), (same, one) = whole[step], alone[step]
         assert task == same
@@ -199,12 +201,12 @@ def test_backbone_files_are_all_it_reads(khala, tmp_path):
     settings = trained(khala, "backbone")
     coarse_only = shutil.ignore_patterns("fine-*")
     settings.data.path = str(shutil.copytree(khala.tokens, tmp_path / "tokens", ignore=coarse_only))
-    _, batch = rows.backbone_batches(settings, "train", range(settings.train.batch_size))[3]
+    _, batch = lm_rows.batches(settings, "train", range(settings.train.batch_size))[3]
     assert (batch["targets"] >= 0).any()
     with pytest.raises(UserError, match="fine"):
         others = trained(khala, "superres")
         others.data.path = settings.data.path
-        rows.superres_batches(others, "train", range(others.train.batch_size))
+        rows.batches(others, "train", range(others.train.batch_size))
 
 
 @pytest.mark.parametrize("crop", ["start", "random"])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
-from hiermusic.systems.khala import models
 from hiermusic.systems.khala import songs as khala
+from hiermusic.systems.lm import models
+from hiermusic.systems.lm import songs as lm
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.prompt import Prompt, compose
 
@@ -61,8 +62,8 @@ def engines(monkeypatch):
     monkeypatch.setattr(khala.workdirs, "load", load)
     monkeypatch.setattr(khala.workdirs, "load_codec", load_codec)
     monkeypatch.setattr(khala, "codec_of", lambda config: ("codec of tokens", 6))
-    monkeypatch.setattr(khala.autoregressive, "generate", decode)
-    monkeypatch.setattr(khala.layerwise, "refine", refine)
+    monkeypatch.setattr(lm.autoregressive, "generate", decode)
+    monkeypatch.setattr(lm.layerwise, "refine", refine)
     monkeypatch.setattr(khala.songs, "produce", produce)
     monkeypatch.setattr(khala, "encode_long", lambda codec, wav_LC: known_TK[: len(wav_LC)])
     monkeypatch.setattr(khala.files, "read", lambda path, rate, channels: (np.zeros((8, 1)), rate))
@@ -120,7 +121,7 @@ def test_a_recording_is_what_both_models_go_on_from(engines):
     assert len(given) == 2
     for levels in given:
         np.testing.assert_array_equal(levels, engines.known_TK[:, :2].T)
-    np.testing.assert_array_equal(engines.calls["superres"]["known"], engines.known_TK)
+    np.testing.assert_array_equal(engines.calls["superres"]["known"], engines.known_TK.T)
     assert engines.calls["backbone"]["min_frames"] == [12, 9]  # a share of what is asked, and more than what is known
     assert engines.produced["audio"] == "in.wav"
     with pytest.raises(UserError, match=r"the audio lasts 0\.8 s: ask for more --seconds than that"):

@@ -15,7 +15,8 @@ def learn(config: ConfigDict) -> None:
     """Lets a token model's configuration say of its tokens what the records at `data.path` say, in place.
 
     `tokens` become those of the records, and `data.codec` the codec that made them, WORKDIR@STEP, at the place that was
-    given for it or else where it was. Nothing is learnt where there are no records: what the configuration itself says
+    given for it or else where it was; `prefix` becomes those of the records of `data.prefix`, whose paths are made
+    whole. Nothing is learnt where there are no records: what the configuration itself says
     serves to look at it.
 
     Raises:
@@ -32,11 +33,20 @@ def learn(config: ConfigDict) -> None:
             f"data.codec={given}: {path} was made at step {made_by.step}; give the codec's workdir without a step"
         )
     config.data.codec = str(Tokenizer(os.path.abspath(given.workdir), made_by.step))
+    if others := config.data.get("prefix", ()):
+        config.data.prefix = tuple(os.path.abspath(other) for other in others)
+        config.prefix = ConfigDict({str(i): asdict(stored_facts(other)) for i, other in enumerate(others)})
 
 
 def facts_of(config: ConfigDict) -> TokenFacts:
     """The tokens that a token model's configuration speaks of."""
     return TokenFacts.of(config.tokens)
+
+
+def prefix_of(config: ConfigDict) -> list[TokenFacts]:
+    """The tokens of the streams that a token model reads in front, in their order."""
+    told = config.get("prefix", {})
+    return [TokenFacts.of(told[name]) for name in sorted(told, key=int)]
 
 
 def codec_of(config: ConfigDict) -> Tokenizer:
@@ -69,10 +79,13 @@ def stored_facts(path: str) -> TokenFacts:
 
 def check_records(config: ConfigDict, path: str) -> None:
     """UserError when the token records at `path` hold other tokens than a configuration's model knows."""
-    if told := difference(stored_facts(path), facts_of(config)):
-        raise UserError(
-            f"{path} holds other tokens than the model knows ({told}): take tokens of the codec that it was made for"
-        )
+    paths, known = (path, *config.data.get("prefix", ())), (facts_of(config), *prefix_of(config))
+    if len(paths) != len(known):
+        raise UserError(f"data.prefix has {len(paths) - 1} streams, the model reads {len(known) - 1}: name as many")
+    for place, facts in zip(paths, known, strict=True):
+        if told := difference(stored_facts(place), facts):
+            do = "take tokens of the codec that it was made for"
+            raise UserError(f"{place} holds other tokens than the model knows ({told}): {do}")
 
 
 def check_codec(config: ConfigDict, run: str, makes: TokenFacts, codec: str) -> None:

@@ -10,9 +10,9 @@ import pytest
 from hiermusic import cli
 from hiermusic.data.token_records import write_tokens
 from hiermusic.errors import UserError
-from hiermusic.systems import tokens, workdir
+from hiermusic.systems import token_facts, workdir
 from hiermusic.systems.aar import models as aar
-from hiermusic.systems.khala import models as khala
+from hiermusic.systems.lm import models as lm_models
 from hiermusic.tokens.facts import TokenFacts
 
 from .fakes import configuration
@@ -53,19 +53,19 @@ def test_a_model_is_made_for_the_tokens_that_the_records_hold(tmp_path, name, fa
         config.model.context = 10
     found = workdir.resolved(config)
     assert found.tokens.to_dict() == asdict(facts) and found.data.codec == "/gone/codec@7"
-    assert tokens.facts_of(found) == facts and config.to_json() != found.to_json()
+    assert token_facts.facts_of(found) == facts and config.to_json() != found.to_json()
     assert json.loads(before)["tokens"] == json.loads(config.to_json())["tokens"]  # what was given is left alone
     if name.startswith("khala"):
-        lm = khala.token_lm_config(found)
+        lm = lm_models.token_lm_config(found)
         assert (lm.levels, lm.codes) == ({"khala/backbone": 2, "khala/superres": 5}[name], 32)
-        assert khala.hierarchy(found).rates[0] == 40
+        assert lm_models.hierarchy(found).rates[0] == 40
     else:
         prior = aar.prior_config(found)
         assert (prior.lm.levels, prior.lm.codes, prior.latent) == (facts.levels, 32, 6)
         assert prior.quantiser.slots == facts.slots
         assert aar.window_seconds(found) == (20 if name == "aar/lm" else 75) / 40
     workdir.stage(found)
-    tokens.check_records(found, config.data.path)
+    token_facts.check_records(found, config.data.path)
 
 
 def test_without_records_a_configuration_says_what_its_tokens_are(tmp_path):
@@ -74,9 +74,9 @@ def test_without_records_a_configuration_says_what_its_tokens_are(tmp_path):
         config.data.path = path
         assert workdir.resolved(config).tokens == config.tokens
     with pytest.raises(UserError, match=r"data.path is empty: make token records with `hiermusic tokenize`"):
-        tokens.check_records(config, "")
+        token_facts.check_records(config, "")
     with pytest.raises(UserError, match=r"data.codec is empty: the model was not trained on token records"):
-        tokens.codec_of(config)
+        token_facts.codec_of(config)
 
 
 def test_a_codec_that_lies_elsewhere_now_keeps_its_step(tmp_path):
@@ -87,13 +87,13 @@ def test_a_codec_that_lies_elsewhere_now_keeps_its_step(tmp_path):
     for given in (str(moved), f"{moved}@7"):
         config.data.codec = given
         found = workdir.resolved(config)
-        assert found.data.codec == f"{moved}@7" and tokens.codec_of(found) == (str(moved), 7)
+        assert found.data.codec == f"{moved}@7" and token_facts.codec_of(found) == (str(moved), 7)
     config.data.codec = f"{moved}@8"
     with pytest.raises(UserError, match=r"data.codec=.*moved@8: .*tokens was made at step 7; give .* without a step"):
         workdir.resolved(config)
     config.data.codec = ""
     with pytest.raises(UserError, match=r"no codec at /gone/codec, which made the tokens: put it back, or give its"):
-        tokens.codec_of(workdir.resolved(config))
+        token_facts.codec_of(workdir.resolved(config))
 
 
 def test_records_of_other_tokens_are_refused_in_one_line(tmp_path):
@@ -105,9 +105,9 @@ def test_records_of_other_tokens_are_refused_in_one_line(tmp_path):
         ("latent", replace(RESIDUAL, latent=4), r"latent is 4 and not 6\)"),
     ):
         with pytest.raises(UserError, match=rf"{name} holds other tokens than the model knows \({words}: take tokens"):
-            tokens.check_records(config, records(tmp_path / name, facts))
+            token_facts.check_records(config, records(tmp_path / name, facts))
     old = records(tmp_path / "old", None)
-    for use in (lambda: tokens.check_records(config, old), lambda: workdir.resolved(changed(config, old))):
+    for use in (lambda: token_facts.check_records(config, old), lambda: workdir.resolved(changed(config, old))):
         with pytest.raises(UserError, match=r"old does not say what quantiser made its tokens: write it again by"):
             use()
 
@@ -124,7 +124,7 @@ def test_a_run_does_not_go_on_with_other_tokens(tmp_path):
     workdir.checkpoint.claim(tmp_path / "run", first.config.fields)
     workdir.checkpoint.check(tmp_path / "run", workdir.stage(workdir.resolved(config)).config.fields)
     kept = workdir.read(tmp_path / "run", "backbone")
-    assert tokens.facts_of(kept) == RESIDUAL and kept.data.codec == "/gone/codec@7"
+    assert token_facts.facts_of(kept) == RESIDUAL and kept.data.codec == "/gone/codec@7"
     config.data.path = records(tmp_path / "others", replace(RESIDUAL, codes=64), "/gone/codec@9")
     other = workdir.stage(workdir.resolved(config))
     with pytest.raises(UserError, match=r"was trained with tokens.codes=32, not 64: take another workdir"):

@@ -1,0 +1,171 @@
+"""What a token model's configuration describes: its tokens, their order, its words, its transformer."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from math import gcd, lcm
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.errors import UserError
+from hiermusic.nn.config import TransformerConfig
+from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
+from hiermusic.systems.token_facts import facts_of, prefix_of
+from hiermusic.tokens.hierarchy import Hierarchy
+from hiermusic.tokens.pattern import Pattern
+from hiermusic.tokens.sequence import START
+from hiermusic.tokens.visibility import Visibility
+from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
+
+_LARGEST = 1 << 24  # positions of a row times levels
+_LONGEST = 2  # seconds of a packet of several streams
+
+# MARK: tokens
+
+
+def own(config: ConfigDict) -> Hierarchy:
+    """The tokens of its records that a model knows: the first `model.levels` levels, 0 for all."""
+    tokens, levels = facts_of(config), config.model.levels
+    if not 0 <= levels <= tokens.levels:
+        raise UserError(f"model.levels={levels}: the tokens have {tokens.levels} levels; 0 takes all")
+    return tokens.hierarchy.select(0, levels or tokens.levels)
+
+
+def hierarchy(config: ConfigDict) -> Hierarchy:
+    """All tokens that a model knows: those of the streams that it reads in front, then its own."""
+    return Hierarchy(tuple(level for part in (*_others(config), own(config)) for level in part))
+
+
+def given_streams(config: ConfigDict) -> tuple[int, ...]:
+    """Levels of each stream that is read in front."""
+    return tuple(len(part) for part in _others(config))
+
+
+def pattern_of(config: ConfigDict) -> Pattern:
+    """The order in which a model predicts its tokens; UserError where it cannot take them."""
+    model, streams = config.model, given_streams(config)
+    if streams and model.codec_tables:
+        raise UserError("model.codec_tables are those of one codec: set it to False for a model with data.prefix")
+    return Pattern(model.pattern, _slots(config), sum(streams) + model.given, streams)
+
+
+def _others(config: ConfigDict) -> list[Hierarchy]:
+    return [facts.hierarchy for facts in prefix_of(config)]
+
+
+def _slots(config: ConfigDict) -> tuple[int, ...]:
+    """Tokens of each level in a packet, the least stretch that holds whole packets of every stream."""
+    facts = [*prefix_of(config), facts_of(config)]
+    rates = [one.frame_rate / one.frames for one in facts]
+    common = Fraction(gcd(*(rate.numerator for rate in rates)), lcm(*(rate.denominator for rate in rates)))
+    if len(facts) > 1 and common * _LONGEST < 1:
+        raise UserError(f"data.prefix: streams of {', '.join(map(str, rates))} packets a second do not go together")
+    slots = [count * int(rate / common) for one, rate in zip(facts, rates, strict=True) for count in one.slots]
+    return tuple(slots[: len(hierarchy(config))])
+
+
+# MARK: words
+
+
+def vocabulary(model: ConfigDict) -> Vocabulary:
+    """The text side of a model that reads words: Llama 3.1's ids (khala.md 2.1) or bytes."""
+    if model.tokenizer == "llama31":
+        return Vocabulary.llama31()
+    if model.tokenizer == "bytes":
+        return Vocabulary.byte_level(model.duration_unit)
+    raise UserError(f"model.tokenizer is '{model.tokenizer}': choose bytes, llama31 or none")
+
+
+def tokenizer(model: ConfigDict) -> TextTokenizer | None:
+    """What turns prompts into ids, None without words; Llama 3.1's needs its tokenizer.json: `model.tokenizer_file`."""
+    if model.tokenizer == "none":
+        return None
+    if model.tokenizer == "llama31" and not model.tokenizer_file:
+        raise UserError("model.tokenizer is llama31: give its tokenizer.json with --config.model.tokenizer_file=PATH")
+    return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
+
+
+def marker(model: ConfigDict, level: int) -> int:
+    """The id that says that a row predicts this level, where each pass is a row of its own."""
+    return level if model.tokenizer == "none" else vocabulary(model).task_marker(level)
+
+
+def end_of(config: ConfigDict) -> int | None:
+    """The id that ends a song, of models that read words and go by time."""
+    if config.model.tokenizer == "none" or not pattern_of(config).ends:
+        return None
+    return vocabulary(config.model).eos
+
+
+# MARK: rows
+
+
+def prompt_room(config: ConfigDict) -> int:
+    """Positions in front of a window that is predicted scale by scale; other prompts take as many as they have ids."""
+    return 1 if config.model.tokenizer == "none" else config.model.text_limit
+
+
+def fill(config: ConfigDict, ids: Sequence[int]) -> list[int]:
+    """A prompt as long as `prompt_room`, its last id at the end."""
+    missing = prompt_room(config) - len(ids)
+    pad = START if config.model.tokenizer == "none" else vocabulary(config.model).pad
+    return [*ids[:-1], *[pad] * missing, ids[-1]]
+
+
+def window(config: ConfigDict) -> int:
+    """Packets of a window that is predicted scale by scale: as many as fit behind a prompt."""
+    packets = pattern_of(config).most(config.model.length - prompt_room(config))
+    if packets < 1:
+        raise UserError(f"model.length={config.model.length} leaves no room behind the prompt: lower text_limit")
+    if packets * sum(_slots(config)) * len(hierarchy(config)) > _LARGEST:
+        raise UserError(f"model.length={config.model.length} is too long for {len(hierarchy(config))} levels: lower it")
+    return packets
+
+
+def visibility(config: ConfigDict) -> Visibility:
+    """Who sees whom in a row."""
+    order = pattern_of(config)
+    if order.stepwise:
+        return Visibility.causal()
+    return Visibility.full() if order.isolated else order.layout(window(config)).behind(prompt_room(config))
+
+
+# MARK: models
+
+
+def token_lm_config(config: ConfigDict) -> TokenLMConfig:
+    """The token model of a configuration."""
+    model = config.model
+    trunk = TransformerConfig(
+        layers=model.layers,
+        width=model.width,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn_width=model.ffn_width,
+        rope_base=model.rope_base,
+        base_width=model.base_width,
+        bias=model.bias,
+        qk_norm=model.qk_norm,
+        dropout=model.dropout,
+        dtype=model.dtype,
+        remat=model.remat,
+    )
+    tokens, order = hierarchy(config), pattern_of(config)
+    silent = len(tokens) if order.isolated else 1
+    return TokenLMConfig(
+        levels=len(tokens),
+        codes=max(tokens.sizes),
+        text_size=silent if model.tokenizer == "none" else vocabulary(model).text_size,
+        end=end_of(config),
+        transformer=trunk,
+        head=model.head,
+        code_bias=model.codec_tables,
+        z_loss=model.z_loss,
+    )
+
+
+def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
+    """The constructor of a configuration's token model."""
+    token_lm = token_lm_config(config)
+    return lambda rngs: TokenLM(token_lm, rngs=rngs)

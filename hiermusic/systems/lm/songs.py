@@ -1,0 +1,166 @@
+"""The codes of songs from a token model: prompts, its pattern's engine, and the program that is compiled for it."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hiermusic.errors import UserError
+from hiermusic.generate import autoregressive, layerwise, nextscale
+from hiermusic.generate.autoregressive import Sample
+from hiermusic.systems import programs, songs
+from hiermusic.systems.lm import models
+from hiermusic.systems.lm.models import hierarchy, make_model, pattern_of, token_lm_config, tokenizer
+from hiermusic.systems.requests import Request
+from hiermusic.tokens import packets, sequence
+from hiermusic.tokens.prompt import Prompt, compose
+from hiermusic.tokens.vocabulary import TextTokenizer
+
+
+def draw(
+    requests: Sequence[Request],
+    config: ConfigDict,
+    model: nnx.Module,
+    sampling: dict,
+    *,
+    known: packets.Streams | None = None,
+    given: Sequence[packets.Streams] | None = None,
+    mesh: Mesh | None = None,
+    name: str = "tokens",
+) -> list[Sample]:
+    """The codes of songs, by the engine of the model's pattern.
+
+    Args:
+      requests: what to make, at least one.
+      config: of the token model.
+      model: its weights.
+      sampling: temperature, top_k, top_p, guidance, and what the engine takes besides; `min_share` of a song's length
+        before which it may not end.
+      known: the first tokens of each level of every song (continuation).
+      given: of each song the levels that the model does not predict, `model.given` of them.
+      mesh: that the model is spread over; None for one device.
+      name: what the progress bar says.
+    """
+    order, tokens, words = pattern_of(config), hierarchy(config), tokenizer(config.model)
+    rate, sampling = tokens.rates[0] / order.slots[0], dict(sampling)
+    if words and given is None:  # of whom the model that begins has told
+        songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
+    prompts, unprompted = ([prompt_of(config, words, request, bare) for request in requests] for bare in (False, True))
+    counts = [max(round(request.prompt.seconds * rate), 1) for request in requests]
+    if given:
+        counts = [len(packets.levels_of(codes)[0]) // order.slots[0] for codes in given]
+    if not order.isolated:
+        for request, prompt, count in zip(requests, prompts, counts, strict=True):
+            _check_room(config, request, prompt, count)
+    heard = None if known is None else [codes_T for codes_T in packets.levels_of(known)[: len(tokens)]]
+    begun = len(heard[0]) // order.slots[0] if heard else 0
+    if begun >= min(counts):
+        raise UserError(f"the audio lasts {float(begun / rate):.1f} s: ask for more --seconds than that")
+    share = sampling.pop("min_share", 0.0)
+    seeds, sizes = [request.seed for request in requests], list(tokens.sizes)
+    lengths = [[count * slot for slot in order.slots] for count in counts]
+    both = {"seeds": seeds, "sizes": sizes, "unprompted": unprompted if words else None}
+    with songs.progress(name) as show, jax.set_mesh(mesh) if mesh else nullcontext():
+        if order.isolated:
+            markers = [models.marker(config.model, level) for level in range(len(tokens))]
+            lower = given or [np.zeros((count, 0), np.int32) for count in counts]
+            layers = sampling.pop("layers", 0) or len(tokens)
+            how = {"lengths": lengths, "markers": markers, "known": heard, "layers": layers, "progress": show}
+            made = layerwise.refine(model, prompts, lower, **how, **both, **sampling)
+            return [Sample(codes, False) for codes in made]
+        front = [_front(order.given, b, heard, given) for b in range(len(requests))]
+        first = front if any(front) else None
+        if not order.stepwise:
+            slots = [models.window(config) * slot for slot in order.slots]
+            how = {"lengths": lengths, "given": order.given, "known": first, "progress": show}
+            made = nextscale.draw(model, prompts, slots, **how, **both, **sampling)
+            return [Sample(codes, False) for codes in made]
+        return autoregressive.generate(
+            model.unstack(),
+            prompts,
+            [order.layout(count) for count in counts],
+            eos=models.end_of(config),
+            min_frames=[max(begun + 1, math.ceil(share * count)) for count in counts],
+            given=first,
+            cache_dtype=jnp.dtype(config.model.dtype),
+            progress=show,
+            **both,
+            **sampling,
+        )
+
+
+def _front(count: int, b: int, heard: list[np.ndarray] | None, given: Sequence[packets.Streams] | None) -> list:
+    """What is known of a song: its given levels, and the first tokens of the others."""
+    lower = packets.levels_of(given[b]) if given else []
+    rest = heard[count:] if heard else []
+    return [*lower, *rest]
+
+
+def prompt_of(config: ConfigDict, words: TextTokenizer | None, request: Request, bare: bool = False) -> list[int]:
+    """The ids of a request, as training rows have them; `bare` leaves all out but its length."""
+    model, order = config.model, pattern_of(config)
+    asked = Prompt(seconds=request.prompt.seconds) if bare else request.prompt
+    ids = [sequence.START]
+    if words:
+        ids = compose(asked, words, keep_description=model.keep_description, limit=model.text_limit)
+    return ids if order.stepwise or order.isolated else models.fill(config, ids)
+
+
+def _check_room(config: ConfigDict, request: Request, prompt: Sequence[int], count: int) -> None:
+    order = pattern_of(config)
+    ends = models.end_of(config) is not None
+    most = order.most(sequence.room(prompt, config.model.length, stepwise=order.stepwise, end=ends))
+    if count > most:
+        rate = hierarchy(config).rates[0] / order.slots[0]
+        raise UserError(
+            f"{request.name}: {request.prompt.seconds:g} s do not fit this {config.stage}, whose context of "
+            f"{config.model.length} positions holds {float(most / rate):.1f} s behind this prompt"
+        )
+
+
+def program(config: ConfigDict, rows: int) -> programs.Generation:
+    """The program that decoding spends its time in, in shapes: a chunk of steps, one pass, or all of a window.
+
+    Args:
+      config: of a token model; songs fill its context.
+      rows: songs made at once.
+    """
+    model, order, tokens, make = config.model, pattern_of(config), hierarchy(config), make_model(config)
+    trunk = token_lm_config(config).transformer
+    rate = float(tokens.rates[0] / order.slots[0])
+    room = 1 if model.tokenizer == "none" else model.text_limit
+    prompts, count = [[0] * room] * rows, order.most(model.length - room)
+    if count < 1:
+        raise UserError(f"model.text_limit={room} leaves no room for music in model.length={model.length}")
+    sampling = {name: value for name, value in config.sampling.items() if name != "layers"}
+    options = {"seeds": range(rows), "sizes": list(tokens.sizes), "unprompted": prompts, **sampling}
+    lengths = [count * slot for slot in order.slots]
+    open_slots = order.slots[order.given :]
+    if order.isolated:
+        token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        lower = [[np.zeros(length, np.int32) for length in lengths[: order.given]]] * rows
+        markers, passes = [0] * len(tokens), len(open_slots)
+        run, arguments = layerwise.level_pass(
+            token_lm, prompts, lower, markers=markers, lengths=[lengths] * rows, **options
+        )
+        made = (rows * count * open_slots[0], rows * count / rate / passes)
+        return programs.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
+    token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
+    if not order.stepwise:
+        run, arguments = nextscale.draw_program(token_lm, prompts, lengths, given=order.given, **options)
+        made = (rows * count * sum(open_slots), rows * count / rate)
+        return programs.Generation("generate: a window", run.func, arguments, run.keywords, model.length, *made, trunk)
+    layouts = [order.layout(count)] * rows
+    run, arguments = autoregressive.chunk(
+        token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **options
+    )
+    steps = autoregressive.CHUNK
+    share = steps / layouts[0].positions
+    made = (rows * share * count * sum(open_slots), rows * share * count / rate)
+    return programs.Generation(f"generate: {steps} steps", run.func, arguments, run.keywords, steps, *made, trunk)
