@@ -124,10 +124,10 @@ class MultiscaleQuantiser(Codebooks):
         uniform = partial(initializers.variance_scaling, 1 / 3, "fan_in", "uniform")  # PyTorch's of both layers
         self.mapped = width != E
         if self.mapped:
-            self.inward = param.weight(rngs, (width, E), (None, "latent"), uniform())
-            self.inward_bias = param.zeros(rngs, (E,), ("latent",))
-            self.outward = param.weight(rngs, (E, width), (None, "latent"), uniform())
-            self.outward_bias = param.zeros(rngs, (width,), ("latent",))
+            self.in_proj = param.weight(rngs, (width, E), (None, "latent"), uniform())
+            self.in_proj_bias = param.zeros(rngs, (E,), ("latent",))
+            self.out_proj = param.weight(rngs, (E, width), (None, "latent"), uniform())
+            self.out_proj_bias = param.zeros(rngs, (width,), ("latent",))
         shape, axes = (count, config.kernel, E, E), (None, None, None, "latent")
         self.phi = param.weight(rngs, shape, axes, uniform(in_axis=(1, 2), out_axis=3, batch_axis=0))
         self.phi_bias = param.zeros(rngs, (count, E), (None, "latent"))
@@ -143,11 +143,11 @@ class MultiscaleQuantiser(Codebooks):
         total = jnp.zeros((*codes_BPS.shape[:-1], config.frames, config.latent))
         for level, codes_BPn in enumerate(parts):
             total = self.add(total, codes_BPn, level)
-        return self._outward(total)
+        return self._out_proj(total)
 
     def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Frames as they would come back from codes without an error: through both linear maps."""
-        return self._outward(self._inward(x_BTD))
+        return self._out_proj(self._in_proj(x_BTD))
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False
@@ -197,7 +197,7 @@ class MultiscaleQuantiser(Codebooks):
         config = self.config
         if x_BTD.shape[1] % config.frames:
             raise ValueError(f"{x_BTD.shape[1]} frames are no whole windows of {config.frames}: pad them")
-        f_NTE = self._inward(x_BTD.astype(jnp.float32)).reshape(-1, config.frames, config.latent)
+        f_NTE = self._in_proj(x_BTD.astype(jnp.float32)).reshape(-1, config.frames, config.latent)
         f_NTE = constrain(f_NTE, "batch", None, None)
         matrices = scale_matrices(config.scales)
         keys = jax.random.split(key, config.levels) if train else jnp.arange(config.levels)  # the latter unused
@@ -238,7 +238,7 @@ class MultiscaleQuantiser(Codebooks):
         codes_SN = codes_KNT.transpose(0, 2, 1)[np.nonzero(matrices.held_KT[:layers])]
         batch = (x_BTD.shape[0], -1)
         return Quantised(
-            self._outward(sum_NTE.reshape(*batch, config.frames, config.latent)),
+            self._out_proj(sum_NTE.reshape(*batch, config.frames, config.latent)),
             codes_SN.T.reshape(*batch, codes_SN.shape[0]),
             jnp.mean(losses_K),
             {"commitment_K": error_K, "perplexity_K": perplexity_K, "usage_K": usage_K},
@@ -254,16 +254,16 @@ class MultiscaleQuantiser(Codebooks):
         smooth = jnp.einsum("...twe,weo->...to", around, kernel_WEE, precision=EXACT) + bias_E
         return (1 - self.config.gamma) * u_NTE + self.config.gamma * smooth
 
-    def _inward(self, x_XD: Array) -> Float[Array, "*X E"]:
+    def _in_proj(self, x_XD: Array) -> Float[Array, "*X E"]:
         if not self.mapped:
             return x_XD
-        return jnp.matmul(x_XD, self.inward[...], precision=EXACT) + self.inward_bias[...]
+        return jnp.matmul(x_XD, self.in_proj[...], precision=EXACT) + self.in_proj_bias[...]
 
-    def _outward(self, total_BPTE: Array) -> Float[Array, "B T D"]:
+    def _out_proj(self, total_BPTE: Array) -> Float[Array, "B T D"]:
         x_BTE = total_BPTE.reshape(total_BPTE.shape[0], -1, total_BPTE.shape[-1])
         if not self.mapped:
             return x_BTE
-        return jnp.matmul(x_BTE, self.outward[...], precision=EXACT) + self.outward_bias[...]
+        return jnp.matmul(x_BTE, self.out_proj[...], precision=EXACT) + self.out_proj_bias[...]
 
 
 class ScaleMatrices(NamedTuple):
