@@ -132,14 +132,14 @@ class MultiscaleQuantiser(Codebooks):
         self.phi = param.weight(rngs, shape, axes, uniform(in_axis=(1, 2), out_axis=3, batch_axis=0))
         self.phi_bias = param.zeros(rngs, (count, E), (None, "latent"))
 
-    def encode(self, x_BTD: Float[Array, "B T D"], layers: int | None = None) -> Int[Array, "B P S"]:
-        """Codes of the first `layers` scales (all when left out); T has to be whole windows."""
-        return self._pass(x_BTD, layers).codes_BPS
+    def encode(self, x_BTD: Float[Array, "B T D"], levels: int | None = None) -> Int[Array, "B P S"]:
+        """Codes of the first `levels` levels (all when left out); T has to be whole windows."""
+        return self._pass(x_BTD, levels).codes_BPS
 
-    def decode(self, codes_BPS: Int[Array, "B P S"], layers: int | None = None) -> Float[Array, "B T D"]:
-        """Frames of the first `layers` scales; there may be fewer than codebooks, and -1 adds nothing."""
+    def decode(self, codes_BPS: Int[Array, "B P S"], levels: int | None = None) -> Float[Array, "B T D"]:
+        """Frames of the first `levels` levels; there may be fewer than codebooks, and -1 adds nothing."""
         config = self.config
-        parts = _split(codes_BPS, config.scales)[:layers]
+        parts = _split(codes_BPS, config.scales)[:levels]
         total = jnp.zeros((*codes_BPS.shape[:-1], config.frames, config.latent))
         for level, codes_BPn in enumerate(parts):
             total = self.add(total, codes_BPn, level)
@@ -191,7 +191,7 @@ class MultiscaleQuantiser(Codebooks):
         return jnp.concatenate(views, axis=-2)
 
     def _pass(
-        self, x_BTD: Array, layers: int | None, key: PRNGKeyArray | None = None, train: bool = False
+        self, x_BTD: Array, levels: int | None, key: PRNGKeyArray | None = None, train: bool = False
     ) -> Quantised:
         """One scan over the scales, all padded to the window: sixteen shapes would take long to compile."""
         config = self.config
@@ -227,15 +227,15 @@ class MultiscaleQuantiser(Codebooks):
             return (residual - fixed, total), (now, codes_NT, loss, error, perplexity, usage)
 
         phis = np.asarray(config.phis)
-        levels = (self.averages, keys, *matrices, self.phi[...][phis], self.phi_bias[...][phis])
+        each = (self.averages, keys, *matrices, self.phi[...][phis], self.phi_bias[...][phis])
         (_, total), (moved, codes_KNT, losses_K, error_K, perplexity_K, usage_K) = lax.scan(
-            level, (f_NTE, jnp.zeros_like(f_NTE)), jax.tree.map(lambda x: x[:layers], levels)
+            level, (f_NTE, jnp.zeros_like(f_NTE)), jax.tree.map(lambda x: x[:levels], each)
         )
         if train:
             self.keep(moved)
         gain = config.levels if config.straight_through == "per_level" else 1
         sum_NTE = lax.stop_gradient(total) + gain * (f_NTE - lax.stop_gradient(f_NTE))
-        codes_SN = codes_KNT.transpose(0, 2, 1)[np.nonzero(matrices.held_KT[:layers])]
+        codes_SN = codes_KNT.transpose(0, 2, 1)[np.nonzero(matrices.held_KT[:levels])]
         batch = (x_BTD.shape[0], -1)
         return Quantised(
             self._out_proj(sum_NTE.reshape(*batch, config.frames, config.latent)),

@@ -137,13 +137,13 @@ def _song(made: songs.Made, title: str, best: str) -> report.Section:
 
 
 def _reconstructions(folder: Path) -> list[report.Player]:
-    """The sounds of a codec's evaluation: the truth, then more and more layers."""
+    """The sounds of a codec's evaluation: the truth, then more and more levels."""
     return [
         report.Player(path.stem.removeprefix("clip-").replace("-", " "), path)
-        for path in sorted((folder / "evaluation" / "sounds").glob("*.wav"), key=_by_layers)
+        for path in sorted((folder / "evaluation" / "sounds").glob("*.wav"), key=_by_levels)
     ]
 
 
-def _by_layers(path: Path) -> int:
+def _by_levels(path: Path) -> int:
     digits = "".join(filter(str.isdigit, path.stem))
     return int(digits) if digits else -1

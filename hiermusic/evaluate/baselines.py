@@ -136,7 +136,7 @@ def evaluate_baselines(
 
     Args:
         clips: waveforms at `sample_rate`, the ones given to `evaluate_codec`.
-        rates: bits per second to hold the transform codec to: those of n layers of the learned codec.
+        rates: bits per second to hold the transform codec to: those of n levels of the learned codec.
         cutoffs: Hz of the low-pass rows, which make no claim about rate.
         gate_db: clips quieter than this (RMS, dBFS) are left out.
         seed: of the bootstrap.

@@ -41,7 +41,7 @@ def refine(
     markers: Sequence[int],
     seeds: Sequence[int],
     sizes: Sequence[int],
-    layers: int | None = None,
+    levels: int | None = None,
     temperature: float = 1.0,
     final_temperature: float | None = None,
     top_k: int = 10,
@@ -60,7 +60,7 @@ def refine(
       markers: K text ids, the one of level k marks that level k is to be predicted.
       seeds: B integers.
       sizes: number of codes of each of the K levels.
-      layers: how many levels a song has in the end, the given ones among them; all K when left out.
+      levels: how many levels a song has in the end, the given ones among them; all K when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
       final_temperature: of the last level; those between have what lies between, evenly. The finer a level, the less of
         it can be predicted, and what cannot be is noise when it is drawn; the same for all when left out.
@@ -69,9 +69,9 @@ def refine(
       known: all levels of the first T0 frames of every sample (continuation); they are kept.
       progress: called with (levels drawn, levels to draw) after every pass.
     Returns:
-      B arrays int32 [T, layers] that begin with the given levels.
+      B arrays int32 [T, levels] that begin with the given levels.
     Raises:
-      UserError: guidance without an unconditional prompt, more layers than levels, or none to draw.
+      UserError: guidance without an unconditional prompt, more levels than there are, or none to draw.
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
     codes_BTK, request = _lay_out(
@@ -88,11 +88,11 @@ def refine(
     )
     graphdef, weights = nnx.split(model)
     given, K = codes[0].shape[1], len(sizes)
-    layers = K if layers is None else layers
-    if not given < layers <= K:
-        raise UserError(f"{layers} layers: choose from {given + 1} to {K}, {given} of them are given")
+    levels = K if levels is None else levels
+    if not given < levels <= K:
+        raise UserError(f"{levels} levels: choose from {given + 1} to {K}, {given} of them are given")
     codes_BTK = jnp.asarray(codes_BTK)
-    for level in range(given, layers):
+    for level in range(given, levels):
         codes_BTK = _pass(
             graphdef,
             weights,
@@ -106,9 +106,9 @@ def refine(
         )
         if progress is not None:
             codes_BTK.block_until_ready()
-            progress(level + 1 - given, layers - given)
+            progress(level + 1 - given, levels - given)
     drawn = zip(np.asarray(codes_BTK), request.frames_B, strict=True)
-    return [codes_TK[:frames, :layers].copy() for codes_TK, frames in drawn]
+    return [codes_TK[:frames, :levels].copy() for codes_TK, frames in drawn]
 
 
 def level_pass(

@@ -80,13 +80,13 @@ def test_fine_levels_can_be_drawn_cooler(model):
     assert any((one != other).any() for one, other in zip(warm, cooling, strict=True))
 
 
-def test_a_song_may_stop_at_a_layer(model):
+def test_a_song_may_stop_at_a_level(model):
     whole = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH)
-    for one, other in zip(whole, refine(model, PROMPTS, GIVEN, seeds=SEEDS, layers=2, **BATCH), strict=True):
+    for one, other in zip(whole, refine(model, PROMPTS, GIVEN, seeds=SEEDS, levels=2, **BATCH), strict=True):
         np.testing.assert_array_equal(other, one[:, :2])
-    for layers in (1, 4):
+    for levels in (1, 4):
         with pytest.raises(UserError, match="choose from 2 to 3"):
-            refine(model, PROMPTS, GIVEN, seeds=SEEDS, layers=layers, **BATCH)
+            refine(model, PROMPTS, GIVEN, seeds=SEEDS, levels=levels, **BATCH)
 
 
 def test_batch_members_and_longer_padding_change_nothing(model):

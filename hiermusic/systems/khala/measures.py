@@ -41,7 +41,7 @@ def inspect(config: ConfigDict) -> dict:
 def cross_entropy(
     config: ConfigDict, model: TokenLM, path: str, tracks: int, each: Each, step: Callable[[], None]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Teacher-forced cross-entropy of every layer on held-out tracks, and what to set beside it.
+    """Teacher-forced cross-entropy of every level on held-out tracks, and what to set beside it.
 
     Args:
       config: of a backbone or a super-resolution model.
@@ -51,7 +51,7 @@ def cross_entropy(
       each: (name, tracks, measurement of a track) -> what was measured of every track.
       step: called after every batch.
     Returns:
-      of each track, nats of all predicted tokens of each layer [N, K] and how often each code was one of them
+      of each track, nats of all predicted tokens of each level [N, K] and how often each code was one of them
       [N, K, V]; and how often it stands in the training tracks [K, V].
     """
     check_records(config, path)
@@ -75,7 +75,7 @@ def cross_entropy(
         def add(row: sequence.Row, visibility: Visibility, **extra) -> None:
             nonlocal counts_KV
             batch = sequence.stack([row]) | extra
-            batch.pop("text_targets")  # the end is no code, and layer 0 would answer for it
+            batch.pop("text_targets")  # the end is no code, and level 0 would answer for it
             metrics = loss(weights, batch, visibility)
             sums_K[:] += np.asarray(metrics["ce_K"] * metrics["count_K"])
             counts_KV = counts_KV + counts(row["targets"])

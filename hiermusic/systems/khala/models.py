@@ -122,5 +122,7 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     if config.stage == "codec":
         codec = codec_config(config.model)
         return lambda rngs: Codec(codec, rngs=rngs)
+    if config.stage == "superres" and "levels" not in config.sampling:  # which songs alone would ask for, much later
+        raise KeyError("sampling.levels")
     token_lm = token_lm_config(config)
     return lambda rngs: TokenLM(token_lm, rngs=rngs)

@@ -18,7 +18,7 @@ from hiermusic.tokens.prompt import Prompt, compose, excess
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.tokens.vocabulary import TextTokenizer
 
-PROBED_LAYERS = (0, 1, 2, 4, 8, 16, 32, 63)
+PROBED_LEVELS = (0, 1, 2, 4, 8, 16, 32, 63)
 _LOOKED_AT = 1000  # prompts, for whether they fit
 
 
@@ -41,7 +41,7 @@ class Rows:
         return sequence.pack(ids, *layout.build(codes_TK.T), self.model.length, shared=True, end=end)
 
     def refinement(self, example: dict, rng: np.random.Generator, level: int) -> sequence.Row:
-        """One layer of every frame, read from the layers below it (Task 1)."""
+        """One level of every frame, read from the levels below it (Task 1)."""
         ids = self._marked(example["meta"], rng, level)
         codes_TK, _ = self._crop(example["codes"], self.model.length - len(ids), rng)
         layout = pattern.layer_pass((len(codes_TK),) * self.levels, level)
@@ -103,22 +103,22 @@ def _asked(meta: dict) -> Prompt:
     return Prompt.from_json({name: meta[name] for name in Prompt.__dataclass_fields__ if name in meta})
 
 
-def layer_weights(levels: int, distribution: str) -> np.ndarray:
-    """How often Task 1 trains each layer; layer 0 is Task 0's.
+def level_weights(levels: int, distribution: str) -> np.ndarray:
+    """How often Task 1 trains each level; level 0 is Task 0's.
 
     Args:
       levels: K.
-      distribution: "uniform" over 1..K-1 (VALL-E), or "low_biased": layers 1-16 twice as often as 17-32, four times as
+      distribution: "uniform" over 1..K-1 (VALL-E), or "low_biased": levels 1-16 twice as often as 17-32, four times as
         often as the rest (the density of SpectroStream's targets).
     """
-    layer_K = np.arange(levels)
+    level_K = np.arange(levels)
     match distribution:
         case "uniform":
             weight_K = np.ones(levels)
         case "low_biased":
-            weight_K = np.where(layer_K <= 16, 1.0, np.where(layer_K <= 32, 0.5, 0.25))
+            weight_K = np.where(level_K <= 16, 1.0, np.where(level_K <= 32, 0.5, 0.25))
         case _:
-            raise UserError(f"train.layer_distribution is '{distribution}': choose uniform or low_biased")
+            raise UserError(f"train.level_distribution is '{distribution}': choose uniform or low_biased")
     weight_K[0] = 0.0
     return weight_K / weight_K.sum()
 
@@ -153,17 +153,17 @@ def backbone_batches(config: ConfigDict, split: str, rows: Sequence[int]):
 
 
 def superres_batches(config: ConfigDict, split: str, rows: Sequence[int]):
-    """These rows of batch i of the super-resolution mixture: one task a batch, and within Task 1 one layer a row.
+    """These rows of batch i of the super-resolution mixture: one task a batch, and within Task 1 one level a row.
 
-    In training the task is drawn from (seed, i), and so is an offset from which the batch's rows take layers at even
-    steps of their distribution: each row's layer is drawn from it, and no batch leaves a part of the hierarchy out.
-    Held-out batches take turns from coarse layers to fine ones, all rows alike.
+    In training the task is drawn from (seed, i), and so is an offset from which the batch's rows take levels at even
+    steps of their distribution: each row's level is drawn from it, and no batch leaves a part of the hierarchy out.
+    Held-out batches take turns from coarse levels to fine ones, all rows alike.
     """
     make = make_rows(config)
     size = config.train.batch_size
     levels = len(hierarchy(config))
-    reach_K = np.cumsum(layer_weights(levels, config.train.layer_distribution))
-    probes = [level for level in PROBED_LAYERS if level < levels]
+    reach_K = np.cumsum(level_weights(levels, config.train.level_distribution))
+    probes = [level for level in PROBED_LEVELS if level < levels]
     batches = _batches(config, split, rows)
     if split != "train":
         batches = batches.repeat(len(probes))

@@ -49,7 +49,7 @@ def generate(
       codec: workdir of the codec; None for the one that made the backbone's tokens.
       options: temperature, top_k, top_p, guidance, min_share where they differ from the backbone's own.
       audio: file to go on from; its length counts in the prompt's seconds.
-      backbone_too: also write NAME.backbone.wav from the backbone's layers alone.
+      backbone_too: also write NAME.backbone.wav from the backbone's levels alone.
       mesh: axes and sizes to spread the token models over all devices of this process; None for one device.
     Returns:
       What each JSON holds.
@@ -92,7 +92,7 @@ def generate(
 def _coarse(
     requests: Sequence[Request], backbone: str, sampling: dict, known_TK: np.ndarray | None, mesh: Mesh | None
 ) -> list[autoregressive.Sample]:
-    """The backbone's layers, frame by frame."""
+    """The backbone's levels, frame by frame."""
     config, model = workdirs.load(backbone, "backbone", mesh=mesh)
     if not requests:
         return []
@@ -139,7 +139,7 @@ def _refine(
     known_TK: np.ndarray | None,
     mesh: Mesh | None,
 ) -> list[np.ndarray]:
-    """The layers above the backbone's, one pass a layer."""
+    """The levels above the backbone's, one pass a level."""
     config, model = workdirs.load(superres, "superres", mesh=mesh)
     if not requests:
         return []
@@ -156,7 +156,7 @@ def _refine(
             sizes=list(tokens.sizes),
             known=None if known_TK is None else known_TK[:, :levels],
             progress=show,
-            **sampling | {"layers": sampling["layers"] or levels},
+            **sampling | {"levels": sampling["levels"] or levels},
         )
 
 
@@ -183,7 +183,7 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     prompts, frames = [[0] * model.text_limit] * rows, model.length - model.text_limit
     if frames < 1:
         raise UserError(f"model.text_limit={model.text_limit} leaves no room for music in model.length={model.length}")
-    sampling = {name: value for name, value in config.sampling.items() if name != "layers"}
+    sampling = {name: value for name, value in config.sampling.items() if name != "levels"}
     options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **sampling}
     if config.stage == "superres":
         token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))

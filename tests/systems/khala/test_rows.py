@@ -1,4 +1,4 @@
-"""Khala's training rows, position by position, on tracks in which every code tells its frame and its layer."""
+"""Khala's training rows, position by position, on tracks in which every code tells its frame and its level."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ def settings(stage: str = "superres", codes: int = 999, **model):
 
 
 def track(frames: int, levels: int = LEVELS, first: int = 0) -> dict:
-    """Frame t of layer k is 10 t + k + first."""
+    """Frame t of level k is 10 t + k + first."""
     codes_TK = 10 * np.arange(frames)[:, None] + np.arange(levels) + first
     return {"codes": codes_TK.astype(np.uint16), "meta": META}
 
@@ -94,7 +94,7 @@ def test_a_crop_begins_where_it_is_told_and_ends_a_song_only_at_its_end():
 
 
 @pytest.mark.parametrize("level", [1, 3])
-def test_a_refinement_row_reads_all_layers_below_the_one_it_predicts(level):
+def test_a_refinement_row_reads_all_levels_below_the_one_it_predicts(level):
     config = settings()
     row, ids = row_of(config, "refinement", track(5), level), prompt(config)
     marker = models.vocabulary(config.model).task_marker(level)
@@ -187,7 +187,7 @@ def test_seed_step_and_row_each_change_what_is_drawn(asked, stage):
     np.testing.assert_array_equal(one, begins(0))
 
 
-def test_each_row_of_a_batch_has_a_layer_of_its_own_and_held_out_ones_take_turns(asked):
+def test_each_row_of_a_batch_has_a_level_of_its_own_and_held_out_ones_take_turns(asked):
     config = settings(codes=4000)
     config.train.update({"task0_share": 0.0, "batch_size": 3})
     for index in range(3):
@@ -196,7 +196,7 @@ def test_each_row_of_a_batch_has_a_layer_of_its_own_and_held_out_ones_take_turns
         for row, level in enumerate(batch["level"]):
             assert (batch["targets"][row, :, level] >= 0).any()
     valid = khala_rows.superres_batches(config, "valid", range(3))
-    probes = [level for level in khala_rows.PROBED_LAYERS if level < LEVELS]
+    probes = [level for level in khala_rows.PROBED_LEVELS if level < LEVELS]
     assert len(valid) == 3 * len(probes) and probes == [0, 1, 2]
     found = [valid[index] for index in range(len(valid))]
     assert [batch["level"].tolist() for _, batch in found] == [[level] * 3 for level in probes] * 3
