@@ -79,12 +79,13 @@ def test_without_records_a_configuration_says_what_its_tokens_are(tmp_path):
         tokens.codec_of(config)
 
 
-def test_a_codec_that_lies_elsewhere_now_keeps_its_step(tmp_path):
+def test_a_codec_that_lies_elsewhere_now_keeps_its_step(tmp_path, monkeypatch):
     moved = tmp_path / "moved"
     moved.mkdir()
+    monkeypatch.chdir(tmp_path)
     config = configuration("aar/ar_baseline:tiny")
     config.data.path = records(tmp_path / "tokens", RESIDUAL)
-    for given in (str(moved), f"{moved}@7"):
+    for given in (str(moved), f"{moved}@7", "moved", "moved@7"):
         config.data.codec = given
         found = workdir.resolved(config)
         assert found.data.codec == f"{moved}@7" and tokens.codec_of(found) == (str(moved), 7)
