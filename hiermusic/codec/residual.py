@@ -21,7 +21,7 @@ class QuantiserConfig(CodebookConfig):
 
     Args:
       levels: K, codebooks; what they learn by stands in `CodebookConfig`.
-      dropout: layers each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
+      dropout: levels each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
         items, uniform 1..K for the others. "low_biased": all for half of them, SpectroStream's targets for the others.
     Raises:
       UserError: no level.
