@@ -43,8 +43,8 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
     """How much of each level's codebook is used, over all clips together.
 
     Args:
-        codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
-        hierarchy: of the codec.
+      codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
+      hierarchy: of the codec.
     Returns:
       per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
       exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
@@ -93,11 +93,11 @@ def evaluate_codec(
     """Reconstruction for each number of levels, anchors that bound the scale, and code statistics.
 
     Args:
-        coder: the codec.
-        clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
-        protocol: settings; numbers of levels beyond the codec's are dropped and all of them together always added.
-        progress: called with one line of words per clip.
-        each: how the clips are gone through (see `by_track`).
+      coder: the codec.
+      clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
+      protocol: settings; numbers of levels beyond the codec's are dropped and all of them together always added.
+      progress: called with one line of words per clip.
+      each: how the clips are gone through (see `by_track`).
     Returns:
       JSON-able
       {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,

@@ -78,8 +78,8 @@ def loss_curves(runs: Mapping[str, str | Path], keys: tuple[str, str] = ("loss",
     """One panel a run: the training loss (faint, its smoothed line over it) and the validation loss as dots.
 
     Args:
-        runs: title -> the metrics.jsonl of a workdir.
-        keys: names of the training and the validation figure in metrics.jsonl; records without one are passed over.
+      runs: title -> the metrics.jsonl of a workdir.
+      keys: names of the training and the validation figure in metrics.jsonl; records without one are passed over.
     Raises:
       UserError: no training was logged.
     """
@@ -121,9 +121,9 @@ def reconstruction(result: Mapping, metric: str, baselines: Mapping | None = Non
     """One score against bits per second, marked by number of levels, with 95 % intervals.
 
     Args:
-        result: from `evaluate_codec`.
-        metric: a key of `scores.SCORES`.
-        baselines: from `evaluate_baselines`: the transform codec's curve and flat lines for low-passed sound.
+      result: from `evaluate_codec`.
+      metric: a key of `scores.SCORES`.
+      baselines: from `evaluate_baselines`: the transform codec's curve and flat lines for low-passed sound.
     """
     heading, unit, higher = SCORES[metric]
 

@@ -36,8 +36,8 @@ def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str
     """What n levels rebuild, in plots and one table with every anchor.
 
     Args:
-        result: from `evaluate_codec`.
-        baselines: from `evaluate_baselines` at the same rates.
+      result: from `evaluate_codec`.
+      baselines: from `evaluate_baselines` at the same rates.
     """
     result, baselines = from_json(result), baselines and from_json(baselines)
     bars = [(levels_name(row["levels"]), row["bits_per_second"], row) for row in result["reconstruction"]]

@@ -98,11 +98,11 @@ def evaluate_songs(
     Held-out songs are cut to the longest generated one, from their middle.
 
     Args:
-        songs: from `read`.
-        corpus: what they were learnt from, with training and held-out tracks.
-        tracks: held-out tracks, at most.
-        progress: called with one line of words a step.
-        each: how the sounds are gone through (see `by_track`).
+      songs: from `read`.
+      corpus: what they were learnt from, with training and held-out tracks.
+      tracks: held-out tracks, at most.
+      progress: called with one line of words a step.
+      each: how the sounds are gone through (see `by_track`).
     Returns:
       JSON-able
       {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
