@@ -149,7 +149,8 @@ def draw_depths(config: QuantiserConfig, key: PRNGKeyArray, batch: int) -> Int[A
     if config.dropout == "off":
         return jnp.full((batch,), levels)
     if config.dropout == "uniform":
-        full_share, targets = 0.2, np.arange(1, levels + 1)
+        full_share = 0.2
+        targets = np.arange(1, levels + 1)
     else:
         # Magenta RealTime, magenta_rt/jax/spectrostream.py, "Low RVQ biased".
         full_share, targets = 0.5, np.r_[1:17, 18:33:2, 36:65:4]

@@ -33,7 +33,8 @@ def run(demo: Demo, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in demo.files.items():
         write_atomically(folder / name, text)
-    ledger, total = Ledger(folder / "steps.json"), len(demo.steps)
+    ledger = Ledger(folder / "steps.json")
+    total = len(demo.steps)
     for number, step in enumerate(demo.steps, 1):
         say(f"[{number}/{total}] {step.words}")
         if not ledger.done(step):

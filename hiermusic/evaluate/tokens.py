@@ -68,7 +68,8 @@ def compare(
             f"cross-entropies of {sums_NK.shape[1]} levels and counts of {len(trained_KV)} do not fit a hierarchy of "
             f"{len(hierarchy)}"
         )
-    counts_KV, counted_NK = counts_NKV.sum(0), unigram(trained_KV, counts_NKV)
+    counts_KV = counts_NKV.sum(0)
+    counted_NK = unigram(trained_KV, counts_NKV)
     model_K, unigram_K = (per_token(sums.sum(0), counts_KV) / math.log(2) for sums in (sums_NK, counted_NK))
     uniform_K = np.log2([float(level.size) for level in hierarchy.levels])
     rates = np.array([float(rate) for rate in hierarchy.rates])
