@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from accelerator_models import paper_step, token_batch, traced, training_config
 from accelerator_tools import (
     HERE,
+    LESS_SCALES,
     Bench,
     Record,
     attention_proof,
@@ -399,7 +400,7 @@ def scales(bench: Bench) -> Iterator[Record]:
     from flax import nnx
 
     module = runpy.run_path(str(HERE / "next_scale.py"))
-    depth, repeats, levels = (1, 1, 6) if bench.tiny else (16, 5, None)
+    depth, repeats, less = (1, 1, LESS_SCALES) if bench.tiny else (16, 5, {})
     fastest = None
     kinds = {"next-scale": "next_scale", "next-token, flatten": "flatten", "next-token, delay": "delay"}
     if bench.tiny:
@@ -410,7 +411,7 @@ def scales(bench: Bench) -> Iterator[Record]:
             continue
         begin = time.perf_counter()
         contender = module["contender_of"](
-            kind, depth, "bfloat16", bench.preset, lambda make: nnx.merge(*fresh(make)), levels
+            kind, depth, "bfloat16", bench.preset, lambda make: nnx.merge(*fresh(make)), less
         )
         built = time.perf_counter() - begin
         times = module["measure"](name, contender, repeats if kind == "next_scale" else min(repeats, 2))

@@ -67,12 +67,17 @@ class Bench:
 
 # MARK: tools
 
-# What `tiny` has still less of here than where it is trained: to compile takes as long as all else together.
+# What `tiny` has still less of here than where it is trained: to compile takes longer than all else. A codec has one
+# stride, and folds more samples beforehand; what needs mel filters, which are librosa's, is left out.
 LESS = {
-    "backbone": {"layers": 1, "length": 128},
-    "superres": {"layers": 1, "length": 128},
-    "codec": {"levels": 4, "dilations": (1,), "mel_bands": 0},  # whose filters are librosa's
+    "backbone": {"model": {"layers": 1, "length": 128}},
+    "superres": {"model": {"layers": 1, "length": 128}},
+    "codec": {
+        "model": {"levels": 4, "fold": 128, "strides": (4,), "dilations": (1,), "noise_db": (), "mel_bands": 0},
+        "loss": {"mel": 0.0, "stft": 2.0, "stft_sizes": (206,)},
+    },
 }
+LESS_SCALES = {"levels": 3, "fold": 80, "strides": (4,), "phi_count": 2}  # of the codecs of next-scale prediction
 
 
 def configuration(name: str, preset: str):
@@ -80,19 +85,30 @@ def configuration(name: str, preset: str):
 
     config = presets.read(f"configs/khala/{name}.py:{preset}")
     if preset == "tiny":
-        config.model.update(LESS[name])
+        config.update(LESS[name])
     config.model.levels = config.model.levels or config.tokens.levels
     return config
 
 
 def fresh(make: Callable, placement: Any = None):
-    """The graph of a module, and its state with random weights, made on the device by one program."""
+    """The graph of a module, and its state with random weights.
+
+    They are made on the device by one program; for a CPU, where that is slow to compile, they are drawn without.
+    """
     import jax
+    import numpy as np
     from flax import nnx
 
     key = jax.random.key(0, impl="rbg")  # quick to compile and to draw
-    graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(key))))[0]
-    return graphdef, jax.jit(lambda key: nnx.state(make(nnx.Rngs(key))), out_shardings=placement)(key)
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(key)))
+    graphdef = nnx.split(abstract)[0]
+    if jax.default_backend() != "cpu":
+        return graphdef, jax.jit(lambda key: nnx.state(make(nnx.Rngs(key))), out_shardings=placement)(key)
+    rng = np.random.default_rng(0)
+    _, params, rest = nnx.split(abstract, nnx.Param, ...)
+    params = jax.tree.map(lambda x: rng.uniform(0, 0.04, x.shape).astype(x.dtype), params)
+    rest = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rest)
+    return graphdef, jax.device_put(nnx.merge_state(params, rest), placement)
 
 
 def halved(make: Callable, dtype: str) -> Callable:

@@ -6,7 +6,7 @@
 Trains one autoencoder trunk for each latent width on songs of the built-in corpus (22,050 Hz mono, hop 1,024, L1 of the
 waveform), freezes it, and fits the codebooks of a residual quantiser to its latents as training does: batches of
 8 x 22 frames, k-means on the first, then moving averages. Everything but the rule is the same in all rows of a setting.
-Told of held-out songs: SNR of the latents with the first layers, and perplexity of single layers' codes.
+Told of held-out songs: SNR of the latents with the first levels, and perplexity of single levels' codes.
 
 First table: the rules. Second: decay and dead_share for the widest latents, under the first rule and the package's.
 """
@@ -34,7 +34,7 @@ from hiermusic.data.corpus import corpus
 RATE, HELD_OUT = 22_050, 2
 TRUNK = DacConfig(fold=16, strides=(8, 8), dilations=(1, 3), encoder_width=48, decoder_width=192, init="fan_in")
 CROPS, FRAMES = 8, 22
-LAYERS, LEVELS = (8, 16, 32, 64), (0, 7, 31, 63)
+DEPTHS, LEVELS = (8, 16, 32, 64), (0, 7, 31, 63)
 
 
 def put(now: Averages, replaced_V, book_VD, counts_V) -> Averages:
@@ -129,7 +129,7 @@ def latents(wavs: list[np.ndarray], width: int, steps: int) -> list[np.ndarray]:
 
 
 def fit(rule: Callable, config: QuantiserConfig, frames: list[np.ndarray], steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """SNR in dB of the held-out frames with the first 1, 2 ... K layers, and perplexity of each layer's codes."""
+    """SNR in dB of the held-out frames with the first 1, 2 ... K levels, and perplexity of each level's codes."""
     draw = np.random.default_rng(0)
     batches = np.stack([crops(draw, frames[HELD_OUT:], FRAMES) for _ in range(steps)])
     width = frames[0].shape[-1]
@@ -161,14 +161,14 @@ def perplexity(codes: np.ndarray, count: int) -> float:
 def row(cells: list, rule: str, frames: list[np.ndarray], config: QuantiserConfig, steps: int) -> None:
     """Fits and prints one row."""
     snr_K, perplexity_K = fit(RULES[rule], config, frames, steps)
-    snr = [f"{snr_K[k - 1]:.2f}" for k in LAYERS if k <= config.levels]
+    snr = [f"{snr_K[k - 1]:.2f}" for k in DEPTHS if k <= config.levels]
     used = [f"{perplexity_K[k]:.0f}" for k in LEVELS if k < config.levels]
     print("| " + " | ".join([*map(str, cells), rule, " / ".join(snr), " / ".join(used)]) + " |", flush=True)
 
 
 def heading(*shown: str) -> None:
-    layers, levels = (" / ".join(map(str, numbers)) for numbers in (LAYERS, LEVELS))
-    cells = [*shown, "rule", f"SNR, dB, of {layers} layers", f"perplexity, layer {levels}"]
+    depths, levels = (" / ".join(map(str, numbers)) for numbers in (DEPTHS, LEVELS))
+    cells = [*shown, "rule", f"SNR, dB, of {depths} levels", f"perplexity, level {levels}"]
     print("\n| " + " | ".join(cells) + " |\n" + "|---" * len(cells) + "|", flush=True)
 
 

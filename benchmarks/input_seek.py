@@ -2,7 +2,7 @@
 
     python benchmarks/input_seek.py
 
-Writes audio and token records of the size of real ones (10 s stereo segments at 44.1 kHz; 64 layers at 21.53 Hz) into a
+Writes audio and token records of the size of real ones (10 s stereo segments at 44.1 kHz; 64 levels at 21.53 Hz) into a
 temporary folder, then reads them through the pipelines that training uses. Since batch i is a function of (seed, i),
 starting at step 1,000,000 must take as long as starting at step 0. Records a second count rows of batches; the page
 cache is warm.
@@ -88,10 +88,10 @@ def main() -> None:
             f"waveforms, crops of {given.crop_seconds:g} s": lambda: pipeline.waveform_batches(
                 audio, "train", crop, size
             ),
-            "tokens, layers 0-1": lambda: pipeline.batches(
+            "tokens, levels 0-1": lambda: pipeline.batches(
                 pipeline.token_examples(tokens, "train", levels="coarse"), size, batch_fn=list
             ),
-            "tokens, 64 layers": lambda: pipeline.batches(
+            "tokens, 64 levels": lambda: pipeline.batches(
                 pipeline.token_examples(tokens, "train"), size, batch_fn=list
             ),
         }

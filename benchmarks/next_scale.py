@@ -18,8 +18,10 @@ The codec computes in float32 in any case, as configured.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,10 +79,10 @@ def read_config(name: str, preset: str) -> ConfigDict:
     return presets.read(f"configs/aar/{name}.py:{preset}")
 
 
-def codec_of(quantiser: str, levels: int, preset: str, build: Build) -> Codec:
-    """The paper's codec of 128 channels, with so many levels of a kind of quantiser."""
+def codec_of(quantiser: str, levels: int, preset: str, build: Build, less: Mapping[str, Any]) -> Codec:
+    """The paper's codec of 128 channels, with so many levels of a kind of quantiser, or what `less` says instead."""
     config = read_config("codec", "paper128" if preset == "paper" else preset)
-    config.model.quantiser, config.model.levels = quantiser, levels
+    config.model.update({"quantiser": quantiser, "levels": levels, **less})
     return build(aar.make_model(config))
 
 
@@ -90,7 +92,7 @@ def contender_of(
     dtype: str,
     preset: str = "paper",
     build: Build = lambda make: make(nnx.Rngs(0)),
-    levels: int | None = None,
+    less: Mapping[str, Any] = MappingProxyType({}),
 ) -> Contender:
     """A model of a depth with random weights, in the form that serves.
 
@@ -99,13 +101,13 @@ def contender_of(
       depth, dtype: of the token model.
       preset: sizes of all else, "paper" or "tiny".
       build: makes a module from what constructs it.
-      levels: other than the preset's.
+      less: of the codec's `model`, other than the preset's.
     """
     next_scale = pattern == "next_scale"
     config = read_config("lm" if next_scale else "ar_baseline", preset)
     model = config.model
     model.depth, model.dtype, model.pattern = depth, dtype, pattern
-    codec = codec_of(config.tokens.quantiser, levels or config.tokens.levels, preset, build)
+    codec = codec_of(config.tokens.quantiser, config.tokens.levels, preset, build, less)
     config.tokens = ConfigDict(asdict(codec.facts))
     prior = build(aar.make_model(config))
     prior.take_quantiser(codec.quantiser)

@@ -73,7 +73,8 @@ def _keep_compiled_programs() -> None:
 
 def _leave_out_absent_tpu() -> None:
     """Keeps JAX from starting libtpu where it is there for its compiler only: it would print a page of warnings."""
-    tpu, plugins = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("*")], find_spec("jax_plugins")
+    tpu = [*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("*")]
+    plugins = find_spec("jax_plugins")
     if find_spec("libtpu") and not tpu and not plugins:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -69,7 +69,7 @@ class TrainedCodec:
         if self.channels == 1 and (odd := files.oddity(wav_LC)):
             warn(f"the sound to encode: {odd}")
         wav_LC = files.resample(files.to_channels(wav_LC, self.channels), sample_rate, self.sample_rate)
-        return encode_long(self.codec, wav_LC, layers=levels).T
+        return encode_long(self.codec, wav_LC, levels=levels).T
 
     def decode(
         self, codes_SP: Int[np.ndarray, "S P"], levels: int | None = None, length: int | None = None
@@ -86,7 +86,7 @@ class TrainedCodec:
         codes_SP = np.asarray(codes_SP)
         workdir.check_levels(self.codec, levels)
         workdir.check_codes(self.codec, codes_SP, "the array", str(self.folder))
-        return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, layers=levels)
+        return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, levels=levels)
 
 
 @dataclass(frozen=True)

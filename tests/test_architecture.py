@@ -125,3 +125,9 @@ def test_below_the_systems_a_configuration_has_been_read():
         text = (PACKAGE / file).read_text()
         assert "ml_collections" not in text and "ConfigDict" not in text, file
         assert not re.search(r"(?<!`)config\.(train|model|data|loss)\.", text), file
+
+
+def test_entries_of_docstrings_stand_two_columns_in_from_their_heading():
+    entries = re.compile(r"^( *)(?:Args|Attributes|Returns|Raises):\n( *)\S", re.M)
+    found = [(file, *map(len, entry)) for file in FILES for entry in entries.findall((PACKAGE / file).read_text())]
+    assert len(found) > 300 and [file for file, heading, entry in found if entry != heading + 2] == []

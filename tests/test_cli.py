@@ -81,17 +81,20 @@ def test_a_system_that_is_not_there(capsys):
         catalogue.named("hafm")
 
 
-def test_commands_of_the_documents_exist():
+def test_commands_of_the_documents_exist(monkeypatch):
+    """With their flags, and the fields of configurations that they set."""
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").rglob("*.py")):
         for line in re.sub(r"\\\n\s*", "", page.read_text()).splitlines():
             if not re.match(r"\s*hiermusic [a-z]+ .*--", line):
                 continue
             _, name, *rest = shlex.split(line.strip(), comments=True)
             values = cli.Values()
+            monkeypatch.setattr("sys.argv", [f"hiermusic {name}", *rest])
             cli.VERBS[name].define(values)
-            for flag in (word for word in rest if word.startswith("--")):
-                stem = flag.split("=")[0].lstrip("-").partition(".")[0]
-                assert stem in values or stem.removeprefix("no") in values, f"{page}: {flag}"
+            try:
+                cli._parse(name, values)
+            except UserError as error:
+                pytest.fail(f"{page}: {line.strip()}: {error}")
 
 
 def test_inspect_answers_with_one_json_object(capsys):

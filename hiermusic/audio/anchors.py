@@ -45,5 +45,5 @@ def shuffled_frames(wav_LC: Wave, sample_rate: int, seed: int = 0) -> Wave:
     """
     hop = round(FRAME_SECONDS * sample_rate)
     count = len(wav_LC) // hop
-    frames_TLC = wav_LC[: count * hop].reshape(count, hop, wav_LC.shape[1])
-    return frames_TLC[np.random.default_rng(seed).permutation(count)].reshape(count * hop, wav_LC.shape[1])
+    frames_TWC = wav_LC[: count * hop].reshape(count, hop, wav_LC.shape[1])
+    return frames_TWC[np.random.default_rng(seed).permutation(count)].reshape(count * hop, wav_LC.shape[1])

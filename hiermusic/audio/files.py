@@ -144,21 +144,21 @@ def write(path: str | Path, wav_LC: Float[np.ndarray, "L C"], sample_rate: int) 
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from None
 
 
-def resample(wav_LC: Float[np.ndarray, "L C"], sr_from: int, sr_to: int) -> Float[np.ndarray, "M C"]:
+def resample(wav_LC: Float[np.ndarray, "L C"], sr_from: int, sr_to: int) -> Float[np.ndarray, "n C"]:
     """Changes the sample rate (soxr, high quality): L samples become ceil(L * sr_to / sr_from)."""
     if sr_from == sr_to:
         return wav_LC
     import soxr
 
     length = -(-len(wav_LC) * sr_to // sr_from)
-    out_MC = soxr.resample(np.asarray(wav_LC, np.float32), sr_from, sr_to, quality="HQ")[:length]
-    if len(out_MC) == length:  # padding would copy it, and it may be hours of sound
-        return out_MC
+    out_nC = soxr.resample(np.asarray(wav_LC, np.float32), sr_from, sr_to, quality="HQ")[:length]
+    if len(out_nC) == length:  # padding would copy it, and it may be hours of sound
+        return out_nC
     # soxr rounds the length its own way; a missing last sample is held.
-    return np.pad(out_MC, ((0, length - len(out_MC)), (0, 0)), mode="edge" if len(out_MC) else "constant")
+    return np.pad(out_nC, ((0, length - len(out_nC)), (0, 0)), mode="edge" if len(out_nC) else "constant")
 
 
-def to_channels(wav_LC: Float[np.ndarray, "L C"], channels: int) -> Float[np.ndarray, "L D"]:
+def to_channels(wav_LC: Float[np.ndarray, "L C"], channels: int) -> Float[np.ndarray, "L n"]:
     """Changes the number of channels: the mean of all of them, repeated; the same number is left alone."""
     if wav_LC.shape[1] == channels:
         return wav_LC

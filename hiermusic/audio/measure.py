@@ -61,7 +61,7 @@ def si_sdr(ref_LC: Wave, est_LC: Wave) -> float:
     1e-8 bounds it: an exact copy gives 80, a silent or unrelated estimate -80.
 
     Args:
-        ref_LC, est_LC: one shape.
+      ref_LC, est_LC: one shape.
     Returns:
       dB, or NaN where the reference is silent (`is_silent`): the ratio then means nothing.
     """
@@ -85,7 +85,7 @@ def sdr(ref_LC: Wave, est_LC: Wave) -> float:
     """Signal-to-distortion ratio |r|^2 / |r - e|^2 in dB, higher is better, within [-80, 80]; silence scores 0.
 
     Args:
-        ref_LC, est_LC: one shape.
+      ref_LC, est_LC: one shape.
     Returns:
       dB, or NaN where the reference is silent (`is_silent`).
     """
@@ -113,8 +113,8 @@ def stft_distance(ref_LC: Wave, est_LC: Wave, windows: tuple[int, ...] = (2048, 
     summed over windows. Hop = window / 4, periodic Hann, centred frames with reflected edges.
 
     Args:
-        ref_LC, est_LC: one shape.
-        windows: samples; fixed in samples, so figures compare at one sample rate only.
+      ref_LC, est_LC: one shape.
+      windows: samples; fixed in samples, so figures compare at one sample rate only.
     """
     ref_LC, est_LC = _pair(ref_LC, est_LC)
     return sum(_spectral_distance(_magnitude(ref_LC, w), _magnitude(est_LC, w)) for w in windows)
@@ -133,9 +133,9 @@ def mel_distance(
     at 512. (Training configurations of DAC use seven windows and no linear term: those figures are not comparable.)
 
     Args:
-        ref_LC, est_LC: one shape.
-        sample_rate: Hz.
-        windows, n_mels: samples and bands, pairwise.
+      ref_LC, est_LC: one shape.
+      sample_rate: Hz.
+      windows, n_mels: samples and bands, pairwise.
     """
     ref_LC, est_LC = _pair(ref_LC, est_LC)
     total = 0.0

@@ -62,14 +62,14 @@ def chroma_entropy(wav_LC: Wave, sample_rate: int) -> float:
 
     The mean over audible frames of the entropy of librosa's chroma, each frame's twelve made to sum to one.
     """
-    chroma_TC = chroma(wav_LC, sample_rate)
-    if not len(chroma_TC):
+    chroma_Tn = chroma(wav_LC, sample_rate)
+    if not len(chroma_Tn):
         return math.nan
-    p_TC = chroma_TC / chroma_TC.sum(axis=1, keepdims=True)
-    return float(np.mean(-np.sum(p_TC * np.log2(np.maximum(p_TC, 1e-12)), axis=1)))
+    p_Tn = chroma_Tn / chroma_Tn.sum(axis=1, keepdims=True)
+    return float(np.mean(-np.sum(p_Tn * np.log2(np.maximum(p_Tn, 1e-12)), axis=1)))
 
 
-def chroma(wav_LC: Wave, sample_rate: int, audible: bool = True) -> Float[np.ndarray, "T C"]:
+def chroma(wav_LC: Wave, sample_rate: int, audible: bool = True) -> Float[np.ndarray, "T n"]:
     """librosa's chroma of the power spectrum, unnormalised, C first; of the audible frames, or of all."""
     import librosa
 
@@ -78,8 +78,8 @@ def chroma(wav_LC: Wave, sample_rate: int, audible: bool = True) -> Float[np.nda
         return np.zeros((0, 12))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Trying to estimate tuning")  # noise has none, and is then taken as in tune
-        chroma_TC = librosa.feature.chroma_stft(y=wav_L, sr=RATE, n_fft=WINDOW, hop_length=HOP, norm=None).T
-    return chroma_TC[chroma_TC.sum(axis=1) > AUDIBLE * chroma_TC.sum(axis=1).mean()] if audible else chroma_TC
+        chroma_Tn = librosa.feature.chroma_stft(y=wav_L, sr=RATE, n_fft=WINDOW, hop_length=HOP, norm=None).T
+    return chroma_Tn[chroma_Tn.sum(axis=1) > AUDIBLE * chroma_Tn.sum(axis=1).mean()] if audible else chroma_Tn
 
 
 def onset_regularity(wav_LC: Wave, sample_rate: int) -> float:
@@ -143,20 +143,20 @@ def beat_agreement(ref_N: Float[np.ndarray, "N"], est_M: Float[np.ndarray, "M"])
     return float(mir_eval.beat.f_measure(ref_N, est_M)) if len(ref_N) and len(est_M) else math.nan
 
 
-def chroma_agreement(ref_TC: Float[np.ndarray, "T C"], est_TC: Float[np.ndarray, "T C"]) -> float:
+def chroma_agreement(ref_Tn: Float[np.ndarray, "T n"], est_Tn: Float[np.ndarray, "T n"]) -> float:
     """Mean correlation, in [-1, 1], of the `chroma` of two sounds, frame by frame over the time that both sound.
 
     Each frame's mean over the twelve pitch classes is taken away first: chroma are positive, so that the plain cosine
     of unrelated music lies near one.
 
     Args:
-      ref_TC, est_TC: of all frames, not of the audible ones alone.
+      ref_Tn, est_Tn: of all frames, not of the audible ones alone.
     """
-    length = min(len(ref_TC), len(est_TC))
-    ref_TC, est_TC = (x - x.mean(axis=1, keepdims=True) for x in (ref_TC[:length], est_TC[:length]))
-    norm_T = np.linalg.norm(ref_TC, axis=1) * np.linalg.norm(est_TC, axis=1)
+    length = min(len(ref_Tn), len(est_Tn))
+    ref_Tn, est_Tn = (x - x.mean(axis=1, keepdims=True) for x in (ref_Tn[:length], est_Tn[:length]))
+    norm_T = np.linalg.norm(ref_Tn, axis=1) * np.linalg.norm(est_Tn, axis=1)
     sounds_T = norm_T > 1e-9
-    return float(np.mean((ref_TC * est_TC).sum(axis=1)[sounds_T] / norm_T[sounds_T])) if sounds_T.any() else math.nan
+    return float(np.mean((ref_Tn * est_Tn).sum(axis=1)[sounds_T] / norm_T[sounds_T])) if sounds_T.any() else math.nan
 
 
 # MARK: nearness
@@ -175,8 +175,8 @@ def spans(wav_LC: Wave, sample_rate: int) -> Float[np.ndarray, "N D"]:
     power_TF = np.abs(np.fft.rfft(frames_TW * get_window("hann", _MEL_WINDOW), axis=1)) ** 2
     mel_TM = power_TF @ mel_filters(RATE, _MEL_WINDOW, _MEL_BANDS).T
     mel_TM = 10 * np.log10(np.maximum(mel_TM, max(mel_TM.max(), 1e-12) * 10 ** (-_FLOOR_DB / 10)))
-    spans_NMS = np.lib.stride_tricks.sliding_window_view(mel_TM, _SPAN, axis=0)
-    spans_ND = spans_NMS.reshape(len(spans_NMS), -1)
+    spans_NMt = np.lib.stride_tricks.sliding_window_view(mel_TM, _SPAN, axis=0)
+    spans_ND = spans_NMt.reshape(len(spans_NMt), -1)
     return (spans_ND - spans_ND.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -195,7 +195,7 @@ def distance(spans_ND: Float[np.ndarray, "N D"], other_MD: Float[np.ndarray, "M 
 # MARK: shared
 
 
-def mono(wav_LC: Wave, sample_rate: int) -> Float[np.ndarray, "M"]:
+def mono(wav_LC: Wave, sample_rate: int) -> Float[np.ndarray, "n"]:
     """The mean of all channels at `RATE`."""
     wav_LC = np.asarray(wav_LC, np.float32).mean(axis=1, keepdims=True)
     return files.resample(wav_LC, sample_rate, RATE)[:, 0]

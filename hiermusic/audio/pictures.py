@@ -15,9 +15,9 @@ def mel_shades(wav_LC: Float[np.ndarray, "L C"], sample_rate: int, width: int = 
     """Mel spectrogram of the mean of all channels as indices of `palette`: 0 Hz (last row) to Nyquist, 80 dB deep.
 
     Args:
-        wav_LC: float, [-1, 1].
-        sample_rate: Hz.
-        width: most columns; longer sounds are averaged down to it.
+      wav_LC: float, [-1, 1].
+      sample_rate: Hz.
+      width: most columns; longer sounds are averaged down to it.
     """
     mel_TM = np.asarray(mel(np.asarray(wav_LC, np.float32).mean(axis=1), sample_rate, 2048, 512, MEL_BANDS))
     columns = min(width, len(mel_TM))

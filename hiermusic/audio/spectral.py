@@ -104,7 +104,7 @@ def _reflected(wav_XL: Array, count: int) -> Array:
     return jnp.pad(wav_XL, [(0, 0)] * (wav_XL.ndim - 1) + [(count, count)], mode=mode)
 
 
-def _frames(wav_XL: Array, size: int, hop: int) -> Float[Array, "*X T S"]:
+def _frames(wav_XL: Array, size: int, hop: int) -> Float[Array, "*X T W"]:
     lead, length = wav_XL.shape[:-1], wav_XL.shape[-1]
     count = 1 + max(length - size, 0) // hop
     used = size + (count - 1) * hop

@@ -20,14 +20,14 @@ DECODED_SECONDS = 90.0  # of a piece that is decoded at once
 
 
 def encode_long(
-    codec: Codec, wav_LC: Float[np.ndarray, "L C"], chunk_seconds: float = 30.0, layers: int | None = None
+    codec: Codec, wav_LC: Float[np.ndarray, "L C"], chunk_seconds: float = 30.0, levels: int | None = None
 ) -> Int[np.ndarray, "P S"]:
     """Codes of a waveform of any length, uint16, in the codec's packets.
 
     Args:
       wav_LC: samples at the codec's rate and channels.
       chunk_seconds: length of the pieces.
-      layers: levels to keep, all when left out.
+      levels: how many to keep, all when left out.
     Raises:
       UserError: pieces too short for the codec's reach, no samples, or another number of channels.
     """
@@ -38,7 +38,7 @@ def encode_long(
     graph, state = nnx.split(codec)
 
     def piece(start):
-        return _encode(graph, layers, state, wav_LC[None, start * codec.packet : (start + packets) * codec.packet])[0]
+        return _encode(graph, levels, state, wav_LC[None, start * codec.packet : (start + packets) * codec.packet])[0]
 
     return _assemble(piece, total, packets, margin, 1).astype(np.uint16)
 
@@ -48,7 +48,7 @@ def decode_long(
     codes_PS: Int[np.ndarray, "P S"],
     chunk_seconds: float = DECODED_SECONDS,
     length: int | None = None,
-    layers: int | None = None,
+    levels: int | None = None,
 ) -> Float[np.ndarray, "L C"]:
     """Waveform of codes of any length.
 
@@ -56,7 +56,7 @@ def decode_long(
       codes_PS: packets of codes; fewer levels than the codec has are fine.
       chunk_seconds: length of the pieces.
       length: samples to return, P * packet when left out.
-      layers: levels to use, all that are there when left out.
+      levels: how many to use, all that are there when left out.
     Raises:
       UserError: pieces too short for the codec's reach, or no codes.
     """
@@ -64,9 +64,9 @@ def decode_long(
     margin = codec.config.decoder_margin
     packets = _chunk(codec, chunk_seconds, margin, total)
     # A short song is followed by a held last packet, so that its end does not meet an arbitrary code.
-    codes_PS = codes_PS[:, : sum(codec.slots[:layers])]
+    codes_PS = codes_PS[:, : sum(codec.slots[:levels])]
     codes_PS = np.pad(codes_PS, ((0, max(0, packets - total)), (0, 0)), mode="edge").astype(np.int32)
-    # Levels left out are there as -1: one program serves every number of layers.
+    # Levels left out are there as -1: one program serves every number of levels.
     missing = sum(codec.slots) - codes_PS.shape[1]
     codes_PS = np.pad(codes_PS, ((0, 0), (0, missing)), constant_values=-1)
     graph, state = nnx.split(codec)
@@ -78,8 +78,8 @@ def decode_long(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(graph, layers, state, wav_BLC):
-    return nnx.merge(graph, state).encode(wav_BLC, layers)
+def _encode(graph, levels, state, wav_BLC):
+    return nnx.merge(graph, state).encode(wav_BLC, levels)
 
 
 @functools.partial(jax.jit, static_argnums=0)

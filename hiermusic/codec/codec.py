@@ -155,15 +155,15 @@ class Codec(nnx.Module):
     def channels(self) -> int:
         return self.config.channels
 
-    def encode(self, wav_BLC: Float[Array, "B L C"], layers: int | None = None) -> Int[Array, "B P S"]:
-        """Codes of a waveform of any length, ceil(L / packet) packets of the first `layers` levels (default: all)."""
-        return self.quantiser.encode(self._latents(wav_BLC), layers)
+    def encode(self, wav_BLC: Float[Array, "B L C"], levels: int | None = None) -> Int[Array, "B P S"]:
+        """Codes of a waveform of any length, ceil(L / packet) packets of the first `levels` levels (default: all)."""
+        return self.quantiser.encode(self._latents(wav_BLC), levels)
 
     def decode(
-        self, codes_BPS: Int[Array, "B P S"], length: int | None = None, layers: int | None = None
+        self, codes_BPS: Int[Array, "B P S"], length: int | None = None, levels: int | None = None
     ) -> Float[Array, "B L C"]:
-        """Waveform of `length` samples (default: P * packet) from the first `layers` levels (all that are there)."""
-        return self._waveform(self.quantiser.decode(codes_BPS, layers), length)
+        """Waveform of `length` samples (default: P * packet) from the first `levels` levels (all that are there)."""
+        return self._waveform(self.quantiser.decode(codes_BPS, levels), length)
 
     def forward(
         self,

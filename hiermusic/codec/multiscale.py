@@ -124,30 +124,30 @@ class MultiscaleQuantiser(Codebooks):
         uniform = partial(initializers.variance_scaling, 1 / 3, "fan_in", "uniform")  # PyTorch's of both layers
         self.mapped = width != E
         if self.mapped:
-            self.inward = param.weight(rngs, (width, E), (None, "latent"), uniform())
-            self.inward_bias = param.zeros(rngs, (E,), ("latent",))
-            self.outward = param.weight(rngs, (E, width), (None, "latent"), uniform())
-            self.outward_bias = param.zeros(rngs, (width,), ("latent",))
+            self.in_proj = param.weight(rngs, (width, E), (None, "latent"), uniform())
+            self.in_proj_bias = param.zeros(rngs, (E,), ("latent",))
+            self.out_proj = param.weight(rngs, (E, width), (None, "latent"), uniform())
+            self.out_proj_bias = param.zeros(rngs, (width,), ("latent",))
         shape, axes = (count, config.kernel, E, E), (None, None, None, "latent")
         self.phi = param.weight(rngs, shape, axes, uniform(in_axis=(1, 2), out_axis=3, batch_axis=0))
         self.phi_bias = param.zeros(rngs, (count, E), (None, "latent"))
 
-    def encode(self, x_BTD: Float[Array, "B T D"], layers: int | None = None) -> Int[Array, "B P S"]:
-        """Codes of the first `layers` scales (all when left out); T has to be whole windows."""
-        return self._pass(x_BTD, layers).codes_BPS
+    def encode(self, x_BTD: Float[Array, "B T D"], levels: int | None = None) -> Int[Array, "B P S"]:
+        """Codes of the first `levels` levels (all when left out); T has to be whole windows."""
+        return self._pass(x_BTD, levels).codes_BPS
 
-    def decode(self, codes_BPS: Int[Array, "B P S"], layers: int | None = None) -> Float[Array, "B T D"]:
-        """Frames of the first `layers` scales; there may be fewer than codebooks, and -1 adds nothing."""
+    def decode(self, codes_BPS: Int[Array, "B P S"], levels: int | None = None) -> Float[Array, "B T D"]:
+        """Frames of the first `levels` levels; there may be fewer than codebooks, and -1 adds nothing."""
         config = self.config
-        parts = _split(codes_BPS, config.scales)[:layers]
+        parts = _split(codes_BPS, config.scales)[:levels]
         total = jnp.zeros((*codes_BPS.shape[:-1], config.frames, config.latent))
         for level, codes_BPn in enumerate(parts):
             total = self.add(total, codes_BPn, level)
-        return self._outward(total)
+        return self._out_proj(total)
 
     def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Frames as they would come back from codes without an error: through both linear maps."""
-        return self._outward(self._inward(x_BTD))
+        return self._out_proj(self._in_proj(x_BTD))
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False
@@ -191,13 +191,13 @@ class MultiscaleQuantiser(Codebooks):
         return jnp.concatenate(views, axis=-2)
 
     def _pass(
-        self, x_BTD: Array, layers: int | None, key: PRNGKeyArray | None = None, train: bool = False
+        self, x_BTD: Array, levels: int | None, key: PRNGKeyArray | None = None, train: bool = False
     ) -> Quantised:
         """One scan over the scales, all padded to the window: sixteen shapes would take long to compile."""
         config = self.config
         if x_BTD.shape[1] % config.frames:
             raise ValueError(f"{x_BTD.shape[1]} frames are no whole windows of {config.frames}: pad them")
-        f_NTE = self._inward(x_BTD.astype(jnp.float32)).reshape(-1, config.frames, config.latent)
+        f_NTE = self._in_proj(x_BTD.astype(jnp.float32)).reshape(-1, config.frames, config.latent)
         f_NTE = constrain(f_NTE, "batch", None, None)
         matrices = scale_matrices(config.scales)
         keys = jax.random.split(key, config.levels) if train else jnp.arange(config.levels)  # the latter unused
@@ -227,18 +227,18 @@ class MultiscaleQuantiser(Codebooks):
             return (residual - fixed, total), (now, codes_NT, loss, error, perplexity, usage)
 
         phis = np.asarray(config.phis)
-        levels = (self.averages, keys, *matrices, self.phi[...][phis], self.phi_bias[...][phis])
+        each = (self.averages, keys, *matrices, self.phi[...][phis], self.phi_bias[...][phis])
         (_, total), (moved, codes_KNT, losses_K, error_K, perplexity_K, usage_K) = lax.scan(
-            level, (f_NTE, jnp.zeros_like(f_NTE)), jax.tree.map(lambda x: x[:layers], levels)
+            level, (f_NTE, jnp.zeros_like(f_NTE)), jax.tree.map(lambda x: x[:levels], each)
         )
         if train:
             self.keep(moved)
         gain = config.levels if config.straight_through == "per_level" else 1
         sum_NTE = lax.stop_gradient(total) + gain * (f_NTE - lax.stop_gradient(f_NTE))
-        codes_SN = codes_KNT.transpose(0, 2, 1)[np.nonzero(matrices.held_KT[:layers])]
+        codes_SN = codes_KNT.transpose(0, 2, 1)[np.nonzero(matrices.held_KT[:levels])]
         batch = (x_BTD.shape[0], -1)
         return Quantised(
-            self._outward(sum_NTE.reshape(*batch, config.frames, config.latent)),
+            self._out_proj(sum_NTE.reshape(*batch, config.frames, config.latent)),
             codes_SN.T.reshape(*batch, codes_SN.shape[0]),
             jnp.mean(losses_K),
             {"commitment_K": error_K, "perplexity_K": perplexity_K, "usage_K": usage_K},
@@ -254,16 +254,16 @@ class MultiscaleQuantiser(Codebooks):
         smooth = jnp.einsum("...twe,weo->...to", around, kernel_WEE, precision=EXACT) + bias_E
         return (1 - self.config.gamma) * u_NTE + self.config.gamma * smooth
 
-    def _inward(self, x_XD: Array) -> Float[Array, "*X E"]:
+    def _in_proj(self, x_XD: Array) -> Float[Array, "*X E"]:
         if not self.mapped:
             return x_XD
-        return jnp.matmul(x_XD, self.inward[...], precision=EXACT) + self.inward_bias[...]
+        return jnp.matmul(x_XD, self.in_proj[...], precision=EXACT) + self.in_proj_bias[...]
 
-    def _outward(self, total_BPTE: Array) -> Float[Array, "B T D"]:
+    def _out_proj(self, total_BPTE: Array) -> Float[Array, "B T D"]:
         x_BTE = total_BPTE.reshape(total_BPTE.shape[0], -1, total_BPTE.shape[-1])
         if not self.mapped:
             return x_BTE
-        return jnp.matmul(x_BTE, self.outward[...], precision=EXACT) + self.outward_bias[...]
+        return jnp.matmul(x_BTE, self.out_proj[...], precision=EXACT) + self.out_proj_bias[...]
 
 
 class ScaleMatrices(NamedTuple):

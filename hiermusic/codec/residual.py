@@ -21,7 +21,7 @@ class QuantiserConfig(CodebookConfig):
 
     Args:
       levels: K, codebooks; what they learn by stands in `CodebookConfig`.
-      dropout: layers each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
+      dropout: levels each item of a training batch is quantised with. "off": all. "uniform": all for a fifth of the
         items, uniform 1..K for the others. "low_biased": all for half of them, SpectroStream's targets for the others.
     Raises:
       UserError: no level.
@@ -63,19 +63,19 @@ class ResidualQuantiser(Codebooks):
     def __init__(self, width: int, config: QuantiserConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.levels, width, rngs=rngs)
 
-    def encode(self, x_BTD: Float[Array, "B T D"], layers: int | None = None) -> Int[Array, "B T K"]:
-        """Codes of the first `layers` levels (all when left out)."""
+    def encode(self, x_BTD: Float[Array, "B T D"], levels: int | None = None) -> Int[Array, "B T K"]:
+        """Codes of the first `levels` levels (all when left out)."""
 
         def level(residual, book):
             codes = nearest(residual, book)
             return residual - book[codes], codes
 
-        _, codes_KBT = lax.scan(level, x_BTD.astype(jnp.float32), self.codebooks[...][:layers])
+        _, codes_KBT = lax.scan(level, x_BTD.astype(jnp.float32), self.codebooks[...][:levels])
         return jnp.moveaxis(codes_KBT, 0, -1)
 
-    def decode(self, codes_BTK: Int[Array, "B T K"], layers: int | None = None) -> Float[Array, "B T D"]:
-        """Sum of the codes of the first `layers` levels; there may be fewer than codebooks, and -1 adds nothing."""
-        codes_KBT = jnp.moveaxis(codes_BTK, -1, 0)[:layers]
+    def decode(self, codes_BTK: Int[Array, "B T K"], levels: int | None = None) -> Float[Array, "B T D"]:
+        """Sum of the codes of the first `levels` levels; there may be fewer than codebooks, and -1 adds nothing."""
+        codes_KBT = jnp.moveaxis(codes_BTK, -1, 0)[:levels]
         books = self.codebooks[...][: len(codes_KBT)]
         start = jnp.zeros((*codes_BTK.shape[:-1], books.shape[-1]), jnp.float32)
 
@@ -149,7 +149,8 @@ def draw_depths(config: QuantiserConfig, key: PRNGKeyArray, batch: int) -> Int[A
     if config.dropout == "off":
         return jnp.full((batch,), levels)
     if config.dropout == "uniform":
-        full_share, targets = 0.2, np.arange(1, levels + 1)
+        full_share = 0.2
+        targets = np.arange(1, levels + 1)
     else:
         # Magenta RealTime, magenta_rt/jax/spectrostream.py, "Low RVQ biased".
         full_share, targets = 0.5, np.r_[1:17, 18:33:2, 36:65:4]

@@ -24,7 +24,8 @@ def read_npz(path: str | os.PathLike, what: str, do: str) -> dict[str, np.ndarra
     path = Path(path)
     with reading(path, what, do):
         with zipfile.ZipFile(path) as packed:
-            unpacked, size = sum(entry.file_size for entry in packed.infolist()), path.stat().st_size
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+            size = path.stat().st_size
         if unpacked > max(_SMALL, _PACKED * size):
             raise UserError(f"{path} cannot be read as {what} (its {size:,} bytes unpack to {unpacked:,}): {do}")
         with np.load(path, allow_pickle=False) as stored:

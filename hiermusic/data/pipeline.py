@@ -270,14 +270,14 @@ class _Segments:
 
 def _random_crop(
     pcm_LC: Int16[np.ndarray, "L C"], rng: np.random.Generator, samples: int
-) -> Float32[np.ndarray, "M C"]:
+) -> Float32[np.ndarray, "n C"]:
     return _crop(pcm_LC, samples, int(rng.integers(max(len(pcm_LC) - samples, 0) + 1)))
 
 
-def _centre_crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int) -> Float32[np.ndarray, "M C"]:
+def _centre_crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int) -> Float32[np.ndarray, "n C"]:
     return _crop(pcm_LC, samples, max(len(pcm_LC) - samples, 0) // 2)
 
 
-def _crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int, start: int) -> Float32[np.ndarray, "M C"]:
+def _crop(pcm_LC: Int16[np.ndarray, "L C"], samples: int, start: int) -> Float32[np.ndarray, "n C"]:
     crop_LC = from_pcm(pcm_LC[start : start + samples])
     return np.pad(crop_LC, ((0, samples - len(crop_LC)), (0, 0)))

@@ -33,7 +33,8 @@ def run(demo: Demo, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in demo.files.items():
         write_atomically(folder / name, text)
-    ledger, total = Ledger(folder / "steps.json"), len(demo.steps)
+    ledger = Ledger(folder / "steps.json")
+    total = len(demo.steps)
     for number, step in enumerate(demo.steps, 1):
         say(f"[{number}/{total}] {step.words}")
         if not ledger.done(step):
@@ -137,13 +138,13 @@ def _song(made: songs.Made, title: str, best: str) -> report.Section:
 
 
 def _reconstructions(folder: Path) -> list[report.Player]:
-    """The sounds of a codec's evaluation: the truth, then more and more layers."""
+    """The sounds of a codec's evaluation: the truth, then more and more levels."""
     return [
         report.Player(path.stem.removeprefix("clip-").replace("-", " "), path)
-        for path in sorted((folder / "evaluation" / "sounds").glob("*.wav"), key=_by_layers)
+        for path in sorted((folder / "evaluation" / "sounds").glob("*.wav"), key=_by_levels)
     ]
 
 
-def _by_layers(path: Path) -> int:
+def _by_levels(path: Path) -> int:
     digits = "".join(filter(str.isdigit, path.stem))
     return int(digits) if digits else -1

@@ -83,9 +83,9 @@ def transform_codec(wav_LC: Wave, sample_rate: int, bits_per_second: float) -> C
     """The MDCT codec of this file's docstring with the finest step whose code fits the rate.
 
     Args:
-        wav_LC: float, [-1, 1].
-        sample_rate: Hz.
-        bits_per_second: upper bound; all channels together.
+      wav_LC: float, [-1, 1].
+      sample_rate: Hz.
+      bits_per_second: upper bound; all channels together.
     Returns:
       the decoded waveform (same shape) and the rate used. Only where even an empty code (tens of bits) exceeds
       the bound, silence and its true rate.
@@ -135,13 +135,13 @@ def evaluate_baselines(
     """Scores of the transform codec at each rate, of low-passed sound and of silence.
 
     Args:
-        clips: waveforms at `sample_rate`, the ones given to `evaluate_codec`.
-        rates: bits per second to hold the transform codec to: those of n layers of the learned codec.
-        cutoffs: Hz of the low-pass rows, which make no claim about rate.
-        gate_db: clips quieter than this (RMS, dBFS) are left out.
-        seed: of the bootstrap.
-        progress: called with one line of words per clip.
-        each: how the clips are gone through (see `by_track`).
+      clips: waveforms at `sample_rate`, the ones given to `evaluate_codec`.
+      rates: bits per second to hold the transform codec to: those of n levels of the learned codec.
+      cutoffs: Hz of the low-pass rows, which make no claim about rate.
+      gate_db: clips quieter than this (RMS, dBFS) are left out.
+      seed: of the bootstrap.
+      progress: called with one line of words per clip.
+      each: how the clips are gone through (see `by_track`).
     Returns:
       JSON-able {transform: [row], low_pass: [row], silence: row}; a row holds `interval`s of each score, with
       `limit` and the mean `bits_per_second` used, or `cutoff`.

@@ -1,4 +1,4 @@
-"""How well a codec rebuilds held-out clips from its first n layers, and how well it uses its codes."""
+"""How well a codec rebuilds held-out clips from its first n levels, and how well it uses its codes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ class Coder:
     """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
 
     encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.packets`)
-    decode: Callable[[Any, int], Wave]  # (codes, layers) -> wav_LC from the first `layers` levels
+    decode: Callable[[Any, int], Wave]  # (codes, levels) -> wav_LC from the first `levels` levels
     sample_rate: int
     channels: int
     hierarchy: Hierarchy
@@ -32,7 +32,7 @@ class Coder:
 class Protocol:
     """The settings of one evaluation; figures compare only where these are equal."""
 
-    layers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    levels: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     gate_db: float = -60.0  # clips quieter than this (RMS, dBFS) are left out
     seed: int = 0  # of the bootstrap and of the random codes
     mel: str = field(default="DAC library defaults: windows 2048, 512; 150, 80 bands", init=False)
@@ -43,8 +43,8 @@ def code_statistics(codes: Sequence[Any], hierarchy: Hierarchy) -> list[dict[str
     """How much of each level's codebook is used, over all clips together.
 
     Args:
-        codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
-        hierarchy: of the codec.
+      codes: one entry a clip, in a form that `tokens.packets.levels_of` takes.
+      hierarchy: of the codec.
     Returns:
       per level {level, tokens, usage, perplexity, entropy_bits, bits, efficiency}: share of codes seen at all,
       exp of the empirical entropy, that entropy in bits, log2(codes), and their ratio. The plug-in entropy cannot
@@ -90,21 +90,21 @@ def evaluate_codec(
     progress: Callable[[str], None] = lambda words: None,
     each: Each = in_memory,
 ) -> dict:
-    """Reconstruction for each number of layers, anchors that bound the scale, and code statistics.
+    """Reconstruction for each number of levels, anchors that bound the scale, and code statistics.
 
     Args:
-        coder: the codec.
-        clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
-        protocol: settings; numbers of layers beyond the codec's are dropped and all of them together always added.
-        progress: called with one line of words per clip.
-        each: how the clips are gone through (see `by_track`).
+      coder: the codec.
+      clips: held-out waveforms [L, C] at the coder's rate and channels; equal lengths are not needed.
+      protocol: settings; numbers of levels beyond the codec's are dropped and all of them together always added.
+      progress: called with one line of words per clip.
+      each: how the clips are gone through (see `by_track`).
     Returns:
       JSON-able
       {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
-       reconstruction: [{layers, bits_per_second, effective_bits_per_second, efficiency,
+       reconstruction: [{levels, bits_per_second, effective_bits_per_second, efficiency,
                          si_sdr, sdr, mel, stft, silence}],
        anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
-       music: {row: {measure: interval}} of the clips, their anchors and each number of layers (see `music`), harmony
+       music: {row: {measure: interval}} of the clips, their anchors and each number of levels (see `music`), harmony
            and beats beside those of the clips}
       Scores are {mean, low, high, count, values}: over clips with a 95 % bootstrap interval, and of each clip.
       `bits_per_second` counts log2(codes) a token; `effective_` counts the empirical entropy of each level. Random
@@ -118,13 +118,13 @@ def evaluate_codec(
             raise UserError(f"clip {number} has shape {clip.shape}; this codec takes [samples, {coder.channels}]")
     given, clips = len(clips), audible(clips, protocol.gate_db)
     depth = len(coder.hierarchy)
-    depths = sorted({n for n in protocol.layers if n < depth} | {depth})
+    depths = sorted({n for n in protocol.levels if n < depth} | {depth})
 
     def measure(index: int) -> Measured:
         progress(f"measuring clip {index + 1} of {len(clips)}")
         clip = clips[index]
         codes = coder.encode(clips[index])
-        versions = [coder.decode(codes, layers) for layers in depths]
+        versions = [coder.decode(codes, levels) for levels in depths]
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
@@ -147,12 +147,12 @@ def evaluate_codec(
     rates = [float(rate) for rate in coder.hierarchy.rates]
 
     table = []
-    for version, layers in enumerate(depths):
-        nominal = sum(rate * level["bits"] for rate, level in zip(rates, statistics[:layers], strict=False))
-        effective = sum(rate * level["entropy_bits"] for rate, level in zip(rates, statistics[:layers], strict=False))
+    for version, levels in enumerate(depths):
+        nominal = sum(rate * level["bits"] for rate, level in zip(rates, statistics[:levels], strict=False))
+        effective = sum(rate * level["entropy_bits"] for rate, level in zip(rates, statistics[:levels], strict=False))
         table.append(
             {
-                "layers": layers,
+                "levels": levels,
                 "bits_per_second": nominal,
                 "effective_bits_per_second": effective,
                 "efficiency": effective / nominal,
@@ -164,7 +164,7 @@ def evaluate_codec(
         whole = [m["whole"] for m in measured]
         pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(clips, whole[1:] + whole[:1], strict=True)]
         anchors["shuffled_clips"] = [score(a, b, coder.sample_rate) for a, b in pairs]
-    sounds = ("the clips themselves", *music.ANCHORS, *map(layers_name, depths))
+    sounds = ("the clips themselves", *music.ANCHORS, *map(levels_name, depths))
     heard = {name: [scores_of(m, version, "music") for m in measured] for version, name in enumerate(sounds)}
     settings = {**asdict(protocol), "sample_rate": coder.sample_rate, "channels": coder.channels}
     return {
@@ -181,6 +181,6 @@ def evaluate_codec(
     }
 
 
-def layers_name(layers: int) -> str:
-    """How tables call what so many layers rebuild."""
-    return f"{layers} layer{'s' * (layers > 1)}"
+def levels_name(levels: int) -> str:
+    """How tables call what so many levels rebuild."""
+    return f"{levels} level{'s' * (levels > 1)}"

@@ -82,8 +82,8 @@ def _harmony(wav_L: np.ndarray) -> Float[np.ndarray, "24"]:
     registers = []
     for low, high in _REGISTERS:
         heard_F = (hertz_F >= low) & (hertz_F < high)
-        chroma_CT = np.sqrt([power_TF[:, heard_F & (note_F == note)].sum(axis=1) for note in range(12)])
-        registers.append((chroma_CT / np.maximum(chroma_CT.sum(axis=0), 1e-9)).mean(axis=1))
+        chroma_nT = np.sqrt([power_TF[:, heard_F & (note_F == note)].sum(axis=1) for note in range(12)])
+        registers.append((chroma_nT / np.maximum(chroma_nT.sum(axis=0), 1e-9)).mean(axis=1))
     first = max(range(12), key=lambda note: np.dot(np.roll(sum(registers), -note), _DIATONIC))
     return np.concatenate([np.roll(chroma_C, -first) for chroma_C in registers])
 

@@ -44,7 +44,7 @@ def describe(wav_LC: Wave, sample_rate: int) -> dict[str, float]:
 class Lead(NamedTuple):
     """What another sound may follow: the chroma of every frame, and when the beats are."""
 
-    chroma_TC: Float[np.ndarray, "T C"]
+    chroma_Tn: Float[np.ndarray, "T n"]
     beats_N: Float[np.ndarray, "N"]
 
 
@@ -57,7 +57,7 @@ def lead(wav_LC: Wave, sample_rate: int) -> Lead:
 def agreement(ref: Lead, est: Lead) -> dict[str, float]:
     """The measures that a sound has beside another that it should follow."""
     return {
-        "chroma_agreement": music.chroma_agreement(ref.chroma_TC, est.chroma_TC),
+        "chroma_agreement": music.chroma_agreement(ref.chroma_Tn, est.chroma_Tn),
         "beat_agreement": music.beat_agreement(ref.beats_N, est.beats_N),
     }
 

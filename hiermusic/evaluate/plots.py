@@ -78,8 +78,8 @@ def loss_curves(runs: Mapping[str, str | Path], keys: tuple[str, str] = ("loss",
     """One panel a run: the training loss (faint, its smoothed line over it) and the validation loss as dots.
 
     Args:
-        runs: title -> the metrics.jsonl of a workdir.
-        keys: names of the training and the validation figure in metrics.jsonl; records without one are passed over.
+      runs: title -> the metrics.jsonl of a workdir.
+      keys: names of the training and the validation figure in metrics.jsonl; records without one are passed over.
     Raises:
       UserError: no training was logged.
     """
@@ -118,12 +118,12 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def reconstruction(result: Mapping, metric: str, baselines: Mapping | None = None) -> str:
-    """One score against bits per second, marked by number of layers, with 95 % intervals.
+    """One score against bits per second, marked by number of levels, with 95 % intervals.
 
     Args:
-        result: from `evaluate_codec`.
-        metric: a key of `scores.SCORES`.
-        baselines: from `evaluate_baselines`: the transform codec's curve and flat lines for low-passed sound.
+      result: from `evaluate_codec`.
+      metric: a key of `scores.SCORES`.
+      baselines: from `evaluate_baselines`: the transform codec's curve and flat lines for low-passed sound.
     """
     heading, unit, higher = SCORES[metric]
 
@@ -132,7 +132,7 @@ def reconstruction(result: Mapping, metric: str, baselines: Mapping | None = Non
         _curve(axis, result["reconstruction"], metric, INDIGO, "this codec")
         for row in result["reconstruction"]:
             axis.annotate(
-                row["layers"],
+                row["levels"],
                 (row["bits_per_second"], row[metric]["mean"]),
                 xytext=(0, 7),
                 textcoords="offset points",
@@ -153,7 +153,7 @@ def reconstruction(result: Mapping, metric: str, baselines: Mapping | None = Non
         axis.minorticks_off()
         better = "higher is better" if higher else "lower is better"
         title = f"{heading}, {unit}" if unit else heading
-        axis.set(title=f"{title} ({better})", xlabel="bits per second; number of layers above each point")
+        axis.set(title=f"{title} ({better})", xlabel="bits per second; number of levels above each point")
         axis.legend()
 
     return _svg(draw, 5.4, 3.5)
@@ -181,7 +181,7 @@ def code_usage(codes: Sequence[Mapping]) -> str:
         levels = [row["level"] for row in codes]
         axis.bar(levels, [row["usage"] for row in codes], width=0.8, color=INDIGO, alpha=0.3, label="codes used")
         axis.plot(levels, [row["efficiency"] for row in codes], "o-", color=ORANGE, label="entropy / log2(codes)")
-        axis.set(title="Codes used and bits carried", xlabel="layer", ylabel="share", ylim=(0, 1.05))
+        axis.set(title="Codes used and bits carried", xlabel="level", ylabel="share", ylim=(0, 1.05))
         axis.grid(axis="x", visible=False)
         axis.legend(loc="lower right", ncols=2, bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
 
@@ -197,7 +197,7 @@ def level_losses(rows: Sequence[Mapping]) -> str:
         x = [row["level"] for row in levels]
         for key, colour in {"uniform": GREY, "unigram": ORANGE, "model": INDIGO}.items():
             axis.plot(x, [row[key] for row in levels], "o-", color=colour, label=key)
-        axis.set(title="Cross-entropy, bits a token (lower is better)", xlabel="layer", ylim=(0, None))
+        axis.set(title="Cross-entropy, bits a token (lower is better)", xlabel="level", ylim=(0, None))
         axis.legend()
 
     return _svg(draw, 7.2, 2.9)

@@ -94,8 +94,8 @@ def write(page: Page, path: str | Path) -> Path:
     """Writes the page and, beside it in `<name>-media/`, the sounds that are not already under its folder.
 
     Args:
-        page: what to show.
-        path: of the .html file; folders are made, an older page is replaced in one step.
+      page: what to show.
+      path: of the .html file; folders are made, an older page is replaced in one step.
     Returns:
       the path written.
     Raises:

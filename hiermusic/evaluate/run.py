@@ -21,7 +21,7 @@ from hiermusic.errors import UserError, write_atomically
 from hiermusic.evaluate import report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.by_track import Each, on_disk
-from hiermusic.evaluate.codec import Coder, evaluate_codec, layers_name
+from hiermusic.evaluate.codec import Coder, evaluate_codec, levels_name
 from hiermusic.evaluate.music import MEASURES, anchored
 from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import compare, losing
@@ -30,7 +30,7 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
 
-HEARD_LAYERS = (2, 8, 16, 32)  # of a codec, besides all it has
+HEARD_LEVELS = (2, 8, 16, 32)  # of a codec, besides all it has
 HEARD_SONGS = 12
 
 Chapters = Callable[[], list[report.Section]]
@@ -132,7 +132,7 @@ def lines(results: dict[str, Any]) -> list[str]:
         return _song_lines(results)
     if "reconstruction" in results:
         head = f"{'':<22} {'bit/s':>7} {'SI-SDR':>8} {'mel':>7} {'STFT':>7}"
-        rows = [(f"{row['layers']} layers", row["bits_per_second"], row) for row in results["reconstruction"]]
+        rows = [(f"{row['levels']} levels", row["bits_per_second"], row) for row in results["reconstruction"]]
         base = results["baselines"]
         rows += [("transform codec", row["bits_per_second"], row) for row in base["transform"]]
         rows += [(f"low-pass {row['cutoff'] / 1000:g} kHz", float("nan"), row) for row in base["low_pass"]]
@@ -216,7 +216,7 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     clips = held_out(audio_dir, seconds, tracks)
     coder = Coder(
         encode=lambda wav_LC: packets.to_streams(encode_long(codec, wav_LC), codec.slots),
-        decode=lambda streams, layers: decode_long(codec, packets.to_packets(streams, codec.slots), layers=layers),
+        decode=lambda streams, levels: decode_long(codec, packets.to_packets(streams, codec.slots), levels=levels),
         sample_rate=codec.sample_rate,
         channels=codec.channels,
         hierarchy=codec.hierarchy,
@@ -235,14 +235,14 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
 
 
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:
-    """A clip, what its first layers make of it and what all do, written as wav files to be played."""
+    """A clip, what its first levels make of it and what all do, written as wav files to be played."""
     folder.mkdir(parents=True, exist_ok=True)
     rate = codec.sample_rate
     depth = len(codec.hierarchy)
     codes_PS = encode_long(codec, wav_LC)
     sounds = {"truth": wav_LC}
-    for layers in (*(n for n in HEARD_LAYERS if n < depth), depth):
-        sounds[layers_name(layers)] = decode_long(codec, codes_PS, length=len(wav_LC), layers=layers)
+    for levels in (*(n for n in HEARD_LEVELS if n < depth), depth):
+        sounds[levels_name(levels)] = decode_long(codec, codes_PS, length=len(wav_LC), levels=levels)
     players = []
     for label, sound_LC in sounds.items():
         path = folder / f"{name}-{label.replace(' ', '-')}.wav"
@@ -257,7 +257,7 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
     valid = TokenSource(path, slice(0, 1), "valid")  # what is measured of it is read by the system
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
-    progress = bar("batch", label="layers")
+    progress = bar("batch", label="levels")
     each = _each(workdir, out, valid)
     measured = workdirs.system(config).rooms.cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()

@@ -40,10 +40,10 @@ def interval(values: Sequence[float], seed: int = 0, resamples: int = 1000) -> d
     """Mean over clips with its 95 % bootstrap percentile interval: {mean, low, high, count, values}.
 
     Args:
-        values: one a clip, returned as given; NaN (undefined for that clip) is left out of the rest, and `count` says
-            how many remained.
-        seed: of the resampling, so that a table can be made again to the last digit.
-        resamples: bootstrap draws.
+      values: one a clip, returned as given; NaN (undefined for that clip) is left out of the rest, and `count` says
+        how many remained.
+      seed: of the resampling, so that a table can be made again to the last digit.
+      resamples: bootstrap draws.
     """
     given = np.asarray(values, np.float64)
     kept = given[~np.isnan(given)]
@@ -66,8 +66,8 @@ def difference(scores: Mapping[str, Any], others: Mapping[str, Any], seed: int =
     Clips differ far more than codecs do, so two intervals may overlap where their difference is beyond doubt.
 
     Args:
-        scores, others: from `interval`, of the same clips in the same order.
-        seed: of the resampling.
+      scores, others: from `interval`, of the same clips in the same order.
+      seed: of the resampling.
     """
     pairs = zip(scores["values"], others["values"], strict=True)
     return interval([value - other for value, other in pairs], seed)
@@ -77,9 +77,9 @@ def gap(values: Sequence[float], others: Sequence[float], seed: int = 0, resampl
     """Difference of two means with its 95 % bootstrap percentile interval, of clips that are not the same ones.
 
     Args:
-        values, others: one a clip; NaN is left out.
-        seed: of the resampling.
-        resamples: bootstrap draws, each of both groups anew.
+      values, others: one a clip; NaN is left out.
+      seed: of the resampling.
+      resamples: bootstrap draws, each of both groups anew.
     Returns:
       {mean, low, high}; NaN where a group has no value.
     """

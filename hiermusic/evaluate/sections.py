@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hiermusic.evaluate import plots
-from hiermusic.evaluate.codec import layers_name
+from hiermusic.evaluate.codec import levels_name
 from hiermusic.evaluate.music import MEASURES
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, Item, KeyValues, Player, Section, Table, number
 from hiermusic.evaluate.scores import SCORES, from_json
@@ -33,14 +33,14 @@ def song(title: str, prompt: Mapping[str, object], players: Sequence[Player], te
 
 
 def reconstruction(result: Mapping, baselines: Mapping | None = None, title: str = "Reconstruction") -> Section:
-    """What n layers rebuild, in plots and one table with every anchor.
+    """What n levels rebuild, in plots and one table with every anchor.
 
     Args:
-        result: from `evaluate_codec`.
-        baselines: from `evaluate_baselines` at the same rates.
+      result: from `evaluate_codec`.
+      baselines: from `evaluate_baselines` at the same rates.
     """
     result, baselines = from_json(result), baselines and from_json(baselines)
-    bars = [(layers_name(row["layers"]), row["bits_per_second"], row) for row in result["reconstruction"]]
+    bars = [(levels_name(row["levels"]), row["bits_per_second"], row) for row in result["reconstruction"]]
     if baselines:
         bars += [("transform codec", row["bits_per_second"], row) for row in baselines["transform"]]
         bars += [(f"low-pass {row['cutoff'] / 1000:g} kHz", None, row) for row in baselines["low_pass"]]
@@ -113,7 +113,7 @@ def music(result: Mapping, title: str = "How far from music") -> Section:
 
 
 def rebuilt_music(result: Mapping, title: str = "Music in what is rebuilt") -> Section:
-    """What of pitch, harmony and rhythm so many layers carry; `result` is from `evaluate_codec`."""
+    """What of pitch, harmony and rhythm so many levels carry; `result` is from `evaluate_codec`."""
     caption = (
         f"Mean over the clips (95 % bootstrap interval). {_MEANINGS}Agreement is with the clip itself: mean "
         "correlation of the chroma, frame by frame, and the F-measure of the beats within 70 ms."
@@ -154,16 +154,16 @@ def code_use(result: Mapping, title: str = "Use of the codes") -> Section:
     """Usage, perplexity and entropy of each level; `result` is from `evaluate_codec`."""
     codes, whole = result["codes"], result["reconstruction"][-1]
     text = (
-        f"All {len(codes)} layers carry {number(whole['effective_bits_per_second'])} of "
+        f"All {len(codes)} levels carry {number(whole['effective_bits_per_second'])} of "
         f"{number(whole['bits_per_second'])} bits per second: {whole['efficiency']:.0%}. "
-        f"Counted over {codes[0]['tokens']:,} tokens of the first layer; entropy cannot exceed log2 of that number."
+        f"Counted over {codes[0]['tokens']:,} tokens of the first level; entropy cannot exceed log2 of that number."
     )
-    columns = ["layer", "codes used, %", "perplexity", "entropy, bits", "of bits"]
+    columns = ["level", "codes used, %", "perplexity", "entropy, bits", "of bits"]
     rows = [
         [r["level"], _share(r["usage"]), f"{r['perplexity']:.1f}", f"{r['entropy_bits']:.2f}", f"{r['bits']:.3g}"]
         for r in codes
     ]
-    picture = Figure(plots.code_usage(codes), alt="Share of codes used and of bits carried for each layer")
+    picture = Figure(plots.code_usage(codes), alt="Share of codes used and of bits carried for each level")
     return Section(title, text, [picture, Table(columns, rows)])
 
 

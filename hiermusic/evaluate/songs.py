@@ -98,11 +98,11 @@ def evaluate_songs(
     Held-out songs are cut to the longest generated one, from their middle.
 
     Args:
-        songs: from `read`.
-        corpus: what they were learnt from, with training and held-out tracks.
-        tracks: held-out tracks, at most.
-        progress: called with one line of words a step.
-        each: how the sounds are gone through (see `by_track`).
+      songs: from `read`.
+      corpus: what they were learnt from, with training and held-out tracks.
+      tracks: held-out tracks, at most.
+      progress: called with one line of words a step.
+      each: how the sounds are gone through (see `by_track`).
     Returns:
       JSON-able
       {songs, names, held_out, training_tracks, rows: {row: {measure: interval}} (see `music.MEASURES`), best,
@@ -115,7 +115,8 @@ def evaluate_songs(
     longest = max(song.facts["seconds"] for song in songs)
 
     def cut(index: int) -> np.ndarray:
-        wav_LC, length = corpus.track(index), round(longest * corpus.sample_rate)
+        wav_LC = corpus.track(index)
+        length = round(longest * corpus.sample_rate)
         start = max(len(wav_LC) - length, 0) // 2
         return wav_LC[start : start + length]
 
@@ -125,7 +126,8 @@ def evaluate_songs(
 
     def real(index: int) -> dict[str, np.ndarray]:
         progress(f"measuring held-out track {index + 1} of {len(held_out)}")
-        wav_LC, rate = cut(held_out[index]), corpus.sample_rate
+        wav_LC = cut(held_out[index])
+        rate = corpus.sample_rate
         scores = [describe(sound_LC, rate) for sound_LC in anchored(wav_LC, rate, index).values()]
         return columns(scores) | _numbered(0, hear(wav_LC, rate))
 

@@ -14,8 +14,8 @@ def per_token(sums_K: Float[np.ndarray, "K"], counts_KV: Int[np.ndarray, "K V"])
     """Mean cross-entropy of each level, in nats a token; NaN for levels that were not predicted.
 
     Args:
-        sums_K: nats of all predicted tokens.
-        counts_KV: how often each code was one of them.
+      sums_K: nats of all predicted tokens.
+      counts_KV: how often each code was one of them.
     """
     tokens_K = np.sum(counts_KV, axis=1)
     return np.where(tokens_K > 0, sums_K / np.maximum(tokens_K, 1), np.nan)
@@ -25,8 +25,8 @@ def unigram(trained_KV: Int[np.ndarray, "K V"], counts_NKV: Int[np.ndarray, "*N 
     """What mere counting achieves, the least a model must beat: the frequency of each code, add-one smoothed.
 
     Args:
-        trained_KV: how often each code stands in the training tracks.
-        counts_NKV: how often each is to be predicted, which is all that the cross-entropy depends on.
+      trained_KV: how often each code stands in the training tracks.
+      counts_NKV: how often each is to be predicted, which is all that the cross-entropy depends on.
     Returns:
       nats of all tokens of each level.
     """
@@ -53,10 +53,10 @@ def compare(
     """Rows of one table: per level and in total, the model's cross-entropy beside the unigram's and the uniform's.
 
     Args:
-        sums_NK: the model's nats, teacher forced, of all tokens it predicts of each held-out track.
-        counts_NKV: how often each code was one of these tokens; a level without any is not predicted.
-        trained_KV: how often each code stands in the training tracks.
-        hierarchy: of all of them.
+      sums_NK: the model's nats, teacher forced, of all tokens it predicts of each held-out track.
+      counts_NKV: how often each code was one of these tokens; a level without any is not predicted.
+      trained_KV: how often each code stands in the training tracks.
+      hierarchy: of all of them.
     Returns:
       [{level, rate, model, unigram, uniform, saved, difference}], cross-entropies in bits a token, `saved` the
       share of the unigram's bits the model does without, `difference` what the model spends less what the unigram
@@ -68,7 +68,8 @@ def compare(
             f"cross-entropies of {sums_NK.shape[1]} levels and counts of {len(trained_KV)} do not fit a hierarchy of "
             f"{len(hierarchy)}"
         )
-    counts_KV, counted_NK = counts_NKV.sum(0), unigram(trained_KV, counts_NKV)
+    counts_KV = counts_NKV.sum(0)
+    counted_NK = unigram(trained_KV, counts_NKV)
     model_K, unigram_K = (per_token(sums.sum(0), counts_KV) / math.log(2) for sums in (sums_NK, counted_NK))
     uniform_K = np.log2([float(level.size) for level in hierarchy.levels])
     rates = np.array([float(rate) for rate in hierarchy.rates])

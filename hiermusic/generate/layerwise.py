@@ -51,7 +51,7 @@ def refine(
     seeds: Sequence[int],
     sizes: Sequence[int],
     lengths: Sequence[Sequence[int]] | None = None,
-    layers: int | None = None,
+    levels: int | None = None,
     temperature: float = 1.0,
     final_temperature: float | None = None,
     top_k: int = 10,
@@ -71,7 +71,7 @@ def refine(
       seeds: B integers.
       sizes: number of codes of each of the K levels.
       lengths: tokens of each of the K levels of every sample; as many as its first level has when left out.
-      layers: how many levels a song has in the end, the given ones among them; all K when left out.
+      levels: how many levels a song has in the end, the given ones among them; all K when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
       final_temperature: of the last level; those between have what lies between, evenly. The finer a level, the less of
         it can be predicted, and what cannot be is noise when it is drawn; the same for all when left out.
@@ -81,10 +81,10 @@ def refine(
         are kept.
       progress: called with (levels drawn, levels to draw) after every pass.
     Returns:
-      B arrays int32 [T, layers] that begin with the given levels; where these have different lengths, B tuples of one
+      B arrays int32 [T, levels] that begin with the given levels; where these have different lengths, B tuples of one
       array a level.
     Raises:
-      UserError: guidance without an unconditional prompt, more layers than levels, or none to draw.
+      UserError: guidance without an unconditional prompt, more levels than there are, or none to draw.
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
     work = _lay_out(
@@ -102,11 +102,11 @@ def refine(
     )
     graphdef, weights = nnx.split(model)
     given, K = work.given, len(sizes)
-    layers = K if layers is None else layers
-    if not given < layers <= K:
-        raise UserError(f"{layers} layers: choose from {given + 1} to {K}, {given} of them are given")
+    levels = K if levels is None else levels
+    if not given < levels <= K:
+        raise UserError(f"{levels} levels: choose from {given + 1} to {K}, {given} of them are given")
     codes_BTK = jnp.asarray(work.codes_BTK)
-    for level in range(given, layers):
+    for level in range(given, levels):
         codes_BTK = _pass(
             graphdef,
             weights,
@@ -121,8 +121,8 @@ def refine(
         )
         if progress is not None:
             codes_BTK.block_until_ready()
-            progress(level + 1 - given, layers - given)
-    return [work.cut(b, codes_TK, layers) for b, codes_TK in enumerate(np.asarray(codes_BTK))]
+            progress(level + 1 - given, levels - given)
+    return [work.cut(b, codes_TK, levels) for b, codes_TK in enumerate(np.asarray(codes_BTK))]
 
 
 def level_pass(

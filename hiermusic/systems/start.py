@@ -44,7 +44,7 @@ def from_codec(codec: Codec, model: nnx.Module, counts_KV: np.ndarray | None = N
 
     Codes that lie near each other begin near each other, in the table that is read and in the heads, and what is
     learned of one level serves the others, since all lie in the codec's one space of latent frames; heads begin at the
-    codes' frequencies. Deep layers, each of which a short run sees a few times, would otherwise not get as far. A head
+    codes' frequencies. Deep levels, each of which a short run sees a few times, would otherwise not get as far. A head
     that all levels share takes their frequencies alone: its row v stands for another code at each of them.
 
     Args:
@@ -60,7 +60,7 @@ def from_codec(codec: Codec, model: nnx.Module, counts_KV: np.ndarray | None = N
     share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)
     books_KVD = books_KVD - (share_KV[..., None] * books_KVD).sum(1, keepdims=True)
     size = max(width, books_KVD.shape[-1])
-    # one rotation whatever the run's seed: tables of layers that a run adds lie as those that it begins with
+    # one rotation whatever the run's seed: tables of levels that a run adds lie as those that it begins with
     turn_DD = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
     tables_KVD = books_KVD @ turn_DD[: books_KVD.shape[-1], :width]
     spread_K11 = np.sqrt(np.mean(np.square(tables_KVD), axis=(1, 2), keepdims=True)) + 1e-9

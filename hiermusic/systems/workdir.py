@@ -252,7 +252,7 @@ def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -
     )
 
 
-def encode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
+def encode_file(codec_dir: str, source: str, target: str, levels: int | None) -> dict[str, Any]:
     """Codes [S, P] of an audio file (see `tokens.packets`), written as .npz with what decoding needs."""
     from hiermusic.audio import files
     from hiermusic.codec.chunked import encode_long
@@ -260,11 +260,11 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     read(codec_dir, "codec")
     wav_LC, rate = files.read(source)  # before the weights, which take longer
     codec = load_codec(codec_dir)
-    check_levels(codec, layers)
+    check_levels(codec, levels)
     if codec.channels == 1 and (odd := files.oddity(wav_LC)):
         warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
-    codes_PS = encode_long(codec, wav_LC, layers=layers)
+    codes_PS = encode_long(codec, wav_LC, levels=levels)
     whole = io.BytesIO()
     np.savez(whole, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
     path = Path(target)
@@ -274,7 +274,7 @@ def encode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
     return {"out": target, "codes": list(codes_PS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 
-def decode_file(codec_dir: str, source: str, target: str, layers: int | None) -> dict[str, Any]:
+def decode_file(codec_dir: str, source: str, target: str, levels: int | None) -> dict[str, Any]:
     """The sound of a codes file written by `encode_file`, as long as what was encoded."""
     from hiermusic.audio import files
     from hiermusic.codec.chunked import decode_long
@@ -288,19 +288,19 @@ def decode_file(codec_dir: str, source: str, target: str, layers: int | None) ->
         codes_PS, length = stored["codes"].T, int(stored["length"])
         sample_rate = int(stored["sample_rate"])
     codec = load_codec(codec_dir)
-    check_levels(codec, layers)
+    check_levels(codec, levels)
     check_codes(codec, codes_PS.T, source, codec_dir)
     if sample_rate != codec.sample_rate or len(codes_PS) != -(-length // codec.packet):
         raise UserError(_foreign(source, codes_PS.T, codec_dir))
-    wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, layers=layers)
+    wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, levels=levels)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
 
 
-def check_levels(codec: Codec, layers: int | None) -> None:
+def check_levels(codec: Codec, levels: int | None) -> None:
     """UserError for a number of levels that a codec has not."""
-    if layers is not None and not 0 < layers <= len(codec.hierarchy):
-        raise UserError(f"{layers} levels were asked for: this codec has {len(codec.hierarchy)}")
+    if levels is not None and not 0 < levels <= len(codec.hierarchy):
+        raise UserError(f"{levels} levels were asked for: this codec has {len(codec.hierarchy)}")
 
 
 def check_codes(codec: Codec, codes_SP: np.ndarray, whose: str, codec_dir: str) -> None:

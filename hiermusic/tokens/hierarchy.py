@@ -35,9 +35,9 @@ class Hierarchy:
     levels: tuple[Level, ...]
 
     @classmethod
-    def uniform(cls, layers: int, rate: Fraction, size: int) -> "Hierarchy":
-        """A residual quantiser's hierarchy: `layers` levels q0, q1, ... of one rate and one size."""
-        return cls.of_packets((1,) * layers, rate, size)
+    def uniform(cls, levels: int, rate: Fraction, size: int) -> "Hierarchy":
+        """A residual quantiser's hierarchy: that many levels q0, q1, ... of one rate and one size."""
+        return cls.of_packets((1,) * levels, rate, size)
 
     @classmethod
     def of_packets(cls, slots: Sequence[int], rate: Fraction, size: int) -> "Hierarchy":

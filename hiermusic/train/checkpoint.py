@@ -306,7 +306,8 @@ def find(workdir: str | Path, step: int | None = None) -> Path:
     """The folder of a checkpoint of a run, the newest or that of a step; UserError when there is none."""
     if export.is_export(workdir):
         raise UserError(f"{workdir} is an exported model, not a training run with checkpoints: give that")
-    directory, kept = _directory(workdir), steps(workdir)
+    directory = _directory(workdir)
+    kept = steps(workdir)
     if not kept:
         raise UserError(f"{directory.parent} holds no checkpoint: train it first")
     if step is not None and step not in kept:

@@ -93,7 +93,8 @@ def _load(build: Build, mesh: Mesh, task: Hashable, work: Work) -> Load:
 
     The work that `tensor` and `context` divide is divided evenly; weights travel in the compute type.
     """
-    stage, rows = build(), _shares(mesh)
+    stage = build()
+    rows = _shares(mesh)
     config = stage.config
     policy = stage.config.remat or "none"
     share = config.loop.batch_size // rows

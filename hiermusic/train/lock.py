@@ -106,7 +106,8 @@ class _Lock:
 
     def _is_free(self, file: int) -> bool:
         """Whether the file is ours from now on, or has to be opened again; UserError where its owner lives."""
-        free, owner = _try(file), _read(self.path)
+        free = _try(file)
+        owner = _read(self.path)
         if not _is_at(file, self.path):
             return False
         told = free is not None and (not owner or owner.get("boot") == self.mine["boot"])  # by the kernel

@@ -159,7 +159,8 @@ def _dimensions(axes: Sequence[str | None]) -> contrib.MuonDimensionNumbers | No
 
 def _muon_scale(param: nnx.Param, axes: Sequence[str | None]) -> float:
     """What multiplies a parameter's update under Muon, its AdamW ones included."""
-    rate, spec = param.get_metadata().get("rate", 1.0), _dimensions(axes)
+    rate = param.get_metadata().get("rate", 1.0)
+    spec = _dimensions(axes)
     if spec is None:
         return rate
     # an orthogonal matrix of n x m has entries of size 1 / sqrt(max(n, m))

@@ -38,7 +38,8 @@ def describe(workdir: str | Path, step: int | None = None, weights: bool = False
 
     kept = checkpoint.steps(workdir)
     if export.is_export(workdir):
-        step, path = checkpoint.exported_step(workdir, step), Path(workdir)
+        step = checkpoint.exported_step(workdir, step)
+        path = Path(workdir)
         parts: Tree = {"model": export.nested(export.shapes(workdir))}
     else:
         path = checkpoint.find(workdir, step)

@@ -46,7 +46,8 @@ def _compile(values: Values, given: list[str]) -> None:
     settings = workdir.resolved(values.config)
     build = partial(workdir.stage, settings)
     devices = topology(values.topology, values.slices)
-    stage, chip = build(), chip_of(devices[0])
+    stage = build()
+    chip = chip_of(devices[0])
     mesh = loop.check(stage, devices)
     facts: dict[str, Any] = {
         "system": settings.system,

@@ -85,7 +85,7 @@ def _define_tokenize(values: Values) -> None:
     string(values, "data", "audio records, folder, manifest, TFDS name or builtin:N")
     string(values, "out", "folder for the token records, or for one of each stream")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
-    integer(values, "split_at", "codec layers kept apart from the rest, for models that read only those", 2, lower=1)
+    integer(values, "split_at", "codec levels kept apart from the rest, for models that read only those", 2, lower=1)
     boolean(values, "json", "print one JSON object")
     hosts(values)
 
@@ -111,7 +111,7 @@ def _tokenize(values: Values, given: list[str]) -> None:
 
 def _define_encode(values: Values) -> None:
     string(values, "codec", "workdir of a trained codec")
-    integer(values, "layers", "codec layers to keep; all when left out", lower=1)
+    integer(values, "levels", "codec levels to keep; all when left out", lower=1)
     boolean(values, "json", "print one JSON object")
 
 
@@ -120,7 +120,7 @@ def _encode(values: Values, given: list[str]) -> None:
     need(values, "codec")
     from hiermusic.systems import workdir
 
-    result = workdir.encode_file(values.codec, source, target, layers=values.layers)
+    result = workdir.encode_file(values.codec, source, target, levels=values.levels)
     answer(values, result, [f"{target}: codes {result['codes']} of {result['seconds']:.2f} s"])
 
 
@@ -129,7 +129,7 @@ def _decode(values: Values, given: list[str]) -> None:
     need(values, "codec")
     from hiermusic.systems import workdir
 
-    result = workdir.decode_file(values.codec, source, target, layers=values.layers)
+    result = workdir.decode_file(values.codec, source, target, levels=values.levels)
     answer(values, result, [f"{target}: {result['seconds']:.2f} s"])
 
 

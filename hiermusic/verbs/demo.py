@@ -17,7 +17,8 @@ def _define(values: Values) -> None:
 
 def _demo(values: Values, given: list[str]) -> None:
     positional(given)
-    system, configs = catalogue.named(values.system), Path(values.configs)
+    system = catalogue.named(values.system)
+    configs = Path(values.configs)
     if not locate(configs / system.name).is_dir():
         raise UserError(f"no configurations in {configs}: give --configs=FOLDER with a folder {system.name}")
     from hiermusic.demo import runner

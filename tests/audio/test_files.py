@@ -79,10 +79,10 @@ def test_a_flac_stream_that_does_not_say_its_length(tmp_path):
 def test_what_was_resampled_is_not_copied():
     wav_LC = np.zeros((300_000, 2), np.float32)
     tracemalloc.start()
-    out_MC = files.resample(wav_LC, 48_000, 44_100)
+    out_nC = files.resample(wav_LC, 48_000, 44_100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert out_MC.shape == (275_625, 2) and peak < 0.5 * out_MC.nbytes  # what soxr itself takes is not counted
+    assert out_nC.shape == (275_625, 2) and peak < 0.5 * out_nC.nbytes  # what soxr itself takes is not counted
 
 
 def test_resample_rounds_the_length_up():

@@ -47,7 +47,7 @@ def test_pieces_encode_as_the_whole_does(codec, wave):
     pieces = encode_long(codec, wave, chunk_seconds=1.0)
     assert pieces.dtype == np.uint16 and len(np.unique(whole)) > 4
     np.testing.assert_array_equal(pieces, whole)
-    np.testing.assert_array_equal(encode_long(codec, wave, chunk_seconds=1.3, layers=2), whole[:, :2])
+    np.testing.assert_array_equal(encode_long(codec, wave, chunk_seconds=1.3, levels=2), whole[:, :2])
 
 
 def test_pieces_decode_as_the_whole_does(codec, codes):
@@ -73,7 +73,7 @@ def test_margins_are_the_true_reach(codec, codes):
 
 def test_short_songs_and_asked_lengths(codec, codes):
     assert decode_long(codec, codes[:5], length=33).shape == (33, 2)
-    assert decode_long(codec, codes[:5, :2], layers=1).shape == (40, 2)
+    assert decode_long(codec, codes[:5, :2], levels=1).shape == (40, 2)
     assert encode_long(codec, np.zeros((1, 2), np.float32)).shape == (1, 3)
 
 

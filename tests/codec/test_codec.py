@@ -23,7 +23,7 @@ TINY = CodecConfig(
 _train = nnx.jit(lambda codec, wav, key: codec.forward(wav, key=key, train=True))
 _forward = nnx.jit(lambda codec, wav: codec.forward(wav))
 _encode = nnx.jit(lambda codec, wav: codec.encode(wav))
-_decode = nnx.jit(lambda codec, codes, length, layers: codec.decode(codes, length, layers), static_argnums=(2, 3))
+_decode = nnx.jit(lambda codec, codes, length, levels: codec.decode(codes, length, levels), static_argnums=(2, 3))
 
 
 @nnx.jit

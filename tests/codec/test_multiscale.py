@@ -20,8 +20,8 @@ WIDTH = 9
 
 _train = nnx.jit(lambda quantiser, x, key: quantiser(x, key=key, train=True))
 _evaluate = nnx.jit(lambda quantiser, x: quantiser(x))
-_encode = nnx.jit(lambda quantiser, x, layers: quantiser.encode(x, layers), static_argnums=2)
-_decode = nnx.jit(lambda quantiser, codes, layers: quantiser.decode(codes, layers), static_argnums=2)
+_encode = nnx.jit(lambda quantiser, x, levels: quantiser.encode(x, levels), static_argnums=2)
+_decode = nnx.jit(lambda quantiser, codes, levels: quantiser.decode(codes, levels), static_argnums=2)
 
 
 def _frames(seed, batch=3, windows=2, width=WIDTH, window=11):
@@ -71,8 +71,8 @@ def _weights(quantiser):
 def _reference(weights, config, phis, window_TD):
     """Codes, and f, the residuals and the steps of all levels."""
     f = window_TD.astype(np.float64)
-    if "inward" in weights:
-        f = f @ weights["inward"] + weights["inward_bias"]
+    if "in_proj" in weights:
+        f = f @ weights["in_proj"] + weights["in_proj_bias"]
     residual, codes, residuals, steps = f, [], [], []
     for k, n in enumerate(config.scales):
         book = weights["codebooks"][k]
@@ -84,8 +84,8 @@ def _reference(weights, config, phis, window_TD):
     return np.concatenate(codes), f, residuals, steps
 
 
-def _outward(weights, total):
-    return total @ weights["outward"] + weights["outward_bias"] if "outward" in weights else total
+def _out_proj(weights, total):
+    return total @ weights["out_proj"] + weights["out_proj_bias"] if "out_proj" in weights else total
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_quantiser_is_an_independent_reference(width, phi, phis):
             np.testing.assert_array_equal(out.codes_BPS[b, r], codes)
             sums = np.cumsum(steps, 0)
             np.testing.assert_allclose(
-                out.z_q_BTD[b, r * 11 : (r + 1) * 11], _outward(weights, sums[-1]), rtol=1e-4, atol=1e-5
+                out.z_q_BTD[b, r * 11 : (r + 1) * 11], _out_proj(weights, sums[-1]), rtol=1e-4, atol=1e-5
             )
             errors.append([np.mean(np.square(f - total)) for total in sums])
     np.testing.assert_allclose(out.stats["commitment_K"], np.mean(errors, 0), rtol=1e-4)
@@ -147,7 +147,7 @@ def test_inputs_are_the_views_of_a_sum_built_step_by_step():
 
     views, total = by_hand(codes[1, 1])
     np.testing.assert_allclose(views, inputs[1, 1], atol=1e-6)
-    np.testing.assert_allclose(_outward(weights, total), _evaluate(quantiser, x).z_q_BTD[1, 11:], atol=1e-5)
+    np.testing.assert_allclose(_out_proj(weights, total), _evaluate(quantiser, x).z_q_BTD[1, 11:], atol=1e-5)
 
 
 @pytest.mark.parametrize("straight_through", ["once", "per_level"])
@@ -175,7 +175,7 @@ def test_gradients_are_finite_differences_of_the_surrogate(straight_through, obj
 
     def surrogate(weights):
         """The loss with the codes, and all that a gradient stops at, held where they are."""
-        f = weights["x"] @ weights["inward"] + weights["inward_bias"]
+        f = weights["x"] @ weights["in_proj"] + weights["in_proj_bias"]
         losses, total = [], 0.0
         for k, chosen in enumerate(parts):
             u = _interpolate(weights["codebooks"][k][chosen], config.frames)
@@ -186,10 +186,10 @@ def test_gradients_are_finite_differences_of_the_surrogate(straight_through, obj
                 losses.append(np.mean((steps0[k] - residual) ** 2) + np.mean((step - residuals0[k]) ** 2))
             else:
                 losses.append(0.25 * np.mean((sums0[k] - f) ** 2) + np.mean((total - f0) ** 2))
-        return np.sum(_outward(weights, sums0[-1] + gain * (f - f0)) * g[0]) + np.mean(losses)
+        return np.sum(_out_proj(weights, sums0[-1] + gain * (f - f0)) * g[0]) + np.mean(losses)
 
     start["x"] = x[0].astype(np.float64)
-    for name in ("x", "inward", "inward_bias", "outward", "outward_bias", "phi", "phi_bias"):
+    for name in ("x", "in_proj", "in_proj_bias", "out_proj", "out_proj_bias", "phi", "phi_bias"):
         direction = np.random.default_rng(1).normal(size=start[name].shape)
         ahead, behind = (surrogate(start | {name: start[name] + e * direction}) for e in (1e-4, -1e-4))
         assert np.sum(gradients[name] * direction) == pytest.approx((ahead - behind) / 2e-4, rel=2e-3, abs=1e-5), name
@@ -209,7 +209,7 @@ def test_the_gradient_is_the_identitys_and_per_level_gives_k_of_them():
 def test_past_the_codebooks_frames_go_through_both_maps():
     quantiser, x = _fresh(), _frames(7)
     weights = _weights(quantiser)
-    expected = _outward(weights, x @ weights["inward"] + weights["inward_bias"])
+    expected = _out_proj(weights, x @ weights["in_proj"] + weights["in_proj_bias"])
     np.testing.assert_allclose(quantiser.bypass(x), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(_fresh(width=CONFIG.latent).bypass(x[..., :6]), x[..., :6])
 
@@ -229,7 +229,7 @@ def test_first_batch_initialises_level_by_level():
     assert len(np.unique(out.codes_BPS[..., 0])) > 6
     assert np.all(np.isfinite(quantiser.codebooks[...])) and np.all(np.asarray(quantiser.ema_counts[...]).sum(1) > 0)
     np.testing.assert_allclose(np.asarray(quantiser.ema_counts[...]).sum(1), 16 * np.array(CONFIG.scales), rtol=0.02)
-    assert _evaluate(quantiser, x).stats["commitment_K"][-1] < 0.7 * np.mean(np.square(x @ quantiser.inward[...]))
+    assert _evaluate(quantiser, x).stats["commitment_K"][-1] < 0.7 * np.mean(np.square(x @ quantiser.in_proj[...]))
 
 
 def test_averages_move_by_the_written_formula():

@@ -15,8 +15,8 @@ CONFIG = QuantiserConfig(levels=3, codes=8, kmeans_iterations=10)
 
 _train = nnx.jit(lambda quantiser, x, key: quantiser(x, key=key, train=True))
 _evaluate = nnx.jit(lambda quantiser, x: quantiser(x))
-_encode = nnx.jit(lambda quantiser, x, layers: quantiser.encode(x, layers), static_argnums=2)
-_decode = nnx.jit(lambda quantiser, codes, layers: quantiser.decode(codes, layers), static_argnums=2)
+_encode = nnx.jit(lambda quantiser, x, levels: quantiser.encode(x, levels), static_argnums=2)
+_decode = nnx.jit(lambda quantiser, codes, levels: quantiser.decode(codes, levels), static_argnums=2)
 
 
 def _frames(seed, batch=4, frames=10, width=5):

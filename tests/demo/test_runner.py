@@ -113,12 +113,12 @@ def test_the_page_has_a_chapter_of_all_that_was_measured(monkeypatch, tmp_path):
     ]
 
 
-def test_the_truth_is_heard_first_and_then_more_and_more_layers(tmp_path):
+def test_the_truth_is_heard_first_and_then_more_and_more_levels(tmp_path):
     sounds = tmp_path / "evaluation" / "sounds"
-    for name in ("clip-8-layers", "clip-truth", "clip-16-layers", "clip-2-layers"):
+    for name in ("clip-8-levels", "clip-truth", "clip-16-levels", "clip-2-levels"):
         files.write(sounds / f"{name}.wav", [[0.0]], 8000)
     players = runner._reconstructions(tmp_path)
-    assert [player.label for player in players] == ["truth", "2 layers", "8 layers", "16 layers"]
+    assert [player.label for player in players] == ["truth", "2 levels", "8 levels", "16 levels"]
     assert [player.path for player in players] == [
-        sounds / f"clip-{name}.wav" for name in ("truth", "2-layers", "8-layers", "16-layers")
+        sounds / f"clip-{name}.wav" for name in ("truth", "2-levels", "8-levels", "16-levels")
     ]

@@ -15,19 +15,19 @@ from hiermusic.evaluate.scores import difference, from_json, interval, protocol_
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 from hiermusic.tokens.packets import levels_of
 
-RATE, LAYERS = 4000, 4
-HIERARCHY = Hierarchy.uniform(LAYERS, Fraction(RATE), 4)
+RATE, LEVELS = 4000, 4
+HIERARCHY = Hierarchy.uniform(LEVELS, Fraction(RATE), 4)
 
 
 def encode(wav_LC):
-    """Two bits a layer: a sample in [-1, 1) written in base 4, coarsest digit first."""
-    whole = np.floor((wav_LC[:, 0] + 1) / 2 * 4**LAYERS).astype(int).clip(0, 4**LAYERS - 1)
-    return np.stack([whole // 4 ** (LAYERS - 1 - k) % 4 for k in range(LAYERS)], axis=1)
+    """Two bits a level: a sample in [-1, 1) written in base 4, coarsest digit first."""
+    whole = np.floor((wav_LC[:, 0] + 1) / 2 * 4**LEVELS).astype(int).clip(0, 4**LEVELS - 1)
+    return np.stack([whole // 4 ** (LEVELS - 1 - k) % 4 for k in range(LEVELS)], axis=1)
 
 
-def decode(codes, layers):
-    weights = 4.0 ** -np.arange(1, layers + 1)
-    return ((codes[:, :layers] @ weights + weights[-1] / 2) * 2 - 1)[:, None]
+def decode(codes, levels):
+    weights = 4.0 ** -np.arange(1, levels + 1)
+    return ((codes[:, :levels] @ weights + weights[-1] / 2) * 2 - 1)[:, None]
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def coder():
     return Coder(encode, decode, RATE, 1, HIERARCHY)
 
 
-def test_more_layers_rebuild_better(coder, clips):
-    result = evaluate_codec(coder, clips, Protocol(layers=(1, 2, 3, 16)))
+def test_more_levels_rebuild_better(coder, clips):
+    result = evaluate_codec(coder, clips, Protocol(levels=(1, 2, 3, 16)))
     rows = result["reconstruction"]
-    assert [row["layers"] for row in rows] == [1, 2, 3, LAYERS]
+    assert [row["levels"] for row in rows] == [1, 2, 3, LEVELS]
     assert [row["bits_per_second"] for row in rows] == [2 * RATE * n for n in (1, 2, 3, 4)]
     for name, order in (("si_sdr", 1), ("sdr", 1), ("mel", -1), ("stft", -1)):
         means = [order * row[name]["mean"] for row in rows]
@@ -57,17 +57,17 @@ def test_more_layers_rebuild_better(coder, clips):
     assert result["clips"] == 3 and result["seconds"] == pytest.approx(3)
     music = result["music"]
     assert next(iter(music)) == "the clips themselves"
-    assert list(music)[3:] == ["1 layer", "2 layers", "3 layers", "4 layers"]
-    heard = [music[name]["tonality"]["mean"] for name in ("the clips themselves", "4 layers", "noise shaped like it")]
+    assert list(music)[3:] == ["1 level", "2 levels", "3 levels", "4 levels"]
+    heard = [music[name]["tonality"]["mean"] for name in ("the clips themselves", "4 levels", "noise shaped like it")]
     assert heard[0] == pytest.approx(heard[1], abs=0.1) and heard[1] > heard[2]
     agreed = {name: row["chroma_agreement"]["mean"] for name, row in music.items()}
     assert agreed["the clips themselves"] == pytest.approx(1, abs=1e-5)
-    assert agreed["4 layers"] > 0.9 > agreed["noise shaped like it"]
+    assert agreed["4 levels"] > 0.9 > agreed["noise shaped like it"]
     json.dumps(result)
 
 
 def test_effective_rate_is_the_entropy(coder, clips):
-    result = evaluate_codec(coder, clips, Protocol(layers=()))
+    result = evaluate_codec(coder, clips, Protocol(levels=()))
     (row,) = result["reconstruction"]
     assert row["effective_bits_per_second"] == pytest.approx(RATE * sum(r["entropy_bits"] for r in result["codes"]))
     assert row["efficiency"] == pytest.approx(np.mean([r["efficiency"] for r in result["codes"]]))
@@ -75,7 +75,7 @@ def test_effective_rate_is_the_entropy(coder, clips):
 
 
 def test_silent_clips_are_left_out_and_counted(coder, clips):
-    result = evaluate_codec(coder, [*clips, 1e-5 * clips[0]], Protocol(layers=(1,)))
+    result = evaluate_codec(coder, [*clips, 1e-5 * clips[0]], Protocol(levels=(1,)))
     assert result["silent_clips"] == 1 and result["reconstruction"][0]["sdr"]["count"] == 3
     with pytest.raises(UserError, match="dBFS"):
         evaluate_codec(coder, [0 * clips[0]])
@@ -90,11 +90,11 @@ def test_levels_of_unequal_rate(clips):
         rest = wav_LC[:, 0] - np.repeat((slow + 0.5) / 32 - 1, 40)
         return slow[:, None], np.floor((rest + 1) * 32).astype(int).clip(0, 63)[:, None]
 
-    def decode_pyramid(codes, layers):
+    def decode_pyramid(codes, levels):
         wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40, axis=0)
-        return wav + ((codes[1] + 0.5) / 32 - 1 if layers > 1 else 0)
+        return wav + ((codes[1] + 0.5) / 32 - 1 if levels > 1 else 0)
 
-    result = evaluate_codec(Coder(encode_pyramid, decode_pyramid, RATE, 1, hierarchy), clips, Protocol(layers=(1,)))
+    result = evaluate_codec(Coder(encode_pyramid, decode_pyramid, RATE, 1, hierarchy), clips, Protocol(levels=(1,)))
     assert [row["bits_per_second"] for row in result["reconstruction"]] == [600, 600 + 6 * RATE]
     assert result["reconstruction"][1]["sdr"]["mean"] > 20
 
@@ -115,7 +115,7 @@ def test_codes_may_lie_on_a_device():
 def test_wrong_channels_and_short_decodes_are_refused(coder, clips):
     with pytest.raises(UserError, match="clip 1"):
         evaluate_codec(coder, [clips[0], np.repeat(clips[0], 2, axis=1)])
-    short = Coder(encode, lambda codes, layers: decode(codes, layers)[:-100], RATE, 1, HIERARCHY)
+    short = Coder(encode, lambda codes, levels: decode(codes, levels)[:-100], RATE, 1, HIERARCHY)
     with pytest.raises(UserError, match="whole clips"):
         evaluate_codec(short, clips)
 
@@ -140,11 +140,11 @@ def test_clips_that_differ_more_than_codecs_do_are_compared_one_by_one():
 
 
 def test_codecs_are_told_apart_in_a_table(coder, clips, tmp_path):
-    """benchmarks/codec_table.py: a whole codec, one that drops half of its layers, one measured on other clips."""
-    coarse = Coder(encode, lambda codes, layers: decode(codes, min(layers, 2)), RATE, 1, HIERARCHY)
+    """benchmarks/codec_table.py: a whole codec, one that drops half of its levels, one measured on other clips."""
+    coarse = Coder(encode, lambda codes, levels: decode(codes, min(levels, 2)), RATE, 1, HIERARCHY)
     for name, codec, sounds in (("fine", coder, clips), ("coarse", coarse, clips), ("other", coder, clips[:2])):
         (tmp_path / name / "evaluation").mkdir(parents=True)
-        result = to_json(evaluate_codec(codec, sounds, Protocol(layers=())))
+        result = to_json(evaluate_codec(codec, sounds, Protocol(levels=())))
         (tmp_path / name / "evaluation" / "results.json").write_text(json.dumps(result))
     script = Path(__file__).parents[2] / "benchmarks" / "codec_table.py"
 

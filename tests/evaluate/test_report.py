@@ -87,11 +87,11 @@ def result():
         "seconds": 40.0,
         "protocol_hash": "0123456789ab",
         "reconstruction": [
-            score_row(n, layers=n, bits_per_second=215.0 * n, effective_bits_per_second=200.0 * n, efficiency=200 / 215)
+            score_row(n, levels=n, bits_per_second=215.0 * n, effective_bits_per_second=200.0 * n, efficiency=200 / 215)
             for n in (1, 2, 4)
         ],
         "anchors": {"random_codes": score_row(-40.0), "shuffled_clips": score_row(math.nan)},
-        "music": {name: music_row(value) for name, value in (("the clips themselves", 0.9), ("2 layers", math.nan))},
+        "music": {name: music_row(value) for name, value in (("the clips themselves", 0.9), ("2 levels", math.nan))},
         "codes": [
             {
                 "level": k,
@@ -254,5 +254,5 @@ def test_mel_png_shows_pitch_at_its_height():
 def test_what_is_rebuilt_is_measured_as_music(result):
     (table,) = sections.rebuilt_music(to_json(result)).items
     assert table.columns == ["", "tonality", "chroma entropy, bits", "onset regularity"]
-    assert [row[0] for row in table.rows] == ["the clips themselves", "2 layers"]
+    assert [row[0] for row in table.rows] == ["the clips themselves", "2 levels"]
     assert table.rows[0][1] == "0.90 (0.80 … 1.00)" and table.rows[1][1] == DASH

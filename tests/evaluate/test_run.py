@@ -87,8 +87,8 @@ def codec(monkeypatch, resolved):
     def encode(codec, wav_LC):
         return np.repeat(np.floor(wav_LC).astype(int), 2, axis=1)
 
-    def decode(codec, codes_PS, length=None, layers=None):
-        return codes_PS[:length, :1] + 0.01 * (layers or 2)
+    def decode(codec, codes_PS, length=None, levels=None):
+        return codes_PS[:length, :1] + 0.01 * (levels or 2)
 
     def evaluate_codec(coder, clips, progress, each):
         it.measured.append((coder, clips, each))
@@ -120,12 +120,12 @@ def test_a_codec_is_measured_on_held_out_clips_and_its_yardsticks_at_its_rates(c
     np.testing.assert_allclose(coder.decode(streams, 1), np.full((4 * RATE, 1), 3.01))
 
 
-def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_layers(codec, monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "HEARD_LAYERS", (1,))
+def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "HEARD_LEVELS", (1,))
     wav_LC = np.full((50, 1), 0.25)
     players = run.reconstructions(codec, wav_LC, tmp_path / "sounds", "clip")
-    assert [player.label for player in players] == ["truth", "1 layer", "2 layers"]
-    assert [player.path.name for player in players] == ["clip-truth.wav", "clip-1-layer.wav", "clip-2-layers.wav"]
+    assert [player.label for player in players] == ["truth", "1 level", "2 levels"]
+    assert [player.path.name for player in players] == ["clip-truth.wav", "clip-1-level.wav", "clip-2-levels.wav"]
     for player, value in zip(players, (0.25, 0.01, 0.02), strict=True):
         sound_LC, _ = files.read(player.path)
         np.testing.assert_allclose(sound_LC, np.full((50, 1), value), atol=1e-4)
@@ -137,8 +137,8 @@ def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_layers(codec, mo
 def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monkeypatch):
     asked = []
 
-    def decode(codec, codes_PS, *, length, layers):
-        asked.append(layers)
+    def decode(codec, codes_PS, *, length, levels):
+        asked.append(levels)
         return np.zeros((length, 1), np.float32)
 
     monkeypatch.setattr(run, "encode_long", lambda codec, wav_LC: None)
@@ -146,8 +146,8 @@ def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monk
     codec = SimpleNamespace(sample_rate=8000, hierarchy=range(depth))
     players = run.reconstructions(codec, np.zeros((80, 1), np.float32), tmp_path, "clip")
     assert asked == heard
-    assert [player.label for player in players] == ["truth", *(f"{n} layer{'s' * (n > 1)}" for n in heard)]
-    assert (tmp_path / f"clip-{heard[-1]}-layer{'s' * (heard[-1] > 1)}.wav").is_file()
+    assert [player.label for player in players] == ["truth", *(f"{n} level{'s' * (n > 1)}" for n in heard)]
+    assert (tmp_path / f"clip-{heard[-1]}-level{'s' * (heard[-1] > 1)}.wav").is_file()
 
 
 def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
@@ -280,21 +280,21 @@ def test_a_codecs_lines_hold_every_row_and_its_own_scores():
         return facts | {"si_sdr": interval(at), "mel": interval(at + 1), "stft": interval(at + 2)}
 
     results = {
-        "reconstruction": [row(1, layers=1, bits_per_second=100), row(2, layers=2, bits_per_second=200)],
+        "reconstruction": [row(1, levels=1, bits_per_second=100), row(2, levels=2, bits_per_second=200)],
         "baselines": {"transform": [row(3, bits_per_second=98)], "low_pass": [row(4, cutoff=1000)]},
         "anchors": {"random_codes": row(-5)},
-        "music": {"1 layer": {"tonality": interval(0.5)}},
+        "music": {"1 level": {"tonality": interval(0.5)}},
     }
     head, *rows = run.lines(results)
     assert head.split() == ["bit/s", "SI-SDR", "mel", "STFT"]
     assert [line.rsplit(maxsplit=4) for line in rows[:5]] == [
-        ["1 layers", "100", "1.00", "2.000", "3.000"],
-        ["2 layers", "200", "2.00", "3.000", "4.000"],
+        ["1 levels", "100", "1.00", "2.000", "3.000"],
+        ["2 levels", "200", "2.00", "3.000", "4.000"],
         ["transform codec", "98", "3.00", "4.000", "5.000"],
         ["low-pass 1 kHz", "nan", "4.00", "5.000", "6.000"],
         ["random codes", "nan", "-5.00", "-4.000", "-3.000"],
     ]
-    assert [line.split() for line in rows[5:]] == [["tonality"], ["1", "layer", "0.50"]]
+    assert [line.split() for line in rows[5:]] == [["tonality"], ["1", "level", "0.50"]]
 
 
 def test_a_token_models_lines_say_on_which_levels_counting_is_ahead():

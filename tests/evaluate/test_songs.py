@@ -54,7 +54,7 @@ def write(folder, name: str, wav_LC: np.ndarray, coarse_LC: np.ndarray | None, *
 
 @pytest.fixture(scope="module")
 def result(corpus, tmp_path_factory):
-    """Two songs whose first layers are music and whose rest is noise; one of them copies a training song."""
+    """Two songs whose first levels are music and whose rest is noise; one of them copies a training song."""
     folder = tmp_path_factory.mktemp("songs")
     for name, coarse_LC in (("a", tune(20)), ("copy", corpus.sounds[1])):
         write(folder, name, anchors.noise_like(tune(21), RATE), coarse_LC, tags=name)

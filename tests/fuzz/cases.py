@@ -304,7 +304,7 @@ def arrays(chance: Chance, folder: Path) -> None:
     with (
         patch.object(workdir, "read"),
         patch.object(workdir, "load_codec", lambda *_: codec),
-        patch.object(chunked, "decode_long", lambda codec, codes_PS, length, layers: np.zeros((length, 1), np.float32)),
+        patch.object(chunked, "decode_long", lambda codec, codes_PS, length, levels: np.zeros((length, 1), np.float32)),
     ):
         workdir.decode_file("codec", str(path), str(folder / "out.wav"), None)
 

@@ -80,13 +80,13 @@ def test_fine_levels_can_be_drawn_cooler(model):
     assert any((one != other).any() for one, other in zip(warm, cooling, strict=True))
 
 
-def test_a_song_may_stop_at_a_layer(model):
+def test_a_song_may_stop_at_a_level(model):
     whole = refine(model, PROMPTS, GIVEN, seeds=SEEDS, **BATCH)
-    for one, other in zip(whole, refine(model, PROMPTS, GIVEN, seeds=SEEDS, layers=2, **BATCH), strict=True):
+    for one, other in zip(whole, refine(model, PROMPTS, GIVEN, seeds=SEEDS, levels=2, **BATCH), strict=True):
         np.testing.assert_array_equal(other, one[:, :2])
-    for layers in (1, 4):
+    for levels in (1, 4):
         with pytest.raises(UserError, match="choose from 2 to 3"):
-            refine(model, PROMPTS, GIVEN, seeds=SEEDS, layers=layers, **BATCH)
+            refine(model, PROMPTS, GIVEN, seeds=SEEDS, levels=levels, **BATCH)
 
 
 def test_batch_members_and_longer_padding_change_nothing(model):
@@ -172,9 +172,7 @@ UNEVEN = [(2, 4, 8), (3, 6, 12), (1, 2, 4)]
 def test_levels_of_different_lengths_read_the_coarser_tokens_that_sound_there(model, reference):
     """From nothing: the first level reads the marker wherever it predicts; samples beside each other change nothing."""
     config, w = model.config, reference.weights_of(model)
-    made = refine(
-        model, PROMPTS, [np.zeros((1, 0), int)] * 3, lengths=UNEVEN, seeds=SEEDS, temperature=1.5, **BATCH
-    )
+    made = refine(model, PROMPTS, [np.zeros((1, 0), int)] * 3, lengths=UNEVEN, seeds=SEEDS, temperature=1.5, **BATCH)
     for codes, prompt, lengths, seed in zip(made, PROMPTS, UNEVEN, SEEDS, strict=True):
         assert isinstance(codes, tuple) and tuple(len(codes_T) for codes_T in codes) == lengths
         known = [np.full(length, -1) for length in lengths]

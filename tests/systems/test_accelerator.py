@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
 from hiermusic.nn import attention
 from hiermusic.tokens.visibility import Visibility
@@ -81,8 +83,9 @@ def _proofs(records: list[dict]) -> dict[str, dict]:
 @pytest.fixture
 def accelerator(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # put back afterwards
     for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "TF_CPP_MIN_LOG_LEVEL", "JAX_DISABLE_MOST_OPTIMIZATIONS"):
-        monkeypatch.setenv(name, os.environ.get(name, "0"))  # put back afterwards
+        monkeypatch.setenv(name, os.environ.get(name, "0"))
     import accelerator
 
     return accelerator
@@ -112,7 +115,7 @@ def test_training_attends_by_cudnn_in_what_is_lowered_for_a_gpu(trained):
 
 def test_a_training_step_counts_halves_of_causal_rows_and_is_written(trained):
     steps = [record for record in _records(trained) if record.get("what") == "step"]
-    assert len(steps) == 2
+    assert [step["section"] for step in steps] == ["backbone", "superres"]
     for step in steps:
         assert not step["skipped_update"] and step["loss"] > 0 and step["layers"] == step["of"]
         assert step["mfu_of_measured"] == pytest.approx(step["flops"] / step["seconds"] / _peak(trained), rel=1e-3)
@@ -194,6 +197,38 @@ def test_a_section_runs_in_a_process_of_its_own(tmp_path, capfd, accelerator):
     records = _records(out)
     assert [record["what"] for record in records][-3:] == ["bandwidth", "reading", "done"]
     assert capfd.readouterr().out == out.read_text()
+
+
+def test_tiny_alone_asks_for_programs_that_are_made_quickly(tmp_path, monkeypatch, accelerator):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    for preset, flags in (("paper", []), ("tiny", ["--xla_cpu_use_fusion_emitters=false"])):
+        accelerator.main([f"--preset={preset}", "--together", "--minutes=0", f"--out={tmp_path / preset}"])
+        assert os.environ["XLA_FLAGS"].split() == [*flags, "--xla_backend_optimization_level=0"]
+
+
+def test_weights_are_drawn_on_a_cpu_without_a_program(monkeypatch, accelerator):
+    from accelerator_tools import fresh
+
+    monkeypatch.delattr(jax, "jit")
+    module = nnx.merge(*fresh(lambda rngs: nnx.BatchNorm(64, rngs=rngs, param_dtype=jnp.bfloat16)))
+    scale, var = np.asarray(module.scale[...]), np.asarray(module.var[...])
+    assert scale.dtype == jnp.bfloat16 and len(set(scale.tolist())) > 32 and 0 <= scale.min() < scale.max() <= 0.04
+    assert var.shape == (64,) and not var.any()
+
+
+def test_the_small_codec_trains_without_mel_filters(monkeypatch, accelerator):
+    from accelerator_models import traced
+    from accelerator_tools import configuration
+
+    from hiermusic.audio import spectral
+    from hiermusic.parallel.mesh import make_mesh
+    from hiermusic.systems.khala import stages
+
+    spectral.mel_filters.cache_clear()
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    stage, mesh = stages.stage(configuration("codec", "tiny")), make_mesh({}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        traced(stage, {"wav": jax.ShapeDtypeStruct(stage.shape, jnp.float32)}, mesh)
 
 
 def test_tiny_runs_two_sections_at_a_time_each_once(tmp_path, accelerator):

@@ -48,7 +48,7 @@ def test_a_continuation_is_made_again_when_its_audio_changes(produce, tmp_path):
 
 @pytest.fixture
 def make_one(tmp_path, monkeypatch):
-    """(sound at 8 kHz, seconds asked) -> the folder with the song, and the bare sound of its first layers."""
+    """(sound at 8 kHz, seconds asked) -> the folder with the song, and the bare sound of its first levels."""
 
     def run(wav_LC: np.ndarray, seconds: float, coarse_LC: np.ndarray | None = None):
         def decode(codec, codes_PS, length=None):

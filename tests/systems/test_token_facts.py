@@ -79,12 +79,13 @@ def test_without_records_a_configuration_says_what_its_tokens_are(tmp_path):
         token_facts.codec_of(config)
 
 
-def test_a_codec_that_lies_elsewhere_now_keeps_its_step(tmp_path):
+def test_a_codec_that_lies_elsewhere_now_keeps_its_step(tmp_path, monkeypatch):
     moved = tmp_path / "moved"
     moved.mkdir()
+    monkeypatch.chdir(tmp_path)
     config = configuration("aar/ar_baseline:tiny")
     config.data.path = records(tmp_path / "tokens", RESIDUAL)
-    for given in (str(moved), f"{moved}@7"):
+    for given in (str(moved), f"{moved}@7", "moved", "moved@7"):
         config.data.codec = given
         found = workdir.resolved(config)
         assert found.data.codec == f"{moved}@7" and token_facts.codec_of(found) == (str(moved), 7)
@@ -139,16 +140,18 @@ def test_what_is_learnt_cannot_be_said_to_training(tmp_path, capsys):
     assert capsys.readouterr().err == line and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["khala/codec", "khala/backbone", "aar/lm"])
+@pytest.mark.parametrize("name", ["khala/codec", "khala/superres", "khala/backbone", "aar/lm"])
 def test_a_workdir_of_an_older_layout_is_one_line(tmp_path, name):
     config = configuration(f"{name}:tiny").to_dict()
     if name == "khala/codec":
         config["model"]["codebooks"] = config["model"].pop("levels")
+    elif name == "khala/superres":
+        config["sampling"]["layers"] = config["sampling"].pop("levels")
     else:
         config.pop("tokens")
         config["model"] |= {"codes": 256, "frame_rate": "22050/512"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    field = "levels" if name == "khala/codec" else "tokens"
+    field = {"khala/codec": "levels", "khala/superres": "sampling.levels"}.get(name, "tokens")
     words = rf"config.json has no field {field}, as another version wrote it: train"
     with pytest.raises(UserError, match=words) as told:
         workdir.read(tmp_path)

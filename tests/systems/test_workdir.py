@@ -26,12 +26,12 @@ def codec(monkeypatch):
     it.hierarchy = Hierarchy.uniform(LEVELS, 10, 64)
     it.config, it.facts = configuration("khala/codec:tiny"), TokenFacts(1000, 100, "residual", LEVELS, 64, 8)
 
-    def encode(codec, wav_LC, layers=None):
-        it.asked.append((wav_LC, layers))
-        return np.repeat(np.arange(-(-len(wav_LC) // 10))[:, None], layers or LEVELS, axis=1).astype(np.uint16)
+    def encode(codec, wav_LC, levels=None):
+        it.asked.append((wav_LC, levels))
+        return np.repeat(np.arange(-(-len(wav_LC) // 10))[:, None], levels or LEVELS, axis=1).astype(np.uint16)
 
-    def decode(codec, codes_PS, length=None, layers=None):
-        it.asked.append((codes_PS, length, layers))
+    def decode(codec, codes_PS, length=None, levels=None):
+        it.asked.append((codes_PS, length, levels))
         return np.full((length, 1), 0.25)
 
     monkeypatch.setattr("hiermusic.codec.chunked.encode_long", encode)
@@ -62,27 +62,27 @@ def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_pa
     np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
 
 
-@pytest.mark.parametrize("layers", [None, 1, LEVELS])
-def test_layers_of_a_file_are_those_asked_for(codec, tmp_path, layers):
+@pytest.mark.parametrize("levels", [None, 1, LEVELS])
+def test_levels_of_a_file_are_those_asked_for(codec, tmp_path, levels):
     files.write(tmp_path / "in.wav", np.full((45, 1), 0.5), 2000)
     place = str(tmp_path / "o" / "codes.npz")
-    told = workdir.encode_file("codec", str(tmp_path / "in.wav"), place, layers)
+    told = workdir.encode_file("codec", str(tmp_path / "in.wav"), place, levels)
     wav_LC, asked = codec.asked.pop()
-    assert asked == layers and wav_LC.shape == (23, 1)  # at the codec's rate
-    assert told == {"out": place, "codes": [layers or LEVELS, 3], "seconds": 0.023}
+    assert asked == levels and wav_LC.shape == (23, 1)  # at the codec's rate
+    assert told == {"out": place, "codes": [levels or LEVELS, 3], "seconds": 0.023}
     with np.load(place) as stored:
         assert [stored[name].tolist() for name in ("length", "sample_rate")] == [23, 1000]
-        np.testing.assert_array_equal(stored["codes"], [[0, 1, 2]] * (layers or LEVELS))
+        np.testing.assert_array_equal(stored["codes"], [[0, 1, 2]] * (levels or LEVELS))
 
-    told = workdir.decode_file("codec", place, str(tmp_path / "out.wav"), layers)
+    told = workdir.decode_file("codec", place, str(tmp_path / "out.wav"), levels)
     codes_PS, *how = codec.asked.pop()
-    np.testing.assert_array_equal(codes_PS, np.repeat([[0], [1], [2]], layers or LEVELS, axis=1))
-    assert how == [23, layers] and told == {"out": str(tmp_path / "out.wav"), "seconds": 0.023}
+    np.testing.assert_array_equal(codes_PS, np.repeat([[0], [1], [2]], levels or LEVELS, axis=1))
+    assert how == [23, levels] and told == {"out": str(tmp_path / "out.wav"), "seconds": 0.023}
     sound_LC, rate = files.read(tmp_path / "out.wav")
     assert rate == 1000 and (sound_LC == 0.25).all()
 
 
-def test_more_layers_than_a_codec_has_are_refused(codec, tmp_path):
+def test_more_levels_than_a_codec_has_are_refused(codec, tmp_path):
     files.write(tmp_path / "in.wav", np.zeros((45, 1)), 1000)
     place = str(tmp_path / "codes.npz")
     with pytest.raises(UserError, match=f"{LEVELS + 1} levels were asked for: this codec has {LEVELS}"):

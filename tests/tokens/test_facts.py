@@ -18,6 +18,14 @@ def test_what_follows_from_the_facts():
     assert SCALES.hierarchy.rates == (1, 4, 75) and SCALES.hierarchy.tokens_per_second == 80
 
 
+def test_facts_are_told_in_words():
+    assert str(RESIDUAL) == "64 levels of 1024 codes at 11025/512 Hz by a residual quantiser, 128 channels"
+    assert str(SCALES) == (
+        "3 levels of 256 codes at 75 Hz by a multiscale quantiser of 75 frames, 80 tokens a second, partial phi, gamma "
+        "0.5, 48 channels"
+    )
+
+
 @pytest.mark.parametrize("facts", [RESIDUAL, SCALES])
 def test_facts_come_back_from_json(facts):
     assert TokenFacts.of(json.loads(json.dumps(facts.to_json()))) == facts

@@ -167,12 +167,12 @@ CASES = {
     "encode": Case(
         ("--codec=c", "in.wav", "codes.npz"),
         {"hiermusic.systems.workdir.encode_file": {"codes": [2, 3], "seconds": 1.0}},
-        one("codec", "k", "workdir.encode_file.codec_dir") | one("layers", "3", "workdir.encode_file.layers", to=3),
+        one("codec", "k", "workdir.encode_file.codec_dir") | one("levels", "3", "workdir.encode_file.levels", to=3),
     ),
     "decode": Case(
         ("--codec=c", "codes.npz", "out.wav"),
         {"hiermusic.systems.workdir.decode_file": {"seconds": 1.0}},
-        one("codec", "k", "workdir.decode_file.codec_dir") | one("layers", "3", "workdir.decode_file.layers", to=3),
+        one("codec", "k", "workdir.decode_file.codec_dir") | one("levels", "3", "workdir.decode_file.levels", to=3),
     ),
     "train": Case(
         (f"--config={CODEC}:tiny", "--workdir=w"),

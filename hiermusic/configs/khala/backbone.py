@@ -1,4 +1,4 @@
-"""Khala's backbone: a causal transformer over the first two codec layers of a whole track, interleaved frame by frame.
+"""Khala's backbone: a causal transformer over the first two codec levels of a whole track, interleaved frame by frame.
 
     hiermusic train --config=configs/khala/backbone.py:tiny --workdir=out/backbone --config.data.path=TOKENS
 

@@ -4,8 +4,8 @@
 
 | preset | where                      | expect                                                                    |
 |--------|----------------------------|---------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~5 minutes  | 22 kHz mono, 43 frames/s; built-in songs at 10.5 dB SI-SDR with all layers |
-| music  | as tiny, ~10 minutes       | tiny for music that was recorded: 32 recordings at 14.8 dB with all layers  |
+| tiny   | two CPU cores, ~5 minutes  | 22 kHz mono, 43 frames/s; built-in songs at 10.5 dB SI-SDR with all levels |
+| music  | as tiny, ~10 minutes       | tiny for music that was recorded: 32 recordings at 14.8 dB with all levels  |
 | small  | one GPU, days              | untried; a third to a quarter of the paper's widths, its whole objective   |
 | paper  | a pod, 2.49 M steps        | the published sizes: encoder 78.56 M, decoder 177.71 M, quantiser 8.39 M   |
 | 3b, 7b | as paper                   | the codec that the token models of that name read: paper's                 |

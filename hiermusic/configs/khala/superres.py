@@ -1,20 +1,20 @@
-"""Khala's super-resolution model: fills codec layers 2 to 63, one full-attention pass a layer over the whole track.
+"""Khala's super-resolution model: fills codec levels 2 to 63, one full-attention pass a level over the whole track.
 
     hiermusic train --config=configs/khala/superres.py:tiny --workdir=out/superres --config.data.path=TOKENS \\
       --config.init_from=out/backbone
 
 | preset | where                      | expect                                                                      |
 |--------|----------------------------|-----------------------------------------------------------------------------|
-| tiny   | two CPU cores, ~4 minutes  | under a unigram model's bits on coarse layers, as many on the fine ones       |
+| tiny   | two CPU cores, ~4 minutes  | under a unigram model's bits on coarse levels, as many on the fine ones       |
 | small  | one GPU, days              | untried; 12 layers of width 768                                               |
 | paper  | 64 GPUs, 10 k steps        | 1.876 B parameters, 8,192 positions                                           |
 | 3b     | a pod                      | 3.532 B parameters; not trained                                               |
 | 7b     | a pod                      | 7.125 B parameters; not trained                                               |
 
 A batch is one task: with probability `task0_share` causal prediction of q0 (Task 0), otherwise full-attention
-prediction of a layer that is drawn for each row (Task 1). The share is not in the paper; 0 is its negative ablation.
-Without `init_from` the trunk starts at random. `model.levels` is how many layers of its tokens it knows, 0 for all.
-`sampling.layers` is how many a song gets, 0 for all; `sampling.final_temperature` is that of the last, to which the
+prediction of a level that is drawn for each row (Task 1). The share is not in the paper; 0 is its negative ablation.
+Without `init_from` the trunk starts at random. `model.levels` is how many levels of its tokens it knows, 0 for all.
+`sampling.levels` is how many a song gets, 0 for all; `sampling.final_temperature` is that of the last, to which the
 temperature goes evenly.
 """
 
@@ -62,7 +62,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.remat = "full"
 
     config.train.task0_share = 0.25
-    config.train.layer_distribution = "uniform"
+    config.train.level_distribution = "uniform"
     config.train.steps = 10_000
     config.train.batch_size = 256
     config.train.learning_rate = 2e-4
@@ -76,7 +76,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.valid_every = 1000
     config.train.checkpoint_every = 1000
 
-    config.sampling = ConfigDict({"layers": 0, "temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0})
+    config.sampling = ConfigDict({"levels": 0, "temperature": 1.0, "final_temperature": 1.0, "top_k": 10, "top_p": 1.0})
 
     match preset:
         case "paper":

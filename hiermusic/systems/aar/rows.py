@@ -197,6 +197,7 @@ def shapes(windows: Windows, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]
 def windows(config: ConfigDict, data: bool = True) -> Windows:
     """The rows of a token model's configuration, with its condition vectors only where `data` is wanted."""
     model = config.model
+    prior = prior_config(config)  # first, as it knows whether the pattern goes with the tokens
     vectors = None
     if data and not model.listener:
         if not config.data.clap:
@@ -207,7 +208,7 @@ def windows(config: ConfigDict, data: bool = True) -> Windows:
     if data and model.listener and config.data.clap:
         raise UserError("data.clap gives vectors, which a model with a listener does not read: set model.listener=0")
     frames, seconds = window_frames(config), window_seconds(config)
-    return Windows(prior_config(config), frames, seconds, pattern_of(config), model.references, vectors)
+    return Windows(prior, frames, seconds, pattern_of(config), model.references, vectors)
 
 
 def trained_counts(make: Windows, path: str, most: int | None = None) -> np.ndarray:

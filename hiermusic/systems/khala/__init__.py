@@ -1,7 +1,7 @@
-"""Khala (arXiv:2605.01790): a 64-layer codec, a causal backbone on layers 0 and 1, layer-wise super-resolution.
+"""Khala (arXiv:2605.01790): a 64-level codec, a causal backbone on levels 0 and 1, layer-wise super-resolution.
 
 The backbone reads and predicts q0 q1 of every frame in turn (flatten, causal). The super-resolution model predicts
-layer k of all frames at once from layers below k (layer-wise, full attention), trained together with causal
+level k of all frames at once from levels below k (layer-wise, full attention), trained together with causal
 prediction of q0 so that it keeps listening to the words (Task 0).
 """
 
@@ -32,7 +32,7 @@ SYSTEM = System(
         "codes length text_limit layers width heads kv_heads head_dim ffn_width".split()
     ),
     flags=(
-        Flag("superres", "workdir of a super-resolution model; without it the backbone's layers only", "model"),
+        Flag("superres", "workdir of a super-resolution model; without it the backbone's levels only", "model"),
         Flag("backbone", "workdir of a backbone; default: the one --superres was started from", "model"),
         CODEC,
         *WORDS,
@@ -45,7 +45,7 @@ SYSTEM = System(
             0.0,
             1.0,
         ),
-        Flag("backbone_too", "also write NAME.backbone.wav, the backbone's layers alone", "else", bool),
+        Flag("backbone_too", "also write NAME.backbone.wav, the backbone's levels alone", "else", bool),
     ),
     uses={
         "codec": USE_OF_A_CODEC,

@@ -26,6 +26,6 @@ def inspect(config: ConfigDict) -> dict:
 
 
 def cross_entropy(config: ConfigDict, *arguments):
-    """Teacher-forced cross-entropy of every layer on held-out tracks; see `systems.lm.measures.cross_entropy`."""
+    """Teacher-forced cross-entropy of every level on held-out tracks; see `systems.lm.measures.cross_entropy`."""
     of = {"superres": {"measured": rows.measured}}
     return lm.cross_entropy(config, *arguments, **of.get(config.stage, {}))

@@ -69,4 +69,6 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
             f"model.pattern={config.model.pattern} is none of a {config.stage}'s: choose "
             f"{', '.join(pattern.STEPWISE) if order == 'stepwise' else 'layer_wise'}"
         )
+    if config.stage == "superres" and "levels" not in config.sampling:  # which songs alone would ask for, much later
+        raise KeyError("sampling.levels")
     return models.make_model(config)

@@ -1,4 +1,4 @@
-"""Super-resolution's training rows: the passes of its pattern, and causal prediction of layer 0 (Task 0)."""
+"""Super-resolution's training rows: the passes of its pattern, and causal prediction of level 0 (Task 0)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,22 +23,22 @@ def alignment(make: Rows, example: dict, rng: np.random.Generator, level: int = 
     return {**row, **{name: np.pad(row[name], others, constant_values=-1) for name in ("reads", "targets")}}
 
 
-def layer_weights(levels: int, distribution: str) -> np.ndarray:
-    """How often Task 1 trains each layer; layer 0 is Task 0's.
+def level_weights(levels: int, distribution: str) -> np.ndarray:
+    """How often Task 1 trains each level; level 0 is Task 0's.
 
     Args:
       levels: K.
-      distribution: "uniform" over 1..K-1 (VALL-E), or "low_biased": layers 1-16 twice as often as 17-32, four times as
+      distribution: "uniform" over 1..K-1 (VALL-E), or "low_biased": levels 1-16 twice as often as 17-32, four times as
         often as the rest (the density of SpectroStream's targets).
     """
-    layer_K = np.arange(levels)
+    level_K = np.arange(levels)
     match distribution:
         case "uniform":
             weight_K = np.ones(levels)
         case "low_biased":
-            weight_K = np.where(layer_K <= 16, 1.0, np.where(layer_K <= 32, 0.5, 0.25))
+            weight_K = np.where(level_K <= 16, 1.0, np.where(level_K <= 32, 0.5, 0.25))
         case _:
-            raise UserError(f"train.layer_distribution is '{distribution}': choose uniform or low_biased")
+            raise UserError(f"train.level_distribution is '{distribution}': choose uniform or low_biased")
     weight_K[0] = 0.0
     return weight_K / weight_K.sum()
 
@@ -51,9 +51,9 @@ def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeD
 
 
 def batches(config: ConfigDict, split: str, which: Sequence[int]):
-    """These rows of batch i of the mixture: one task a batch, and within Task 1 one layer a row.
+    """These rows of batch i of the mixture: one task a batch, and within Task 1 one level a row.
 
-    In training the task is drawn from (seed, i); held-out batches take turns from layer 0, Task 0, to fine ones.
+    In training the task is drawn from (seed, i); held-out batches take turns from level 0, Task 0, to fine ones.
     """
     make = make_rows(config)
 
@@ -62,14 +62,14 @@ def batches(config: ConfigDict, split: str, which: Sequence[int]):
             return Visibility.causal(), lambda *one: alignment(make, *one)
         return Visibility.full(), make.row
 
-    weight_K = layer_weights(len(hierarchy(config)), config.train.layer_distribution)
+    weight_K = level_weights(len(hierarchy(config)), config.train.level_distribution)
     return rows.level_batches(make, split, which, weight_K, row_of, first=0, first_share=config.train.task0_share)
 
 
 def measured(
     make: Rows, example: dict, rng: np.random.Generator
 ) -> Iterator[tuple[sequence.Row, Visibility, Mapping[str, np.ndarray]]]:
-    """The rows that a held-out track is measured by: Task 0, and every layer above by Task 1."""
+    """The rows that a held-out track is measured by: Task 0, and every level above by Task 1."""
     yield alignment(make, example, rng), Visibility.causal(), {"level": np.zeros(1, np.int32)}
     for level in range(1, len(make.pattern.slots)):
         yield make.row(example, rng, level), Visibility.full(), {"level": np.full(1, level, np.int32)}

@@ -42,7 +42,7 @@ def generate(
       codec: workdir of the codec; None for the one that made the backbone's tokens.
       options: temperature, top_k, top_p, guidance, min_share where they differ from the backbone's own.
       audio: file to go on from; its length counts in the prompt's seconds.
-      backbone_too: also write NAME.backbone.wav from the backbone's layers alone.
+      backbone_too: also write NAME.backbone.wav from the backbone's levels alone.
       mesh: axes and sizes to spread the token models over all devices of this process; None for one device.
     Returns:
       What each JSON holds.

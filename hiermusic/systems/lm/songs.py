@@ -70,8 +70,8 @@ def draw(
         if order.isolated:
             markers = [models.marker(config.model, level) for level in range(len(tokens))]
             lower = given or [np.zeros((count, 0), np.int32) for count in counts]
-            layers = sampling.pop("layers", 0) or len(tokens)
-            how = {"lengths": lengths, "markers": markers, "known": heard, "layers": layers, "progress": show}
+            levels = sampling.pop("levels", 0) or len(tokens)
+            how = {"lengths": lengths, "markers": markers, "known": heard, "levels": levels, "progress": show}
             made = layerwise.refine(model, prompts, lower, **how, **both, **sampling)
             return [Sample(codes, False) for codes in made]
         front = [_front(order.given, b, heard, given) for b in range(len(requests))]
@@ -138,7 +138,7 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     prompts, count = [[0] * room] * rows, order.most(model.length - room)
     if count < 1:
         raise UserError(f"model.text_limit={room} leaves no room for music in model.length={model.length}")
-    sampling = {name: value for name, value in config.sampling.items() if name != "layers"}
+    sampling = {name: value for name, value in config.sampling.items() if name != "levels"}
     options = {"seeds": range(rows), "sizes": list(tokens.sizes), "unprompted": prompts, **sampling}
     lengths = [count * slot for slot in order.slots]
     open_slots = order.slots[order.given :]

@@ -60,6 +60,4 @@ def _work(config: ConfigDict, visibility: Visibility) -> Work:
     rate = tokens.rates[0] / order.slots[0]
     made = sum(open_slots) / len(open_slots) if order.isolated else sum(open_slots)
     flops = token_lm_config(config).flops(length, visibility, 1 if order.isolated else len(tokens))
-    return Work(
-        flops=3 * flops * batch, tokens=round(batch * packets * made), seconds=float(batch * packets / rate)
-    )
+    return Work(flops=3 * flops * batch, tokens=round(batch * packets * made), seconds=float(batch * packets / rate))

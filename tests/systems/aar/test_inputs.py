@@ -61,6 +61,14 @@ def test_a_codec_of_another_quantiser(capsys, aar, baseline, tmp_path):
     assert "(quantiser is residual and not multiscale, " in fails(capsys, *common, f"--codec={baseline.codec}")
 
 
+def test_a_pattern_for_another_quantiser(capsys, tmp_path):
+    for name, pattern, kind in (("lm", "delay", "multiscale"), ("ar_baseline", "next_scale", "residual")):
+        train = ("train", f"--config={CONFIGS}/{name}.py:tiny", f"--workdir={tmp_path / 'out'}")
+        line = fails(capsys, *train, f"--config.model.pattern={pattern}")
+        assert f"model.pattern={pattern} does not go with the tokens of a {kind} quantiser" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_tokens_of_another_codec(capsys, khala, tmp_path):
     line = fails(
         capsys, "train", f"--config={CONFIGS}/lm.py:tiny", f"--workdir={tmp_path / 'out'}",

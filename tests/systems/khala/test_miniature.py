@@ -82,7 +82,7 @@ def trained(khala, name: str) -> ConfigDict:
     return workdirs.read(khala.__dict__[name])
 
 
-def test_backbone_rows_hold_the_prompt_and_both_layers(khala):
+def test_backbone_rows_hold_the_prompt_and_both_levels(khala):
     settings = trained(khala, "backbone")
     visibility, batch = lm_rows.batches(settings, "train", range(settings.train.batch_size))[0]
     assert visibility == Visibility.causal()
@@ -141,12 +141,12 @@ def test_rows_do_not_depend_on_who_makes_the_others(khala):
         assert all(np.array_equal(batch[name][1:2], one[name]) for name in one)
 
 
-def test_layer_distributions():
-    assert rows.layer_weights(64, "uniform")[1:] == pytest.approx(1 / 63)
-    low = rows.layer_weights(64, "low_biased")
+def test_level_distributions():
+    assert rows.level_weights(64, "uniform")[1:] == pytest.approx(1 / 63)
+    low = rows.level_weights(64, "low_biased")
     assert low[1] == 2 * low[20] == 4 * low[50] and low[0] == 0 and low.sum() == pytest.approx(1)
     with pytest.raises(UserError, match="uniform or low_biased"):
-        rows.layer_weights(64, "sideways")
+        rows.level_weights(64, "sideways")
 
 
 # MARK: stages

@@ -38,7 +38,7 @@ def test_a_dropped_prompt_keeps_nothing_but_the_length():
             assert text_of(row_of(config, track(5), seed=seed))[:-1] == words[:-1]
 
 
-def test_each_row_of_a_batch_has_a_layer_of_its_own_and_held_out_ones_take_turns(asked):
+def test_each_row_of_a_batch_has_a_level_of_its_own_and_held_out_ones_take_turns(asked):
     config = settings(codes=4000)
     config.train.update({"task0_share": 0.0, "batch_size": 3})
     for index in range(3):

@@ -30,7 +30,7 @@ def engines(monkeypatch):
     superres = configuration("khala/superres:tiny", keep_description=False, **small)
     superres.init_from = "backbone"
     backbone.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
-    superres.sampling.update({"temperature": 0.7, "layers": 3})
+    superres.sampling.update({"temperature": 0.7, "levels": 3})
     configs = {"backbone": backbone, "superres": superres}
     it = SimpleNamespace(configs=configs, calls={}, loaded=[], produced=None)
     coder = SimpleNamespace(facts=tokens, sample_rate=8000, channels=1)
@@ -82,7 +82,7 @@ def test_settings_of_sampling_reach_the_model_that_begins_and_no_other(engines, 
     assert "min_share" not in engines.calls["backbone"]
     assert engines.calls["backbone"]["min_frames"] == [10 if "min_share" in options else 1]
     own = engines.configs["superres"].sampling.to_dict()
-    assert {name: engines.calls["superres"][name] for name in own} == own and own["layers"] == 3
+    assert {name: engines.calls["superres"][name] for name in own} == own and own["levels"] == 3
     assert engines.produced["sampling"] == {"backbone": told, "superres": own}
 
 
@@ -109,10 +109,10 @@ def test_every_request_has_its_own_prompt_seed_and_length(engines):
     ]
 
 
-def test_layers_left_out_are_all_of_them(engines):
-    engines.configs["superres"].sampling.layers = 0
+def test_levels_left_out_are_all_of_them(engines):
+    engines.configs["superres"].sampling.levels = 0
     khala.generate([ONE], "out", superres="superres")
-    assert engines.calls["superres"]["layers"] == 4
+    assert engines.calls["superres"]["levels"] == 4
 
 
 def test_a_recording_is_what_both_models_go_on_from(engines):
@@ -150,7 +150,7 @@ def test_other_runs_are_taken_where_they_are_named(engines):
         khala.generate([ONE], "out", superres="superres")
 
 
-def test_a_backbone_alone_makes_its_own_layers(engines):
+def test_a_backbone_alone_makes_its_own_levels(engines):
     khala.generate([ONE], "out", backbone="backbone")
     assert "superres" not in engines.calls and set(engines.produced["sampling"]) == {"backbone"}
     assert engines.songs[0].codes_PS.shape == (20, 2)

@@ -70,7 +70,7 @@ def test_a_crop_begins_where_it_is_told_and_ends_a_song_only_at_its_end():
 
 
 @pytest.mark.parametrize("level", [1, 3])
-def test_a_refinement_row_reads_all_layers_below_the_one_it_predicts(level):
+def test_a_refinement_row_reads_all_levels_below_the_one_it_predicts(level):
     config = settings()
     row, ids = row_of(config, track(5), level), prompt(config)
     marker = models.vocabulary(config.model).task_marker(level)

@@ -18,7 +18,7 @@ def settings(stage: str = "superres", codes: int = 999, **model):
 
 
 def track(frames: int, levels: int = LEVELS, first: int = 0) -> dict:
-    """Frame t of layer k is 10 t + k + first."""
+    """Frame t of level k is 10 t + k + first."""
     codes_TK = 10 * np.arange(frames)[:, None] + np.arange(levels) + first
     return {"codes": codes_TK.astype(np.uint16), "meta": META}
 
