@@ -284,16 +284,17 @@ def test_a_trial_runs_the_chosen_tests_in_their_order_and_ends_them_in_time(muta
     (project / "tests/tokens/test_all.py").write_text(
         "import time\nfrom hiermusic.tokens.count import count\n\n\n"
         "def test_all():\n    assert count([1])\n\n\ndef test_last():\n    time.sleep(99 * (count([1]) < 0))\n"
+        "\n\ndef test_busy():\n    while count([1]) < 0:\n        pass\n"
     )
     code = """import sys
 from pathlib import Path
 import mutants
 from mutants_lines import Test
-mutants.SLACK = 2.0
+mutants.SLACK, mutants.WAITING = 1.0, 3.0
 file, copy = "hiermusic/tokens/count.py", mutants.Copy(Path(sys.argv[1]))
 test = lambda name: Test("tests/tokens/test_all.py::" + name, 0.0, {})
 fault = mutants.Fault(file, "total += value", "total -= value")
-for names in (["test_all"], ["test_last", "test_all"]):
+for names in (["test_all"], ["test_last", "test_all"], ["test_busy"]):
     print(copy.try_out(fault, [test(name) for name in names])["by"])
 print(copy.try_out(mutants.Fault(file, "total += value", "total += 2 * value"), [test("test_last"), test("test_all")]))
 print(copy.try_out(fault, [])["noticed"])
@@ -301,9 +302,9 @@ print(copy.try_out(fault, [])["noticed"])
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
     done = subprocess.run([sys.executable, "-c", code, project], env=environment, capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == 4, done.stderr
-    assert lines[0] == "None" and lines[1] == "time limit" and lines[3] == "False"
-    assert "'noticed': False" in lines[2] and "'tests': 2" in lines[2]
+    assert len(lines) == 5, done.stderr
+    assert lines[0] == "None" and lines[1] == lines[2] == "time limit" and lines[4] == "False"
+    assert "'noticed': False" in lines[3] and "'tests': 2" in lines[3]
     assert (project / "hiermusic/tokens/count.py").read_text() == COUNT
 
 
