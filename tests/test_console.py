@@ -83,6 +83,13 @@ def test_files_do_not_get_the_numbers_of_closed_streams():
     assert run(code, "<&- >&- 2>&-") > 2
 
 
+def test_a_closed_stream_takes_words_of_this_process_and_of_those_it_starts():
+    code = "import os, sys; from hiermusic.console import *; before = sys.stdout, sys.stderr; open_closed_streams(); "
+    write = "sys.stdout.write(chr(97)); sys.stderr.write(chr(97)); "
+    assert run(code + write + 'os._exit(os.system("echo a; echo a >&2"))', "<&- >&- 2>&-") == 0
+    assert run(code + "os._exit(before != (sys.stdout, sys.stderr))", ">/dev/null") == 0
+
+
 @pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", ">/dev/null 2>&1"])
 def test_a_verb_ends_well_whatever_becomes_of_its_words(redirected):
     code = "from hiermusic.cli import main; from hiermusic.verbs import flags; flags.say(1); main([])"

@@ -67,3 +67,4 @@ def test_what_passes_is_tried_again_and_nothing_else(monkeypatch):
         with pytest.raises(OSError):
             patiently(partial(stumble, number, 100))
         assert len(tries) == count
+    assert pauses[2:] == [0.2, 1.0, 5.0]

@@ -1,5 +1,6 @@
 import errno
 import io
+import itertools
 import os
 import tracemalloc
 from pathlib import Path
@@ -221,6 +222,26 @@ def test_a_whole_ogg_with_something_behind_it(tmp_path):
     assert len(files.read(tmp_path / "a.ogg")[0]) == 4 * 44100
 
 
+KBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # of layer III, as the standard lists them
+
+
+@pytest.mark.parametrize(
+    ("version", "samples", "rates", "kbits"),
+    [
+        (3, 1152, (44100, 48000, 32000), (*KBITS[3:12], 160, 192, 224, 256, 320)),
+        (2, 576, (22050, 24000, 16000), KBITS),
+        (0, 576, (11025, 12000, 8000), KBITS),
+    ],
+)
+def test_a_frame_is_as_long_as_its_samples_take_at_its_bitrate(version, samples, rates, kbits):
+    def length(version, kbit, rate, padded=0):
+        return containers._length(bytes([0xFF, 0xE3 | version << 3, kbit << 4 | rate << 2 | padded << 1, 0]))
+
+    for (r, rate), (k, kbit), padded in itertools.product(enumerate(rates), enumerate(kbits, start=1), (0, 1)):
+        assert length(version, k, r, padded) == samples * kbit * 125 // rate + padded
+    assert [length(*parts) for parts in ((1, 5, 0), (version, 0, 0), (version, 15, 0), (version, 5, 3))] == [None] * 4
+
+
 def test_an_mp3_without_a_header_of_its_length(tmp_path):
     """Constant bitrate is read to its end; a cut is told by the last frame; and what is not decoded is told too."""
     varying = frames(noise(tmp_path / "a.mp3"))
@@ -233,6 +254,13 @@ def test_an_mp3_without_a_header_of_its_length(tmp_path):
     (tmp_path / "guessed.mp3").write_bytes(b"".join(varying))  # its length is guessed from one frame
     with pytest.raises(UserError, match=r"only \d\.\d s of its 4\.. s decode, as its header does not say"):
         files.read(tmp_path / "guessed.mp3")
+
+
+def test_the_last_frame_needs_no_other_behind_it(tmp_path):
+    found = frames(noise(tmp_path / "a.mp3"))
+    (tmp_path / "b.mp3").write_bytes(found[0] + found[1] + bytes(50) + found[2])
+    told = containers.mp3_frames(tmp_path / "b.mp3")
+    assert (told.count, told.cut) == (3, False)
 
 
 def test_an_mp3_cut_between_two_frames(tmp_path):

@@ -136,6 +136,8 @@ def test_loudness_of_the_standards_sine():
     sine_LC = np.sin(2 * np.pi * 997 * np.arange(4 * 48_000) / 48_000)[:, None]
     assert measure.loudness(sine_LC, 48_000) == pytest.approx(-3.01, abs=0.05)
     assert measure.loudness(np.repeat(0.1 * sine_LC, 2, axis=1), 48_000) == pytest.approx(-20, abs=0.05)
+    five = -23.01 + 10 * math.log10(3 + 2 * 1.41)  # what comes from behind weighs more
+    assert measure.loudness(np.repeat(0.1 * sine_LC, 5, axis=1), 48_000) == pytest.approx(five, abs=0.05)
     padded_LC = np.concatenate([sine_LC, np.zeros((8 * 48_000, 1))])
     assert measure.loudness(padded_LC, 48_000) == pytest.approx(-3.01, abs=0.4)
     assert measure.loudness(np.zeros((48_000, 2)), 48_000) == -math.inf

@@ -1,14 +1,19 @@
 import itertools
 import json
+import os
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hiermusic.audio import files
-from hiermusic.data import composer, corpus, voice
-from hiermusic.data.composer import NAMES, compose
+from hiermusic.data import composer, corpus, synth, voice
+from hiermusic.data.composer import NAMES, Hit, Note, compose
 from hiermusic.data.lyrics import LEXICON
 from hiermusic.errors import UserError
+
+GOLDEN = Path(__file__).with_name("golden") / "songs.json"  # HIERMUSIC_GOLDEN=write writes it anew
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +232,63 @@ def test_tempi_are_those_that_are_given_and_leave_the_songs_lengths_alone():
 def test_a_style_that_plays_none_of_the_tempi_is_named():
     with pytest.raises(UserError, match="style 'pop' plays none of the tempi: give one from 98 to 118"):
         composer.styles(("dance", "pop"), (129.2,))
+
+
+def golden(name, found):
+    """What was found before under a name."""
+    held = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
+    if os.environ.get("HIERMUSIC_GOLDEN") == "write":
+        held |= {name: found}
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in held[name].items())
+        parts = {key: json.dumps(value) for key, value in held.items() if key != name} | {name: None}
+        parts[name] = "{\n" + ",\n".join(lines) + "\n}"
+        GOLDEN.write_text("{\n" + ",\n".join(f"{json.dumps(key)}: {parts[key]}" for key in sorted(parts)) + "\n}\n")
+    assert held[name].keys() == found.keys()
+    return held[name]
+
+
+def plain(value):
+    """A part of a score as text, to the millisecond."""
+    if isinstance(value, float | np.floating):
+        return f"{value:.3f}"
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(one) for one in value]
+    return plain(vars(value)) if hasattr(value, "__dict__") else str(value)
+
+
+def test_what_is_composed_is_what_it_was():
+    """A seed names a song: whoever measures on seeds of last year's measures the same music."""
+    found = {}
+    for seed in range(60):
+        score = json.dumps(plain(compose(np.random.default_rng(seed), 10.0 + seed % 7)))
+        found[str(seed)] = f"{zlib.crc32(score.encode()):08x}"
+    assert golden("scores", found) == found
+
+
+def levels(wav_CL):
+    """Decibels of each side, of each third, and of each octave from 63 Hz on."""
+    wav_CL = np.atleast_2d(np.asarray(wav_CL, np.float64))
+    power_F = (np.abs(np.fft.rfft(wav_CL)) ** 2).sum(axis=0) / wav_CL.size
+    edges = (62.5 * 2.0 ** np.arange(9) * wav_CL.shape[1] / synth.RATE).astype(int)
+    parts = [*wav_CL, *np.array_split(wav_CL, 3, axis=1)]
+    powers = [np.mean(part**2) for part in parts] + [part.sum() / power_F.size for part in np.split(power_F, edges)[1:]]
+    return [round(10 * np.log10(power + 1e-8), 2) for power in powers]
+
+
+def test_every_sound_is_what_it_was():
+    notes = [Note(0.0, 0.3, 60), Note(0.2, 0.2, 67, 0.5), Note(0.6, 2.0, 60)]
+    found = {name: levels(synth.play(name, notes, 1.0)) for name in synth.INSTRUMENTS}
+    for name in ("kick", "snare", "hat", "crash"):
+        found[name] = levels(synth.drum(np.random.default_rng(0), [Hit(name, 0.1, 0.7)], 0.6))
+    found["room"] = levels(synth.room(np.random.default_rng(0), 0.5))
+    phones = [(phone,) for phone in voice.VOWELS] + [(phone, "aa", phone) for phone in voice.CONSONANTS]
+    for phone in phones:
+        sung = [voice.Sung(phone, 52, 0.2, 0.5), voice.Sung(phone, 57, 0.75, 0.95)]
+        found[f"sung {phone[0]}"] = levels(voice.sing(np.random.default_rng(1), sung, 1.0, 1.1))
+    for seed in range(3):
+        song = corpus.song(seed, 2.0)
+        found[f"song {seed}"] = levels(song.mix.T) + levels(song.vocals.T)
+    for name, values in golden("sounds", found).items():
+        assert found[name] == pytest.approx(values, abs=0.05), name

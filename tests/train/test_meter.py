@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -92,6 +93,14 @@ def test_no_peak_no_mfu(clock):
     step(meter, clock, "small")
     figures = meter.read()
     assert "mfu" not in figures and figures["tflops"] == 0.5 and figures["process_gib"] > 0
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_memory_is_told_in_the_unit_of_the_system(clock, monkeypatch, platform, unit):
+    monkeypatch.setattr(meter, "resource", SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: usage))
+    monkeypatch.setattr(meter.sys, "platform", platform)
+    usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
+    assert meter._memory() == {"process_gib": 3.0}
 
 
 def test_goodput_survives_a_restart(clock):

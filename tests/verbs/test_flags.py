@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from hiermusic import cli
 
@@ -58,6 +59,32 @@ def test_a_flag_changes_the_call(name, flag, monkeypatch, capsys):
         found["written"] = {str(path) for path in set(Path().rglob("*")) - files if path.is_file()}
     assert found == expected
     assert found != plain
+
+
+# What numbers a flag takes, the least and the most; of each verb that has it where the verb is not named.
+BOUNDS = {
+    **{"channels": (1, 2), "sample_rate": (1000, 10**6), "segment_seconds": (0.1, 3600), "valid_fraction": (0, 1)},
+    **{"split_at": (1, None), "layers": (1, None), "tracks": (1, None), "chips": (1, None), "mfu": (0.001, 1)},
+    **{"seconds": (0.1, None), "evaluate seconds": (1, None), "guidance": (0, None), "min_share": (0, 1)},
+    **{"temperature": (0, None), "top_k": (0, None), "top_p": (0.01, 1), "step": (0, None)},
+    **{"process": (0, None), "processes": (1, None), "start_timeout": (1, None)},
+}
+ANY = {"seed", "slices"}  # whose values are judged elsewhere
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_number_is_taken_up_to_its_bounds(verb):
+    values = cli.Values()
+    cli.VERBS[verb].define(values)
+    numbers = [name for name in values if isinstance(values[name].parser, flags.FloatParser | flags.IntegerParser)]
+    for name in sorted(set(numbers) - ANY):
+        least, most = BOUNDS.get(f"{verb} {name}", BOUNDS.get(name))
+        step = 1 if isinstance(values[name].parser, flags.IntegerParser) else 1e-4
+        for bound, beyond in ((least, -step), (most, step)):
+            if bound is not None:
+                values[name].parse(str(bound))
+                with pytest.raises(flags.IllegalFlagValueError):
+                    values[name].parse(str(bound + beyond))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "json" in flags_of(name.split()[0])])

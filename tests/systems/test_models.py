@@ -1,0 +1,96 @@
+"""A field of a configuration's `model` becomes the field of the same name of what is built, and no other."""
+
+import dataclasses
+
+import pytest
+
+from hiermusic import presets
+from hiermusic.systems.aar import models as aar
+from hiermusic.systems.khala import models as khala
+
+BUILT = {
+    "khala/codec": lambda config: khala.codec_config(config.model),
+    "khala/backbone": khala.token_lm_config,
+    "khala/superres": khala.token_lm_config,
+    "aar/codec": lambda config: aar.codec_config(config.model),
+    "aar/lm": aar.prior_config,
+    "aar/ar_baseline": aar.prior_config,
+}
+# What makes no module: rows and prompts read it, or names the text side, which has tests of its own.
+READ = {"duration_unit", "given", "keep_description", "length", "prompt_dropout", "references", "text_limit"}
+READ |= {"tokenizer", "tokenizer_file"}
+# Other values than the presets'; of a number that is not here, twice as much and one more.
+OTHER = {
+    **{
+        "bias": "none",
+        "dilations": (9,),
+        "dtype": "bfloat16",
+        "drop_path": 0.5,
+        "fold": 8,
+        "head": "full",
+        "head_dim": 32,
+        "init": "dac",
+    },
+    **{"kv_heads": 2, "noise_db": (0.0, 9.0), "pattern": "delay", "phi": "shared", "qk_norm": "rms"},
+    **{
+        "quantiser": "residual",
+        "quantiser_dropout": "uniform",
+        "quantiser_objective": "running",
+        "remat": "full",
+        "scales": (5, 75),
+    },
+    **{"schedule": "linear", "straight_through": "per_level", "strides": (2, 2), "windowed": True},
+}
+# Fields of another name, or of more than one.
+NAMES = {
+    "code_latent": {"quantiser.latent"},
+    "codec_tables": {"code_bias"},
+    "context": {"context", "max_positions"},
+    "depth": {"drop_path", "ffn_width", "heads", "init_std", "kv_heads", "layers", "width"},
+    "latent": {"trunk.latent"},
+    "drop_path": {"drop_path"},  # a share of it, by depth
+    "head": {"head", "code_bias"},
+    "levels": {"levels", "scales"},
+    "pattern": {"max_positions"},
+    "phi_kernel": {"kernel"},
+    "quantiser": {"quantiser"},
+    "quantiser_dropout": {"dropout"},
+    "quantiser_objective": {"objective"},
+    "scales": {"levels", "phi_count", "scales"},
+    "schedule": {"scales"},
+    "window": {"max_positions", "scales"},
+}
+NEXT_SCALE = "aar/lm", "pattern"  # the only one that goes with its tokens
+# Fields that go together: what others become.
+TOGETHER = {"head": {"codec_tables": False}, "scales": {"levels": 2, "phi_count": 1}}
+FIELDS = {stage: sorted(set(presets.read(f"configs/{stage}.py:tiny").model) - READ) for stage in BUILT}
+SETTINGS = [(stage, field) for stage, fields in FIELDS.items() for field in fields if (stage, field) != NEXT_SCALE]
+
+
+def flat(value, place=""):
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: one for key, part in fields.items() for name, one in flat(part, f"{place}.{key}").items()}
+    return {place.lstrip("."): value}
+
+
+def other(field, value):
+    if field in OTHER:
+        return OTHER[field]
+    return not value if isinstance(value, bool) else 2 * value + 1
+
+
+@pytest.mark.parametrize(("stage", "field"), SETTINGS, ids=[f"{stage}-{field}" for stage, field in SETTINGS])
+def test_a_setting_of_the_model_becomes_the_field_of_its_name(stage, field):
+    config = presets.read(f"configs/{stage}.py:tiny")
+    before, model = flat(BUILT[stage](config)), config.model
+    model[field] = other(field, model[field])
+    model.update(TOGETHER.get(field, {}))
+    after = flat(BUILT[stage](config))
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed
+    ends = NAMES.get(field, {field})
+    if field != "quantiser":
+        assert all(any(f".{name}".endswith(f".{end}") for end in ends) for name in changed), changed
+    if field not in NAMES:
+        assert {after[name] for name in changed} == {model[field]}
