@@ -1,13 +1,16 @@
 """Ragged requests as arrays of few different shapes, so that few programs are compiled."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Int32
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int32
 
 from hiermusic.errors import UserError
 from hiermusic.nn.transformer import Cache
-from hiermusic.parallel.mesh import constrain
+from hiermusic.parallel.mesh import AXES, Rules
 
 LEAST = 64
 
@@ -42,12 +45,27 @@ def unconditional(
 
 
 def spread(cache: Cache) -> Cache:
-    """Under `jax.set_mesh`, rows split over the batch's devices and cached heads over those of the model."""
-    keys, values = (
-        tuple(constrain(x_BMSH, "batch", "kv_heads", None, None) for x_BMSH in part)
-        for part in (cache.keys, cache.values)
-    )
-    return cache._replace(keys=keys, values=values)
+    """Under `jax.set_mesh`, the cache laid over its devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+        return cache
+    return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh.shape))
+
+
+def cache_specs(cache: Cache, sizes: Mapping[str, int]) -> Cache:
+    """How a cache lies on a mesh of these sizes: rows over the batch's devices and heads over the model's.
+
+    A single row's heads lie over all of them; where they do not divide, over as many of the last axes as they do.
+    """
+
+    def split(x_XSH: Array) -> PartitionSpec:
+        axes = [*Rules.batch, Rules.kv_heads]
+        while x_XSH.shape[0] % math.prod(sizes[axis] for axis in axes):
+            axes.pop(0)
+        return PartitionSpec(tuple(axes) or None)
+
+    keys, values = (tuple(map(split, part)) for part in (cache.keys, cache.values))
+    return cache._replace(keys=keys, values=values, positions_BS=PartitionSpec())
 
 
 def check_batch(prompts: Sequence, **others: Sequence) -> None:
