@@ -48,7 +48,7 @@ class Generation(NamedTuple):
 
 def decoding(codec: CodecConfig, rows: int) -> Generation:
     """The decoding of one piece of a song on every device of the batch, in shapes."""
-    pieces = int(chunked.DECODED_SECONDS * codec.sample_rate / codec.packet)
+    pieces = chunked.longest(codec.sample_rate, codec.packet, codec.decoder_margin)
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
     codes = jax.ShapeDtypeStruct((rows, pieces, sum(codec.quantiser.slots)), jnp.int32)
     seconds = rows * pieces * codec.packet / codec.sample_rate
