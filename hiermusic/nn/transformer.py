@@ -17,7 +17,7 @@ from hiermusic.nn.attention import attend, attend_cached
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.layer import Adaptation, Layer, Shared
 from hiermusic.nn.norms import Norm, modulate
-from hiermusic.nn.param import weight
+from hiermusic.nn.param import in_type, weight
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 
@@ -161,6 +161,16 @@ class Transformer(nnx.Module):
         c = self.config
         empty = [jnp.zeros((batch * c.kv_heads, length, c.head_dim), dtype or c.dtype) for _ in range(2 * c.layers)]
         return Cache(tuple(empty[: c.layers]), tuple(empty[c.layers :]), jnp.zeros((batch, length), jnp.int32))
+
+    def compact(self) -> "Transformer":
+        """The same transformer with its matrices in the compute type, in which they are multiplied: for inference."""
+
+        def one(variable):
+            axes = set(variable.get_metadata()["axes"])
+            matrix = "embed" in axes and axes & {"heads", "kv_heads", "mlp"}
+            return in_type(variable, self.config.dtype) if matrix else variable
+
+        return jax.tree.map(one, self, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
     def unstack(self) -> "Transformer":
         """The same transformer with one set of weights for each layer; the stacked one is left as it is."""

@@ -94,6 +94,7 @@ def _coarse(
 ) -> list[autoregressive.Sample]:
     """The backbone's layers, frame by frame."""
     config, model = workdirs.load(backbone, "backbone", mesh=mesh)
+    model = model.compact().unstack()
     if not requests:
         return []
     words, tokens = tokenizer(config.model), hierarchy(config)
@@ -116,7 +117,7 @@ def _coarse(
         raise UserError(f"the audio lasts {float(known / rate):.1f} s: ask for more --seconds than that")
     with songs.progress("backbone") as show, _on(mesh):
         return autoregressive.generate(
-            model.unstack(),
+            model,
             prompts,
             [pattern.flatten((frame,) * levels) for frame in frames],
             seeds=[r.seed for r in requests],
@@ -141,6 +142,7 @@ def _refine(
 ) -> list[np.ndarray]:
     """The layers above the backbone's, one pass a layer."""
     config, model = workdirs.load(superres, "superres", mesh=mesh)
+    model = model.compact()
     if not requests:
         return []
     words, tokens = tokenizer(config.model), hierarchy(config)
@@ -186,12 +188,12 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     sampling = {name: value for name, value in config.sampling.items() if name != "layers"}
     options = {"seeds": range(rows), "sizes": sizes, "unprompted": prompts, **sampling}
     if config.stage == "superres":
-        token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).compact())
         codes = [np.zeros((frames, model.given), np.int32)] * rows
         run, arguments = layerwise.level_pass(token_lm, prompts, codes, markers=[0] * levels, **options)
         made = (rows * frames, rows * frames / rate / (levels - model.given))
         return programs.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
-    token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
+    token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).compact().unstack())
     layouts = [pattern.flatten((frames // levels,) * levels)] * rows
     run, arguments = autoregressive.chunk(
         token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **options
