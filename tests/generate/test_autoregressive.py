@@ -180,6 +180,40 @@ def test_a_long_continuation_is_prefilled_at_once(model):
         same(one, other)
 
 
+def test_guidance_over_a_prefix_moves_away_from_what_does_without_it(model, reference):
+    """Against the whole row anew, in whose unconditional half a null stands, or nothing, where codes are given."""
+    layout, known, k_of = pattern.flatten((4, 4, 4)), np.random.default_rng(0).integers(0, 12, (3, 2)), range(3)
+    how = {"seeds": [3], "given": [list(known)], "temperature": 0.0, **SAME}
+    made = {}
+    for name, guidance, null in (("none", 1.0, [-1] * 3), ("absent", 3.0, [-1] * 3), ("learned", 3.0, [5, 7, 9])):
+        (sample,) = generate(model, [[2, 3]], [layout], guidance=guidance, null=null, **how)
+        made[name] = sample.codes.T
+        codes = [np.r_[known[k], [-1, -1]] for k in k_of]
+        for s in range(6, layout.positions):
+            rows = [layout.build(codes)[0][: s + 1]]
+            rows.append(layout.build([np.r_[[null[k]] * 2, codes[k][2:]] for k in k_of])[0][: s + 1])
+            logits, k = [], int(layout.predicts_SK[s].argmax())
+            for reads_SK in rows:
+                reads_SK = np.concatenate([np.full((1, 3), -1), reads_SK])
+                sees_SS = np.tri(s + 2, dtype=bool)
+                x_SD = reference.row(
+                    model.config, reference.weights_of(model), [2, 3, *[-1] * s], reads_SK, sees_SS=sees_SS
+                )
+                logits.append(reference.code_logits(model.config, reference.weights_of(model), x_SD[-1], k))
+            guided = logits[1] + guidance * (logits[0] - logits[1])
+            codes[k][layout.predicts_SK[s, k]] = int(guided.argmax())
+        np.testing.assert_array_equal(made[name], codes)
+    assert (made["none"] != made["absent"]).any() and (made["absent"] != made["learned"]).any()
+
+
+@pytest.mark.parametrize(
+    "what", [{}, {"unprompted": [[1]]}, {"null": [-1] * 3}, {"null": [-1] * 3, "given": [[np.zeros(0, int)] * 3]}]
+)
+def test_guidance_that_drops_nothing_is_refused_in_one_line(what):
+    with pytest.raises(UserError, match=r"^guidance 3.0 has nothing to drop[^\n]+$"):
+        generate(None, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0], guidance=3.0, **what, **SAME)
+
+
 def test_no_text_at_all(model):
     made = generate(model, [[], []], [pattern.delay((5, 5, 5))] * 2, seeds=[1, 1], **SAME)
     np.testing.assert_array_equal(made[0].codes, made[1].codes)
