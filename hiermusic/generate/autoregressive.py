@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import bucket, check_batch, padded, spread, unconditional
+from hiermusic.generate.batching import bucket, check_batch, longer, padded, reaching, spread, unconditional
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -105,6 +105,14 @@ class _Work(NamedTuple):
     fixed: _Fixed
     static: _Static
 
+    @property
+    def slots(self) -> int:
+        return self.fixed.valid_RS.shape[1]
+
+    def within(self, reach: int) -> _Fixed:
+        """What no step changes, as far as a cache of `reach` positions goes."""
+        return self.fixed._replace(valid_RS=self.fixed.valid_RS[:, :reach])
+
 
 def generate(
     model: nnx.Module,
@@ -175,16 +183,19 @@ def generate(
         null=null,
     )
     graphdef, weights = nnx.split(model.unstack())
-    state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
+    prompt_Rp, first = work.prompt_Rp, work.first
+    p, last = prompt_Rp.shape[1], max(layout.positions for layout in layouts)
+    reach = reaching(p + first + CHUNK, work.slots)
+    state, fixed = _begin(model, work, cache_dtype, reach), work.within(reach)
     condition = _condition(graphdef, weights, work.cond_RU)
-    prompt_Rp = work.prompt_Rp
-    first = work.first
-    last = max(layout.positions for layout in layouts)
-    if prompt_Rp.shape[1] + first:
+    if p + first:
         state = _prefill(graphdef, weights, state, fixed, condition, prompt_Rp, work.plan.reads_BSK[:, :first])
 
     for s in range(first, last, CHUNK):
-        state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=static)
+        if p + s + CHUNK > reach:
+            reach = reaching(p + s + CHUNK, work.slots)
+            state, fixed = state._replace(cache=longer(state.cache, reach)), work.within(reach)
+        state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=work.static)
         if progress is not None:
             state.length_B.block_until_ready()
             progress(min(s + CHUNK, last), last)
@@ -201,7 +212,7 @@ def chunk(
     cache_dtype: str | None = None,
     **how,
 ) -> tuple[Callable, tuple]:
-    """The program that `generate` runs for every `CHUNK` steps, to be lowered: a jitted function and its arguments.
+    """The program that `generate` runs for the last `CHUNK` steps, to be lowered: a jitted function and its arguments.
 
     Args:
       model: unstacked, may be abstract (`nnx.eval_shape`); then so are the arguments (`jax.ShapeDtypeStruct`).
@@ -209,7 +220,7 @@ def chunk(
     """
     work = _lay_out(prompts, layouts, **how)
     graphdef, weights = nnx.split(model)
-    state = jax.eval_shape(lambda: _begin(model, work, cache_dtype))
+    state = jax.eval_shape(lambda: _begin(model, work, cache_dtype, work.slots))
     condition = jax.eval_shape(lambda weights: _condition(graphdef, weights, work.cond_RU), weights)
     return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, condition, _steps(work.plan, 0))
 
@@ -270,9 +281,10 @@ def _lay_out(
     )
 
 
-def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None) -> _State:
-    """The state before the first step."""
-    cache = model.trunk.init_cache(*work.fixed.valid_RS.shape, cache_dtype)
+def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None, reach: int) -> _State:
+    """The state before the first step, with room for `reach` positions."""
+    R = len(work.fixed.start_R)
+    cache = jax.jit(lambda: spread(model.trunk.init_cache(R, reach, cache_dtype)))()
     return _State(cache, jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
 
 

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int32
@@ -13,6 +15,7 @@ from hiermusic.nn.transformer import Cache
 from hiermusic.parallel.mesh import AXES, Rules
 
 LEAST = 64
+SHORTEST = 2048  # of caches: below, what is attended to costs less than another program
 
 
 def bucket(n: int) -> int:
@@ -21,6 +24,14 @@ def bucket(n: int) -> int:
     while step * 16 < n:
         step *= 2
     return -(-n // step) * step
+
+
+def reaching(n: int, most: int) -> int:
+    """A length >= n of a short ladder of caches that ends at `most`: each step attends to all of its cache."""
+    length = SHORTEST
+    while length < n:
+        length = length * 4 // 3 if length % 3 == 0 else length * 3 // 2
+    return most if length * 8 > most * 7 else length
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, *, left: bool) -> Int32[np.ndarray, "B length"]:
@@ -50,6 +61,23 @@ def spread(cache: Cache) -> Cache:
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):
         return cache
     return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh.shape))
+
+
+def longer(cache: Cache, length: int) -> Cache:
+    """A cache with room for `length` positions; the old one is given up array by array: never are two of it whole."""
+
+    def one(old: Array) -> Array:
+        new = _lengthened(old, length)
+        old.delete()
+        return new
+
+    return jax.tree.map(one, cache)
+
+
+@partial(jax.jit, static_argnums=1)
+def _lengthened(x: Array, length: int) -> Array:
+    """Of keys, values and positions alike, the second dimension is that of positions."""
+    return jnp.pad(x, [(0, length - size if axis == 1 else 0) for axis, size in enumerate(x.shape)])
 
 
 def cache_specs(cache: Cache, sizes: Mapping[str, int]) -> Cache:

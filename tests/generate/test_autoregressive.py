@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
-from hiermusic.generate import autoregressive
+from hiermusic.generate import autoregressive, batching
 from hiermusic.generate.autoregressive import generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
@@ -212,6 +212,22 @@ def test_guidance_over_a_prefix_moves_away_from_what_does_without_it(model, refe
 def test_guidance_that_drops_nothing_is_refused_in_one_line(what):
     with pytest.raises(UserError, match=r"^guidance 3.0 has nothing to drop[^\n]+$"):
         generate(None, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0], guidance=3.0, **what, **SAME)
+
+
+def test_a_cache_that_grows_changes_nothing(model, monkeypatch):
+    layout, how, lengths = pattern.flatten((60, 60, 60)), {"seeds": [3], "temperature": 1.5, **SAME}, []
+    (whole,) = generate(model, [PROMPTS[0]], [layout], **how)
+    decode = autoregressive._decode
+
+    def seen(graphdef, weights, state, *others, **static):
+        lengths.append(state.cache.keys[0].shape[1])
+        return decode(graphdef, weights, state, *others, **static)
+
+    monkeypatch.setattr(batching, "SHORTEST", 128)
+    monkeypatch.setattr(autoregressive, "_decode", seen)
+    (grown,) = generate(model, [PROMPTS[0]], [layout], **how)
+    same(whole, grown)
+    assert lengths == [128, 192, 256]
 
 
 def test_no_text_at_all(model):
