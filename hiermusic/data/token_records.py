@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hiermusic.data.ahead import ahead
 from hiermusic.data.codes import Codes, as_groups, decode_tokens, encode_tokens, pieces
 from hiermusic.data.records import (
     ENTRY,
@@ -31,12 +33,13 @@ OPTIONS = "group_size:1,zstd:3"  # one record a chunk, as for audio; 10-bit code
 
 def write_tokens(
     count: int,
-    encode: Callable[[int], tuple[Codes, Mapping]],
+    encode: Callable[[Any], tuple[Codes, Mapping]],
     out: str | os.PathLike,
     hierarchy: Hierarchy,
     split_at: int,
     *,
     settings: Mapping,
+    load: Callable[[int], Any] = int,
     shards: int | None = None,
     worker: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -45,8 +48,9 @@ def write_tokens(
 
     Args:
       count: tracks.
-      encode: index of a track -> its codes (int [T, K], or a tuple of such arrays where levels differ in rate, one
-        a rate group) and its entry (id, split, seconds, meta).
+      encode: what `load` made of a track -> its codes (int [T, K], or a tuple of such arrays where levels differ in
+        rate, one a rate group) and its entry (id, split, seconds, meta).
+      load: index of a track -> what `encode` takes, made ahead on threads; the index itself when left out.
       settings: JSON values kept in info.json (codec, fingerprint); a directory begun with others is refused.
       worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
     Returns:
@@ -68,7 +72,9 @@ def write_tokens(
         return {**entry, "frames": [len(part) for part in groups]}
 
     def read(indices: Iterable[int]) -> Generator[tuple[Codes, Mapping], None, None]:
-        return (encode(index) for index in indices)
+        with closing(ahead(load, indices)) as tracks:
+            for track in tracks:
+                yield encode(track)
 
     prefixes = tuple(_bounds(hierarchy, split_at))
     label = progress and "tokenising"

@@ -59,11 +59,15 @@ def tokenise(
     told = [source.info["fingerprint"], [(track["id"], track["samples"], track["split"]) for track in source.tracks]]
     fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    def encode_track(index: int) -> tuple[Codes, Mapping]:
+    def load(index: int) -> tuple[np.ndarray, Mapping]:
         track = source.tracks[index]
         entry = {key: track[key] for key in ("id", "split", "seconds", "meta")}
         wav_LC = files.to_channels(source.track(index), channels or source.channels)
-        return encode(files.resample(wav_LC, source.sample_rate, rate)), entry
+        return files.resample(wav_LC, source.sample_rate, rate), entry
+
+    def encode_track(loaded: tuple[np.ndarray, Mapping]) -> tuple[Codes, Mapping]:
+        wav_LC, entry = loaded
+        return encode(wav_LC), entry
 
     settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": rate}
     if facts:
@@ -77,6 +81,7 @@ def tokenise(
         hierarchy,
         split_at,
         settings=settings,
+        load=load,
         shards=shards,
         worker=worker,
         progress=progress,

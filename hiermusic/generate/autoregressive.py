@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from hiermusic.generate.batching import bucket, check_batch, padded, spread, unconditional
+from hiermusic.errors import UserError
+from hiermusic.generate.batching import bucket, check_batch, longer, padded, reaching, spread, unconditional
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -54,6 +55,13 @@ class _State(NamedTuple):
     length_B: Int[Array, "B"]
 
 
+class _Dropped(NamedTuple):
+    """How many codes of each level are given, and which code the unconditional half reads in place of them."""
+
+    given_BK: Int[Array, "B K"]
+    null_K: Int[Array, "K"]
+
+
 class _Fixed(NamedTuple):
     """What no step changes; R is B, or 2 B with the unconditional half behind."""
 
@@ -67,6 +75,7 @@ class _Fixed(NamedTuple):
     temperature: Array
     guidance: Array
     min_frames_B: Int[Array, "B"]
+    dropped: _Dropped | None
 
 
 class _Condition(NamedTuple):
@@ -97,6 +106,14 @@ class _Work(NamedTuple):
     fixed: _Fixed
     static: _Static
 
+    @property
+    def slots(self) -> int:
+        return self.fixed.valid_RS.shape[1]
+
+    def within(self, reach: int) -> _Fixed:
+        """What no step changes, as far as a cache of `reach` positions goes."""
+        return self.fixed._replace(valid_RS=self.fixed.valid_RS[:, :reach])
+
 
 def generate(
     model: nnx.Module,
@@ -115,6 +132,7 @@ def generate(
     cond: Float[np.ndarray, "B U"] | None = None,
     uncond: Float[np.ndarray, "U"] | None = None,
     given: Sequence[Sequence[np.ndarray]] | None = None,
+    null: Sequence[int] | None = None,
     cache_dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
@@ -132,18 +150,22 @@ def generate(
       min_frames: level-0 tokens before which EOS is not legal: one number, or B of them.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
       guidance: scale of classifier-free guidance; 1 = none.
-      unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` is given.
+      unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` or `null` is given.
       cond: condition vectors, for a model that takes them.
       uncond: that of the unconditional predictions; the sample's own where only `unprompted` is given.
       given: B times K code arrays that are known (continuation); they are kept as the first tokens of each level.
+      null: of each level the code that the unconditional predictions read in place of what is given, one that the model
+        has learned to read so, or -1 for none; they read what is given when left out.
       cache_dtype: of cached keys and values; the model's compute type by default.
       progress: called with (positions done, positions at most) after every chunk of steps.
     Returns:
       B samples, each cut at its end.
     Raises:
-      UserError: guidance without an unconditional prompt or condition, a condition of another width than the model's.
+      UserError: guidance without an unconditional prompt, condition or prefix, or with one that drops nothing; a
+        condition of another width than the model's.
       ValueError: lists of unequal length, a layout that is not causal, EOS in a layout that cannot stop early.
     """
+    _check_dropped(prompts, guidance, unprompted, cond, uncond, given, null)
     work = _lay_out(
         prompts,
         layouts,
@@ -159,18 +181,22 @@ def generate(
         cond=cond,
         uncond=uncond,
         given=given,
+        null=null,
     )
     graphdef, weights = nnx.split(model.unstack())
-    state, fixed, static = _begin(model, work, cache_dtype), work.fixed, work.static
+    prompt_Rp, first = work.prompt_Rp, work.first
+    p, last = prompt_Rp.shape[1], max(layout.positions for layout in layouts)
+    reach = reaching(p + first + CHUNK, work.slots)
+    state, fixed = _begin(model, work, cache_dtype, reach), work.within(reach)
     condition = _condition(graphdef, weights, work.cond_RU)
-    prompt_Rp = work.prompt_Rp
-    first = work.first
-    last = max(layout.positions for layout in layouts)
-    if prompt_Rp.shape[1] + first:
+    if p + first:
         state = _prefill(graphdef, weights, state, fixed, condition, prompt_Rp, work.plan.reads_BSK[:, :first])
 
     for s in range(first, last, CHUNK):
-        state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=static)
+        if p + s + CHUNK > reach:
+            reach = reaching(p + s + CHUNK, work.slots)
+            state, fixed = state._replace(cache=longer(state.cache, reach)), work.within(reach)
+        state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=work.static)
         if progress is not None:
             state.length_B.block_until_ready()
             progress(min(s + CHUNK, last), last)
@@ -187,7 +213,7 @@ def chunk(
     cache_dtype: str | None = None,
     **how,
 ) -> tuple[Callable, tuple]:
-    """The program that `generate` runs for every `CHUNK` steps, to be lowered: a jitted function and its arguments.
+    """The program that `generate` runs for the last `CHUNK` steps, to be lowered: a jitted function and its arguments.
 
     Args:
       model: unstacked, may be abstract (`nnx.eval_shape`); then so are the arguments (`jax.ShapeDtypeStruct`).
@@ -195,7 +221,7 @@ def chunk(
     """
     work = _lay_out(prompts, layouts, **how)
     graphdef, weights = nnx.split(model)
-    state = jax.eval_shape(lambda: _begin(model, work, cache_dtype))
+    state = jax.eval_shape(lambda: _begin(model, work, cache_dtype, work.slots))
     condition = jax.eval_shape(lambda weights: _condition(graphdef, weights, work.cond_RU), weights)
     return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, condition, _steps(work.plan, 0))
 
@@ -216,6 +242,7 @@ def _lay_out(
     cond=None,
     uncond=None,
     given=None,
+    null=None,
 ) -> _Work:
     """Checks what `generate` was given and lays it out in arrays."""
     optional = {"given": given, "cond": cond}
@@ -224,7 +251,9 @@ def _lay_out(
         _check_layout(layout, len(sizes), eos is not None)
     plan = _plan(layouts)
     codes_BKT = _known(layouts, given)
-    rows = unconditional(prompts, prompts if unprompted is None and uncond is not None else unprompted, guidance)
+    told_alike = unprompted is None and (uncond is not None or null is not None)
+    rows = unconditional(prompts, prompts if told_alike else unprompted, guidance)
+    given_BK = (codes_BKT >= 0).sum(axis=2).astype(np.int32)
     heads = [row[:-1] for row in rows]
     p = bucket(max(len(head) for head in heads))
     slots = bucket(p + plan.reads_BSK.shape[1])
@@ -240,6 +269,7 @@ def _lay_out(
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
         min_frames_B=np.broadcast_to(np.asarray(min_frames, np.int32), len(layouts)),
+        dropped=None if null is None or guidance == 1.0 else _Dropped(given_BK, np.asarray(null, np.int32)),
     )
     return _Work(
         plan,
@@ -253,9 +283,10 @@ def _lay_out(
     )
 
 
-def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None) -> _State:
-    """The state before the first step."""
-    cache = model.trunk.init_cache(*work.fixed.valid_RS.shape, cache_dtype)
+def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None, reach: int) -> _State:
+    """The state before the first step, with room for `reach` positions."""
+    R = len(work.fixed.start_R)
+    cache = jax.jit(lambda: spread(model.trunk.init_cache(R, reach, cache_dtype)))()
     return _State(cache, jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
 
 
@@ -266,6 +297,20 @@ def _conditions(cond, uncond, rows: int) -> Float[np.ndarray, "R U"] | None:
     cond_BU = np.asarray(cond, np.float32)
     other_BU = cond_BU if uncond is None else np.broadcast_to(np.asarray(uncond, np.float32), cond_BU.shape)
     return np.concatenate([cond_BU, other_BU])[:rows]
+
+
+def _check_dropped(prompts, guidance: float, unprompted, cond, uncond, given, null) -> None:
+    """UserError when the unconditional predictions of a guided batch are told all that the others are."""
+    if guidance == 1.0:
+        return
+    words = unprompted is not None and [list(row) for row in unprompted] != [list(row) for row in prompts]
+    vector = uncond is not None and cond is not None and bool((np.asarray(cond) != np.asarray(uncond)).any())
+    codes = null is not None and any(len(codes_T) for codes in given or () for codes_T in codes)
+    if not (words or vector or codes):
+        raise UserError(
+            f"guidance {guidance} has nothing to drop: there is no prompt, condition or prefix that the unconditional "
+            "predictions lack; give one or set guidance to 1"
+        )
 
 
 def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
@@ -327,11 +372,15 @@ def _samples(layouts: Sequence[Layout], codes_BKT: np.ndarray, length_B: np.ndar
     return samples
 
 
-def _read(codes_BKT: Int[Array, "B K T"], reads_BsK: Int[Array, "B s K"], rows: int) -> Int[Array, "R s K"]:
+def _read(codes_BKT: Int[Array, "B K T"], reads_BsK: Int[Array, "B s K"], fixed: _Fixed) -> Int[Array, "R s K"]:
     """The codes that positions read, for both halves of a guided batch."""
     index_BKs = reads_BsK.swapaxes(1, 2)
     codes_BKs = jnp.where(index_BKs >= 0, jnp.take_along_axis(codes_BKT, jnp.maximum(index_BKs, 0), axis=2), -1)
-    return jnp.tile(codes_BKs.swapaxes(1, 2), (rows // codes_BKT.shape[0], 1, 1))
+    codes_BsK = codes_BKs.swapaxes(1, 2)
+    if fixed.dropped is None:
+        return jnp.tile(codes_BsK, (len(fixed.start_R) // len(codes_BKT), 1, 1))
+    is_given_BsK = (reads_BsK >= 0) & (reads_BsK < fixed.dropped.given_BK[:, None])
+    return jnp.concatenate([codes_BsK, jnp.where(is_given_BsK, fixed.dropped.null_K, codes_BsK)])
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -351,7 +400,7 @@ def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condit
     R, p = text_Rp.shape
     s, K = reads_BsK.shape[1:]
     first_Rs = jnp.where(jnp.arange(s) == fixed.begin_R[:, None], fixed.start_R[:, None], -1)
-    reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, R)], axis=1)
+    reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, fixed)], axis=1)
     x_RSD = model.embed(jnp.concatenate([text_Rp, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
     positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
     _, cache = model.trunk.extend(
@@ -372,12 +421,12 @@ def _decode(
 ) -> _State:
     """A chunk of steps, laid out by `_steps`."""
     model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
-    R, K = fixed.start_R.shape[0], fixed.size_K.shape[0]
+    K = fixed.size_K.shape[0]
 
     def step(state: _State, now):
         s, reads_BK, predicts_BK, level = now
         text_R1 = jnp.where(s == fixed.begin_R, fixed.start_R, -1)[:, None]
-        x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], R), cond_BD=condition.cond_RD)
+        x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], fixed), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
         x_R1D, cache = model.trunk.extend(
             x_R1D,

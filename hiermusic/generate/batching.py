@@ -1,15 +1,21 @@
 """Ragged requests as arrays of few different shapes, so that few programs are compiled."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Int32
 
 from hiermusic.errors import UserError
 from hiermusic.nn.transformer import Cache
-from hiermusic.parallel.mesh import constrain
+from hiermusic.parallel.mesh import AXES, Rules
 
 LEAST = 64
+SHORTEST = 2048  # of caches: below, what is attended to costs less than another program
 
 
 def bucket(n: int) -> int:
@@ -18,6 +24,14 @@ def bucket(n: int) -> int:
     while step * 16 < n:
         step *= 2
     return -(-n // step) * step
+
+
+def reaching(n: int, most: int) -> int:
+    """A length >= n of a short ladder of caches that ends at `most`: each step attends to all of its cache."""
+    length = SHORTEST
+    while length < n:
+        length = length * 4 // 3 if length % 3 == 0 else length * 3 // 2
+    return most if length * 8 > most * 7 else length
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, *, left: bool) -> Int32[np.ndarray, "B length"]:
@@ -42,12 +56,44 @@ def unconditional(
 
 
 def spread(cache: Cache) -> Cache:
-    """Under `jax.set_mesh`, rows split over the batch's devices and cached heads over those of the model."""
-    keys, values = (
-        tuple(constrain(x_BMSH, "batch", "kv_heads", None, None) for x_BMSH in part)
-        for part in (cache.keys, cache.values)
-    )
-    return cache._replace(keys=keys, values=values)
+    """Under `jax.set_mesh`, the cache laid over its devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+        return cache
+    return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh.shape))
+
+
+def longer(cache: Cache, length: int) -> Cache:
+    """A cache with room for `length` positions; the old one is given up array by array: never are two of it whole."""
+
+    def one(old: Array) -> Array:
+        new = _lengthened(old, length)
+        old.delete()
+        return new
+
+    return jax.tree.map(one, cache)
+
+
+@partial(jax.jit, static_argnums=1)
+def _lengthened(x: Array, length: int) -> Array:
+    """Of keys, values and positions alike, the second dimension is that of positions."""
+    return jnp.pad(x, [(0, length - size if axis == 1 else 0) for axis, size in enumerate(x.shape)])
+
+
+def cache_specs(cache: Cache, sizes: Mapping[str, int]) -> Cache:
+    """How a cache lies on a mesh of these sizes: rows over the batch's devices and heads over the model's.
+
+    A single row's heads lie over all of them; where they do not divide, over as many of the last axes as they do.
+    """
+
+    def split(x_XSH: Array) -> PartitionSpec:
+        axes = [*Rules.batch, Rules.kv_heads]
+        while x_XSH.shape[0] % math.prod(sizes[axis] for axis in axes):
+            axes.pop(0)
+        return PartitionSpec(tuple(axes) or None)
+
+    keys, values = (tuple(map(split, part)) for part in (cache.keys, cache.values))
+    return cache._replace(keys=keys, values=values, positions_BS=PartitionSpec())
 
 
 def check_batch(prompts: Sequence, **others: Sequence) -> None:

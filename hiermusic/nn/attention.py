@@ -61,6 +61,28 @@ def attend(
     return _split(row, mesh.shape, q_BNsH, k_BMsH, v_BMsH, valid_Bs)
 
 
+def attend_cached(
+    q_BNsH: Float[Array, "B N s H"],
+    keys_XSH: Float[Array, "X S H"],
+    values_XSH: Float[Array, "X S H"],
+    *,
+    visibility: Visibility,
+    start: int | Array,
+    valid_BS: Bool[Array, "B S"] | None = None,
+    bias: Bias | None = None,
+) -> Float[Array, "B N s H"]:
+    """As `attend`, over what is cached (X = B M): positions start .. start + s - 1 are written, those behind are not.
+
+    One new position is a product of its own, in which keys and values are read as they lie.
+    """
+    if q_BNsH.shape[2] > 1:
+        keys_BMSH, values_BMSH = (x.reshape(len(q_BNsH), -1, *x.shape[1:]) for x in (keys_XSH, values_XSH))
+        return attend(q_BNsH, keys_BMSH, values_BMSH, visibility=visibility, start=start, valid_BS=valid_BS, bias=bias)
+    return blocks.attend_one(
+        q_BNsH[:, :, 0], keys_XSH, values_XSH, valid_BS, visibility=visibility, start=start, bias=bias
+    )[:, :, None]
+
+
 def _split(row, sizes, q_BNsH, k_BMsH, v_BMsH, valid_Bs):
     """`row` on every device of the mesh; a dimension that its axes do not divide stays whole, positions are padded.
 

@@ -92,3 +92,31 @@ def _block(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, start, written, q, k, visibility
     weights_BMQk = weights_BMQk.astype(v_BMkH.dtype)
     out_BMQH = jnp.einsum("bmQk,bmkh->bmQh", weights_BMQk, v_BMkH, preferred_element_type=jnp.float32) / sums
     return out_BMQH.astype(v_BMkH.dtype).reshape(B, N, -1, H)
+
+
+def attend_one(
+    q_BNH: Float[Array, "B N H"],
+    keys_XSH: Float[Array, "X S H"],
+    values_XSH: Float[Array, "X S H"],
+    valid_BS: Bool[Array, "B S"] | None,
+    *,
+    visibility: Visibility,
+    start: int | Array,
+    bias: Bias | None,
+) -> Float[Array, "B N H"]:
+    """The query at position `start` against a cache of X = B M rows and heads.
+
+    Keys come first in the products: the other way round XLA on CPU would transpose all of them for each query.
+    """
+    (B, N, H), (X, S, _) = q_BNH.shape, keys_XSH.shape
+    q, k = slice(0, 1), slice(0, _reach(visibility, start, start + 1, slice(0, 1), S))
+    logits_XkG = jnp.einsum("xkh,xgh->xkg", keys_XSH[:, k], q_BNH.reshape(X, -1, H), preferred_element_type=jnp.float32)
+    if bias is not None:
+        bias_BNk = jnp.broadcast_to(bias(q, k)[:, :, 0], (B, N, k.stop))
+        logits_XkG = logits_XkG + bias_BNk.reshape(X, -1, k.stop).swapaxes(1, 2)
+    visible_B111k = _visible(visibility, start, start + 1, q, k, valid_BS)
+    if visible_B111k is not None:
+        visible_Bk = jnp.broadcast_to(visible_B111k, (B, 1, 1, 1, k.stop))[:, 0, 0, 0]
+        logits_XkG = jnp.where(jnp.repeat(visible_Bk, X // B, axis=0)[..., None], logits_XkG, _MASKED)
+    weights_XkG = jax.nn.softmax(logits_XkG, axis=1).astype(values_XSH.dtype)
+    return jnp.einsum("xkg,xkh->xgh", weights_XkG, values_XSH[:, k]).reshape(B, N, H)

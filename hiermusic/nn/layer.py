@@ -1,6 +1,7 @@
 """A layer of the transformer: attention and feed-forward, each normed before and added, and what conditions both.
 
-Letters: B batch, S positions, s new positions, D width, N heads, M key-value heads, H head dim, F ffn width.
+Letters: B batch, S positions, s new positions, D width, N heads, M key-value heads, H head dim, F ffn width,
+X = B M.
 """
 
 import math
@@ -81,15 +82,14 @@ class Attention(nnx.Module):
         q_BNsH, k_BMsH = self._scale(q_BsNH, k_BsMH)
         if shared.rotation is not None:
             q_BNsH, k_BMsH = place.rotate(q_BNsH, shared.rotation), place.rotate(k_BMsH, shared.rotation)
-        k_BMSH, v_BMSH = k_BMsH, v_BMsH
+        memory = k_BMsH, v_BMsH
         if cache is not None:
-            keys_BMSH, values_BMSH, start = cache
-            k_BMSH = jax.lax.dynamic_update_slice(keys_BMSH, k_BMsH.astype(keys_BMSH.dtype), (0, 0, start, 0))
-            v_BMSH = jax.lax.dynamic_update_slice(values_BMSH, v_BMsH.astype(values_BMSH.dtype), (0, 0, start, 0))
-        out_BNsH = shared.attend(q_BNsH, k_BMSH.astype(x_BsD.dtype), v_BMSH.astype(x_BsD.dtype))
+            *old, start = cache
+            memory = tuple(_written(x_XSH, x_BMsH, start) for x_XSH, x_BMsH in zip(old, memory, strict=True))
+        out_BNsH = shared.attend(q_BNsH, *(x.astype(x_BsD.dtype) for x in memory))
         # einsum contracts in the order of the letters (capitals first), and any but (N, h) would transpose the weight
         y_BsD = _project("bsNh,Nhd->bsd", out_BNsH.swapaxes(1, 2), self.out, self.out_bias)
-        return y_BsD, (k_BMSH, v_BMSH)
+        return y_BsD, memory
 
     def _scale(self, q_BsNH, k_BsMH):
         """Normalises queries and keys as configured, scales the queries, and puts heads first."""
@@ -101,6 +101,12 @@ class Attention(nnx.Module):
             q_BsNH, k_BsMH = unit(q_BsNH), unit(k_BsMH).astype(k_BsMH.dtype)
         q_BsNH = (q_BsNH.astype(jnp.float32) * scale).astype(k_BsMH.dtype)
         return q_BsNH.swapaxes(1, 2), k_BsMH.swapaxes(1, 2)
+
+
+def _written(x_XSH, x_BMsH, start):
+    """What is cached, with new positions."""
+    x_XsH = x_BMsH.reshape(-1, *x_BMsH.shape[2:])
+    return jax.lax.dynamic_update_slice(x_XSH, x_XsH.astype(x_XSH.dtype), (0, start, 0))
 
 
 class FeedForward(nnx.Module):

@@ -48,6 +48,11 @@ def ones(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
     return weight(rngs, shape, axes, initializers.ones, decay=False)
 
 
+def in_type(parameter: nnx.Param, dtype: str) -> nnx.Param:
+    """A parameter of another type, of which the same is told."""
+    return nnx.Param(parameter[...].astype(dtype), **parameter.get_metadata())
+
+
 def parameter_counts(module: nnx.Module) -> dict[str, int]:
     """Numbers of parameters by dotted name; `module` may be abstract (`nnx.eval_shape`), then nothing is allocated."""
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(module, nnx.Param))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from hiermusic.errors import UserError
 from hiermusic.nn.config import TransformerConfig
-from hiermusic.nn.param import weight, zeros
+from hiermusic.nn.param import in_type, weight, zeros
 from hiermusic.nn.transformer import Transformer
 from hiermusic.parallel.mesh import AXES, Rules, gathered
 from hiermusic.tokens.visibility import Visibility
@@ -216,6 +216,19 @@ class TokenLM(nnx.Module):
     def text_logits(self, x: Float[Array, "*p D"], ids: Int[Array, "n"]) -> Float[Array, "*p n"]:
         """Logits of some text ids, float32."""
         return self._logits(x, self.text_head[...][jnp.asarray(ids)])
+
+    def compact(self) -> "TokenLM":
+        """The same model for inference, the same to the bit: the trunk's matrices and the heads in the compute type.
+
+        They are multiplied in nothing else; tables stay float32, in which their rows are summed.
+        """
+        other = jax.tree.map(lambda x: x, self)
+        dtype = self.config.transformer.dtype
+        other.trunk = self.trunk.compact()
+        other.code_head = in_type(self.code_head, dtype)
+        if self.text_head is not None:
+            other.text_head = in_type(self.text_head, dtype)
+        return other
 
     def unstack(self) -> "TokenLM":
         """The same model with its trunk's weights layer by layer, for decoding."""

@@ -13,20 +13,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hiermusic.errors import UserError
 from hiermusic.nn import positions as place
-from hiermusic.nn.attention import attend
+from hiermusic.nn.attention import attend, attend_cached
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.layer import Adaptation, Layer, Shared
 from hiermusic.nn.norms import Norm, modulate
-from hiermusic.nn.param import weight
+from hiermusic.nn.param import in_type, weight
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 
 
 class Cache(NamedTuple):
-    """What a decoder remembers: keys and values of each layer, and where every cached position stands."""
+    """What a decoder remembers: keys and values of each layer, and where every cached position stands.
 
-    keys: tuple[Float[Array, "B M S H"], ...]
-    values: tuple[Float[Array, "B M S H"], ...]
+    Rows and heads are one dimension (X = B M): of [1, M, S, H] XLA drops the first, and then copies all for each token.
+    """
+
+    keys: tuple[Float[Array, "X S H"], ...]
+    values: tuple[Float[Array, "X S H"], ...]
     positions_BS: Int[Array, "B S"]
 
 
@@ -81,7 +84,7 @@ class Transformer(nnx.Module):
         self._check(cond_BD)
         x_BSD = self._enter(x_BSD, positions_BS)
         see = {"visibility": visibility, "valid_BS": valid_BS, "right_padded": True}
-        shared = self._share(positions_BS, positions_BS, see)
+        shared = self._share(attend, positions_BS, positions_BS, see)
         skips = jnp.linspace(0.0, c.drop_path, c.layers)
         keys = None if key is None else jax.random.split(key, c.layers)
 
@@ -139,13 +142,13 @@ class Transformer(nnx.Module):
         rows_Bs = jnp.broadcast_to(positions_Bs, x_BsD.shape[:2]).astype(jnp.int32)
         positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, rows_Bs, (0, start))
         see = {"visibility": visibility, "start": start, "valid_BS": valid_BS}
-        shared = self._share(positions_Bs, positions_BS, see)
+        shared = self._share(attend_cached, positions_Bs, positions_BS, see)
         adapted = adapted or Adapted((None,) * self.config.layers, None)
         memories = []
 
         @jax.jit  # so that one layer is traced and not all of them
-        def one(layer, x_BsD, parts, keys_BMSH, values_BMSH):
-            return layer(x_BsD, shared, parts, cache=(keys_BMSH, values_BMSH, start))
+        def one(layer, x_BsD, parts, keys_XSH, values_XSH):
+            return layer(x_BsD, shared, parts, cache=(keys_XSH, values_XSH, start))
 
         for layer, *inputs in zip(self._each(), adapted.layers, cache.keys, cache.values, strict=True):
             x_BsD, memory = one(layer, x_BsD, *inputs)
@@ -156,8 +159,18 @@ class Transformer(nnx.Module):
     def init_cache(self, batch: int, length: int, dtype: str | None = None) -> Cache:
         """An empty cache of `length` positions for `batch` rows; `dtype` is the compute type by default."""
         c = self.config
-        empty = [jnp.zeros((batch, c.kv_heads, length, c.head_dim), dtype or c.dtype) for _ in range(2 * c.layers)]
+        empty = [jnp.zeros((batch * c.kv_heads, length, c.head_dim), dtype or c.dtype) for _ in range(2 * c.layers)]
         return Cache(tuple(empty[: c.layers]), tuple(empty[c.layers :]), jnp.zeros((batch, length), jnp.int32))
+
+    def compact(self) -> "Transformer":
+        """The same transformer with its matrices in the compute type, in which they are multiplied: for inference."""
+
+        def one(variable):
+            axes = set(variable.get_metadata()["axes"])
+            matrix = "embed" in axes and axes & {"heads", "kv_heads", "mlp"}
+            return in_type(variable, self.config.dtype) if matrix else variable
+
+        return jax.tree.map(one, self, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
     def unstack(self) -> "Transformer":
         """The same transformer with one set of weights for each layer; the stacked one is left as it is."""
@@ -190,15 +203,15 @@ class Transformer(nnx.Module):
         if self.config.adaptive != (condition is not None):
             raise ValueError("an adaptive transformer, and only one, takes a condition")
 
-    def _share(self, q_positions_Bs, k_positions_BS, see) -> Shared:
+    def _share(self, how, q_positions_Bs, k_positions_BS, see) -> Shared:
         c = self.config
         rotation = place.rotation(q_positions_Bs, c.head_dim, c.rope_base) if c.positions == "rotary" else None
 
         def bias(q: slice, k: slice):
             return place.t5_bias(self.distance[...], q_positions_Bs[:, q], k_positions_BS[:, k], c.t5_max_distance)
 
-        def attention(q_BNsH, k_BMSH, v_BMSH):
-            return attend(q_BNsH, k_BMSH, v_BMSH, bias=bias if c.positions == "t5" else None, **see)
+        def attention(q_BNsH, keys, values):
+            return how(q_BNsH, keys, values, bias=bias if c.positions == "t5" else None, **see)
 
         return Shared(attention, rotation)
 

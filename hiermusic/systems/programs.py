@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from hiermusic.codec import chunked
 from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.generate.batching import cache_specs
 from hiermusic.nn.config import TransformerConfig
+from hiermusic.nn.transformer import Cache
 from hiermusic.parallel.aot import Job
 from hiermusic.parallel.counting import forward_flops, product_bytes
 from hiermusic.parallel.mesh import Rules, batch_sharding, make_mesh, shardings
@@ -46,7 +48,7 @@ class Generation(NamedTuple):
 
 def decoding(codec: CodecConfig, rows: int) -> Generation:
     """The decoding of one piece of a song on every device of the batch, in shapes."""
-    pieces = int(chunked.DECODED_SECONDS * codec.sample_rate / codec.packet)
+    pieces = chunked.longest(codec.sample_rate, codec.packet, codec.decoder_margin)
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
     codes = jax.ShapeDtypeStruct((rows, pieces, sum(codec.quantiser.slots)), jnp.int32)
     seconds = rows * pieces * codec.packet / codec.sample_rate
@@ -73,7 +75,7 @@ def generation(config: ConfigDict, mesh: Mesh) -> list[Job]:
         rows = shares
     system = workdir.system(config)
     made = system.rooms.program(config, rows)
-    placed = jax.tree.map(lambda x: _abstract(x, mesh, rows), made.arguments)
+    placed = jax.tree.map(lambda x: _abstract(x, mesh, rows), made.arguments, is_leaf=lambda x: isinstance(x, Cache))
     placed = (placed[0], _weights(made.arguments[1], mesh), *placed[2:])
 
     def load() -> Load:
@@ -97,14 +99,18 @@ def _weights(weights: nnx.State, mesh: Mesh) -> nnx.State:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), weights, placement)
 
 
-def _abstract(x: Any, mesh: Mesh, rows: int) -> jax.ShapeDtypeStruct:
-    """An argument with its placement: rows over the batch's axes, the heads of a cache over `tensor`."""
+def _abstract(x: Any, mesh: Mesh, rows: int) -> Any:
+    """An argument with its placement: rows over the batch's axes, a cache as decoding keeps it."""
+    if isinstance(x, Cache):
+        return jax.tree.map(lambda leaf, spec: _shape(leaf, NamedSharding(mesh, spec)), x, cache_specs(x, mesh.shape))
     spec = [None] * np.ndim(x) if not hasattr(x, "ndim") else [None] * x.ndim
     if spec and x.shape[0] % rows == 0 and rows % math.prod(mesh.shape[axis] for axis in Rules.batch) == 0:
         spec[0] = batch_sharding(mesh).spec[0]
-    if len(spec) == 4 and x.shape[1] % mesh.shape["tensor"] == 0:
-        spec[1] = "tensor"
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, jax.P(*spec)))
+    return _shape(x, NamedSharding(mesh, jax.P(*spec)))
+
+
+def _shape(x: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
 
 def _transfers(made: Generation, dtype: str, weights: nnx.State, mesh: Mesh, positions: float) -> tuple:

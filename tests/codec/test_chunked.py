@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hiermusic.codec.chunked import decode_long, encode_long
+from hiermusic.codec.chunked import _assemble, _piece, decode_long, encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.residual import QuantiserConfig
@@ -82,3 +83,29 @@ def test_bad_input_is_refused(codec, wave, codes):
         encode_long(codec, wave, chunk_seconds=0.1)
     with pytest.raises(UserError, match="nothing"):
         decode_long(codec, codes[:0])
+
+
+@pytest.mark.parametrize("margin", [0, 4, 11])
+def test_pieces_do_little_twice_and_have_few_lengths(margin):
+    """A codec that does nothing, on eight devices: what is joined is what went in, and how much went in is counted."""
+    codec = SimpleNamespace(sample_rate=1000, packet=50, hop=50)
+    most, sizes = 600 + 2 * margin, set()
+    for total in (1, 31, 32, 33, 599, 600, 601 + margin, 650, 900, 1201, 2500, 7000):
+        packets, seen = _piece(codec, None, margin, total), []
+        row_P = np.arange(max(total, packets))
+
+        def run(state, rows_BP, seen=seen):
+            seen.append(rows_BP.shape)
+            return rows_BP
+
+        def cut(start, row_P=row_P, packets=packets):
+            return row_P[start : start + packets]
+
+        np.testing.assert_array_equal(_assemble(run, {}, cut, total, packets, margin, 1), np.arange(total))
+        assert packets <= most and all(shape[0] <= 8 and shape[1] == packets for shape in seen)
+        if total >= 200:
+            pieces = -(-(total - 2 * margin) // (most - 2 * margin))
+            assert len(seen) == -(-pieces // 8)
+            assert packets * pieces <= total * (1 + 1 / 16) + 2 * margin * pieces
+        sizes.add(packets)
+    assert len(sizes) <= 9

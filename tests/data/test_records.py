@@ -348,6 +348,24 @@ def test_token_round_trip(tmp_path, audio):
     assert info["codec"] == "fake" and info["split_at"] == 2 and info["frames"] == [20 * 7]
 
 
+def test_tracks_are_read_while_others_are_encoded(tmp_path, audio, monkeypatch):
+    read, whole = [threading.Event() for _ in range(7)], AudioSource.track
+
+    def track(source, index):
+        read[index].set()
+        return whole(source, index)
+
+    def encode(wav_LC):
+        assert read[min(len(encoded) + 1, 6)].wait(30)
+        encoded.append(wav_LC)
+        return encode_uniform(wav_LC)
+
+    encoded = []
+    monkeypatch.setattr(AudioSource, "track", track)
+    tokenise(encode, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    assert len(encoded) == 7
+
+
 def test_coarse_levels_need_no_fine_files(tmp_path, audio):
     tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     for file in (tmp_path / "tokens").glob("fine-*"):

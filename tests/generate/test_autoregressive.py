@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
-from hiermusic.generate import autoregressive
+from hiermusic.generate import autoregressive, batching
 from hiermusic.generate.autoregressive import generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
@@ -191,6 +191,56 @@ def test_a_long_continuation_is_prefilled_at_once(model):
     assert heard == [(180, 180)]
     for one, other in zip(made, whole, strict=True):
         same(one, other)
+
+
+def test_guidance_over_a_prefix_moves_away_from_what_does_without_it(model, reference):
+    """Against the whole row anew, in whose unconditional half a null stands, or nothing, where codes are given."""
+    layout, known, k_of = pattern.flatten((4, 4, 4)), np.random.default_rng(0).integers(0, 12, (3, 2)), range(3)
+    how = {"seeds": [3], "given": [list(known)], "temperature": 0.0, **SAME}
+    made = {}
+    for name, guidance, null in (("none", 1.0, [-1] * 3), ("absent", 3.0, [-1] * 3), ("learned", 3.0, [5, 7, 9])):
+        (sample,) = generate(model, [[2, 3]], [layout], guidance=guidance, null=null, **how)
+        made[name] = sample.codes.T
+        codes = [np.r_[known[k], [-1, -1]] for k in k_of]
+        for s in range(6, layout.positions):
+            rows = [layout.build(codes)[0][: s + 1]]
+            rows.append(layout.build([np.r_[[null[k]] * 2, codes[k][2:]] for k in k_of])[0][: s + 1])
+            logits, k = [], int(layout.predicts_SK[s].argmax())
+            for reads_SK in rows:
+                reads_SK = np.concatenate([np.full((1, 3), -1), reads_SK])
+                sees_SS = np.tri(s + 2, dtype=bool)
+                x_SD = reference.row(
+                    model.config, reference.weights_of(model), [2, 3, *[-1] * s], reads_SK, sees_SS=sees_SS
+                )
+                logits.append(reference.code_logits(model.config, reference.weights_of(model), x_SD[-1], k))
+            guided = logits[1] + guidance * (logits[0] - logits[1])
+            codes[k][layout.predicts_SK[s, k]] = int(guided.argmax())
+        np.testing.assert_array_equal(made[name], codes)
+    assert (made["none"] != made["absent"]).any() and (made["absent"] != made["learned"]).any()
+
+
+@pytest.mark.parametrize(
+    "what", [{}, {"unprompted": [[1]]}, {"null": [-1] * 3}, {"null": [-1] * 3, "given": [[np.zeros(0, int)] * 3]}]
+)
+def test_guidance_that_drops_nothing_is_refused_in_one_line(what):
+    with pytest.raises(UserError, match=r"^guidance 3.0 has nothing to drop[^\n]+$"):
+        generate(None, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0], guidance=3.0, **what, **SAME)
+
+
+def test_a_cache_that_grows_changes_nothing(model, monkeypatch):
+    layout, how, lengths = pattern.flatten((60, 60, 60)), {"seeds": [3], "temperature": 1.5, **SAME}, []
+    (whole,) = generate(model, [PROMPTS[0]], [layout], **how)
+    decode = autoregressive._decode
+
+    def seen(graphdef, weights, state, *others, **static):
+        lengths.append(state.cache.keys[0].shape[1])
+        return decode(graphdef, weights, state, *others, **static)
+
+    monkeypatch.setattr(batching, "SHORTEST", 128)
+    monkeypatch.setattr(autoregressive, "_decode", seen)
+    (grown,) = generate(model, [PROMPTS[0]], [layout], **how)
+    same(whole, grown)
+    assert lengths == [128, 192, 256]
 
 
 def test_no_text_at_all(model):

@@ -201,6 +201,21 @@ def test_no_array_of_all_levels_at_once():
             assert f"f32[{shape}]" not in text
 
 
+def test_a_compact_model_is_the_same_to_the_bit():
+    config = dataclasses.replace(CONFIG, transformer=dataclasses.replace(TRUNK, dtype="bfloat16", bias="all"))
+    model = build(config)
+    compact = model.compact()
+    for one, other in zip(level_logits(model, draw(), (0, 2)), level_logits(compact, draw(), (0, 2)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one, np.float32), np.asarray(other, np.float32))
+    layers = compact.unstack().trunk.layers
+    small = [layers[0].attention.out, layers[0].ffn.down, compact.code_head, compact.text_head]
+    whole = [compact.code_embed, compact.text_embed, layers[0].attention_norm.scale, layers[0].ffn.up_bias]
+    assert {w[...].dtype for w in small} == {jnp.dtype("bfloat16")}
+    assert {w[...].dtype for w in whole} == {jnp.dtype("float32")}
+    assert compact.code_head.get_metadata() == model.code_head.get_metadata()
+    assert model.code_head[...].dtype == jnp.float32
+
+
 def test_unstacked_model_gives_the_same_logits():
     model, batch = build(CONFIG), draw()
     single = jax.jit(TokenLM.unstack)(model)

@@ -166,7 +166,7 @@ def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dic
     if known_PS is not None:
         known, before_BcE = len(known_PS), np.repeat(np.asarray(model.context(known_PS[None, -1])), len(seeds), 0)
     drawn_BWS = nextscale.generate(
-        model.lm.unstack(),
+        model.lm.compact().unstack(),
         model.quantiser,
         cond_BU,
         seeds=seeds,
@@ -183,7 +183,7 @@ def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dic
 def _by_token(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = window_frames(config), model.config.lm.levels, len(seeds)
-    order, lm = pattern_of(config).layout(size), model.lm.unstack()
+    order, lm = pattern_of(config).layout(size), model.lm.compact().unstack()
     codes_BTK = np.zeros((B, 0, levels), np.int32) if known_PS is None else np.repeat(known_PS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:
@@ -226,14 +226,14 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
 
         def served() -> tuple[nnx.Module, nnx.Module]:
             whole = make(nnx.Rngs(0))
-            return whole.lm.unstack(), whole.quantiser
+            return whole.lm.compact().unstack(), whole.quantiser
 
         lm, quantiser = nnx.eval_shape(served)
         options = {"seeds": range(rows), "context": prior.context, "uncond_U": uncond_U, **sampling}
         run, arguments = nextscale.program(lm, quantiser, cond_BU, **options)
         name, positions, share = "generate: a window", length(config), 1.0
     else:
-        lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.unstack())
+        lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).lm.compact().unstack())
         layouts = [pattern_of(config).layout(model.window)] * rows
         sizes = [prior.lm.codes] * prior.lm.levels
         options = {"seeds": range(rows), "sizes": sizes, "cond": cond_BU, "uncond": uncond_U, **sampling}

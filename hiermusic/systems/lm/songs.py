@@ -47,7 +47,7 @@ def draw(
       mesh: that the model is spread over; None for one device.
       name: what the progress bar says.
     """
-    order, tokens, words = pattern_of(config), hierarchy(config), tokenizer(config.model)
+    order, tokens, words, model = pattern_of(config), hierarchy(config), tokenizer(config.model), model.compact()
     rate, sampling = tokens.rates[0] / order.slots[0], dict(sampling)
     if words and given is None:  # of whom the model that begins has told
         songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
@@ -143,7 +143,7 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     lengths = [count * slot for slot in order.slots]
     open_slots = order.slots[order.given :]
     if order.isolated:
-        token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).compact())
         lower = [[np.zeros(length, np.int32) for length in lengths[: order.given]]] * rows
         markers, passes = [0] * len(tokens), len(open_slots)
         run, arguments = layerwise.level_pass(
@@ -151,7 +151,7 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
         )
         made = (rows * count * open_slots[0], rows * count / rate / passes)
         return programs.Generation("generate: one pass", run.func, arguments, run.keywords, model.length, *made, trunk)
-    token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).unstack())
+    token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).compact().unstack())
     if not order.stepwise:
         run, arguments = nextscale.draw_program(token_lm, prompts, lengths, given=order.given, **options)
         made = (rows * count * sum(open_slots), rows * count / rate)

@@ -25,7 +25,7 @@ def prior(request, monkeypatch):
     packet = 40 if scale else 5  # samples of a packet of codes
     coder = SimpleNamespace(sample_rate=100, packet=packet, channels=1)
     model = SimpleNamespace(
-        lm=SimpleNamespace(unstack=lambda: "the model"),
+        lm=SimpleNamespace(compact=lambda: SimpleNamespace(unstack=lambda: "the model")),
         quantiser="the quantiser",
         unconditional=np.full(3, 0.5),
         context=lambda codes_BPS: np.repeat(codes_BPS[..., None], 2, 2)[:, :1] * 1.0,

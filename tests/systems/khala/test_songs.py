@@ -38,7 +38,8 @@ def engines(monkeypatch):
 
     def load(run, *stages, mesh=None):
         it.loaded.append((run, stages, mesh))
-        return configs[run], SimpleNamespace(unstack=lambda: f"{run}, unstacked")
+        compact = SimpleNamespace(unstack=lambda: f"{run}, compact and unstacked", name=f"{run}, compact")
+        return configs[run], SimpleNamespace(compact=lambda: compact)
 
     def load_codec(run, step):
         it.loaded.append((run, step))
@@ -102,7 +103,7 @@ def test_every_request_has_its_own_prompt_seed_and_length(engines):
     assert superres["markers"] == [words.vocabulary.task_marker(level) for level in range(4)]
     assert [codes_TK.shape for codes_TK in superres["codes"]] == [(20, 2), (10, 2)]
     assert backbone["given"] is None and superres["known"] is None
-    assert backbone["model"] == "backbone, unstacked" and superres["model"] is not backbone["model"]
+    assert backbone["model"] == "backbone, compact and unstacked" and superres["model"].name == "superres, compact"
     assert [(song.codes_PS.shape, song.versions["backbone"].shape, song.ended) for song in engines.songs] == [
         ((20, 4), (20, 2), True),
         ((10, 4), (10, 2), False),
