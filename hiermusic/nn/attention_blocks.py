@@ -76,7 +76,6 @@ def _visible(
 def _block(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, start, written, q, k, visibility, bias):
     """A slice of the queries against a slice of the keys."""
     (B, N, _, H), M = q_BNsH.shape, k_BMSH.shape[1]
-    G = N // M
     # the queries of all heads that share keys are one dimension (Q = G q): a single product for each
     q_BMQH = q_BNsH[:, :, q].reshape(B, M, -1, H)
     logits_BMQk = jnp.einsum("bmQh,bmkh->bmQk", q_BMQH, k_BMSH[:, :, k], preferred_element_type=jnp.float32)
@@ -84,7 +83,8 @@ def _block(q_BNsH, k_BMSH, v_BMSH, valid_BS, *, start, written, q, k, visibility
         logits_BMQk = logits_BMQk + bias(q, k).reshape(-1, *logits_BMQk.shape[1:])
     visible_B11qk = _visible(visibility, start, written, q, k, valid_BS)
     if visible_B11qk is not None:
-        logits_BMQk = jnp.where(jnp.tile(visible_B11qk[:, 0], (1, 1, G, 1)), logits_BMQk, _MASKED)
+        by_head_BMGqk = logits_BMQk.reshape(B, M, N // M, -1, k.stop)
+        logits_BMQk = jnp.where(visible_B11qk, by_head_BMGqk, _MASKED).reshape(logits_BMQk.shape)
     # divided by their sum behind the product, where there are fewer numbers
     weights_BMQk = jnp.exp(logits_BMQk - jax.lax.stop_gradient(logits_BMQk.max(axis=-1, keepdims=True)))
     v_BMkH = v_BMSH[:, :, k]
