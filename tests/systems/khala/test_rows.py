@@ -37,6 +37,11 @@ def prompt(config, **words) -> list[int]:
     return compose(Prompt(**words), models.tokenizer(config.model), **how)
 
 
+def test_an_unknown_tokenizer_is_told():
+    with pytest.raises(UserError, match="model.tokenizer is 'words': choose bytes or llama31"):
+        models.vocabulary(settings(tokenizer="words").model)
+
+
 def row_of(config, kind: str, example: dict, *level: int, seed: int = 0):
     return getattr(khala_rows.make_rows(config), kind)(example, np.random.default_rng(seed), *level)
 
