@@ -116,3 +116,10 @@ def test_harmony_is_the_same_in_every_key():
 def test_features_of_silence_are_finite():
     heard = detectors.hear(np.zeros((RATE // 4, 2), np.float32), RATE)
     assert all(np.isfinite(heard[name]).all() for name in ("timbre", "harmony", "rhythm"))
+
+
+def test_a_rhythm_is_the_same_however_strong_its_onsets():
+    onset_T = np.tile([1.0, 0.2, 0.5, 0.2], 100) + 0.1 * np.random.default_rng(0).random(400)
+    one, other = (detectors._rhythm(gain * onset_T, 0.02) for gain in (0.1, 7.0))
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+    assert np.ptp(one) > 0.5

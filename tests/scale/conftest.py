@@ -22,7 +22,7 @@ class Processes:
     """One command as several processes; `end` waits for them and tells how each ended."""
 
     def __init__(self, command, count: int, devices: int = 1):
-        flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
         environment = os.environ | {"XLA_FLAGS": flags}
         where = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={count}"] if count > 1 else []
         # files, since a process that waits for room in a pipe would keep the others waiting

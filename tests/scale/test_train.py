@@ -60,32 +60,30 @@ def lines(errors):
     return [line for line in errors.splitlines() if line.strip()]
 
 
-def test_two_train_as_one_and_one_goes_on(train, tmp_path):
-    answers = told(train(tmp_path / "two", 2, "--steps=8").end())
-    assert [answer["step"] for answer in answers] == [8, 8] and answers[0]["devices"] == 2
-    whole = alone(tmp_path / "one", 12)
-    assert merged(answers) == {name: crc for name, crc in whole.items() if int(name.split()[0]) < 8}
-    went_on = alone(tmp_path / "two", 12)  # with the next batch
-    assert {name for name in went_on} == {f"{step} {row}" for step in range(8, 12) for row in range(8)}
+def test_two_train_as_one_a_signal_to_one_saves_both_and_one_goes_on(train, tmp_path):
+    two = train(tmp_path / "two", 2, "--steps=4000", "--pause=0.05", "--every=1000")
+    wait_for_step(tmp_path / "two", 6, two)
+    two.all[1].send_signal(signal.SIGTERM)
+    ends = two.end()
+    assert [status for status, _, _ in ends] == [130, 130], ends
+    answers = [json.loads(out) for _, out, _ in ends]
+    (step,) = {answer["step"] for answer in answers}
+    assert step == latest_step(tmp_path / "two") < 4000 and answers[0]["devices"] == 2
+
+    whole = alone(tmp_path / "one", step + 4)
+    assert merged(answers) == {name: crc for name, crc in whole.items() if int(name.split()[0]) < step}
+    went_on = alone(tmp_path / "two", step + 4)  # with the next batch
+    assert {name for name in went_on} == {f"{index} {row}" for index in range(step, step + 4) for row in range(8)}
     assert went_on.items() <= whole.items()
     assert_same(tmp_path / "two", tmp_path / "one")
 
 
-def test_a_signal_to_one_saves_both_and_a_kill_ends_both(train, tmp_path):
-    first = train(tmp_path, 2, "--steps=4000", "--pause=0.02", "--every=1000")
-    wait_for_step(tmp_path, 3, first)
-    first.all[1].send_signal(signal.SIGTERM)
-    ends = first.end()
-    assert [status for status, _, _ in ends] == [130, 130], ends
-    stopped = {json.loads(out)["step"] for _, out, _ in ends}
-    assert stopped == {latest_step(tmp_path)} and stopped != {4000}
-
-    step = stopped.pop()
-    second = train(tmp_path, 2, "--steps=4000", "--pause=0.02", "--every=2")
-    wait_for_step(tmp_path, step + 5, second)
+def test_a_kill_of_one_ends_both(train, tmp_path):
+    two = train(tmp_path, 2, "--steps=4000", "--pause=0.02", "--every=2")
+    wait_for_step(tmp_path, 5, two)
     victim = random.Random().randrange(2)
-    second.all[victim].kill()
-    ends = second.end(60)
+    two.all[victim].kill()
+    ends = two.end(60)
     status, _, errors = ends[1 - victim]
     assert status == 1 and ends[victim][0] == -signal.SIGKILL
     assert len(lines(errors)) == 1 and " of 2 was lost" in errors and errors.strip().endswith(GO_ON), errors

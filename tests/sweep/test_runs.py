@@ -191,7 +191,8 @@ def test_what_is_wrong_comes_back_from_the_process_that_estimates():
 
 @pytest.mark.slow
 def test_a_real_sweep_trains_and_resumes(tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # one device, as a newcomer has it
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")  # as a newcomer has it
+    monkeypatch.setenv("XLA_FLAGS", flags)
     small = ("encoder_width=2", "decoder_width=16", "latent=8", "levels=4", "codes=16")
     path = sweep_file(tmp_path, "hyper.sweep('train.seed', [0, 1])", config=f"{ROOT}/configs/khala/codec.py:tiny")
     command = [

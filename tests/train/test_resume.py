@@ -13,7 +13,7 @@ import numpy as np
 from hiermusic.train.checkpoint import latest_step, load_weights
 from hiermusic.train.log import read_metrics
 
-STEPS = 60
+STEPS = 30
 TOY = Path(__file__).with_name("toy.py")
 
 
@@ -31,19 +31,19 @@ def wait_for_step(workdir, step, process):
 def test_killed_and_terminated_runs_end_in_the_same_bits(toy, tmp_path):
     draw = random.Random()
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, 0.02)
-    wait_for_step(killed, draw.randint(3, 30), process)  # a save starts every other step, so one may be in flight
+    process = start(killed, 0.05)
+    wait_for_step(killed, draw.randint(3, 12), process)  # a save starts every other step, so one may be in flight
     time.sleep(draw.random() * 0.05)
     process.kill()
     process.communicate()
 
-    process = start(killed, 0.02)
-    wait_for_step(killed, 32, process)
+    process = start(killed, 0.1)
+    wait_for_step(killed, 14, process)
     process.send_signal(signal.SIGTERM)
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     stopped = int(out.split()[-1])
-    assert 32 <= stopped < STEPS and latest_step(killed) == stopped
+    assert 14 <= stopped < STEPS and latest_step(killed) == stopped
 
     config = toy.guarded(steps=STEPS, checkpoint_every=20, valid_every=7)
     toy.run(toy.ToyStage(config, spiked=toy.SPIKED), killed, progress=False)

@@ -116,7 +116,7 @@ def config(**train):
     }
 
 
-SPIKED = (26, 33, 40, 41, 55)  # of the runs that are killed
+SPIKED = (11, 16, 19, 20, 27)  # of the runs that are killed
 
 
 def guarded(**train):

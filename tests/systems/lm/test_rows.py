@@ -24,6 +24,11 @@ def row_of(config, example: dict, *level: int, seed: int = 0):
     return lm_rows.make_rows(config).row(example, np.random.default_rng(seed), *level)
 
 
+def test_an_unknown_tokenizer_is_told():
+    with pytest.raises(UserError, match=r"model\.tokenizer is 'words': choose bytes, llama31 or none"):
+        models.vocabulary(settings(tokenizer="words").model)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_backbone_row_is_the_prompt_and_every_code_in_turn(keep):
     config = settings("backbone", keep_description=keep)
