@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
+from hiermusic.generate.batching import bucket, check_batch, everywhere, padded, unconditional
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
 
@@ -27,7 +27,7 @@ class _Request(NamedTuple):
     text_RS: Int[Array, "R S"]
     text_length_R: Int[Array, "R"]
     frames_B: Int[Array, "B"]
-    keys_B: Key[Array, "B"]
+    seed_B: Int[Array, "B"]
     size_K: Int[Array, "K"]
     temperature_K: Float[Array, "K"]
     guidance: Array
@@ -91,7 +91,6 @@ def refine(
     layers = K if layers is None else layers
     if not given < layers <= K:
         raise UserError(f"{layers} layers: choose from {given + 1} to {K}, {given} of them are given")
-    codes_BTK = jnp.asarray(codes_BTK)
     for level in range(given, layers):
         codes_BTK = _pass(
             graphdef,
@@ -168,7 +167,7 @@ def _lay_out(
         text_RS=padded(rows, S, left=False),
         text_length_R=text_length_R,
         frames_B=frames_B,
-        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         size_K=np.asarray(sizes, np.int32),
         temperature_K=np.r_[np.zeros(given), np.linspace(temperature, last, K - given)].astype(np.float32),
         guidance=np.float32(guidance),
@@ -199,7 +198,7 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
     logits_RTV = model.level_logits(x_RTD, level)
     logits_BTV = guide(logits_RTV[:B], logits_RTV[B:], request.guidance) if guided else logits_RTV
     V = logits_BTV.shape[-1]
-    keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(request.keys_B, level), jnp.arange(T))
+    keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(sample_keys(request.seed_B), level), jnp.arange(T))
     drawn_N = sample(
         logits_BTV.reshape(B * T, V),
         keys_BT.reshape(B * T),
@@ -211,4 +210,4 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, level, marker, *, top
     known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)
     drawn_BT = jnp.where(known_BT >= 0, known_BT, drawn_N.reshape(B, T))
     drawn_BT = jnp.where(jnp.arange(T) < request.frames_B[:, None], drawn_BT, -1)
-    return jax.lax.dynamic_update_index_in_dim(codes_BTK, drawn_BT, level, axis=2)
+    return everywhere(jax.lax.dynamic_update_index_in_dim(codes_BTK, drawn_BT, level, axis=2))
