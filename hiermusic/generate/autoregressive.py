@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import bucket, check_batch, longer, padded, reaching, spread, unconditional
+from hiermusic.generate.batching import bucket, check_batch, everywhere, longer, padded, reaching, spread, unconditional
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -70,7 +70,7 @@ class _Fixed(NamedTuple):
     valid_RS: Bool[Array, "R S"]
     first_slot: Int[Array, ""]
     shift_R: Int[Array, "R"]
-    keys_B: Key[Array, "B"]
+    seed_B: Int[Array, "B"]
     size_K: Int[Array, "K"]
     temperature: Array
     guidance: Array
@@ -264,7 +264,7 @@ def _lay_out(
         valid_RS=np.arange(slots) >= pad_R[:, None],
         first_slot=np.int32(p),
         shift_R=-pad_R.astype(np.int32),
-        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         size_K=np.asarray(sizes, np.int32),
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
@@ -285,9 +285,15 @@ def _lay_out(
 
 def _begin(model: nnx.Module, work: _Work, cache_dtype: str | None, reach: int) -> _State:
     """The state before the first step, with room for `reach` positions."""
-    R = len(work.fixed.start_R)
-    cache = jax.jit(lambda: spread(model.trunk.init_cache(R, reach, cache_dtype)))()
-    return _State(cache, jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
+    empty = partial(model.trunk.init_cache, len(work.fixed.start_R), reach, cache_dtype)
+    if jax.sharding.get_abstract_mesh().empty:
+        return _State(empty(), jnp.asarray(work.codes_BKT), jnp.asarray(work.length_B))
+
+    @jax.jit  # so that no device ever holds all of the cache
+    def begin(codes_BKT, length_B):
+        return _State(spread(empty()), everywhere(codes_BKT), everywhere(length_B))
+
+    return begin(work.codes_BKT, work.length_B)
 
 
 def _conditions(cond, uncond, rows: int) -> Float[np.ndarray, "R U"] | None:
@@ -438,12 +444,13 @@ def _decode(
             adapted=condition.adapted,
         )
         state = state._replace(cache=cache)
-        keys_B = fold_keys(fixed.keys_B, s)
+        keys_B = fold_keys(sample_keys(fixed.seed_B), s)
         for k in range(K) if level is None else (level,):
             state = _draw(model, x_R1D[:, 0], state, fixed, keys_B, predicts_BK[:, k], k, static)
         return state, None
 
-    return jax.lax.scan(step, state, steps)[0]
+    state = jax.lax.scan(step, state, steps)[0]
+    return state._replace(codes_BKT=everywhere(state.codes_BKT), length_B=everywhere(state.length_B))
 
 
 def _draw(model, x_RD, state: _State, fixed: _Fixed, keys_B, t_B, level, static: _Static) -> _State:

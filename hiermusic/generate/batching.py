@@ -12,7 +12,7 @@ from jaxtyping import Array, Int32
 
 from hiermusic.errors import UserError
 from hiermusic.nn.transformer import Cache
-from hiermusic.parallel.mesh import AXES, Rules
+from hiermusic.parallel.mesh import AXES, Rules, constrain
 
 LEAST = 64
 SHORTEST = 2048  # of caches: below, what is attended to costs less than another program
@@ -61,6 +61,11 @@ def spread(cache: Cache) -> Cache:
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):
         return cache
     return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(cache, mesh.shape))
+
+
+def everywhere(x: Array) -> Array:
+    """Under `jax.set_mesh`, what is drawn on every device, so that each of several processes can read it."""
+    return constrain(x, *(None,) * x.ndim)
 
 
 def longer(cache: Cache, length: int) -> Cache:

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Int32, Key
+from jaxtyping import Array, Float, Int, Int32
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import bucket, check_batch, padded, unconditional
+from hiermusic.generate.batching import bucket, check_batch, everywhere, padded, unconditional
 from hiermusic.tokens import packets
 from hiermusic.tokens.pattern import layer_pass
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
@@ -27,7 +27,7 @@ from hiermusic.tokens.visibility import Visibility
 class _Request(NamedTuple):
     """What no pass changes; R is B, or 2 B with the unconditional half behind."""
 
-    keys_B: Key[Array, "B"]
+    seed_B: Int[Array, "B"]
     size_K: Int[Array, "K"]
     temperature_K: Float[Array, "K"]
     guidance: Array
@@ -105,7 +105,7 @@ def refine(
     levels = K if levels is None else levels
     if not given < levels <= K:
         raise UserError(f"{levels} levels: choose from {given + 1} to {K}, {given} of them are given")
-    codes_BTK = jnp.asarray(work.codes_BTK)
+    codes_BTK = work.codes_BTK
     for level in range(given, levels):
         codes_BTK = _pass(
             graphdef,
@@ -211,7 +211,7 @@ def _lay_out(
             for k, codes_T in enumerate(part):
                 codes_BTK[b, : len(codes_T), k] = codes_T
     request = _Request(
-        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         size_K=np.asarray(sizes, np.int32),
         temperature_K=np.r_[np.zeros(given), np.linspace(temperature, last, K - given)].astype(np.float32),
         guidance=np.float32(guidance),
@@ -243,7 +243,7 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, row: _Row, level, mar
     logits_RTV = model.level_logits(x_RTD, level)
     logits_BTV = guide(logits_RTV[:B], logits_RTV[B:], request.guidance) if guided else logits_RTV
     V = logits_BTV.shape[-1]
-    keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(request.keys_B, level), jnp.arange(T))
+    keys_BT = jax.vmap(fold_keys, (None, 0), out_axes=1)(fold_keys(sample_keys(request.seed_B), level), jnp.arange(T))
     drawn_N = sample(
         logits_BTV.reshape(B * T, V),
         keys_BT.reshape(B * T),
@@ -255,4 +255,4 @@ def _pass(graphdef, weights, codes_BTK, request: _Request, row: _Row, level, mar
     known_BT = jax.lax.dynamic_index_in_dim(codes_BTK, level, axis=2, keepdims=False)[:, :T]
     drawn_BT = jnp.where(known_BT >= 0, known_BT, drawn_N.reshape(B, T))
     drawn_BT = jnp.where(jnp.arange(T) < row.length_B[:, None], drawn_BT, -1)
-    return jax.lax.dynamic_update_slice(codes_BTK, drawn_BT[..., None], (0, 0, level))
+    return everywhere(jax.lax.dynamic_update_slice(codes_BTK, drawn_BT[..., None], (0, 0, level)))

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Int32, Key
+from jaxtyping import Array, Float, Int, Int32
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import check_batch, spread, unconditional
+from hiermusic.generate.batching import check_batch, everywhere, spread, unconditional
 from hiermusic.tokens import packets, pattern, sequence
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -34,7 +34,7 @@ class _Request(NamedTuple):
     """What all windows have in common; R is B, or 2 B with the unconditional half behind."""
 
     cond_RU: Float[Array, "R U"]
-    keys_B: Key[Array, "B"]
+    seed_B: Int[Array, "B"]
     temperature: Array
     guidance: Array
 
@@ -142,7 +142,7 @@ def _lay_out(
         cond_RU = np.concatenate([cond_RU, np.broadcast_to(np.asarray(uncond_U, np.float32), cond_RU.shape)])
     request = _Request(
         cond_RU=cond_RU,
-        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
     )
@@ -160,7 +160,7 @@ def _window(
     text_S, levels_S = sequence.window(pattern.next_scale(slots), c)
     cond_RD = model.condition(request.cond_RU)
     adapted, cache = model.trunk.adapt(cond_RD), spread(model.trunk.init_cache(R, c + sum(slots)))
-    keys_B = fold_keys(request.keys_B, window)
+    keys_B = fold_keys(sample_keys(request.seed_B), window)
     total_BTE = jnp.zeros((B, quantiser.config.frames, E), jnp.float32)
     codes = []
     start = 0
@@ -192,7 +192,7 @@ def _window(
         )
         total_BTE = quantiser.add(total_BTE, codes_Bn, level)
         codes.append(codes_Bn)
-    return jnp.concatenate(codes, axis=1), total_BTE[:, quantiser.config.frames - c :]
+    return everywhere(jnp.concatenate(codes, axis=1)), everywhere(total_BTE[:, quantiser.config.frames - c :])
 
 
 def _draw(logits_BnV, keys_B, **how) -> Int[Array, "B n"]:
@@ -211,7 +211,7 @@ class _Prompted(NamedTuple):
     text_Rp: Int32[np.ndarray, "R p"]
     known: tuple[Int32[np.ndarray, "B T"], ...]
     length_BK: Int32[np.ndarray, "B K"]
-    keys_B: Key[Array, "B"]
+    seed_B: Int[Array, "B"]
     temperature: Array
     guidance: Array
 
@@ -319,7 +319,7 @@ def _prompted(
         text_Rp=np.asarray(rows, np.int32),
         known=codes,
         length_BK=np.asarray([window] * len(prompts) if lengths is None else lengths, np.int32),
-        keys_B=sample_keys(np.asarray(seeds, np.int64).astype(np.uint32)),
+        seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
     )
@@ -362,11 +362,11 @@ def _draw_all(
         logits_BnV = guide(logits_RnV[:B], logits_RnV[B:], request.guidance) if guided else logits_RnV
         drawn_Bn = _draw(
             logits_BnV[..., : sizes[level]],
-            fold_keys(request.keys_B, level),
+            fold_keys(sample_keys(request.seed_B), level),
             temperature=request.temperature,
             top_k=top_k,
             top_p=top_p,
         )
         drawn_Bn = jnp.where(codes[level] >= 0, codes[level], drawn_Bn)
         codes[level] = jnp.where(is_there_Bn, drawn_Bn, -1)
-    return codes
+    return [everywhere(codes_BT) for codes_BT in codes]

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
+from jax.sharding import Mesh
 
 from hiermusic.audio import files, measure
 from hiermusic.audio.limiter import limit
@@ -24,7 +27,8 @@ from hiermusic.tokens.prompt import excess
 from hiermusic.tokens.vocabulary import TextTokenizer
 from hiermusic.train import checkpoint
 
-TOGETHER = 64  # songs that one process makes at once; they are on disk before the next are begun
+TOGETHER = 64  # songs that are made at once when nobody says; they are on disk before the next are begun
+T = TypeVar("T")
 SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
 
@@ -50,23 +54,28 @@ def produce(
     audio: str | None = None,
     versions: Sequence[str] = (),
     steps: Mapping[str, int | None] = MappingProxyType({}),
+    rows: int | None = None,
+    mesh: Mesh | None = None,
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
 
-    The processes of a run share what is missing: each n-th song is of one of them. What exceeds full scale is limited;
+    The processes of a run share what is missing: each n-th song is of one of them. Over a mesh, which spans the devices
+    of all, they make all of a batch together and then share decoding and writing. What exceeds full scale is limited;
     that, and a song far shorter than asked for, is told on standard error. A JSON also holds the sound's peak, share of
     samples beyond full scale and loudness in LUFS before the limiter.
 
     Args:
       requests: names, prompts and seeds.
       out: the folder.
-      make: requests -> songs, called as often in every process, with at most TOGETHER of its share of what is missing,
+      make: requests -> songs, called as often in every process, with at most `rows` of its share of what is missing,
         which may be nothing: checkpoints are read by all processes together.
       runs: the workdirs used, by role.
       sampling: settings, by role.
       audio: the file that is continued, if any.
       versions: of each song, those that are also written, as NAME.VERSION.wav.
       steps: the checkpoints used, by role; of those left out the newest.
+      rows: songs that are made at once, TOGETHER when left out: their caches are in memory together.
+      mesh: of the models, if they lie on one.
     Returns:
       What each JSON holds.
     """
@@ -83,13 +92,21 @@ def produce(
     missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, versions)]
     remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
-        which, count = workers()
-        for start in range(0, len(missing), TOGETHER * count):
-            share = missing[start + which : start + TOGETHER * count : count]
-            for i, song in zip(share, make([requests[i] for i in share]), strict=True):
+        rows = rows or TOGETHER
+        which, count = workers() if mesh is None else (0, 1)
+        for start in range(0, len(missing), rows * count):
+            share = missing[start + which : start + rows * count : count]
+            made = zip(share, make([requests[i] for i in share]), strict=True)
+            for i, song in made if mesh is None else _own(made):
                 _write(out, facts[i], song, versions)
     wait_for_all("songs")
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
+
+
+def _own(made: Iterable[T]) -> Iterator[T]:
+    """Of what all processes made together, what this one writes."""
+    which, count = workers()
+    return islice(made, which, None, count)
 
 
 def _identity(path: str) -> dict[str, str]:

@@ -60,8 +60,8 @@ class Rooms:
         code was one of them [N, K, V]; and how often it stands in the training tracks [K, V].
       program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
       generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
-        mesh=axis -> devices, and by its name each flag of "model" or "else" that was given) -> songs as JSON objects,
-        each written as NAME.wav and NAME.json.
+        mesh=axis -> devices, rows=songs made at once, and by its name each flag of "model" or "else" that was given) ->
+        songs as JSON objects, each written as NAME.wav and NAME.json.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
     """
 

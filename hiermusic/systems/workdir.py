@@ -325,6 +325,7 @@ def generate(
     *,
     audio: str | None = None,
     mesh: Mapping[str, int] = MappingProxyType({}),
+    rows: int | None = None,
     **given: Any,
 ) -> list[dict[str, Any]]:
     """Songs for requests.
@@ -336,6 +337,7 @@ def generate(
       name: the system it must be of; None for whichever it is of.
       audio: file to go on from.
       mesh: axes and sizes to spread the models over; nothing for one device.
+      rows: songs made at once; many, when left out.
       given: values of flags that systems declare.
     Raises:
       UserError: a workdir of another system, or of one to which one of `given` means nothing.
@@ -349,7 +351,7 @@ def generate(
         raise UserError(f"--{foreign[0]} means nothing to the system {ours.name}, which {model} is of")
     options = {flag: value for flag, value in given.items() if kinds[flag] == "sampling"}
     own = {flag: value for flag, value in given.items() if kinds[flag] in ("model", "else")}
-    return ours.rooms.generate(requests, Path(out), options=options, audio=audio, mesh=mesh, **own)
+    return ours.rooms.generate(requests, Path(out), options=options, audio=audio, mesh=mesh, rows=rows, **own)
 
 
 def inspect(

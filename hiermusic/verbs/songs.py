@@ -31,7 +31,14 @@ def _define(values: Values) -> None:
     number(values, "seconds", "length of a single prompt's song", lower=0.1)
     string(values, "out", "folder for one wav and one JSON a prompt")
     integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
-    string(values, "mesh", "spread the models over this process's devices, e.g. fsdp=4,tensor=2; default: one device")
+    string(values, "mesh", "spread the models over the devices, e.g. fsdp=4,tensor=2; default: one device")
+    integer(
+        values,
+        "rows",
+        "songs made at once, each on disk before the next are begun; fewer take less memory",
+        64,
+        lower=1,
+    )
     boolean(values, "json", "print one JSON object")
     hosts(values)
     # help is that of the system that is named; else all are read, so that a foreign flag is told to be one
@@ -76,7 +83,14 @@ def _generate(values: Values, given: list[str], audio: str | None = None) -> Non
         asked = requests.single(values.seconds, values.seed, **{name: said[name] for name in said if name in words})
     with together(values):
         songs = workdir.generate(
-            asked, values.out, first, values.system, audio=audio, mesh=mesh_sizes(values.mesh), **said
+            asked,
+            values.out,
+            first,
+            values.system,
+            audio=audio,
+            mesh=mesh_sizes(values.mesh),
+            rows=values.rows,
+            **said,
         )
         answer(values, {"songs": songs}, [f"{song['wav']}: {song['seconds']:.2f} s" for song in songs])
 

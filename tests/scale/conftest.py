@@ -64,6 +64,12 @@ def train():
 
 
 @pytest.fixture
+def decoder():
+    """(processes, devices of each) -> a small token model that decodes over all of them."""
+    return lambda count, devices: Processes([WORKER.with_name("decoder.py")], count, devices)
+
+
+@pytest.fixture
 def verb():
     """(processes, verb and arguments...) -> a verb at work."""
     return lambda count, *arguments, devices=1: Processes(["-m", "hiermusic", *arguments], count, devices)

@@ -215,3 +215,20 @@ def test_a_song_is_cut_to_what_was_asked_of_it(tmp_path, monkeypatch):
     np.testing.assert_allclose(wav_L, np.linspace(0, 0.5, 60)[20:], atol=1e-4)
     assert told["seconds"] == 0.005 and told["ended"] is False
     assert len(soundfile.read(tmp_path / "song.backbone.wav")[0]) == 100
+
+
+@pytest.mark.parametrize(("mesh", "asked", "written"), [(None, ["s1", "s3"], "s1 s3"), ("a mesh", None, "s1 s3")])
+def test_processes_make_songs_of_their_own_or_all_of_them_on_one_mesh(tmp_path, monkeypatch, mesh, asked, written):
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_PS, length: np.zeros((10, 1), np.float32))
+    monkeypatch.setattr(songs, "workers", lambda: (1, 2))
+    monkeypatch.setattr(songs, "read_json", lambda path: path.stem)
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"name": f"s{n}", "seconds": 1}) for n in range(4)))
+    rounds = []
+
+    def make(wanted):
+        rounds.append([request.name for request in wanted])
+        return [songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+
+    songs.produce(requests.read(tmp_path / "p.jsonl", 0), tmp_path / "out", make, {}, {}, rows=2, mesh=mesh)
+    assert rounds == ([asked] if asked else [["s0", "s1"], ["s2", "s3"]])
+    assert " ".join(sorted(path.stem for path in (tmp_path / "out").glob("*.wav"))) == written

@@ -138,10 +138,14 @@ def asked(monkeypatch):
 def test_what_is_said_reaches_the_system_and_what_is_not_does_not(asked):
     how = {"lm": "w", "like": "clip.wav", "top_k": 0, "both": True}
     assert workdir.generate(["a song"], "o", "w", None, **how) == ["songs"]
-    assert workdir.generate(["a song"], "o", "w", "toy", lm="w", audio="in.wav", mesh={"fsdp": 2}) == ["songs"]
+    assert workdir.generate(["a song"], "o", "w", "toy", lm="w", audio="in.wav", mesh={"fsdp": 2}, rows=3) == ["songs"]
     assert asked == [
-        (["a song"], Path("o"), {"lm": "w", "both": True, "options": {"top_k": 0}, "audio": None, "mesh": {}}),
-        (["a song"], Path("o"), {"lm": "w", "options": {}, "audio": "in.wav", "mesh": {"fsdp": 2}}),
+        (
+            ["a song"],
+            Path("o"),
+            {"lm": "w", "both": True, "options": {"top_k": 0}, "audio": None, "mesh": {}, "rows": None},
+        ),
+        (["a song"], Path("o"), {"lm": "w", "options": {}, "audio": "in.wav", "mesh": {"fsdp": 2}, "rows": 3}),
     ]
 
 

@@ -55,11 +55,12 @@ def generate(
     options: Mapping[str, float] = MappingProxyType({}),
     audio: str | None = None,
     mesh: Mapping[str, int] | None = None,
+    rows: int | None = None,
 ) -> list[dict]:
     """Music that sounds like a clip: the token model window by window, then the codec; one wav and one JSON each.
 
     Args:
-      requests: what to make, each with the clip (or the .npy vector) it should sound like, all in one batch; what goes
+      requests: what to make, each with the clip (or the .npy vector) it should sound like; what goes
         on from `audio` sounds like that where the model listens and nothing else is named.
       out: folder for NAME.wav and NAME.json.
       lm: workdir of AAR or of the baseline.
@@ -67,6 +68,7 @@ def generate(
       options: temperature, top_k, top_p, guidance where they differ from the model's own.
       audio: file to go on from; its length counts in the seconds asked for.
       mesh: axes and sizes to spread the token model over all devices of this process; None for one device.
+      rows: songs made at once, all in one batch.
     Returns:
       What each JSON holds.
     """
@@ -106,7 +108,7 @@ def generate(
         ]
 
     runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
-    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps)
+    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, rows=rows)
 
 
 def _condition(request: Request, config: ConfigDict) -> Condition:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -31,11 +30,12 @@ def generate(
     audio: str | None = None,
     backbone_too: bool = False,
     mesh: Mapping[str, int] | None = None,
+    rows: int | None = None,
 ) -> list[dict]:
     """Songs for prompts: backbone, super-resolution, codec; one wav and one JSON each.
 
     Args:
-      requests: what to make, all in one batch; a song whose JSON stands with the same contents is not made again.
+      requests: what to make; a song whose JSON stands with the same contents is not made again.
       out: folder for NAME.wav and NAME.json.
       superres: workdir of the super-resolution model; None leaves it out.
       backbone: workdir of the backbone; None for the one `superres` was started from.
@@ -43,7 +43,8 @@ def generate(
       options: temperature, top_k, top_p, guidance, min_share where they differ from the backbone's own.
       audio: file to go on from; its length counts in the prompt's seconds.
       backbone_too: also write NAME.backbone.wav from the backbone's levels alone.
-      mesh: axes and sizes to spread the token models over all devices of this process; None for one device.
+      mesh: axes and sizes to spread the token models over all devices of all processes; None for one of this one's.
+      rows: songs made at once, all in one batch.
     Returns:
       What each JSON holds.
     """
@@ -52,7 +53,7 @@ def generate(
         if not backbone:
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
     step = None
-    spread = make_mesh(mesh, jax.local_devices()) if mesh else None
+    spread = make_mesh(mesh) if mesh else None
     if codec is None:
         codec, step = codec_of(workdirs.read(backbone, "backbone"))
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
@@ -87,7 +88,7 @@ def generate(
     if said := next((request for request in requests if request.like), None):
         raise UserError(f"{said.name}: Khala takes words, not a clip: leave --like={said.like} out")
     versions = ("backbone",) if backbone_too else ()
-    return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step})
+    return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step}, rows, spread)
 
 
 def program(config: ConfigDict, rows: int) -> programs.Generation:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import jax
-
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
 from hiermusic.errors import UserError
@@ -28,6 +26,7 @@ def generate(
     options: Mapping[str, float] = MappingProxyType({}),
     audio: str | None = None,
     mesh: Mapping[str, int] | None = None,
+    rows: int | None = None,
 ) -> list[dict]:
     """Songs for prompts: the token model, then the codec; one wav and one JSON each.
 
@@ -38,12 +37,13 @@ def generate(
       codec: workdir of the codec; None for the one that made the model's tokens.
       options: temperature, top_k, top_p, guidance where they differ from the model's own.
       audio: file to go on from; its length counts in the prompt's seconds.
-      mesh: axes and sizes to spread the token model over all devices of this process; None for one device.
+      mesh: axes and sizes to spread the token model over all devices of all processes; None for one of this one's.
+      rows: songs made at once, all in one batch.
     Returns:
       What each JSON holds.
     """
     config, step = workdirs.read(lm, "lm"), None
-    spread = make_mesh(mesh, jax.local_devices()) if mesh else None
+    spread = make_mesh(mesh) if mesh else None
     if codec is None:
         codec, step = codec_of(config)
     sampling = config.sampling.to_dict() | dict(options)
@@ -68,4 +68,4 @@ def generate(
         return [songs.Song(packets.to_packets(one.codes, coder.slots), one.ended, coder) for one in samples]
 
     runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
-    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps)
+    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, rows=rows, mesh=spread)

@@ -53,7 +53,7 @@ def prior(request, monkeypatch):
         it.loaded.append((run, step))
         return coder
 
-    def produce(requests, out, make, runs, sampling, audio, steps):
+    def produce(requests, out, make, runs, sampling, audio, steps, rows):
         it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "steps": steps, "requests": requests}
         it.songs = make(requests)
         return ["told"]

@@ -54,8 +54,9 @@ def engines(monkeypatch):
         it.calls["superres"] = {"model": model, "prompts": prompts, "codes": codes, **how}
         return [np.full((len(codes_TK), 4), 9) for codes_TK in codes]
 
-    def produce(requests, out, make, runs, sampling, audio, versions, steps):
+    def produce(requests, out, make, runs, sampling, audio, versions, steps, rows, mesh):
         it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "versions": versions, "steps": steps}
+        it.produced |= {"rows": rows, "mesh": mesh}
         it.songs = make(requests)
         return ["told"]
 
@@ -149,6 +150,13 @@ def test_other_runs_are_taken_where_they_are_named(engines):
     engines.configs["superres"].init_from = ""
     with pytest.raises(UserError, match="superres was not started from a backbone: give one with --backbone"):
         khala.generate([ONE], "out", superres="superres")
+
+
+def test_models_on_a_mesh_lie_on_the_devices_of_all_processes(engines, monkeypatch):
+    monkeypatch.setattr(khala.jax, "local_devices", lambda: [])
+    khala.generate([ONE], "out", backbone="backbone", mesh={"fsdp": 8}, rows=3)
+    mesh = engines.produced["mesh"]
+    assert mesh.size == 8 and engines.loaded[1] == ("backbone", ("backbone",), mesh) and engines.produced["rows"] == 3
 
 
 def test_a_backbone_alone_makes_its_own_levels(engines):

@@ -14,7 +14,9 @@ from hiermusic.systems.system import SAMPLING, Flag
 FLAGS = (Flag("chain", "workdir of a chain", "model"), SAMPLING[0], Flag("echo", "backwards too", "else", bool))
 
 
-def generate(requests: list[Request], out: Path, *, chain: str, options, audio, mesh, echo: bool = False) -> list[dict]:
+def generate(
+    requests: list[Request], out: Path, *, chain: str, options, audio, mesh, rows, echo: bool = False
+) -> list[dict]:
     config, model = workdir.load(chain, "chain")
     rate, codes = config.model.rate, config.model.codes
     temperature = (config.sampling.to_dict() | dict(options))["temperature"]
