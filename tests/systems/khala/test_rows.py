@@ -38,7 +38,7 @@ def prompt(config, **words) -> list[int]:
 
 
 def test_an_unknown_tokenizer_is_told():
-    with pytest.raises(UserError, match="model.tokenizer is 'words': choose bytes or llama31"):
+    with pytest.raises(UserError, match=r"model\.tokenizer is 'words': choose bytes or llama31"):
         models.vocabulary(settings(tokenizer="words").model)
 
 
