@@ -97,7 +97,8 @@ GENERATE = Case(
     | one("guidance", "2", f"{SONG}.guidance", to=2.0)
     | one("min_share", "0", f"{SONG}.min_share", to=0.0)
     | one("backbone_too", "true", f"{SONG}.backbone_too", to=True)
-    | one("mesh", "fsdp=4, tensor=2", f"{SONG}.mesh", to={"fsdp": 4, "tensor": 2}),
+    | one("mesh", "fsdp=4, tensor=2", f"{SONG}.mesh", to={"fsdp": 4, "tensor": 2})
+    | one("rows", "3", f"{SONG}.rows", to=3),
 )
 
 RECORDS = {"hiermusic.data.records.read_summary": lambda: SUMMARY, "hiermusic.data.tfds_builder.export_tfds": "t/x"}
