@@ -66,7 +66,7 @@ BOUNDS = {
     **{"channels": (1, 2), "sample_rate": (1000, 10**6), "segment_seconds": (0.1, 3600), "valid_fraction": (0, 1)},
     **{"split_at": (1, None), "levels": (1, None), "tracks": (1, None), "chips": (1, None), "mfu": (0.001, 1)},
     **{"seconds": (0.1, None), "evaluate seconds": (1, None), "guidance": (0, None), "min_share": (0, 1)},
-    **{"temperature": (0, None), "top_k": (0, None), "top_p": (0.01, 1), "step": (0, None)},
+    **{"temperature": (0, None), "top_k": (0, None), "top_p": (0.01, 1), "step": (0, None), "rows": (1, None)},
     **{"process": (0, None), "processes": (1, None), "start_timeout": (1, None)},
 }
 ANY = {"seed", "slices"}  # whose values are judged elsewhere
