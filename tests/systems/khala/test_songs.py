@@ -153,7 +153,7 @@ def test_other_runs_are_taken_where_they_are_named(engines):
 
 
 def test_models_on_a_mesh_lie_on_the_devices_of_all_processes(engines, monkeypatch):
-    monkeypatch.setattr(khala.jax, "local_devices", lambda: [])
+    monkeypatch.setattr("jax.local_devices", lambda: [])
     khala.generate([ONE], "out", backbone="backbone", mesh={"fsdp": 8}, rows=3)
     mesh = engines.produced["mesh"]
     assert mesh.size == 8 and engines.loaded[1] == ("backbone", ("backbone",), mesh) and engines.produced["rows"] == 3
