@@ -135,13 +135,16 @@ class TrainedModel:
           out: folder for NAME.wav and NAME.json; what stands there already is not made again. None keeps nothing.
           continues: audio file to go on from; its length counts in the prompts' seconds.
           seed: of the first prompt that names none; the next takes the next.
-          options: flags of `hiermusic generate` by name, such as temperature, top_k, guidance or codec.
+          options: flags of `hiermusic generate` by name, such as temperature, top_k, guidance, codec or rows; the words
+            of a prompt stand in `prompts`, and a mesh is a mapping from axes to devices.
         Raises:
           UserError: a prompt that is none, an option that means nothing to the system, a codec or model that is gone.
         """
         ours = workdir.system(self.config)
         asked = [prompts] if isinstance(prompts, Mapping) else list(prompts)
         parsed = requests.parse(asked, seed, ours.versions)
+        if words := [flag.name for flag in ours.flags if flag.of == "prompt" and flag.name in options]:
+            raise UserError(f"{words[0]} is of a single song: give it as a field of a prompt")
         models = [flag.name for flag in ours.flags if flag.of == "model"]
         own = self.config.stage if self.config.stage in models else models[0]
         given = {own: str(self.folder)} | options

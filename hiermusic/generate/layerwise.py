@@ -169,11 +169,11 @@ class _Work(NamedTuple):
             reads_TK[: lengths[level]] = layer_pass(lengths, level).reads_SK
         return _Row(padded(self.rows, S, left=False), text_length_R, reads_BTK, length_B)
 
-    def cut(self, b: int, codes_TK: np.ndarray, layers: int) -> packets.Streams:
+    def cut(self, b: int, codes_TK: np.ndarray, levels: int) -> packets.Streams:
         """The first levels of a sample, each at its length."""
-        lengths = self.lengths[b][:layers]
+        lengths = self.lengths[b][:levels]
         if len(set(lengths)) == 1:
-            return codes_TK[: lengths[0], :layers].copy()
+            return codes_TK[: lengths[0], :levels].copy()
         return tuple(codes_T[:length].copy() for codes_T, length in zip(codes_TK.T, lengths, strict=False))
 
 

@@ -111,6 +111,10 @@ def test_what_is_no_sound_and_no_codes(khala, call, words):
             lambda at: hiermusic.load(at.superres).generate({"seconds": 1}, like="a"),
             "means nothing to the system khala",
         ),
+        (
+            lambda at: hiermusic.load(at.superres).generate({"seconds": 1}, tags="slow"),
+            "tags is of a single song: give it as a field of a prompt",
+        ),
     ],
 )
 def test_what_is_no_model_and_no_prompt(khala, call, words):

@@ -74,6 +74,7 @@ def generate(
             config, model = workdirs.load(run, role, mesh=spread)
             if not requests:  # of this process; the others read the checkpoint too
                 return []
+            model = lm.ready(config, model)
             given = coarse and [codes_TK[:, : config.model.given] for codes_TK in coarse]
             how = {"known": known_TK, "given": given, "mesh": spread, "name": name}
             return lm.draw(requests, config, model, sampling[role], **how)

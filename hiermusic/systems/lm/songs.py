@@ -23,6 +23,12 @@ from hiermusic.tokens.prompt import Prompt, compose
 from hiermusic.tokens.vocabulary import TextTokenizer
 
 
+def ready(config: ConfigDict, model: nnx.Module) -> nnx.Module:
+    """A token model as `draw` takes it; let go of what it was made of, or weights are in memory twice."""
+    model = model.compact()
+    return model if pattern_of(config).isolated else model.unstack()
+
+
 def draw(
     requests: Sequence[Request],
     config: ConfigDict,
@@ -39,7 +45,7 @@ def draw(
     Args:
       requests: what to make, at least one.
       config: of the token model.
-      model: its weights.
+      model: its weights, from `ready`.
       sampling: temperature, top_k, top_p, guidance, and what the engine takes besides; `min_share` of a song's length
         before which it may not end.
       known: the first tokens of each level of every song (continuation).
@@ -47,7 +53,7 @@ def draw(
       mesh: that the model is spread over; None for one device.
       name: what the progress bar says.
     """
-    order, tokens, words, model = pattern_of(config), hierarchy(config), tokenizer(config.model), model.compact()
+    order, tokens, words = pattern_of(config), hierarchy(config), tokenizer(config.model)
     rate, sampling = tokens.rates[0] / order.slots[0], dict(sampling)
     if words and given is None:  # of whom the model that begins has told
         songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
@@ -55,7 +61,7 @@ def draw(
     counts = [max(round(request.prompt.seconds * rate), 1) for request in requests]
     if given:
         counts = [len(packets.levels_of(codes)[0]) // order.slots[0] for codes in given]
-    if not order.isolated:
+    if not (order.isolated and given):  # what is given was made in a context of its own
         for request, prompt, count in zip(requests, prompts, counts, strict=True):
             _check_room(config, request, prompt, count)
     heard = None if known is None else [codes_T for codes_T in packets.levels_of(known)[: len(tokens)]]
@@ -82,11 +88,11 @@ def draw(
             made = nextscale.draw(model, prompts, slots, **how, **both, **sampling)
             return [Sample(codes, False) for codes in made]
         return autoregressive.generate(
-            model.unstack(),
+            model,
             prompts,
             [order.layout(count) for count in counts],
             eos=models.end_of(config),
-            min_frames=[max(begun + 1, math.ceil(share * count)) for count in counts],
+            min_frames=[order.slots[0] * max(begun + 1, math.ceil(share * count)) for count in counts],
             given=first,
             cache_dtype=jnp.dtype(config.model.dtype),
             progress=show,

@@ -64,6 +64,7 @@ def generate(
         _, model = workdirs.load(lm, "lm", mesh=spread)
         if not requests:  # of this process; the others read the checkpoint too
             return []
+        model = drawing.ready(config, model)
         samples = drawing.draw(requests, config, model, sampling, known=known, mesh=spread)
         return [songs.Song(packets.to_packets(one.codes, coder.slots), one.ended, coder) for one in samples]
 

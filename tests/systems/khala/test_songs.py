@@ -1,8 +1,10 @@
 """What Khala's generation asks of the decoding engines: settings, seeds, prompts, what is known; no model is made."""
 
+import weakref
 from dataclasses import asdict
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +23,14 @@ RATE = 10  # frames a second
 ONE, TWO = request("one", 5, tags="slow", lyrics="la", description="long"), request("two", 6, 1.0, tags="fast")
 
 
+class Loaded:
+    """A model's weights as a checkpoint has them."""
+
+    def __init__(self, run: str):
+        compact = SimpleNamespace(unstack=lambda: f"{run}, compact and unstacked", name=f"{run}, compact")
+        self.compact = lambda: compact
+
+
 @pytest.fixture
 def engines(monkeypatch):
     """Khala's three runs and the engines as recorders: `calls` holds the arguments of each."""
@@ -32,25 +42,28 @@ def engines(monkeypatch):
     backbone.sampling.update({"temperature": 0.9, "top_k": 7, "top_p": 0.8, "guidance": 1.5})
     superres.sampling.update({"temperature": 0.7, "levels": 3})
     configs = {"backbone": backbone, "superres": superres}
-    it = SimpleNamespace(configs=configs, calls={}, loaded=[], produced=None)
+    it = SimpleNamespace(configs=configs, calls={}, loaded=[], weights=[], held=[], produced=None)
     coder = SimpleNamespace(facts=tokens, sample_rate=8000, channels=1)
     known_TK = np.arange(4 * 8).reshape(8, 4) % 32
 
     def load(run, *stages, mesh=None):
         it.loaded.append((run, stages, mesh))
-        compact = SimpleNamespace(unstack=lambda: f"{run}, compact and unstacked", name=f"{run}, compact")
-        return configs[run], SimpleNamespace(compact=lambda: compact)
+        model = Loaded(run)
+        it.weights.append(weakref.ref(model))
+        return configs[run], model
 
     def load_codec(run, step):
         it.loaded.append((run, step))
         return coder
 
     def decode(model, prompts, layouts, **how):
+        it.held += [weights() for weights in it.weights]
         it.calls["backbone"] = {"model": model, "prompts": prompts, "lengths": [one.lengths for one in layouts], **how}
         frames = [one.lengths[0] for one in layouts]
         return [SimpleNamespace(codes=np.full((count, 2), at), ended=at == 0) for at, count in enumerate(frames)]
 
     def refine(model, prompts, codes, **how):
+        it.held += [weights() for weights in it.weights]
         it.calls["superres"] = {"model": model, "prompts": prompts, "codes": codes, **how}
         return [np.full((len(codes_TK), 4), 9) for codes_TK in codes]
 
@@ -111,6 +124,11 @@ def test_every_request_has_its_own_prompt_seed_and_length(engines):
     ]
 
 
+def test_weights_as_they_were_stored_are_let_go_before_decoding(engines):
+    khala.generate([ONE], "out", superres="superres")
+    assert engines.held == [None, None, None]
+
+
 def test_levels_left_out_are_all_of_them(engines):
     engines.configs["superres"].sampling.levels = 0
     khala.generate([ONE], "out", superres="superres")
@@ -153,7 +171,7 @@ def test_other_runs_are_taken_where_they_are_named(engines):
 
 
 def test_models_on_a_mesh_lie_on_the_devices_of_all_processes(engines, monkeypatch):
-    monkeypatch.setattr("jax.local_devices", lambda: [])
+    monkeypatch.setattr(jax, "local_devices", lambda: [])
     khala.generate([ONE], "out", backbone="backbone", mesh={"fsdp": 8}, rows=3)
     mesh = engines.produced["mesh"]
     assert mesh.size == 8 and engines.loaded[1] == ("backbone", ("backbone",), mesh) and engines.produced["rows"] == 3

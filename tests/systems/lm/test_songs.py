@@ -1,0 +1,50 @@
+"""What each pattern's engine is asked for; no model is made."""
+
+import numpy as np
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.systems.lm import songs
+
+from ..fakes import configuration, request
+
+
+def settings(name: str, **model):
+    config = configuration("tokens/lm:tiny", {"sample_rate": 8000, "hop": 800, "levels": 2, "codes": 32})
+    config.model.update({"pattern": name, "tokenizer": "none", "length": 61} | model)
+    return config
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The arguments of every engine."""
+    calls = []
+
+    def engine(model, prompts, *_, **how):
+        calls.append(how)
+        return [np.zeros((1, 2), int)] * len(prompts)
+
+    for module, name in ((songs.autoregressive, "generate"), (songs.layerwise, "refine"), (songs.nextscale, "draw")):
+        monkeypatch.setattr(module, name, engine)
+    return calls
+
+
+MOST = {"flatten": 3.0, "level_major": 3.0, "delay": 6.0, "parallel": 6.1, "layer_wise": 6.0, "next_scale": 3.0}
+
+
+@pytest.mark.parametrize(("name", "most"), MOST.items())
+def test_a_song_is_as_long_as_the_context_at_most(asked, name, most):
+    """Frames of 0.1 s: in 61 positions, one of them the start that all but stepwise patterns stand behind."""
+    songs.draw([request("a", 0, most)], settings(name), None, {})
+    with pytest.raises(UserError, match=rf"a: .* 61 positions holds {most} s behind this prompt"):
+        songs.draw([request("a", 0, most + 0.1)], settings(name), None, {})
+    assert len(asked) == 1
+
+
+def test_a_song_that_may_end_itself_has_the_share_of_its_length_in_whole_packets(asked):
+    """A scale of 4 tokens in a window of 0.8 s: half of five windows is three of them."""
+    facts = {"quantiser": "multiscale", "levels": 2, "scales": (4, 8), "phi": "shared", "phi_count": 1, "phi_kernel": 3}
+    config = configuration("tokens/lm:tiny", {"sample_rate": 8000, "hop": 800, "codes": 32, **facts})
+    config.model.update({"pattern": "flatten", "levels": 1, "length": 300})
+    songs.draw([request("a", 0, 4.0)], config, None, {"min_share": 0.5})
+    assert asked[0]["min_frames"] == [12] and asked[0]["eos"] is not None
