@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from hiermusic.data.token_records import write_tokens
 from hiermusic.errors import UserError
 from hiermusic.evaluate.by_track import in_memory
+from hiermusic.systems import token_facts
 from hiermusic.systems.khala import rows as superres
 from hiermusic.systems.lm import measures, models
 from hiermusic.systems.lm import rows as lm_rows
@@ -317,6 +319,37 @@ def test_a_model_is_measured_on_the_held_out_tracks_and_counts_on_the_others(mon
     assert len(steps) == len(model.seen) == 3 * passes
     tasks = [(task == Visibility.causal(), level) for _, task, level in model.seen[:passes]]
     assert tasks == ([(True, None)] if stage == "backbone" else [(level == 0, level) for level in range(first, levels)])
+
+
+def test_a_model_is_trained_and_measured_behind_the_records_of_another_stream(monkeypatch, tmp_path):
+    """Two levels at 10 Hz behind one at 5 Hz of the same tracks, each read from token records of its own."""
+    own = TokenFacts(8000, 800, "residual", 3, 999, 8)
+    other = TokenFacts(8000, 1600, "residual", 1, 999, 8)
+    for name, facts, frames, first in (("own", own, 8, 0), ("other", other, 4, 500)):
+
+        def encode(index: int, facts=facts, frames=frames, first=first):
+            entry = {"id": str(index), "split": "train" if index else "valid", "seconds": 0.8, "meta": {}}
+            return track(frames, facts.levels, first + 100 * index)["codes"], entry
+
+        told = {"tokens": facts.to_json(), "codec": "codec@1", "sample_rate": 8000}
+        write_tokens(3, encode, tmp_path / name, facts.hierarchy, 1, settings=told, progress=False)
+    config = configuration("tokens/lm:tiny", levels=2, pattern="flatten", tokenizer="none", length=40)
+    config.model.codec_tables, config.train.batch_size = False, 2
+    config.data.path, config.data.prefix = str(tmp_path / "own"), (str(tmp_path / "other"),)
+    token_facts.learn(config)
+    assert models.pattern_of(config).slots == (1, 2, 2)
+    _, batch = lm_rows.batches(config, "train", range(2))[0]
+    for reads_SK, targets_SK in zip(batch["reads"], batch["targets"], strict=True):
+        first = int(targets_SK.max(1)[targets_SK.max(1) >= 0][0])
+        assert first in (100, 200) and reads_SK[:4, 0].tolist() == [500 + first + 10 * t for t in range(4)]
+    model = Knowing()
+    monkeypatch.setattr(measures.jax, "jit", lambda function, **how: function)
+    monkeypatch.setattr(measures.nnx, "split", lambda model: (model, None))
+    monkeypatch.setattr(measures.nnx, "merge", lambda model, weights: model)
+    found = measures.cross_entropy(config, model, config.data.path, 9, in_memory, lambda: None)
+    codes_TK = track(8, 2)["codes"].astype(int)
+    np.testing.assert_allclose(found[0], codes_TK.sum(0)[None])
+    assert found[1].sum((0, 2)).tolist() == [8, 8] and found[2].sum(1).tolist() == [16, 16]
 
 
 def test_tracks_that_are_cropped_anywhere_are_measured_in_more_than_one_place(monkeypatch):
