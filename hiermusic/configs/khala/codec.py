@@ -125,7 +125,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
             config.loss.balance = False
-            config.train.steps = 700
+            config.train.steps = 800
             config.train.batch_size = 8
             config.train.crop_frames = 32
             config.train.learning_rate = 2e-3
@@ -133,12 +133,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.final_share = 0.1
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
-            config.train.quantise_start = 480
+            config.train.quantise_start = 550
             config.train.log_every = 20
-            config.train.valid_every = 350
+            config.train.valid_every = 400
             config.train.valid_batches = 2
-            config.train.checkpoint_every = 350
-            config.train.show_every = 700
+            config.train.checkpoint_every = 400
+            config.train.show_every = 800
         case _:
             choices = "tiny, music, small, paper, 3b or 7b"
             raise UserError(f"unknown preset '{preset}' of configs/khala/codec.py: choose {choices}")
