@@ -1,6 +1,7 @@
 """One codec's tokens in every order of prediction, through the verbs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,22 @@ def test_a_model_is_trained_told_measured_and_makes_a_song(khala, run, capsys, t
     assert len(songs[0]) and np.isfinite(songs[0]).all()
     if name in ("level_major", *BY_LEVEL):  # which cannot end early
         assert len(songs[0]) == pytest.approx(22_050, abs=512)  # half a frame
+
+
+@pytest.mark.slow
+def test_a_model_behind_another_stream_is_trained_and_measured_and_makes_no_song(khala, capsys, run, tmp_path):
+    """The other stream is all levels of the same tracks, as a folder of its own."""
+    at, other = tmp_path / "lm", tmp_path / "other"
+    shutil.copytree(khala.tokens, other)
+    prefix = (f"--config.data.prefix=('{other}',)", "--config.model.codec_tables=False", "--config.model.length=400")
+    evaluate = ("evaluate", f"--workdir={at}", "--tracks=2")
+    work(("train", *LM, *prefix, f"--workdir={at}", f"--config.data.path={khala.tokens}", "--noprogress"), evaluate)
+    measured = json.loads((at / "evaluation" / "results.json").read_text())
+    rows = measured["predictability"]
+    assert [row["level"] for row in rows] == [0, 1, 2, "all"] and all(np.isfinite(row["model"]) for row in rows)
+    with pytest.raises(SystemExit):
+        run("generate", f"--lm={at}", f"--out={tmp_path / 'songs'}", "--seconds=1")
+    assert "and no flag gives these" in capsys.readouterr().err
 
 
 def test_what_is_compiled_to_generate_follows_the_pattern():
