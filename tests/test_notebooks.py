@@ -51,12 +51,23 @@ CASES = {
         {
             "SONGS": SONGS,
             "CODEC": KHALA,
-            "RUNS": "--config.train.batch_size=2 --config.train.valid_batches=1 --config.model.length=512",
+            "SWEEP": "ladder.py",
+            "RUNS": "--config.train.batch_size=2 --config.train.valid_batches=1 --config.model.length=320",
         },
         "{'runs': [(run['state'], run['parameters'], run['valid_loss']) for run in results['runs']], "
         "'scaling': results.get('scaling')}",
     ),
 }
+
+LADDER = """CONFIG = "configs/khala/backbone.py:tiny"
+SCALING = True
+
+
+def get_hyper(hyper):
+    sizes = [hyper.sweep("model.width", [16, 32, 32]), hyper.sweep("train.steps", [4, 8, 16])]
+    rest = [hyper.fixed(f"model.{name}", 1, length=3) for name in ("layers", "heads", "kv_heads")]
+    return hyper.zipit([*sizes, *rest])
+"""
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -145,8 +156,9 @@ def test_planning_a_pod_run(run):
 
 @pytest.mark.slow
 def test_reading_a_sweep(run, tmp_path):
+    (tmp_path / "ladder.py").write_text(LADDER)
     book, came_to = run(NOTEBOOKS[3])
-    assert [state for state, _, _ in came_to["runs"]] == ["finished"] * 6
+    assert [state for state, _, _ in came_to["runs"]] == ["finished"] * 3
     sizes, losses = [run[1] for run in came_to["runs"]], [run[2] for run in came_to["runs"]]
     assert sizes == sorted(sizes) and losses[-1] < losses[0] and pictures(book) == 2
     assert (tmp_path / "out" / "ladder" / "results.png").is_file()
