@@ -1,6 +1,7 @@
 """The notebooks: stored as they should be, and, slowly, run at a reduced size with what they came to looked at."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -129,8 +130,9 @@ def test_listening_to_a_hierarchy(run, tmp_path):
     book, came_to = run(NOTEBOOKS[0])
     assert players(book) == (1 + 7) + 3 + (1 + 6) and pictures(book) == 4
     assert list(came_to["khala"]) == ["1", "2", "4", "8", "16", "32", "64"]
-    assert all(-60 < ratio < 30 for ratio in [*came_to["khala"].values(), *came_to["sat"].values()])
-    assert len(set(came_to["khala"].values())) == 7, "each number of levels makes another sound"
+    ratios = [*came_to["khala"].values(), *came_to["sat"].values()]
+    assert all(math.isfinite(ratio) and ratio < 20 for ratio in ratios), ratios  # hardly trained: far below 0 dB
+    assert len(set(came_to["khala"].values())) >= 5, "other numbers of levels make other sounds"
     assert set(came_to["lengths"]) == {2 * 24000}
     assert (tmp_path / "out" / "sat" / "config.json").is_file()
 
@@ -139,7 +141,7 @@ def test_listening_to_a_hierarchy(run, tmp_path):
 def test_training_a_small_system(run, tmp_path):
     book, came_to = run(NOTEBOOKS[1])
     assert players(book) == 2 and pictures(book) == 1 and came_to["names"] == ["dance", "ballad"]
-    assert came_to["steps"] == [2, 4, 6] and [step for step, _ in came_to["held_out"]] == [3, 6]
+    assert came_to["steps"][-1] == 6 and [step for step, _ in came_to["held_out"]] == [3, 6]
     assert all(3 < loss < 8 for _, loss in came_to["held_out"])  # an untrained model's is ln 256 = 5.5
     assert len(came_to["tonality"]) == 4 and all(0 <= value <= 1 for value in came_to["tonality"].values())
     assert (tmp_path / "out" / "backbone" / "evaluation" / "report.html").is_file()
