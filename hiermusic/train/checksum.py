@@ -3,13 +3,14 @@
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
@@ -21,7 +22,14 @@ def of_arrays(leaves: Mapping[str, Any]) -> dict[str, int]:
       leaves: arrays or random keys by name; of several processes each gives the same.
     """
     # one after another: processes that have several sums under way may wait for each other in different ones
-    return {name: int(jax.device_get(_program(_everywhere(leaf))(_data(leaf)))) for name, leaf in leaves.items()}
+    return {name: _of_array(leaf) for name, leaf in leaves.items()}
+
+
+def _of_array(leaf: Any) -> int:
+    # what lies on one device, such as a codec that a token model begins from, takes no part in the mesh in force
+    devices = getattr(leaf, "devices", set)()
+    with jax.set_mesh(Mesh(list(devices), ("one",))) if len(devices) == 1 else nullcontext():
+        return int(jax.device_get(_program(_everywhere(leaf))(_data(leaf))))
 
 
 def of_values(values: Mapping[str, int | str]) -> int:

@@ -45,3 +45,10 @@ def test_keys_and_scalars_have_one():
 
 def test_values():
     assert of_values({"step": 3, "guard": "x"}) == of_values({"guard": "x", "step": 3}) != of_values({"step": 3})
+
+
+def test_what_lies_on_one_device_is_summed_there_whatever_mesh_is_in_force():
+    one = jax.device_put(np.arange(6, dtype=np.float32), jax.devices()[0])
+    alone = of_arrays({"x": one})
+    with jax.set_mesh(make_mesh({"data": 8})):
+        assert of_arrays({"x": one}) == alone

@@ -24,7 +24,7 @@ from hiermusic.train.checkpoint import load_weights
 
 process, steps = int(sys.argv[3]), int(sys.argv[5])
 settings = toy.config(steps=steps, checkpoint_every=3)
-settings.mesh = {"data": -1, "fsdp": 2}
+settings["mesh"] = {"data": -1, "fsdp": 2}
 try:
     with joined(sys.argv[2], 2, process, timeout=60):
         print("step", toy.run(toy.ToyStage(settings), sys.argv[4], progress=False)["step"])
