@@ -315,7 +315,7 @@ def test_a_full_disk(capsys, khala, full, tmp_path):
 def test_a_full_disk_in_training_and_tokenising(khala, full):
     """In processes of their own: the savers' threads must not keep a process that failed from ending."""
     tokenize = ("tokenize", f"--codec={khala.codec}", f"--data={khala.corpus}", f"--out={full / 't'}")
-    sizes = {"codes": 16, "layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32}
+    sizes = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32}
     model = [f"--config.model.{name}={size}" for name, size in sizes.items()]
     steps = ("--config.train.steps=1", f"--config.data.path={khala.tokens}")
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
