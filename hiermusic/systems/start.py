@@ -54,9 +54,10 @@ def from_codec(codec: Codec, model: nnx.Module, counts_KV: np.ndarray | None = N
         back over too little where a batch holds a handful of a level's tokens.
     """
     levels, width = model.config.levels, model.config.transformer.width
-    books_KVD = np.asarray(codec.quantiser.codebooks[...][:levels], np.float64)
+    # on the host: the codec lies on one device, and the mesh in force may have more
+    books_KVD = np.asarray(codec.quantiser.codebooks[...], np.float64)[:levels]
     if counts_KV is None:
-        counts_KV = np.asarray(codec.quantiser.ema_counts[...][:levels], np.float64)
+        counts_KV = np.asarray(codec.quantiser.ema_counts[...], np.float64)[:levels]
     share_KV = (counts_KV + 0.5) / (counts_KV + 0.5).sum(1, keepdims=True)
     books_KVD = books_KVD - (share_KV[..., None] * books_KVD).sum(1, keepdims=True)
     size = max(width, books_KVD.shape[-1])
