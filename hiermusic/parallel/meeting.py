@@ -52,7 +52,11 @@ def gather(place: Place, timeout: float, listener: socket.socket) -> dict[int, s
     refused: list[str] = []
     deadline = time.monotonic() + timeout
     try:
-        while len(peers) < place.processes - 1:
+        while True:
+            for process in [i for i, peer in peers.items() if is_closed(peer)]:
+                peers.pop(process).close()  # gone since it came, perhaps to be started again
+            if len(peers) == place.processes - 1:
+                break
             listener.settimeout(max(deadline - time.monotonic(), 0.001))
             peer, hello = None, None
             with suppress(TimeoutError, Closed):

@@ -215,6 +215,16 @@ def test_one_that_was_started_again_takes_its_own_place(port):
                 gone.sendall(b'["hiermusic", 1, 3]\n')
 
 
+def test_one_that_is_gone_when_the_last_one_comes_is_waited_for(port):
+    with gathering(port, 3, last=1):
+        with connect(port) as gone:
+            gone.sendall(b'["hiermusic", 1, 3]\n')
+        second = connect(port)
+        second.sendall(b'["hiermusic", 2, 3]\n')
+    with second:
+        assert second.recv(100) == b'["go"]\n'
+
+
 def test_slurm_is_recognised(port, monkeypatch):
     step = {"JOB_ID": "7", "STEP_NODELIST": "127.0.0.1", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
     for name, value in (step | {"STEP_NUM_NODES": "2"}).items():
