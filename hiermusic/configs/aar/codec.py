@@ -141,6 +141,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.dead_share = 0.3
             config.model.kmeans_iterations = 10
             config.model.windowed = False
+            config.model.noise_db = (-4.0, 20.0)
+            config.model.mel_bands = 16
             config.discriminator.fft_sizes = (512, 128)
             config.discriminator.filters = 4
             config.loss.waveform = 10.0
@@ -148,18 +150,18 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.mel_windows = (128, 512, 2048)
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
-            config.train.steps = 500
+            config.train.steps = 400
             config.train.batch_size = 8
             config.train.learning_rate = 2e-3
             config.train.final_share = 0.1
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
-            config.train.quantise_start = 350
+            config.train.quantise_start = 280
             config.train.log_every = 20
-            config.train.valid_every = 250
+            config.train.valid_every = 200
             config.train.valid_batches = 2
-            config.train.checkpoint_every = 250
-            config.train.show_every = 500
+            config.train.checkpoint_every = 200
+            config.train.show_every = 400
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/aar/codec.py: choose tiny, small, paper or paper128")
     return config
