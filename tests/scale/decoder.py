@@ -7,11 +7,15 @@ all of them.
 import argparse
 import json
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import jax
+import numpy as np
 from flax import nnx
 
-from hiermusic.generate import autoregressive
+from hiermusic.codec.multiscale import MultiscaleConfig
+from hiermusic.generate import autoregressive, nextscale
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.parallel import hosts
@@ -20,6 +24,11 @@ from hiermusic.tokens import pattern
 
 TRUNK = TransformerConfig(2, 32, 4, 2, 8, 48, dtype="float32", init_std=0.3)
 CONFIG = TokenLMConfig(TRUNK, levels=2, codes=12, text_size=40)
+LATENT, SCALES = 4, (1, 4)
+BY_SCALE = TokenLMConfig(
+    replace(TRUNK, positions="learned", max_positions=9, norm="layer", ffn="gelu", adaptive=True),
+    levels=2, codes=12, text_size=1, head="shared", reads=False, inputs=LATENT, level_embed=True, cond=6,
+)  # fmt: skip
 
 
 def in_step(jitted, name: str):
@@ -33,8 +42,20 @@ def in_step(jitted, name: str):
     return run
 
 
-def make() -> nnx.State:
-    return nnx.state(TokenLM(CONFIG, rngs=nnx.Rngs(0)).unstack())
+def spread(make: Callable[[], nnx.Module], mesh) -> nnx.Module:
+    """What `make` makes, as it lies on a mesh."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graphdef, jax.jit(lambda: nnx.state(make()), out_shardings=shardings(shapes, mesh))())
+
+
+def by_scale() -> nnx.Module:
+    """A model of latents, with gates that are open, and the quantiser whose codes it predicts."""
+    lm = TokenLM(BY_SCALE, rngs=nnx.Rngs(0)).unstack()
+    quantiser = MultiscaleConfig(scales=SCALES, codes=12, latent=LATENT, phi="shared", kernel=3)
+    both = nnx.Dict(lm=lm, quantiser=quantiser.make(LATENT, rngs=nnx.Rngs(1)))
+    rng = np.random.default_rng(0)
+    nnx.update(both, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), nnx.state(both)))
+    return both
 
 
 def main() -> None:
@@ -45,11 +66,9 @@ def main() -> None:
     given = parser.parse_args()
     with hosts.joined(given.coordinator, given.processes, given.process):
         mesh = make_mesh({"fsdp": 4, "tensor": -1} if len(jax.devices()) > 1 else {})
-        abstract = nnx.eval_shape(lambda: TokenLM(CONFIG, rngs=nnx.Rngs(0)).unstack())
-        graphdef, shapes = nnx.split(abstract)
-        weights = jax.jit(make, out_shardings=shardings(shapes, mesh))()
-        for name in ("_prefill", "_decode"):
-            setattr(autoregressive, name, in_step(getattr(autoregressive, name), name))
+        model = spread(lambda: TokenLM(CONFIG, rngs=nnx.Rngs(0)).unstack(), mesh)
+        for module, name in ((autoregressive, "_prefill"), (autoregressive, "_decode"), (nextscale, "_window")):
+            setattr(module, name, in_step(getattr(module, name), name))
         held, total = Counter(), 0
 
         def look(done: int, of: int) -> None:
@@ -61,10 +80,13 @@ def main() -> None:
 
         with jax.set_mesh(mesh):
             layouts = [pattern.flatten((n, n)) for n in (6, 9, 5, 7)]
-            made = autoregressive.generate(
-                nnx.merge(graphdef, weights), [[5, 6], [7]] * 2, layouts, seeds=range(4), sizes=(12, 12), progress=look
-            )
-        print(json.dumps({"codes": [one.codes.tolist() for one in made], "held": max(held.values()), "total": total}))
+            prompts, how = [[5, 6], [7]] * 2, {"seeds": range(4), "sizes": (12, 12), "progress": look}
+            made = autoregressive.generate(model, prompts, layouts, **how)
+            wide, cond_BU = spread(by_scale, mesh), np.random.default_rng(1).normal(size=(4, 6))
+            how = {"seeds": range(4), "windows": 2, "context": 2, "guidance": 2.0, "uncond_U": cond_BU[0]}
+            windows = nextscale.generate(wide.lm, wide.quantiser, cond_BU, **how)
+        answer = {"codes": [one.codes.tolist() for one in made], "windows": windows.tolist()}
+        print(json.dumps(answer | {"held": max(held.values()), "total": total}))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from hiermusic.data import pipeline
 
 spec = importlib.util.spec_from_file_location("systems", Path(__file__).parents[1] / "systems" / "conftest.py")
 systems = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(systems)
-khala, run, miniature = systems.khala, systems.run, systems.miniature
+khala, aar, run, miniature = systems.khala, systems.aar, systems.run, systems.miniature
 
 SONGS = "--source=builtin:18?seconds=1-2"  # two shards, one for each process
 RECORDS = ("--sample_rate=8000", "--channels=1")
@@ -69,6 +70,24 @@ def test_two_make_the_tokens_songs_and_measures_of_one(verb, run, khala, tmp_pat
     spread = contents(tmp_path / "spread" / "songs")
     for name in spread:
         assert spread[name].replace(b"/spread/", b"/two/") == two[f"songs/{name}"], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["khala", "aar"])
+def test_two_processes_of_four_devices_make_the_songs_of_one_device(request, verb, run, tmp_path, which):
+    at, prompts = request.getfixturevalue(which), tmp_path / "prompts.jsonl"
+    soundfile.write(tmp_path / "clip.wav", np.sin(np.arange(8000) * 0.2), 4000)
+    told = {"khala": {"tags": "slow"}, "aar": {"like": str(tmp_path / "clip.wav")}}[which]
+    songs = [{"name": name, "seconds": seconds, **told} for name, seconds in (("a", 1.2), ("b", 0.6), ("c", 0.9))]
+    prompts.write_text("".join(json.dumps(song) + "\n" for song in songs))
+    model = f"--superres={at.superres}" if which == "khala" else f"--lm={at.lm}"
+    generate = ("generate", model, f"--prompts={prompts}", "--guidance=1.5", "--rows=2")
+    run(*generate, f"--out={tmp_path / 'one'}")
+    well(verb(2, *generate, f"--out={tmp_path / 'two'}", "--mesh=fsdp=4,data=2", "--json", devices=4))
+    one, two = (contents(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() and len(one) == 6
+    for name in one:
+        assert one[name].replace(b"/one/", b"/two/") == two[name], name
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Music from AAR or its baseline: a clip to sound like, windows of codes, sound."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,6 +20,7 @@ from hiermusic.data.arrays import read_npy
 from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
+from hiermusic.generate.batching import everywhere
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
@@ -67,14 +68,14 @@ def generate(
       codec: workdir of the codec; None for the one that made the model's tokens.
       options: temperature, top_k, top_p, guidance where they differ from the model's own.
       audio: file to go on from; its length counts in the seconds asked for.
-      mesh: axes and sizes to spread the token model over all devices of this process; None for one device.
+      mesh: axes and sizes to spread the token model over all devices of all processes; None for one of this one's.
       rows: songs made at once, all in one batch.
     Returns:
       What each JSON holds.
     """
     config = workdirs.read(lm, "lm", "ar_baseline")
     step = None
-    spread = make_mesh(mesh, jax.local_devices()) if mesh else None
+    spread = make_mesh(mesh) if mesh else None
     if codec is None:
         codec, step = codec_of(config)
     check_codec(config, lm, Tokenizer(codec, step))
@@ -89,8 +90,9 @@ def generate(
         check_codebooks(coder, codec, model, lm)
         if not chosen:
             return []
+        model.lm = model.lm.compact().unstack()  # and what it was made of is let go, or it is in memory twice
         where = {request.name: condition for request, condition in zip(requests, conditions, strict=True)}
-        cond_BU = np.stack([_heard(model, coder, config, where[request.name]) for request in chosen])
+        told = [_told(coder, config, where[request.name]) for request in chosen]
         known_PS, skip = _known(coder, audio) if audio else (None, 0)
         lengths = [skip + round(request.prompt.seconds * coder.sample_rate) for request in chosen]
         needed = [-(-length // coder.packet) for length in lengths]
@@ -99,6 +101,7 @@ def generate(
             raise UserError(f"the audio lasts {lasts:.1f} s: ask for more --seconds than that")
         draw = _by_scale if model.config.next_scale else _by_token
         with songs.progress("windows") as show, jax.set_mesh(spread) if spread else nullcontext():
+            cond_BU = np.stack([one if one.ndim == 1 else _asked(Prior.listen, model, one[None])[0] for one in told])
             codes_BPS = draw(
                 model, cond_BU, max(needed), known_PS, config, sampling, [request.seed for request in chosen], show
             )
@@ -108,7 +111,7 @@ def generate(
         ]
 
     runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
-    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, rows=rows)
+    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, rows=rows, mesh=spread)
 
 
 def _condition(request: Request, config: ConfigDict) -> Condition:
@@ -147,28 +150,33 @@ def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "P S"], int]:
     return encode_long(coder, np.pad(wav_LC, ((skip, 0), (0, 0)))).astype(np.int32), skip
 
 
-def _heard(model: Prior, coder: Codec, config: ConfigDict, condition: Condition) -> np.ndarray:
-    """The condition vector of what a request should sound like."""
+def _told(coder: Codec, config: ConfigDict, condition: Condition) -> np.ndarray:
+    """What a model is told of what a request should sound like: packets of codes [P, S] to listen to, or a vector."""
     if isinstance(condition, np.ndarray):
         return condition
     make, (wav_LC, rate) = windows(config, data=False), condition
     ours_LC = files.resample(files.to_channels(wav_LC, coder.channels), rate, coder.sample_rate)
     codes_PS = make.filled(encode_long(coder, ours_LC), len(wav_LC) / rate)
-    return np.asarray(_listen(*nnx.split(model), make.clip(codes_PS)[None])[0])
+    return make.clip(codes_PS)
 
 
-@partial(jax.jit, static_argnums=0)
-def _listen(graphdef, weights, reference_BPS):
-    return nnx.merge(graphdef, weights).listen(reference_BPS)
+def _asked(what: Callable[[Prior, np.ndarray], jax.Array], model: Prior, codes: np.ndarray) -> np.ndarray:
+    """What a method of a model makes of codes; every process whose devices the model lies on has to ask."""
+    return np.asarray(_answer(what, *nnx.split(model), codes))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _answer(what, graphdef, weights, codes):
+    return everywhere(what(nnx.merge(graphdef, weights), codes))
 
 
 def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Windows up to `total`, AAR's way."""
     known, before_BcE = 0, None
     if known_PS is not None:
-        known, before_BcE = len(known_PS), np.repeat(np.asarray(model.context(known_PS[None, -1])), len(seeds), 0)
+        known, before_BcE = len(known_PS), np.repeat(_asked(Prior.context, model, known_PS[None, -1]), len(seeds), 0)
     drawn_BWS = nextscale.generate(
-        model.lm.compact().unstack(),
+        model.lm,
         model.quantiser,
         cond_BU,
         seeds=seeds,
@@ -185,13 +193,13 @@ def _by_scale(model: Prior, cond_BU, total: int, known_PS, config, sampling: dic
 def _by_token(model: Prior, cond_BU, total: int, known_PS, config, sampling: dict, seeds, show) -> np.ndarray:
     """Frames up to `total`, token by token: every window but the first begins with the last half of what there is."""
     size, levels, B = window_frames(config), model.config.lm.levels, len(seeds)
-    order, lm = pattern_of(config).layout(size), model.lm.compact().unstack()
+    order = pattern_of(config).layout(size)
     codes_BTK = np.zeros((B, 0, levels), np.int32) if known_PS is None else np.repeat(known_PS[None], B, 0)
     begun = codes_BTK.shape[1]
     while codes_BTK.shape[1] < total:
         given = codes_BTK[:, max(codes_BTK.shape[1] - size // 2, 0) :]
         drawn = autoregressive.generate(
-            lm,
+            model.lm,
             [[sequence.START]] * B,
             [order] * B,
             # a window of its own draws: its first new frame is not the first window's

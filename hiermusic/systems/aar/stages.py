@@ -3,6 +3,8 @@
 from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -96,5 +98,6 @@ def check_codec(config: ConfigDict, run: str, codec: Tokenizer) -> None:
 
 def check_codebooks(coder: Codec, codec: str, model: Prior, lm: str) -> None:
     """UserError when a trained codec, of the workdir `codec`, is not the one whose codes the model of `lm` predicts."""
-    if not np.array_equal(coder.quantiser.codebooks[...], model.quantiser.codebooks[...]):
+    ours, theirs = np.asarray(coder.quantiser.codebooks[...]), model.quantiser.codebooks[...]
+    if not jax.jit(jnp.array_equal)(ours, theirs):  # theirs may lie on devices of several processes
         raise UserError(f"{codec} has other codebooks than {lm} was trained with: give the codec of its tokens")

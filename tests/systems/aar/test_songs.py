@@ -1,15 +1,25 @@
 """What AAR's generation asks of the decoding engines: settings, seeds, prompts, what is known; no model is made."""
 
+import weakref
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import get_abstract_mesh
 
 from hiermusic.errors import UserError
 from hiermusic.systems.aar import songs as aar_songs
 from hiermusic.tokens.visibility import Visibility
 
 from ..fakes import configuration, request
+
+
+class Stored:
+    """A token model's weights as a checkpoint has them."""
+
+    def compact(self) -> SimpleNamespace:
+        return SimpleNamespace(unstack=lambda: "the model")
 
 
 @pytest.fixture(params=["lm", "ar_baseline"])
@@ -25,20 +35,22 @@ def prior(request, monkeypatch):
     packet = 40 if scale else 5  # samples of a packet of codes
     coder = SimpleNamespace(sample_rate=100, packet=packet, channels=1)
     model = SimpleNamespace(
-        lm=SimpleNamespace(compact=lambda: SimpleNamespace(unstack=lambda: "the model")),
         quantiser="the quantiser",
         unconditional=np.full(3, 0.5),
         context=lambda codes_BPS: np.repeat(codes_BPS[..., None], 2, 2)[:, :1] * 1.0,
         config=SimpleNamespace(next_scale=scale, context=2, lm=SimpleNamespace(levels=3, codes=32)),
     )
     it = SimpleNamespace(config=config, calls=[], loaded=[], produced=None, scale=scale, coder=coder, known=(None, 0))
+    it.weights, it.held = [], []
 
     def by_scale(lm, quantiser, cond_BU, **how):
+        it.held += [weights() for weights in it.weights]
         it.calls.append({"lm": lm, "quantiser": quantiser, "cond": cond_BU, **how})
         how["progress"](how["windows"], how["windows"])
         return np.full((len(how["seeds"]), how["windows"], 3), 9)
 
     def by_token(lm, prompts, layouts, **how):
+        it.held += [weights() for weights in it.weights]
         it.calls.append({"lm": lm, "prompts": prompts, "layouts": layouts, **how})
         window_TK = np.full((8, 3), 10 + len(it.calls))
         if how["given"] is not None:
@@ -47,14 +59,17 @@ def prior(request, monkeypatch):
 
     def load(run, *stages, mesh=None):
         it.loaded.append((run, stages, mesh))
-        return config, model
+        stored = Stored()
+        it.weights.append(weakref.ref(stored))
+        return config, SimpleNamespace(lm=stored, **vars(model))
 
     def load_codec(run, step):
         it.loaded.append((run, step))
         return coder
 
-    def produce(requests, out, make, runs, sampling, audio, steps, rows):
+    def produce(requests, out, make, runs, sampling, audio, steps, rows, mesh):
         it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "steps": steps, "requests": requests}
+        it.produced |= {"rows": rows, "mesh": mesh}
         it.songs = make(requests)
         return ["told"]
 
@@ -65,7 +80,8 @@ def prior(request, monkeypatch):
     monkeypatch.setattr(aar_songs, "check_codec", lambda config, run, codec: it.loaded.append(("checked", *codec)))
     monkeypatch.setattr(aar_songs, "check_codebooks", lambda coder, codec, model, lm: it.loaded.append((codec, lm)))
     monkeypatch.setattr(aar_songs, "_condition", lambda request, config: request.like)
-    monkeypatch.setattr(aar_songs, "_heard", lambda model, coder, config, like: np.full(3, float(like[0])))
+    monkeypatch.setattr(aar_songs, "_told", lambda coder, config, like: np.full(3, float(like[0])))
+    monkeypatch.setattr(aar_songs, "_asked", lambda what, model, codes: getattr(model, what.__name__)(codes))
     monkeypatch.setattr(aar_songs, "_known", lambda coder, path: it.known)
     monkeypatch.setattr(aar_songs.nextscale, "generate", by_scale)
     monkeypatch.setattr(aar_songs.autoregressive, "generate", by_token)
@@ -107,6 +123,31 @@ def test_every_piece_has_its_own_clip_seed_and_length(prior):
         assert [layout.visibility for layout in call["layouts"]] == [Visibility.causal()] * 2
         assert [len(song.codes_PS) for song in prior.songs] == [20, 10]
     assert [(song.length, song.skip, song.ended) for song in prior.songs] == [(100, 0, False), (50, 0, False)]
+
+
+def test_weights_as_they_were_stored_are_let_go_before_decoding(prior):
+    aar_songs.generate([A], "out", lm="lm")
+    assert prior.held and not any(prior.held)
+
+
+def test_clips_are_listened_to_one_by_one(prior, monkeypatch):
+    """So that what a song sounds like does not depend on the others."""
+    told = {"1.wav": np.full((2, 3), 4.0), "2.wav": np.full(3, 2.0)}
+    monkeypatch.setattr(aar_songs, "_told", lambda coder, config, like: told[like])
+    monkeypatch.setattr(aar_songs, "_asked", lambda what, model, codes: what.__name__ == "listen" and codes.sum(1) / 8)
+    aar_songs.generate([A, B], "out", lm="lm")
+    np.testing.assert_array_equal(prior.calls[0]["cond"], [[1.0] * 3, [2.0] * 3])
+
+
+def test_models_on_a_mesh_lie_on_the_devices_of_all_processes(prior, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: [])
+    seen = []
+    monkeypatch.setattr(aar_songs, "_told", lambda *_: seen.append(get_abstract_mesh()) or np.zeros((1, 3)))
+    monkeypatch.setattr(aar_songs, "_asked", lambda *_: seen.append(get_abstract_mesh()) or np.zeros((1, 3)))
+    aar_songs.generate([A], "out", lm="lm", mesh={"fsdp": 8}, rows=3)
+    mesh = prior.produced["mesh"]
+    assert mesh.size == 8 and prior.loaded[2] == ("lm", ("lm", "ar_baseline"), mesh) and prior.produced["rows"] == 3
+    assert [one.empty for one in seen] == [True, False]  # the codec has a device of its own
 
 
 @pytest.mark.parametrize("prior", ["ar_baseline"], indirect=True)
@@ -182,13 +223,11 @@ def test_a_clip_is_heard_as_the_windows_that_its_music_fills(monkeypatch):
     codes_PS = np.arange(8).reshape(4, 2)
     monkeypatch.setattr(aar_songs, "windows", lambda config, data: make)
     monkeypatch.setattr(aar_songs, "encode_long", lambda coder, wav_LC: encoded.append(wav_LC) or codes_PS)
-    monkeypatch.setattr(aar_songs.nnx, "split", lambda model: (model, None))
-    monkeypatch.setattr(aar_songs, "_listen", lambda model, weights, reference_BPS: reference_BPS * 10)
     coder = SimpleNamespace(sample_rate=1000, channels=1)
     wav_LC = np.stack([np.full(3000, 0.5), np.zeros(3000)], axis=1).astype(np.float32)
-    heard = aar_songs._heard("model", coder, config, (wav_LC, 2000))
-    np.testing.assert_array_equal(heard, 10 * codes_PS[2::-1])
+    told = aar_songs._told(coder, config, (wav_LC, 2000))
+    np.testing.assert_array_equal(told, codes_PS[2::-1])
     assert filled == [1.5] and encoded[0].shape == (1500, 1)
     np.testing.assert_allclose(encoded[0][100:-100], 0.25, atol=1e-3)
     vector_U = np.ones(3)
-    assert aar_songs._heard("model", coder, config, vector_U) is vector_U
+    assert aar_songs._told(coder, config, vector_U) is vector_U
