@@ -17,8 +17,18 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from hiermusic.errors import UserError
-from hiermusic.generate.batching import bucket, check_batch, everywhere, longer, padded, reaching, spread, unconditional
+from hiermusic.generate.batching import (
+    bucket,
+    check_batch,
+    check_dropped,
+    everywhere,
+    lacking,
+    longer,
+    padded,
+    reaching,
+    spread,
+    unconditional,
+)
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -161,11 +171,17 @@ def generate(
     Returns:
       B samples, each cut at its end.
     Raises:
-      UserError: guidance without an unconditional prompt, condition or prefix, or with one that drops nothing; a
-        condition of another width than the model's.
+      UserError: guidance that drops nothing of a sample: no prompt, condition or prefix; a condition of another width
+        than the model's.
       ValueError: lists of unequal length, a layout that is not causal, EOS in a layout that cannot stop early.
     """
-    _check_dropped(prompts, guidance, unprompted, cond, uncond, given, null)
+    vectors = cond is not None and uncond is not None
+    check_dropped(
+        guidance,
+        lacking(prompts, unprompted),
+        lacking(cond, np.broadcast_to(uncond, np.shape(cond))) if vectors else None,
+        null and given and [any(map(len, codes)) for codes in given],
+    )
     work = _lay_out(
         prompts,
         layouts,
@@ -303,20 +319,6 @@ def _conditions(cond, uncond, rows: int) -> Float[np.ndarray, "R U"] | None:
     cond_BU = np.asarray(cond, np.float32)
     other_BU = cond_BU if uncond is None else np.broadcast_to(np.asarray(uncond, np.float32), cond_BU.shape)
     return np.concatenate([cond_BU, other_BU])[:rows]
-
-
-def _check_dropped(prompts, guidance: float, unprompted, cond, uncond, given, null) -> None:
-    """UserError when the unconditional predictions of a guided batch are told all that the others are."""
-    if guidance == 1.0:
-        return
-    words = unprompted is not None and [list(row) for row in unprompted] != [list(row) for row in prompts]
-    vector = uncond is not None and cond is not None and bool((np.asarray(cond) != np.asarray(uncond)).any())
-    codes = null is not None and any(len(codes_T) for codes in given or () for codes_T in codes)
-    if not (words or vector or codes):
-        raise UserError(
-            f"guidance {guidance} has nothing to drop: there is no prompt, condition or prefix that the unconditional "
-            "predictions lack; give one or set guidance to 1"
-        )
 
 
 def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:

@@ -49,10 +49,32 @@ def unconditional(
     """The prompts, and behind them the unconditional one of each when guidance asks for them."""
     if guidance == 1.0:
         return list(prompts)
-    if unprompted is None:
-        raise UserError(f"guidance {guidance} needs something to move away from: give it or set guidance to 1")
-    check_batch(prompts, unprompted=unprompted)
+    check_batch(prompts, unprompted=unprompted or ())
     return [*prompts, *unprompted]
+
+
+def check_dropped(guidance: float, *lacks: Sequence[bool] | None) -> None:
+    """UserError when the unconditional predictions of a sample of a guided batch are told all that the others are.
+
+    Args:
+      guidance: its scale; of 1 nothing is asked.
+      lacks: of each kind of thing that is told, whether those of a sample lack it: B of them; None for nowhere.
+    """
+    told = [kind for kind in lacks if kind is not None]
+    if guidance == 1.0 or (told and all(map(any, zip(*told, strict=True)))):
+        return
+    which = next((f"of sample {b} " for b, one in enumerate(zip(*told, strict=True)) if not any(one)), "")
+    raise UserError(
+        f"guidance {guidance} has nothing to drop: there is no prompt, condition or prefix {which}that the "
+        "unconditional predictions lack; give one or set guidance to 1"
+    )
+
+
+def lacking(prompts: Sequence, unprompted: Sequence | None) -> list[bool] | None:
+    """Whether each sample's unconditional predictions are told something else than the sample itself."""
+    if unprompted is None:
+        return None
+    return [not np.array_equal(one, other) for one, other in zip(prompts, unprompted, strict=True)]
 
 
 def spread(cache: Cache) -> Cache:

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Int32
 
 from hiermusic.errors import UserError
-from hiermusic.generate.batching import bucket, check_batch, everywhere, padded, unconditional
+from hiermusic.generate.batching import bucket, check_batch, check_dropped, everywhere, lacking, padded, unconditional
 from hiermusic.tokens import packets
 from hiermusic.tokens.pattern import layer_pass
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
@@ -84,9 +84,10 @@ def refine(
       B arrays int32 [T, levels] that begin with the given levels; where these have different lengths, B tuples of one
       array a level.
     Raises:
-      UserError: guidance without an unconditional prompt, more levels than there are, or none to draw.
+      UserError: guidance that drops nothing of a sample's prompt, more levels than there are, or none to draw.
       ValueError: lists of unequal length, an empty prompt, or nothing to draw.
     """
+    check_dropped(guidance, lacking(prompts, unprompted))
     work = _lay_out(
         prompts,
         codes,

@@ -23,8 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int32
 
-from hiermusic.errors import UserError
-from hiermusic.generate.batching import check_batch, everywhere, spread, unconditional
+from hiermusic.generate.batching import check_batch, check_dropped, everywhere, lacking, spread, unconditional
 from hiermusic.tokens import packets, pattern, sequence
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
@@ -76,9 +75,10 @@ def generate(
     Returns:
       codes, those of level 0 first in each window of S = sum(slots).
     Raises:
-      UserError: guidance without an unconditional condition, a condition of another width than the model's.
+      UserError: guidance that drops nothing of a sample's condition, a condition of another width than the model's.
       ValueError: lists of unequal length, a context of another length or longer than a window.
     """
+    check_dropped(guidance, None if uncond_U is None else lacking(cond_BU, [uncond_U] * len(cond_BU)))
     request, context_BcE, static = _lay_out(
         quantiser,
         cond_BU,
@@ -137,8 +137,6 @@ def _lay_out(
     if context > sizes.frames or context_BcE.shape != shape:
         raise ValueError(f"latents {context_BcE.shape} are no context of {context} frames of {sizes.frames}: {shape}")
     if guidance != 1.0:
-        if uncond_U is None:
-            raise UserError(f"guidance {guidance} needs a condition to move away from: give one or set guidance to 1")
         cond_RU = np.concatenate([cond_RU, np.broadcast_to(np.asarray(uncond_U, np.float32), cond_RU.shape)])
     request = _Request(
         cond_RU=cond_RU,
@@ -251,9 +249,10 @@ def draw(
     Returns:
       B arrays int32 [T, K] where the sample's levels have one length, else B tuples of one array a level.
     Raises:
-      UserError: guidance without an unconditional prompt.
+      UserError: guidance that drops nothing of a sample's prompt.
       ValueError: lists of unequal length, prompts of different lengths.
     """
+    check_dropped(guidance, lacking(prompts, unprompted))
     request, static = _prompted(
         prompts,
         window,

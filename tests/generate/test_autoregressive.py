@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from hiermusic.errors import UserError
-from hiermusic.generate import autoregressive, batching
+from hiermusic.generate import autoregressive, batching, layerwise, nextscale
 from hiermusic.generate.autoregressive import generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
@@ -225,6 +225,29 @@ def test_guidance_over_a_prefix_moves_away_from_what_does_without_it(model, refe
 def test_guidance_that_drops_nothing_is_refused_in_one_line(what):
     with pytest.raises(UserError, match=r"^guidance 3.0 has nothing to drop[^\n]+$"):
         generate(None, [[1]], [pattern.flatten((2, 2, 2))], seeds=[0], guidance=3.0, **what, **SAME)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        lambda rows, others: generate(
+            None, rows, [pattern.flatten((2, 2, 2))] * 2, seeds=[0, 1], guidance=3.0, unprompted=others, **SAME
+        ),
+        lambda rows, others: layerwise.refine(
+            None, rows, [[[0]]] * 2, markers=[0] * 3, seeds=[0, 1], sizes=[9] * 3, guidance=3.0, unprompted=others
+        ),
+        lambda rows, others: nextscale.draw(
+            None, rows, (2, 2), seeds=[0, 1], sizes=[9] * 2, guidance=3.0, unprompted=others
+        ),
+        lambda rows, others: nextscale.generate(
+            None, None, np.array(rows, float), seeds=[0, 1], guidance=3.0, uncond_U=np.array(others[0], float)
+        ),
+    ],
+)
+def test_no_engine_guides_a_sample_by_nothing_whatever_the_others_drop(engine):
+    words = r"^guidance 3.0 has nothing to drop: there is no prompt, condition or prefix of sample 1 that [^\n]+$"
+    with pytest.raises(UserError, match=words):
+        engine([[5, 6], [5, 7]], [[5, 7], [5, 7]])
 
 
 def test_a_cache_that_grows_changes_nothing(model, monkeypatch):

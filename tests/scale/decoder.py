@@ -83,7 +83,7 @@ def main() -> None:
             prompts, how = [[5, 6], [7]] * 2, {"seeds": range(4), "sizes": (12, 12), "progress": look}
             made = autoregressive.generate(model, prompts, layouts, **how)
             wide, cond_BU = spread(by_scale, mesh), np.random.default_rng(1).normal(size=(4, 6))
-            how = {"seeds": range(4), "windows": 2, "context": 2, "guidance": 2.0, "uncond_U": cond_BU[0]}
+            how = {"seeds": range(4), "windows": 2, "context": 2, "guidance": 2.0, "uncond_U": -cond_BU[0]}
             windows = nextscale.generate(wide.lm, wide.quantiser, cond_BU, **how)
         answer = {"codes": [one.codes.tolist() for one in made], "windows": windows.tolist()}
         print(json.dumps(answer | {"held": max(held.values()), "total": total}))

@@ -88,6 +88,8 @@ def generate(
 
     if said := next((request for request in requests if request.like), None):
         raise UserError(f"{said.name}: Khala takes words, not a clip: leave --like={said.like} out")
+    for role, settings in sampling.items():
+        lm.check_guidance(requests, workdirs.read(runs[role], role), settings.get("guidance", 1.0))
     versions = ("backbone",) if backbone_too else ()
     return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step}, rows, spread)
 

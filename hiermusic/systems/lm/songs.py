@@ -29,6 +29,17 @@ def ready(config: ConfigDict, model: nnx.Module) -> nnx.Module:
     return model if pattern_of(config).isolated else model.unstack()
 
 
+def check_guidance(requests: Sequence[Request], config: ConfigDict, guidance: float) -> None:
+    """UserError for a request whose prompt, for a token model of this configuration, holds nothing to be guided by."""
+    words = tokenizer(config.model)
+    for request in requests if guidance != 1.0 else ():
+        if prompt_of(config, words, request) == prompt_of(config, words, request, bare=True):
+            raise UserError(
+                f"{request.name}: guidance {guidance:g} of the {config.stage} has nothing to drop: the prompt holds no "
+                "words that it reads; give some, or set guidance to 1"
+            )
+
+
 def draw(
     requests: Sequence[Request],
     config: ConfigDict,

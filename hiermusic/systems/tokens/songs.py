@@ -54,6 +54,7 @@ def generate(
             raise UserError(f"{request.name}: this model takes words, not a clip: leave --like={request.like} out")
         if config.model.tokenizer == "none" and request.prompt != Prompt(seconds=request.prompt.seconds):
             raise UserError(f"{request.name}: {lm} was trained without words: leave all but the length out")
+    drawing.check_guidance(requests, config, sampling["guidance"])
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
         coder, known = workdirs.load_codec(codec, step), None

@@ -177,6 +177,19 @@ def test_models_on_a_mesh_lie_on_the_devices_of_all_processes(engines, monkeypat
     assert mesh.size == 8 and engines.loaded[1] == ("backbone", ("backbone",), mesh) and engines.produced["rows"] == 3
 
 
+@pytest.mark.parametrize("role", ["backbone", "superres"])
+def test_a_prompt_without_words_is_not_guided_by_them_and_nothing_is_drawn(engines, role):
+    """Whatever the others hold: refused before the first batch, or the length alone would be guided by itself."""
+    engines.configs["backbone"].sampling.guidance = 1.0
+    bare = request("bare", 1)
+    khala.generate([ONE, bare], "out", superres="superres")
+    engines.produced = None
+    engines.configs[role].sampling.guidance = 1.5
+    with pytest.raises(UserError, match=rf"^bare: guidance 1\.5 of the {role} has nothing to drop: [^\n]+$"):
+        khala.generate([ONE, bare], "out", superres="superres", rows=1)
+    assert engines.produced is None
+
+
 def test_a_backbone_alone_makes_its_own_levels(engines):
     khala.generate([ONE], "out", backbone="backbone")
     assert "superres" not in engines.calls and set(engines.produced["sampling"]) == {"backbone"}

@@ -5,6 +5,7 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.systems.lm import songs
+from hiermusic.systems.tokens import songs as tokens
 
 from ..fakes import configuration, request
 
@@ -48,3 +49,21 @@ def test_a_song_that_may_end_itself_has_the_share_of_its_length_in_whole_packets
     config.model.update({"pattern": "flatten", "levels": 1, "length": 300})
     songs.draw([request("a", 0, 4.0)], config, None, {"min_share": 0.5})
     assert asked[0]["min_frames"] == [12] and asked[0]["eos"] is not None
+
+
+@pytest.mark.parametrize(("words", "asked"), [("bytes", {}), ("none", {}), ("bytes", {"tags": "slow"})])
+def test_a_song_is_guided_by_the_words_of_its_prompt_or_refused_before_anything_is_made(monkeypatch, words, asked):
+    config, made = settings("flatten", tokenizer=words), []
+    monkeypatch.setattr(tokens.workdirs, "read", lambda run, *stages: config)
+    monkeypatch.setattr(tokens.songs, "produce", lambda *arguments, **how: made.append(how))
+
+    def generate(guidance: float) -> None:
+        tokens.generate([request("a", 0, **asked)], "out", lm="lm", codec="codec", options={"guidance": guidance})
+
+    generate(1.0)
+    if asked:
+        generate(2.0)
+    else:
+        with pytest.raises(UserError, match=r"^a: guidance 2 of the lm has nothing to drop: [^\n]+$"):
+            generate(2.0)
+    assert len(made) == (2 if asked else 1)
