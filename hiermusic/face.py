@@ -16,6 +16,7 @@ from hiermusic.codec.codec import Codec
 from hiermusic.console import warn
 from hiermusic.errors import UserError
 from hiermusic.systems import catalogue, requests, workdir
+from hiermusic.systems.system import ROWS
 from hiermusic.tokens.hierarchy import Hierarchy
 
 
@@ -138,13 +139,16 @@ class TrainedModel:
           options: flags of `hiermusic generate` by name, such as temperature, top_k, guidance, codec or rows; the words
             of a prompt stand in `prompts`, and a mesh is a mapping from axes to devices.
         Raises:
-          UserError: a prompt that is none, an option that means nothing to the system, a codec or model that is gone.
+          UserError: a prompt that is none, an option that means nothing to the system or that its flag would not take,
+            a codec or model that is gone.
         """
         ours = workdir.system(self.config)
         asked = [prompts] if isinstance(prompts, Mapping) else list(prompts)
         parsed = requests.parse(asked, seed, ours.versions)
         if words := [flag.name for flag in ours.flags if flag.of == "prompt" and flag.name in options]:
             raise UserError(f"{words[0]} is of a single song: give it as a field of a prompt")
+        known = {flag.name: flag for flag in (*ours.flags, ROWS)}
+        options = {name: known[name].of_python(value) if name in known else value for name, value in options.items()}
         models = [flag.name for flag in ours.flags if flag.of == "model"]
         own = self.config.stage if self.config.stage in models else models[0]
         given = {own: str(self.folder)} | options

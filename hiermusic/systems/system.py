@@ -1,10 +1,15 @@
 """What a system offers. The rest of the package asks it through this and knows no system by name."""
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from hiermusic.errors import UserError, brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +19,15 @@ if TYPE_CHECKING:
     from hiermusic.systems.demos import Demo
     from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
+
+
+LARGEST = 1e12  # of a number that a flag takes: what is multiplied by a rate must stay one, and NaN passes other bounds
+_TAKEN = {
+    str: ("text", (str, os.PathLike)),
+    bool: ("True or False", bool),
+    int: ("a whole number", Integral),
+    float: ("a number", Real),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,18 @@ class Flag:
     lower: float | None = None
     upper: float | None = None
 
+    def of_python(self, value: Any) -> str | int | float | bool:
+        """A value from Python as the command line would have read it; UserError for one that it would not take."""
+        words, kinds = _TAKEN[self.kind]
+        least, most = (-LARGEST if self.lower is None else self.lower), (LARGEST if self.upper is None else self.upper)
+        if isinstance(value, kinds) and isinstance(value, bool) == (self.kind is bool):
+            read = os.fspath(value) if self.kind is str else self.kind(value)
+            if self.kind in (str, bool) or (math.isfinite(read) and least <= read <= most):
+                return read
+        bounds = (("least", self.lower), ("most", self.upper))
+        told = " and ".join(f"at {word} {bound:g}" for word, bound in bounds if bound is not None)
+        raise UserError(f"{self.name}={brief(repr(value), 40)}: give {', '.join(filter(None, (words, told)))}")
+
 
 CODEC = Flag("codec", "workdir of a trained codec; default: the one that made the model's tokens", "else")
 SAMPLING = (
@@ -42,6 +68,13 @@ SAMPLING = (
     Flag("top_k", "its top-k; default: its workdir's", "sampling", int, 0),
     Flag("top_p", "its top-p; default: its workdir's", "sampling", float, 0.01, 1.0),
     Flag("guidance", "guidance scale, 1 = none; default: the workdir's", "sampling", float, 0.0),
+)
+ROWS = Flag(
+    "rows",
+    "songs made at once, each on disk before the next are begun; default: 64, or as many as there is memory for",
+    "else",
+    int,
+    1,
 )
 USE_OF_A_CODEC = "hiermusic encode --codec=FOLDER in.wav codes.npz\nhiermusic decode --codec=FOLDER codes.npz out.wav"
 

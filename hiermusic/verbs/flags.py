@@ -15,7 +15,7 @@ from hiermusic import presets
 from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.systems import catalogue
-from hiermusic.systems.system import Flag, System
+from hiermusic.systems.system import LARGEST, Flag, System
 
 Values = flags.FlagValues
 _WORDS = ("tags", "lyrics")  # flags whose text is no place
@@ -57,8 +57,7 @@ def number(
     values: Values, name: str, text: str, default: float | None = None, *, lower: float, upper: float | None = None
 ) -> None:
     flags.DEFINE_float(name, default, text, lower_bound=lower, upper_bound=upper, flag_values=values)
-    # NaN passes every bound; and what is multiplied by a rate must stay a number
-    flags.register_validator(name, lambda x: x is None or abs(x) < 1e12, "give a finite number", flag_values=values)
+    flags.register_validator(name, lambda x: x is None or abs(x) < LARGEST, "give a finite number", flag_values=values)
 
 
 def boolean(values: Values, name: str, text: str, default: bool = False) -> None:

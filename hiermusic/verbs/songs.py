@@ -5,7 +5,7 @@ from typing import Any
 
 from hiermusic.errors import UserError
 from hiermusic.systems import catalogue
-from hiermusic.systems.system import Flag, System
+from hiermusic.systems.system import ROWS, Flag, System
 from hiermusic.verbs.flags import (
     Values,
     Verb,
@@ -32,13 +32,7 @@ def _define(values: Values) -> None:
     string(values, "out", "folder for one wav and one JSON a prompt")
     integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
     string(values, "mesh", "spread the models over the devices, e.g. fsdp=4,tensor=2; default: one device")
-    integer(
-        values,
-        "rows",
-        "songs made at once, each on disk before the next are begun; fewer take less memory",
-        64,
-        lower=1,
-    )
+    declare(values, ROWS, ROWS.text)
     boolean(values, "json", "print one JSON object")
     hosts(values)
     # help is that of the system that is named; else all are read, so that a foreign flag is told to be one

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 import hiermusic
+from hiermusic import face
 from hiermusic.errors import UserError
+
+from .fakes import configuration
 
 
 def sound(rate: int, seconds: float, channels: int = 1) -> np.ndarray:
@@ -121,6 +125,35 @@ def test_what_is_no_model_and_no_prompt(khala, call, words):
     with pytest.raises(UserError) as told:
         call(khala)
     assert words in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"temperature": -0.1}, "temperature=-0.1: give a number, at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan: give a number, at least 0"),
+        ({"guidance": 1e13}, "guidance=10000000000000.0: give a number, at least 0"),
+        ({"top_p": 1.5}, "top_p=1.5: give a number, at least 0.01 and at most 1"),
+        ({"top_k": 2.0}, "top_k=2.0: give a whole number, at least 0"),
+        ({"top_k": True}, "top_k=True: give a whole number, at least 0"),
+        ({"rows": 0}, "rows=0: give a whole number, at least 1"),
+        ({"codec": 3}, "codec=3: give text"),
+        ({"backbone_too": 1}, "backbone_too=1: give True or False"),
+    ],
+)
+def test_an_option_has_the_bounds_of_its_flag(monkeypatch, options, told):
+    asked = []
+    monkeypatch.setattr(face.workdir, "generate", lambda *requests, **how: asked.append(how) or [])
+    model = face.TrainedModel(Path("w"), configuration("khala/backbone:tiny"))
+    with pytest.raises(UserError) as error:
+        model.generate({"seconds": 1}, **options)
+    assert str(error.value) == told
+    model.generate({"seconds": 1}, codec=Path("c"), top_k=np.int64(3), top_p=1, rows=2, backbone_too=True)
+    ((how),) = asked
+    assert {name: how[name] for name in ("codec", "top_k", "top_p", "rows", "backbone_too")} == {
+        "codec": "c", "top_k": 3, "top_p": 1.0, "rows": 2, "backbone_too": True
+    }  # fmt: skip
+    assert type(how["top_k"]) is int and type(how["top_p"]) is float  # as a song's JSON holds them
 
 
 def test_the_package_itself_loads_nothing():
