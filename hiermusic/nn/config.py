@@ -86,6 +86,22 @@ class TransformerConfig:
         """base_width / width, 1 without a base."""
         return self.base_width / self.width if self.base_width else 1.0
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the compute type."""
+        return 2 if self.dtype == "bfloat16" else 4
+
+    def cache_bytes(self, positions: int) -> int:
+        """What one row of so many positions leaves in a cache: keys and values."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * positions * self.itemsize
+
+    def pass_bytes(self, positions: int) -> int:
+        """About the most that a forward pass over one row holds at once: the residual stream twice, and beside it
+        queries, keys and values with a block of logits and its weights, or what the feed-forward sub-layer computes."""
+        projected = 2 * (self.heads + 2 * self.kv_heads) * self.head_dim * self.itemsize
+        looked_at = 2 * 4 * self.heads * max(positions // 16, 128)
+        return positions * (2 * 4 * self.width + max(projected + looked_at, 3 * self.ffn_width * self.itemsize))
+
     def flops(self, positions: int, visibility: Visibility) -> float:
         """Floating-point operations of one row's forward pass: matrix products, and the pairs attended to."""
         attention = self.width * self.head_dim * 2 * (self.heads + self.kv_heads)

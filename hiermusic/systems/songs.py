@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from hiermusic.audio import files, measure
@@ -21,13 +23,14 @@ from hiermusic.codec.codec import Codec
 from hiermusic.console import bar, warn
 from hiermusic.data.records import read_json, remove_leftovers
 from hiermusic.errors import reading, write_atomically
+from hiermusic.parallel import memory
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.systems.requests import Request
 from hiermusic.tokens.prompt import excess
 from hiermusic.tokens.vocabulary import TextTokenizer
 from hiermusic.train import checkpoint
 
-TOGETHER = 64  # songs that are made at once when nobody says; they are on disk before the next are begun
+TOGETHER = 64  # songs that are made at once when nobody says and there is room; on disk before the next are begun
 T = TypeVar("T")
 SHORT = 0.8  # songs of a smaller share of the length asked for are told
 
@@ -45,6 +48,19 @@ class Song:
     skip: int = 0
 
 
+class Need(NamedTuple):
+    """What a model takes of the memory of its devices together, in bytes: for itself, and for every song."""
+
+    weights: int
+    song: int
+
+    @classmethod
+    def of(cls, make: Callable[[], nnx.Module], song: int) -> "Need":
+        """That of what `make` makes, read from shapes alone."""
+        held = jax.tree.leaves(nnx.eval_shape(make))
+        return cls(sum(one.size * one.dtype.itemsize for one in held), song)
+
+
 def produce(
     requests: Sequence[Request],
     out: Path,
@@ -56,6 +72,7 @@ def produce(
     steps: Mapping[str, int | None] = MappingProxyType({}),
     rows: int | None = None,
     mesh: Mesh | None = None,
+    needs: Callable[[], Sequence[Need]] = tuple,
 ) -> list[dict]:
     """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
 
@@ -74,8 +91,10 @@ def produce(
       audio: the file that is continued, if any.
       versions: of each song, those that are also written, as NAME.VERSION.wav.
       steps: the checkpoints used, by role; of those left out the newest.
-      rows: songs that are made at once, TOGETHER when left out: their caches are in memory together.
+      rows: songs that are made at once; when left out TOGETHER, or as many as there is room for: their caches are in
+        memory together.
       mesh: of the models, if they lie on one.
+      needs: those of the models, one of which is in memory at a time; asked for where `rows` is left out.
     Returns:
       What each JSON holds.
     """
@@ -92,8 +111,8 @@ def produce(
     missing = [i for i, fact in enumerate(facts) if not _stands(out, fact, versions)]
     remove_leftovers(out)  # waits until every process has seen what is missing
     if missing:
-        rows = rows or TOGETHER
         which, count = workers() if mesh is None else (0, 1)
+        rows = rows or _together(needs(), mesh, -(-len(missing) // count))
         for start in range(0, len(missing), rows * count):
             share = missing[start + which : start + rows * count : count]
             made = zip(share, make([requests[i] for i in share]), strict=True)
@@ -101,6 +120,17 @@ def produce(
                 _write(out, facts[i], song, versions)
     wait_for_all("songs")
     return [read_json(out / f"{fact['name']}.json") for fact in facts]
+
+
+def _together(needs: Sequence[Need], mesh: Mesh | None, songs: int) -> int:
+    """How many of a process's songs are made at once when nobody says; told where that is not all of them."""
+    room = memory.room() * (mesh.size if mesh else 1)
+    fitting = [max((room - need.weights) // need.song, 1) for need in needs]
+    rows = memory.least(min([TOGETHER, *fitting]))
+    if rows < songs and workers()[0] == 0:
+        why = "" if rows == TOGETHER else f", which fit beside the model into {room / 2**30:.3g} GiB"
+        warn(f"{songs} songs are made {rows} at a time{why}; --rows says otherwise")
+    return rows
 
 
 def _own(made: Iterable[T]) -> Iterator[T]:

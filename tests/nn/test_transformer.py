@@ -52,6 +52,14 @@ def forward(config, x, **arguments):
     return _forward(build(config), x, **arguments)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_is_as_large_as_told(dtype):
+    config = dataclasses.replace(KHALA, layers=3, dtype=dtype)
+    cache = jax.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)).init_cache(1, 7))
+    held = [*cache.keys, *cache.values]
+    assert config.cache_bytes(7) == sum(one.size * one.dtype.itemsize for one in held)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unstacked_equals_stacked(name):
     config = CONFIGS[name]

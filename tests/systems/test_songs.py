@@ -143,6 +143,57 @@ def test_songs_are_on_disk_before_the_next_are_begun(tmp_path, monkeypatch, proc
 
 
 @pytest.fixture
+def made_by(tmp_path, monkeypatch, capsys):
+    """(what `produce` is told, processes) -> the names in every batch of the first process, and what was said."""
+    monkeypatch.setattr(songs, "decode_long", lambda codec, codes_PS, length: np.zeros((10, 1), np.float32))
+    monkeypatch.setattr(songs, "read_json", lambda path: path.stem)
+    monkeypatch.setattr(songs.memory, "room", lambda: 1000)
+    lines = [json.dumps({"name": f"s{number}", "seconds": 1}) for number in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    asked = requests.read(tmp_path / "p.jsonl", 0)
+
+    def run(processes: int = 1, **told):
+        monkeypatch.setattr(songs, "workers", lambda: (0, processes))
+        rounds = []
+
+        def make(wanted):
+            rounds.append("".join(request.name for request in wanted))
+            return [songs.Song(np.zeros((1, 2)), True, SimpleNamespace(sample_rate=8000)) for _ in wanted]
+
+        songs.produce(asked, tmp_path / "out", make, {}, {}, **told)
+        said = [line for line in capsys.readouterr().err.splitlines() if "at a time" in line]
+        return rounds, said
+
+    return run
+
+
+FITS = "which fit beside the model into 9.31e-07 GiB; --rows says otherwise"
+
+
+@pytest.mark.parametrize(
+    ("needs", "told", "rounds", "said"),
+    [
+        ([(100, 180)], {}, ["s0s1s2s3s4"], []),
+        ([(100, 181)], {}, ["s0s1s2s3", "s4"], [f"5 songs are made 4 at a time, {FITS}"]),
+        ([(100, 10), (400, 300)], {}, ["s0s1", "s2s3", "s4"], [f"5 songs are made 2 at a time, {FITS}"]),
+        ([(2000, 300)], {}, ["s0", "s1", "s2", "s3", "s4"], [f"5 songs are made 1 at a time, {FITS}"]),
+        ([(100, 450)], {"rows": 3}, ["s0s1s2", "s3s4"], []),
+        ([(100, 450)], {"processes": 2}, ["s0s2", "s4"], [f"3 songs are made 2 at a time, {FITS}"]),
+        ([(7300, 350)], {"mesh": SimpleNamespace(size=8)}, ["s0s1", "s2s3", "s4"],
+         ["5 songs are made 2 at a time, which fit beside the model into 7.45e-06 GiB; --rows says otherwise"]),
+    ],
+)  # fmt: skip
+def test_as_many_songs_are_made_at_once_as_there_is_room_for(made_by, needs, told, rounds, said):
+    assert made_by(needs=lambda: [songs.Need(*need) for need in needs], **told) == (rounds, said)
+
+
+def test_no_more_songs_than_together_are_made_at_once_however_much_room_there_is(made_by, monkeypatch):
+    monkeypatch.setattr(songs, "TOGETHER", 3)
+    told = made_by(needs=lambda: [songs.Need(1, 1)])
+    assert told == (["s0s1s2", "s3s4"], ["5 songs are made 3 at a time; --rows says otherwise"])
+
+
+@pytest.fixture
 def decided(tmp_path, monkeypatch):
     """(what decides a song, where it differs from the usual) -> how many were made, and what was told of it."""
     monkeypatch.setattr(songs, "decode_long", lambda codec, codes_PS, length=None: np.zeros((8000, 1), np.float32))

@@ -69,7 +69,7 @@ def generate(
       options: temperature, top_k, top_p, guidance where they differ from the model's own.
       audio: file to go on from; its length counts in the seconds asked for.
       mesh: axes and sizes to spread the token model over all devices of all processes; None for one of this one's.
-      rows: songs made at once, all in one batch.
+      rows: songs made at once, all in one batch; as `songs.produce` has it when left out.
     Returns:
       What each JSON holds.
     """
@@ -110,8 +110,13 @@ def generate(
             for codes_PS, count, length in zip(codes_BPS, needed, lengths, strict=True)
         ]
 
-    runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
-    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, rows=rows, mesh=spread)
+    def needs() -> list[songs.Need]:
+        prior, make_prior = prior_config(config), make_model(config)
+        row = prior.lm.transformer.cache_bytes(length(config))
+        return [songs.Need.of(lambda: make_prior(nnx.Rngs(0)), row if sampling["guidance"] == 1.0 else 2 * row)]
+
+    runs, steps, how = {"codec": codec, "lm": lm}, {"codec": step}, {"rows": rows, "mesh": spread, "needs": needs}
+    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, **how)
 
 
 def _condition(request: Request, config: ConfigDict) -> Condition:

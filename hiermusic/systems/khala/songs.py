@@ -44,7 +44,7 @@ def generate(
       audio: file to go on from; its length counts in the prompt's seconds.
       backbone_too: also write NAME.backbone.wav from the backbone's levels alone.
       mesh: axes and sizes to spread the token models over all devices of all processes; None for one of this one's.
-      rows: songs made at once, all in one batch.
+      rows: songs made at once, all in one batch; as `songs.produce` has it when left out.
     Returns:
       What each JSON holds.
     """
@@ -88,10 +88,15 @@ def generate(
 
     if said := next((request for request in requests if request.like), None):
         raise UserError(f"{said.name}: Khala takes words, not a clip: leave --like={said.like} out")
-    for role, settings in sampling.items():
-        lm.check_guidance(requests, workdirs.read(runs[role], role), settings.get("guidance", 1.0))
+    guided = {role: settings.get("guidance", 1.0) for role, settings in sampling.items()}
+    for role, guidance in guided.items():
+        lm.check_guidance(requests, workdirs.read(runs[role], role), guidance)
+
+    def needs() -> list[songs.Need]:
+        return [lm.need(requests, workdirs.read(runs[role], role), guidance) for role, guidance in guided.items()]
+
     versions = ("backbone",) if backbone_too else ()
-    return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step}, rows, spread)
+    return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step}, rows, spread, needs)
 
 
 def program(config: ConfigDict, rows: int) -> programs.Generation:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, layerwise, nextscale
 from hiermusic.generate.autoregressive import Sample
+from hiermusic.generate.batching import bucket
 from hiermusic.systems import programs, songs
 from hiermusic.systems.lm import models
 from hiermusic.systems.lm.models import hierarchy, make_model, pattern_of, token_lm_config, tokenizer
@@ -38,6 +39,18 @@ def check_guidance(requests: Sequence[Request], config: ConfigDict, guidance: fl
                 f"{request.name}: guidance {guidance:g} of the {config.stage} has nothing to drop: the prompt holds no "
                 "words that it reads; give some, or set guidance to 1"
             )
+
+
+def need(requests: Sequence[Request], config: ConfigDict, guidance: float) -> songs.Need:
+    """What `draw` takes of memory for songs as long as the longest of these."""
+    order, trunk, make = pattern_of(config), token_lm_config(config).transformer, make_model(config)
+    rate = hierarchy(config).rates[0] / order.slots[0]
+    longest = max(max(round(request.prompt.seconds * rate), 1) for request in requests)
+    if not order.stepwise and not order.isolated:
+        longest = models.window(config)
+    positions = bucket(models.prompt_room(config) + order.positions(longest))
+    row = trunk.pass_bytes(positions) if order.isolated else trunk.cache_bytes(positions)
+    return songs.Need.of(lambda: make(nnx.Rngs(0)).compact(), row if guidance == 1.0 else 2 * row)
 
 
 def draw(

@@ -38,7 +38,7 @@ def generate(
       options: temperature, top_k, top_p, guidance where they differ from the model's own.
       audio: file to go on from; its length counts in the prompt's seconds.
       mesh: axes and sizes to spread the token model over all devices of all processes; None for one of this one's.
-      rows: songs made at once, all in one batch.
+      rows: songs made at once, all in one batch; as `songs.produce` has it when left out.
     Returns:
       What each JSON holds.
     """
@@ -69,5 +69,8 @@ def generate(
         samples = drawing.draw(requests, config, model, sampling, known=known, mesh=spread)
         return [songs.Song(packets.to_packets(one.codes, coder.slots), one.ended, coder) for one in samples]
 
-    runs, steps = {"codec": codec, "lm": lm}, {"codec": step}
-    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, rows=rows, mesh=spread)
+    def needs() -> list[songs.Need]:
+        return [drawing.need(requests, config, sampling["guidance"])]
+
+    runs, steps, how = {"codec": codec, "lm": lm}, {"codec": step}, {"rows": rows, "mesh": spread, "needs": needs}
+    return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, **how)

@@ -26,7 +26,11 @@ class Stored:
 def prior(request, monkeypatch):
     """AAR or its baseline: a window of 8 frames, and the engines as recorders."""
     scale = request.param == "lm"
-    kind = {"quantiser": "multiscale", "scales": (1, 2, 8)} if scale else {"quantiser": "residual", "scales": ()}
+    kind = (
+        {"quantiser": "multiscale", "scales": (1, 2, 8), "phi_count": 2}
+        if scale
+        else {"quantiser": "residual", "scales": ()}
+    )
     config = configuration(f"aar/{request.param}:tiny", {"levels": 3, "codes": 32, **kind})
     if not scale:
         config.model.window = 8
@@ -67,9 +71,9 @@ def prior(request, monkeypatch):
         it.loaded.append((run, step))
         return coder
 
-    def produce(requests, out, make, runs, sampling, audio, steps, rows, mesh):
+    def produce(requests, out, make, runs, sampling, audio, steps, rows, mesh, needs):
         it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "steps": steps, "requests": requests}
-        it.produced |= {"rows": rows, "mesh": mesh}
+        it.produced |= {"rows": rows, "mesh": mesh, "needs": needs}
         it.songs = make(requests)
         return ["told"]
 
@@ -137,6 +141,17 @@ def test_clips_are_listened_to_one_by_one(prior, monkeypatch):
     monkeypatch.setattr(aar_songs, "_asked", lambda what, model, codes: what.__name__ == "listen" and codes.sum(1) / 8)
     aar_songs.generate([A, B], "out", lm="lm")
     np.testing.assert_array_equal(prior.calls[0]["cond"], [[1.0] * 3, [2.0] * 3])
+
+
+def test_a_song_takes_a_cache_of_one_window_and_another_for_guidance(prior):
+    prior.config.model.context = 2
+    aar_songs.generate([A], "out", lm="lm", options={"guidance": 1.0})
+    (plain,) = prior.produced["needs"]()
+    trunk = aar_songs.prior_config(prior.config).lm.transformer
+    positions = 2 + 11 if prior.scale else 24
+    assert plain.song == trunk.cache_bytes(positions) and plain.weights > 4 * trunk.layers * trunk.width**2
+    aar_songs.generate([A], "out", lm="lm", options={"guidance": 2.0})
+    assert prior.produced["needs"]()[0].song == 2 * plain.song
 
 
 def test_models_on_a_mesh_lie_on_the_devices_of_all_processes(prior, monkeypatch):

@@ -67,9 +67,9 @@ def engines(monkeypatch):
         it.calls["superres"] = {"model": model, "prompts": prompts, "codes": codes, **how}
         return [np.full((len(codes_TK), 4), 9) for codes_TK in codes]
 
-    def produce(requests, out, make, runs, sampling, audio, versions, steps, rows, mesh):
+    def produce(requests, out, make, runs, sampling, audio, versions, steps, rows, mesh, needs):
         it.produced = {"runs": runs, "sampling": sampling, "audio": audio, "versions": versions, "steps": steps}
-        it.produced |= {"rows": rows, "mesh": mesh}
+        it.produced |= {"rows": rows, "mesh": mesh, "needs": needs}
         it.songs = make(requests)
         return ["told"]
 
@@ -188,6 +188,16 @@ def test_a_prompt_without_words_is_not_guided_by_them_and_nothing_is_drawn(engin
     with pytest.raises(UserError, match=rf"^bare: guidance 1\.5 of the {role} has nothing to drop: [^\n]+$"):
         khala.generate([ONE, bare], "out", superres="superres", rows=1)
     assert engines.produced is None
+
+
+def test_what_a_song_takes_of_memory_is_told_of_both_models(engines):
+    khala.generate([ONE], "out", superres="superres", options={"guidance": 1.0})
+    backbone, superres = engines.produced["needs"]()
+    assert backbone == lm.need([ONE], engines.configs["backbone"], 1.0)
+    assert superres == lm.need([ONE], engines.configs["superres"], 1.0) != backbone
+    khala.generate([ONE], "out", backbone="backbone")
+    (guided,) = engines.produced["needs"]()
+    assert guided.song == 2 * backbone.song
 
 
 def test_a_backbone_alone_makes_its_own_levels(engines):

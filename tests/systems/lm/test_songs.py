@@ -67,3 +67,26 @@ def test_a_song_is_guided_by_the_words_of_its_prompt_or_refused_before_anything_
         with pytest.raises(UserError, match=r"^a: guidance 2 of the lm has nothing to drop: [^\n]+$"):
             generate(2.0)
     assert len(made) == (2 if asked else 1)
+
+
+@pytest.mark.parametrize(("name", "positions"), [("flatten", 128), ("delay", 64), ("next_scale", 64)])
+def test_a_song_needs_a_cache_of_its_length_twice_where_it_is_guided(name, positions):
+    """40 frames behind a start: a position each with `delay`, two with `flatten`; a window has the context's length."""
+    config = settings(name)
+    trunk = songs.token_lm_config(config).transformer
+    asked = [request("a", 0, 1.0), request("b", 0, 4.0)]
+    plain, guided = (songs.need(asked, config, guidance) for guidance in (1.0, 2.0))
+    assert plain.song == trunk.cache_bytes(positions) and guided.song == 2 * plain.song
+    assert guided.weights == plain.weights > 4 * trunk.layers * trunk.width * trunk.ffn_width
+
+
+def test_weights_count_in_the_type_in_which_they_are_multiplied():
+    whole, half = (
+        songs.need([request("a", 0)], settings("flatten", dtype=dtype), 1.0) for dtype in ("float32", "bfloat16")
+    )
+    assert half.weights < 0.8 * whole.weights and half.song * 2 == whole.song
+
+
+def test_a_pass_over_a_song_needs_more_the_longer_it_is():
+    short, long = (songs.need([request("a", 0, seconds)], settings("layer_wise"), 1.0).song for seconds in (9.0, 99.0))
+    assert long > 7 * short
