@@ -22,9 +22,8 @@ def token_batch(config, rows: int, seed: int = 0, ragged: bool = False) -> Recor
         else:
             codes = rng.integers(config.tokens.codes, size=(model.levels, room))
             layout = pattern.layer_pass((room,) * model.levels, model.levels // 2)
-            packed.append(sequence.pack(text, layout, codes, model.length))
-    level = {} if config.stage == "backbone" else {"level": np.full(rows, model.levels // 2, np.int32)}
-    return sequence.stack(packed) | level
+            packed.append(sequence.pack(text, layout, codes, model.length, level=model.levels // 2))
+    return sequence.stack(packed)
 
 
 def training_config(name: str, preset: str, rows: int):

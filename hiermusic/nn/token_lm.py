@@ -171,7 +171,7 @@ class TokenLM(nnx.Module):
         # Level by level: all levels at once would be [B, S, K, D], gigabytes for a 64-level hierarchy.
         def add(x_BSD, level):
             table_VD, reads_BS = level
-            return x_BSD + _rows(table_VD, reads_BS), None
+            return x_BSD + _rows(table_VD, reads_BS.astype(jnp.int32)), None  # they may come in fewer bits
 
         inputs = (_whole(self.code_embed), jnp.moveaxis(reads_BSK, -1, 0))
         x_BSD, _ = jax.lax.scan(jax.checkpoint(add), x_BSD, inputs)
@@ -245,8 +245,8 @@ class TokenLM(nnx.Module):
           batch: `text` [B, S] ids read and `targets` [B, S, K] codes predicted, int with -1 for none; what the model
             reads besides: `reads` [B, S, K] codes with -1 for none, `inputs` [B, S, E], `levels` [B, S] and `cond`
             [B, U] as in `embed` and `condition`; and optionally `text_targets` [B, S] text ids predicted, -1 none (in
-            the window form only the end), `valid` [B, S] bool, `positions` [B, S], and `level` [B], which says that
-            all targets of a row are of that level, so that no other head is computed for it.
+            the window form only the end), `valid` [B, S] bool, `positions` [B, S], and `level` [B]: then each row
+            predicts that level alone, `targets` are [B, S], and no other head is computed for it.
           visibility: who sees whom.
           key: of dropout; None for none.
         Returns:
@@ -254,17 +254,18 @@ class TokenLM(nnx.Module):
           counts text targets too.
         """
         x_BSD = self.hidden(batch, visibility=visibility, key=key)
-        targets_BSK = batch["targets"]
         ends_BS = batch.get("text_targets")
         if ends_BS is None:
-            ends_BS = jnp.full(targets_BSK.shape[:2], -1, jnp.int32)
+            ends_BS = jnp.full(batch["text"].shape, -1, jnp.int32)
+        targets_BSK, level_B = batch["targets"], batch.get("level")
+        if level_B is not None:
+            own_BSK = jnp.arange(self.config.levels) == level_B[:, None, None]
+            targets_BS, targets_BSK = targets_BSK, jnp.where(own_BSK, targets_BSK[..., None], -1)
         if self.config.head == "full":
             sums = self._full(x_BSD, targets_BSK, ends_BS)
         elif self.config.head == "shared":
             sums = self._shared(x_BSD, targets_BSK, ends_BS)
-        elif "level" in batch:
-            level_B = batch["level"]
-            targets_BS = jnp.take_along_axis(targets_BSK, level_B[:, None, None], axis=2)[..., 0]
+        elif level_B is not None:
             per_B = jax.checkpoint(self._window)(x_BSD, level_B, targets_BS, ends_BS)
             sums = jax.tree.map(lambda value_B: jnp.zeros(self.config.levels).at[level_B].add(value_B), per_B)
         else:

@@ -100,11 +100,11 @@ class Layout:
 
 
 def _gather(codes: Sequence[np.ndarray], index_SK: np.ndarray) -> np.ndarray:
-    columns = [
-        np.where(index_S >= 0, np.asarray(codes_T, np.int32)[index_S], -1)
-        for codes_T, index_S in zip(codes, index_SK.T, strict=True)
-    ]
-    return np.stack(columns, axis=1).astype(np.int32)
+    gathered_KS = np.full(index_SK.shape[::-1], -1, np.int32)
+    for k in np.flatnonzero((index_SK >= 0).any(0)):  # a pass of one level predicts one of many, and reads some
+        index_S = index_SK[:, k]
+        gathered_KS[k] = np.where(index_S >= 0, np.asarray(codes[k], np.int32)[index_S], -1)
+    return gathered_KS.T
 
 
 def _checked(lengths: Sequence[int], same: str = "") -> tuple[int, ...]:
@@ -186,15 +186,16 @@ def _by_level(lengths: tuple[int, ...], levels: range, given: int, isolated: boo
     level_S = np.repeat(np.asarray(levels), [lengths[k] for k in levels])
     t_S = np.concatenate([np.arange(lengths[k]) for k in levels])
     length_S = np.asarray(lengths)[level_S]
-    reads_SK = np.stack(
-        [np.where(j < level_S, (2 * t_S + 1) * length // (2 * length_S), -1) for j, length in enumerate(lengths)],
-        axis=1,
-    ).astype(np.int32)
-    predicts_SK = np.full_like(reads_SK, -1)
+    coarser = lengths[: levels[-1]]
+    sounding = {length: (2 * t_S + 1) * length // (2 * length_S) for length in set(coarser)}
+    reads_KS = np.full((len(lengths), len(t_S)), -1, np.int32)
+    for j, length in enumerate(coarser):
+        reads_KS[j] = np.where(j < level_S, sounding[length], -1)
+    predicts_SK = np.full_like(reads_KS.T, -1)
     predicts_SK[np.arange(len(t_S)), level_S] = t_S
     pass_S = (level_S - levels[0]).astype(np.int32)
     facts = {"isolated": isolated, "given": given, "begin": None}
-    return Layout(lengths, reads_SK, predicts_SK, group_S=pass_S, pass_S=pass_S, **facts)
+    return Layout(lengths, reads_KS.T, predicts_SK, group_S=pass_S, pass_S=pass_S, **facts)
 
 
 def _open(lengths: tuple[int, ...], given: int) -> range:

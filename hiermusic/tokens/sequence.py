@@ -13,7 +13,14 @@ START = 0  # the one text id of models that take no words: it begins a row
 
 
 def pack(
-    text: Sequence[int], layout: Layout, codes: Sequence[np.ndarray], length: int, *, end: int | None = None
+    text: Sequence[int],
+    layout: Layout,
+    codes: Sequence[np.ndarray],
+    length: int,
+    *,
+    end: int | None = None,
+    level: int | None = None,
+    most: int = 1 << 16,
 ) -> Row:
     """One training row of `length` positions: text ids, codes read, codes predicted, text predicted, validity.
 
@@ -26,9 +33,12 @@ def pack(
       codes: K integer arrays, level k of `layout.lengths[k]` tokens; -1 for a token that is not there.
       length: positions of the row.
       end: id predicted where one more token of level 0 would be due; None to predict no end.
+      level: the only one that the layout predicts; None where there are several.
+      most: codes of a level: those read come in 16 bits where these hold them, as they do most of what a row is.
     Returns:
-      `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 with -1 for
-      none, and `valid` [length] bool.
+      `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 (`reads` perhaps
+      int16) with -1 for none, and `valid` [length] bool; of a row of one level `targets` are [length], and `level` []
+      says which.
     Raises:
       ValueError: when prompt and layout do not fit into `length`, or a layout cannot end early.
     """
@@ -46,15 +56,17 @@ def pack(
     K = reads_SK.shape[1]
     row = {
         "text": np.full(length, -1, np.int32),
-        "reads": np.full((length, K), -1, np.int32),
-        "targets": np.full((length, K), -1, np.int32),
+        "reads": np.full((length, K), -1, np.int16 if most <= 1 << 15 else np.int32),
+        "targets": np.full((length, K) if level is None else length, -1, np.int32),
         "text_targets": np.full(length, -1, np.int32),
         "valid": np.arange(length) < used,
     }
     row["text"][:start] = text[:start]
     row["text"][start:stop][begins_S] = text[-1]
     row["reads"][start:stop] = reads_SK
-    row["targets"][start:stop] = targets_SK
+    row["targets"][start:stop] = targets_SK if level is None else targets_SK[:, level]
+    if level is not None:
+        row["level"] = np.int32(level)
     if end is not None:
         row["reads"][stop:used] = targets_SK[-1]
         row["text_targets"][start + layout.end] = end

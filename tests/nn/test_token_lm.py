@@ -104,12 +104,19 @@ def test_loss_against_numpy(head):
     np.testing.assert_allclose(metrics["accuracy"], hits / count.sum(), rtol=1e-6)
 
 
-def test_a_traced_level_equals_the_scan_over_levels():
-    batch = draw() | {"text_targets": np.full((B, S), -1)}
+def of_levels(batch, level_B):
+    """Rows that predict a level each."""
+    targets_BS = np.take_along_axis(batch["targets"], level_B[:, None, None], 2)[..., 0]
+    return batch | {"targets": targets_BS, "level": level_B}
+
+
+@pytest.mark.parametrize("head", ["window", "full"])
+def test_a_traced_level_equals_the_scan_over_levels(head):
+    batch, config = draw() | {"text_targets": np.full((B, S), -1)}, dataclasses.replace(CONFIG, head=head)
     for level in range(3):
         one = batch | {"targets": np.where(np.arange(3) == level, batch["targets"], -1)}
-        whole, metrics = loss(CONFIG, one)
-        window, traced = loss(CONFIG, one | {"level": np.full(B, level, np.int32)})
+        whole, metrics = loss(config, one)
+        window, traced = loss(config, of_levels(one, np.full(B, level, np.int32)))
         np.testing.assert_allclose(whole, window, rtol=1e-6)
         np.testing.assert_allclose(metrics["ce_K"], traced["ce_K"], rtol=1e-5)
 
@@ -125,11 +132,21 @@ def test_each_row_has_a_level_of_its_own(code_bias):
     batch = draw() | {"text_targets": np.full((B, S), -1)}
     batch["targets"] = np.where(np.arange(3) == level_B[:, None, None], batch["targets"], -1)
     run = jax.jit(functools.partial(TokenLM.loss, visibility=Visibility.full()))
-    (whole, metrics), (window, by_row) = run(model, batch), run(model, batch | {"level": level_B})
+    (whole, metrics), (window, by_row) = run(model, batch), run(model, of_levels(batch, level_B))
     np.testing.assert_allclose(whole, window, rtol=1e-6)
     for name in ("ce_K", "count_K"):
         np.testing.assert_allclose(metrics[name], by_row[name], rtol=1e-5)
     assert (np.asarray(metrics["count_K"])[1:] > 0).all()
+
+
+def test_codes_that_are_read_may_come_in_fewer_bits():
+    batch = draw()
+    for one, two in zip(
+        jax.tree.leaves(loss(CONFIG, batch)),
+        jax.tree.leaves(loss(CONFIG, batch | {"reads": batch["reads"].astype(np.int16)})),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_blocks_of_the_full_softmax_change_nothing(monkeypatch):
@@ -179,7 +196,7 @@ def test_what_padding_reads_changes_no_loss(rule):
 
 
 def test_unpredicted_levels_get_no_head_gradient():
-    batch = draw() | {"level": np.full(B, 1, np.int32)}
+    batch = of_levels(draw(), np.full(B, 1, np.int32))
     grads = jax.jit(jax.grad(lambda model: model.loss(batch, visibility=Visibility.full())[0]))(build(CONFIG))
     moved = np.abs(np.asarray(grads.code_head[...])).max((1, 2)) > 0
     assert moved.tolist() == [False, True, False]

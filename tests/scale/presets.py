@@ -86,15 +86,13 @@ def batches(stage, count: int) -> list:
             return np.arange(shape.shape[1]) < rng.integers(40, shape.shape[1] + 1, (shape.shape[0], 1))
         if name == "level":
             return rng.integers(1, 4, shape.shape).astype(np.int32)
-        return rng.integers(-1, 16, shape.shape).astype(np.int32)
+        return rng.integers(-1, 16, shape.shape).astype(shape.dtype)
 
     made = []
     for index in range(count):
         task, shapes = examples[index % len(examples)]
         batch = {name: draw(name, shape) for name, shape in shapes.items()}
-        if "level" in batch:  # a row of one level has targets in no other
-            others = np.arange(batch["targets"].shape[2]) != batch["level"][:, None, None]
-            batch["targets"][np.broadcast_to(others, batch["targets"].shape)] = -1
+        if "level" in batch:  # a row of one level predicts no end
             batch["text_targets"][:] = -1
         made.append((stage.phase(index) if isinstance(stage, CodecStage) else task, batch))
     return made

@@ -40,6 +40,28 @@ def test_a_row_behind_its_prompt_by_hand():
     assert (row["text_targets"] == -1).all() and row["valid"].tolist() == [True] * 4 + [False] * 2
 
 
+def test_a_row_of_one_level_says_which_and_holds_its_targets_alone():
+    whole, alone = (pack([7, 8], pattern.layer_pass((2, 2), 1), CODES, 6, level=level) for level in (None, 1))
+    assert alone["level"] == 1 and alone["targets"].tolist() == whole["targets"][:, 1].tolist() == [
+        -1,
+        -1,
+        4,
+        6,
+        -1,
+        -1,
+    ]
+    for name in ("text", "reads", "text_targets", "valid"):
+        np.testing.assert_array_equal(alone[name], whole[name])
+
+
+@pytest.mark.parametrize(("most", "kind"), [(1 << 15, np.int16), ((1 << 15) + 1, np.int32)])
+def test_codes_are_read_in_16_bits_where_these_hold_them_all(most, kind):
+    codes_T = np.array([most - 1, 0], np.uint16)
+    row = pack([7], pattern.flatten((2,)), [codes_T], 3, most=most)
+    assert row["reads"].dtype == kind and row["reads"][:, 0].tolist() == [-1, most - 1, -1]
+    assert row["targets"][:, 0].tolist() == [most - 1, 0, -1]
+
+
 def test_where_there_is_no_code_to_read_the_begin_marker_is_read():
     """But not where there is none to predict either: behind the end of a track that is shorter than its window."""
     row = pack([7, 8], pattern.next_scale((2, 2)), [np.array([3, -1]), np.array([4, -1])], 6)

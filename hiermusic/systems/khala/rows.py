@@ -18,9 +18,8 @@ def alignment(make: Rows, example: dict, rng: np.random.Generator, level: int = 
     """q0 of every frame in turn, read from the q0 before it (Task 0)."""
     ids, length = make.prompt(example["meta"], rng, level), make.config.model.length
     levels, _ = make.crop(example["codes"], sequence.room(ids, length, stepwise=True, end=False), rng)
-    row = sequence.pack(ids, pattern.flatten(levels[0].shape), levels[:1], length)
-    others = ((0, 0), (0, len(levels) - 1))
-    return {**row, **{name: np.pad(row[name], others, constant_values=-1) for name in ("reads", "targets")}}
+    row = sequence.pack(ids, pattern.flatten(levels[0].shape), levels[:1], length, level=0, most=make.most)
+    return {**row, "reads": np.pad(row["reads"], ((0, 0), (0, len(levels) - 1)), constant_values=-1)}
 
 
 def level_weights(levels: int, distribution: str) -> np.ndarray:
@@ -66,10 +65,8 @@ def batches(config: ConfigDict, split: str, which: Sequence[int]):
     return rows.level_batches(make, split, which, weight_K, row_of, first=0, first_share=config.train.task0_share)
 
 
-def measured(
-    make: Rows, example: dict, rng: np.random.Generator
-) -> Iterator[tuple[sequence.Row, Visibility, Mapping[str, np.ndarray]]]:
+def measured(make: Rows, example: dict, rng: np.random.Generator) -> Iterator[tuple[sequence.Row, Visibility]]:
     """The rows that a held-out track is measured by: Task 0, and every level above by Task 1."""
-    yield alignment(make, example, rng), Visibility.causal(), {"level": np.zeros(1, np.int32)}
+    yield alignment(make, example, rng), Visibility.causal()
     for level in range(1, len(make.pattern.slots)):
-        yield make.row(example, rng, level), Visibility.full(), {"level": np.full(1, level, np.int32)}
+        yield make.row(example, rng, level), Visibility.full()

@@ -1,6 +1,6 @@
 """What is told and measured of a token model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -19,9 +19,7 @@ from hiermusic.tokens import sequence
 from hiermusic.tokens.visibility import Visibility
 
 Each = Callable[[str, int, Callable[[int], dict[str, np.ndarray]]], list]
-Measured = Callable[
-    [Rows, dict, np.random.Generator], Iterator[tuple[sequence.Row, Visibility, Mapping[str, np.ndarray]]]
-]
+Measured = Callable[[Rows, dict, np.random.Generator], Iterator[tuple[sequence.Row, Visibility]]]
 
 CROPS_MEASURED = 4  # of each held-out track, where training too takes crops from anywhere
 
@@ -76,14 +74,17 @@ def cross_entropy(
     def measure(index: int) -> dict[str, np.ndarray]:
         example, rng = valid[index], np.random.default_rng((config.train.seed, index))
         sums_K = np.zeros(len(known))
-        counts_KV = 0
+        counts_KV = np.zeros((len(known), max(known.sizes)), np.int64)
         for _ in range(crops):
-            for row, seen, extra in measured(rows, example, rng):
-                batch = sequence.stack([row]) | extra
+            for row, seen in measured(rows, example, rng):
+                batch = sequence.stack([row])
                 batch.pop("text_targets")  # the end is no code, and level 0 would answer for it
                 metrics = loss(weights, batch, seen)
                 sums_K[:] += np.asarray(metrics["ce_K"] * metrics["count_K"])
-                counts_KV = counts_KV + counts(row["targets"].T)
+                if "level" in row:
+                    counts_KV[row["level"]] += counts([row["targets"]])[0]
+                else:
+                    counts_KV += counts(row["targets"].T)
                 step()
         return {"sums": sums_K[first:], "counts": counts_KV[first:]}
 

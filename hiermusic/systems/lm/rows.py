@@ -50,6 +50,7 @@ class Rows:
       tokenizer: of its words, None for a model without.
       end: the id that ends a song, None where none does.
       window: packets of every row that is predicted scale by scale.
+      most: codes of a level.
     """
 
     config: ConfigDict
@@ -57,6 +58,7 @@ class Rows:
     tokenizer: TextTokenizer | None
     end: int | None
     window: int
+    most: int
 
     def row(self, example: dict, rng: np.random.Generator, level: int | None = None) -> sequence.Row:
         """As much of a track as fits behind its prompt, ended where the track ends within the row.
@@ -79,7 +81,8 @@ class Rows:
                 np.pad(codes_T.astype(np.int32), (0, count - len(codes_T)), constant_values=-1)
                 for codes_T, count in zip(levels, layout.lengths, strict=True)
             ]
-        return sequence.pack(ids, layout, levels, length, end=self.end if whole else None)
+        end = self.end if whole else None
+        return sequence.pack(ids, layout, levels, length, end=end, level=level, most=self.most)
 
     def prompt(self, meta: dict, rng: np.random.Generator, level: int | None = None) -> list[int]:
         """The ids of a track's prompt, ending in the marker of `level` if there is one."""
@@ -104,16 +107,14 @@ class Rows:
         stop = min(start + most, count)
         return [codes_T[start * n : stop * n] for codes_T, n in zip(levels, slots, strict=True)], start == spare
 
-    def measured(
-        self, example: dict, rng: np.random.Generator
-    ) -> Iterator[tuple[sequence.Row, Visibility, Mapping[str, np.ndarray]]]:
-        """The rows that a held-out track is measured by, who sees whom in each, and what its batch holds besides."""
+    def measured(self, example: dict, rng: np.random.Generator) -> Iterator[tuple[sequence.Row, Visibility]]:
+        """The rows that a held-out track is measured by, and who sees whom in each."""
         seen = visibility(self.config)
         if not self.pattern.isolated:
-            yield self.row(example, rng), seen, {}
+            yield self.row(example, rng), seen
             return
         for level in range(self.pattern.given, len(self.pattern.slots)):
-            yield self.row(example, rng, level), seen, {"level": np.full(1, level, np.int32)}
+            yield self.row(example, rng, level), seen
 
 
 def make_rows(config: ConfigDict) -> Rows:
@@ -122,7 +123,7 @@ def make_rows(config: ConfigDict) -> Rows:
         raise UserError(f"data.crop is '{config.data.crop}': choose start or random")
     order = pattern_of(config)
     whole = 0 if order.stepwise or order.isolated else models.window(config)
-    return Rows(config, order, tokenizer(config.model), models.end_of(config), whole)
+    return Rows(config, order, tokenizer(config.model), models.end_of(config), whole, max(hierarchy(config).sizes))
 
 
 def tell_cut(config: ConfigDict) -> None:
@@ -150,11 +151,11 @@ def _asked(meta: dict) -> Prompt:
 
 def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeDtypeStruct]]]:
     """Every visibility that training a token model comes to, with the shapes of its global batch."""
-    size, length, levels = config.train.batch_size, config.model.length, len(hierarchy(config))
-    row = sequence.pack([0], layer_pass((1,) * levels, 0), np.zeros((levels, 1), np.int32), 2)
-    batch = {name: jax.ShapeDtypeStruct((size, length, *value.shape[1:]), value.dtype) for name, value in row.items()}
-    if pattern_of(config).isolated:
-        batch["level"] = jax.ShapeDtypeStruct((size,), np.int32)
+    size, length, tokens = config.train.batch_size, config.model.length, hierarchy(config)
+    layout, codes = layer_pass((1,) * len(tokens), 0), np.zeros((len(tokens), 1), np.int32)
+    level = 0 if pattern_of(config).isolated else None
+    row = sequence.pack([0], layout, codes, length, level=level, most=max(tokens.sizes))
+    batch = {name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype) for name, value in row.items()}
     return [(visibility(config), batch)]
 
 
@@ -222,6 +223,6 @@ def level_batches(
         drawn_B = draw(index)
         seen, row = row_of(drawn_B[0])
         drawn = zip(examples, pipeline.row_generators(config.train.seed, index, rows), drawn_B, strict=True)
-        return seen, sequence.stack([row(*one) for one in drawn]) | {"level": np.array(drawn_B, np.int32)}
+        return seen, sequence.stack([row(*one) for one in drawn])
 
     return data.map_with_index(build)

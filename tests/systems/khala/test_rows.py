@@ -20,14 +20,14 @@ def test_an_alignment_row_reads_the_code_before_the_one_it_predicts():
     row, ids = row_of(config, track(5)), prompt(config)
     assert text_of(row) == [*ids[:-1], models.vocabulary(config.model).task_marker(0)]
     places = np.arange(5) + len(ids) - 1
-    np.testing.assert_array_equal(row["targets"][places, 0], 10 * np.arange(5))
-    np.testing.assert_array_equal(row["reads"][places[1:], 0], row["targets"][places[:-1], 0])
-    assert row["reads"][places[0], 0] == -1
-    assert (row["targets"][:, 1:] == -1).all() and (row["reads"][:, 1:] == -1).all()
+    np.testing.assert_array_equal(row["targets"][places], 10 * np.arange(5))
+    np.testing.assert_array_equal(row["reads"][places[1:], 0], row["targets"][places[:-1]])
+    assert row["reads"][places[0], 0] == -1 and row["level"] == 0
+    assert row["reads"].shape == (64, LEVELS) and (row["reads"][:, 1:] == -1).all()
     np.testing.assert_array_equal(row["valid"], np.arange(64) <= places[-1])
     assert (row["text_targets"] == -1).all()
     longest = row_of(config, track(200))
-    assert (longest["targets"][:, 0] >= 0).sum() == 64 - len(ids) + 1
+    assert (longest["targets"] >= 0).sum() == 64 - len(ids) + 1
 
 
 def test_a_dropped_prompt_keeps_nothing_but_the_length():
@@ -45,7 +45,8 @@ def test_each_row_of_a_batch_has_a_level_of_its_own_and_held_out_ones_take_turns
         visibility, batch = rows.batches(config, "train", range(3))[index]
         assert visibility == Visibility.full() and sorted(batch["level"]) == [1, 2, 3]
         for row, level in enumerate(batch["level"]):
-            assert (batch["targets"][row, :, level] >= 0).any()
+            targets = batch["targets"][row]
+            assert ((targets[targets >= 0] - row) % 10 == level).all() and (targets >= 0).any()
     valid = rows.batches(config, "valid", range(3))
     probes = [level for level in lm_rows.PROBED_LEVELS if level < LEVELS]
     assert len(valid) == 3 * len(probes) and probes == [0, 1, 2]

@@ -84,15 +84,16 @@ def test_a_refinement_row_reads_all_levels_below_the_one_it_predicts(level):
     assert text_of(row) == [*ids[:-1], marker]
     frames = slice(len(ids), len(ids) + 5)
     codes_TK = track(5)["codes"].astype(int)
-    reads, targets = np.full((5, LEVELS), -1), np.full((5, LEVELS), -1)
-    reads[:, :level], targets[:, level] = codes_TK[:, :level], codes_TK[:, level]
+    reads = np.full((5, LEVELS), -1)
+    reads[:, :level] = codes_TK[:, :level]
     np.testing.assert_array_equal(row["reads"][frames], reads)
-    np.testing.assert_array_equal(row["targets"][frames], targets)
+    np.testing.assert_array_equal(row["targets"][frames], codes_TK[:, level])
+    assert row["targets"].shape == (64,) and row["level"] == level and row["reads"].dtype == np.int16
     np.testing.assert_array_equal(row["valid"], np.arange(64) < frames.stop)
     assert (row["text_targets"] == -1).all()
     assert (np.delete(row["reads"], np.r_[frames], 0) == -1).all()
     longest = row_of(config, track(200), level)
-    assert (longest["targets"][:, level] >= 0).sum() == 64 - len(ids) and longest["valid"].all()
+    assert (longest["targets"] >= 0).sum() == 64 - len(ids) and longest["valid"].all()
 
 
 def test_a_dropped_prompt_keeps_nothing_but_the_length():
@@ -147,7 +148,8 @@ def test_each_row_of_a_batch_has_a_level_of_its_own_and_held_out_ones_take_turns
         visibility, batch = lm_rows.batches(config, "train", range(2))[index]
         assert visibility == Visibility.full() and sorted(batch["level"]) == [2, 3]
         for row, level in enumerate(batch["level"]):
-            assert (batch["targets"][row, :, level] >= 0).any()
+            targets = batch["targets"][row]
+            assert ((targets[targets >= 0] - row) % 10 == level).all() and (targets >= 0).any()
     valid = lm_rows.batches(config, "valid", range(2))
     assert [valid[index][1]["level"].tolist() for index in range(len(valid))] == [[2, 2]] * 3
     config.model.given = 0
@@ -188,9 +190,12 @@ def test_every_code_of_a_track_is_predicted_once_and_given_ones_are_read(name, w
             make = lm_rows.make_rows(config)
             passes = range(given, 3) if make.pattern.isolated else [None]
             rows = [make.row(example, np.random.default_rng(0), level) for level in passes]
-            predicted = np.concatenate([row["targets"] for row in rows])
             for k, codes_T in enumerate(levels):
-                found = np.sort(predicted[:, k][predicted[:, k] >= 0])
+                if "level" in rows[0]:
+                    predicted = np.concatenate([[-1], *(row["targets"] for row in rows if row["level"] == k)])
+                else:
+                    predicted = rows[0]["targets"][:, k]
+                found = np.sort(predicted[predicted >= 0])
                 np.testing.assert_array_equal(found, codes_T if k >= given else [])
             if given:
                 assert set(np.concatenate([row["reads"][:, 0] for row in rows]).tolist()) == {-1, *levels[0].tolist()}
@@ -284,8 +289,10 @@ class Knowing:
         self.seen = []
 
     def loss(self, batch, *, visibility):
-        targets_BSK = np.asarray(batch["targets"])
-        self.seen.append((targets_BSK, visibility, None if "level" not in batch else int(batch["level"][0])))
+        targets_BSK, level = np.asarray(batch["targets"]), None if "level" not in batch else int(batch["level"][0])
+        if level is not None:
+            targets_BSK = np.where(np.arange(LEVELS) == level, targets_BSK[..., None], -1)
+        self.seen.append((targets_BSK, visibility, level))
         assert "text_targets" not in batch
         count_K = (targets_BSK >= 0).sum((0, 1))
         total_K = np.where(targets_BSK >= 0, targets_BSK, 0).sum((0, 1))
