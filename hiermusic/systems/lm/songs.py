@@ -46,7 +46,9 @@ def need(requests: Sequence[Request], config: ConfigDict, guidance: float) -> so
     order, trunk, make = pattern_of(config), token_lm_config(config).transformer, make_model(config)
     rate = hierarchy(config).rates[0] / order.slots[0]
     longest = max(max(round(request.prompt.seconds * rate), 1) for request in requests)
-    if not order.stepwise and not order.isolated:
+    if order.stepwise:
+        longest = max(min(longest, order.most(config.model.length)), 1)
+    elif not order.isolated:
         longest = models.window(config)
     positions = bucket(models.prompt_room(config) + order.positions(longest))
     row = trunk.pass_bytes(positions) if order.isolated else trunk.cache_bytes(positions)

@@ -69,15 +69,21 @@ def test_a_song_is_guided_by_the_words_of_its_prompt_or_refused_before_anything_
     assert len(made) == (2 if asked else 1)
 
 
-@pytest.mark.parametrize(("name", "positions"), [("flatten", 128), ("delay", 64), ("next_scale", 64)])
+@pytest.mark.parametrize(("name", "positions"), [("flatten", 128), ("delay", 64), ("next_scale", 256)])
 def test_a_song_needs_a_cache_of_its_length_twice_where_it_is_guided(name, positions):
     """40 frames behind a start: a position each with `delay`, two with `flatten`; a window has the context's length."""
-    config = settings(name)
+    config = settings(name, length=200)
     trunk = songs.token_lm_config(config).transformer
     asked = [request("a", 0, 1.0), request("b", 0, 4.0)]
     plain, guided = (songs.need(asked, config, guidance) for guidance in (1.0, 2.0))
     assert plain.song == trunk.cache_bytes(positions) and guided.song == 2 * plain.song
     assert guided.weights == plain.weights > 4 * trunk.layers * trunk.width * trunk.ffn_width
+
+
+def test_no_song_needs_more_than_the_context():
+    config = settings("flatten", length=200)
+    most = songs.token_lm_config(config).transformer.cache_bytes(256)
+    assert songs.need([request("a", 0, 1e5)], config, 1.0).song == most
 
 
 def test_weights_count_in_the_type_in_which_they_are_multiplied():
