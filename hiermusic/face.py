@@ -137,7 +137,7 @@ class TrainedModel:
           continues: audio file to go on from; its length counts in the prompts' seconds.
           seed: of the first prompt that names none; the next takes the next.
           options: flags of `hiermusic generate` by name, such as temperature, top_k, guidance, codec or rows; the words
-            of a prompt stand in `prompts`, and a mesh is a mapping from axes to devices.
+            of a prompt stand in `prompts`, and a mesh is a mapping from axes to devices. None is as good as left out.
         Raises:
           UserError: a prompt that is none, an option that means nothing to the system or that its flag would not take,
             a codec or model that is gone.
@@ -148,7 +148,10 @@ class TrainedModel:
         if words := [flag.name for flag in ours.flags if flag.of == "prompt" and flag.name in options]:
             raise UserError(f"{words[0]} is of a single song: give it as a field of a prompt")
         known = {flag.name: flag for flag in (*ours.flags, ROWS)}
-        options = {name: known[name].of_python(value) if name in known else value for name, value in options.items()}
+        options = {name: value for name, value in options.items() if value is not None}
+        options |= {name: known[name].of_python(value) for name, value in options.items() if name in known}
+        if not isinstance(mesh := options.get("mesh", {}), Mapping):
+            raise UserError(f"mesh={mesh!r}: give a mapping from axes to devices, such as {{'fsdp': 4, 'tensor': 2}}")
         models = [flag.name for flag in ours.flags if flag.of == "model"]
         own = self.config.stage if self.config.stage in models else models[0]
         given = {own: str(self.folder)} | options

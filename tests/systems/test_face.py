@@ -139,6 +139,7 @@ def test_what_is_no_model_and_no_prompt(khala, call, words):
         ({"rows": 0}, "rows=0: give a whole number, at least 1"),
         ({"codec": 3}, "codec=3: give text"),
         ({"backbone_too": 1}, "backbone_too=1: give True or False"),
+        ({"mesh": "fsdp=4"}, "mesh='fsdp=4': give a mapping from axes to devices, such as {'fsdp': 4, 'tensor': 2}"),
     ],
 )
 def test_an_option_has_the_bounds_of_its_flag(monkeypatch, options, told):
@@ -148,8 +149,11 @@ def test_an_option_has_the_bounds_of_its_flag(monkeypatch, options, told):
     with pytest.raises(UserError) as error:
         model.generate({"seconds": 1}, **options)
     assert str(error.value) == told
-    model.generate({"seconds": 1}, codec=Path("c"), top_k=np.int64(3), top_p=1, rows=2, backbone_too=True)
-    ((how),) = asked
+    model.generate(
+        {"seconds": 1}, codec=Path("c"), top_k=np.int64(3), top_p=1, rows=2, backbone_too=True, guidance=None
+    )
+    (how,) = asked
+    assert "guidance" not in how
     assert {name: how[name] for name in ("codec", "top_k", "top_p", "rows", "backbone_too")} == {
         "codec": "c", "top_k": 3, "top_p": 1.0, "rows": 2, "backbone_too": True
     }  # fmt: skip
