@@ -9,13 +9,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hiermusic.codec.dac import DacConfig
+from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.mel_branch import REACH, MelBranch
 from hiermusic.codec.multiscale import MultiscaleConfig
+from hiermusic.codec.pyramid import PyramidConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
+
+AnyQuantiser = QuantiserConfig | MultiscaleConfig | FactorisedConfig | PyramidConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,7 @@ class CodecConfig:
     sample_rate: int = 44_100
     channels: int = 2
     trunk: DacConfig | SeanetConfig = dataclasses.field(default_factory=DacConfig)
-    quantiser: QuantiserConfig | MultiscaleConfig = dataclasses.field(default_factory=QuantiserConfig)
+    quantiser: AnyQuantiser = dataclasses.field(default_factory=QuantiserConfig)
     windowed: bool = False
     noise_db: tuple[float, ...] = ()
     mel_bands: int = 0

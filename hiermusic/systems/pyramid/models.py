@@ -1,0 +1,71 @@
+"""PyramidCodec's models: what a configuration of each stage describes, and how it is made."""
+
+from collections.abc import Callable
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.dac import DacConfig
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.factorised import FactorisedConfig
+from hiermusic.codec.pyramid import PyramidConfig
+from hiermusic.errors import UserError
+from hiermusic.systems.lm import models
+from hiermusic.tokens.hierarchy import Hierarchy
+
+
+def hierarchy(config: ConfigDict) -> Hierarchy:
+    """The tokens of a codec, or those that a token model knows."""
+    return codec_config(config.model).hierarchy if config.stage == "codec" else models.hierarchy(config)
+
+
+def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig:
+    """The quantiser of a codec's `model`: a pyramid, or DAC's on one level."""
+    book = FactorisedConfig(
+        levels=sum(model.books),
+        codes=model.codes,
+        width=model.code_width,
+        dropout=model.quantiser_dropout,
+        decay=model.decay,
+        kmeans_iterations=model.kmeans_iterations,
+        dead_share=model.dead_share,
+    )
+    match model.quantiser:
+        case "residual":
+            return book
+        case "pyramid":
+            levels = (tuple(model.books), tuple(model.level_strides))
+            return PyramidConfig(*levels, book, heavy=model.heavy, residual=model.residual)
+    raise UserError(f"model.quantiser is '{model.quantiser}': choose pyramid or residual")
+
+
+def codec_config(model: ConfigDict) -> CodecConfig:
+    """The codec of a configuration's `model`."""
+    trunk = DacConfig(
+        strides=tuple(model.strides),
+        dilations=tuple(model.dilations),
+        encoder_width=model.encoder_width,
+        decoder_width=model.decoder_width,
+        latent=model.latent,
+        init=model.init,
+        dtype=model.dtype,
+        remat=model.remat,
+        fold=model.fold,
+    )
+    more = {"noise_db": tuple(model.noise_db), "mel_bands": model.mel_bands}
+    return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), **more)
+
+
+def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
+    """The constructor of the discriminator that a codec's configuration trains against."""
+    settings = DiscriminatorConfig(tuple(config.discriminator.fft_sizes), config.discriminator.filters)
+    return lambda rngs: Discriminator(config.model.channels, settings, rngs=rngs)
+
+
+def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of what a configuration trains, whichever stage it is."""
+    if config.stage == "codec":
+        codec = codec_config(config.model)
+        return lambda rngs: Codec(codec, rngs=rngs)
+    return models.make_model(config)
