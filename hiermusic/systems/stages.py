@@ -8,7 +8,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec, CodecConfig
-from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.data import pipeline
 from hiermusic.errors import UserError
@@ -26,7 +25,7 @@ def run_config(config: ConfigDict) -> RunConfig:
 def codec_stage(
     config: ConfigDict,
     codec: CodecConfig,
-    make_discriminator: Callable[[nnx.Rngs], Discriminator],
+    make_discriminator: Callable[[nnx.Rngs], nnx.Module],
 ) -> CodecStage:
     """The training stage of a codec on crops of `train.crop_frames` frames.
 

@@ -10,13 +10,21 @@ from hiermusic.systems.pyramid.models import hierarchy, make_discriminator, make
 
 
 def inspect(config: ConfigDict) -> dict:
-    """Parameters of each component, rates and sequence length, from abstract shapes alone."""
+    """Parameters of each component, rates and sequence length, from abstract shapes alone.
+
+    `total` is without the discriminators; `released_params`, of a heavy pyramid, is it with the upsampler that the
+    released code has behind its finest level, which nothing reads and which is not made here.
+    """
     if config.stage != "codec":
         return lm.inspect(config)
-    params = measures.counts(nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: make_model(config)(nnx.Rngs(0)))
+    params = measures.counts(model)
     params["total"] = sum(params.values())
     tokens = hierarchy(config)
     told = measures.facts(config, dict(params), tokens, float(tokens.rates[-1]), config.train.crop_frames)
     discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
     told["discriminator_params"] = sum(measures.counts(discriminator).values())
+    if config.model.quantiser == "pyramid" and config.model.heavy and len(config.model.books) > 1:
+        unread = sum(measures.counts(model.quantiser.raises[-1]).values())
+        told["released_params"] = params["total"] + unread
     return told

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
-from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.dac_discriminator import DacDiscriminator, DacDiscriminatorConfig
 from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.pyramid import PyramidConfig
 from hiermusic.errors import UserError
@@ -35,8 +35,15 @@ def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig:
         case "residual":
             return book
         case "pyramid":
-            levels = (tuple(model.books), tuple(model.level_strides))
-            return PyramidConfig(*levels, book, heavy=model.heavy, residual=model.residual)
+            return PyramidConfig(
+                tuple(model.books),
+                tuple(model.level_strides),
+                book,
+                dilations=tuple(model.dilations) if model.heavy else (),
+                residual=model.residual,
+                dtype=model.dtype,
+                init=model.init,
+            )
     raise UserError(f"model.quantiser is '{model.quantiser}': choose pyramid or residual")
 
 
@@ -52,15 +59,25 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         dtype=model.dtype,
         remat=model.remat,
         fold=model.fold,
+        bare=model.heavy and model.quantiser == "pyramid",
+        tanh=model.tanh,
     )
-    more = {"noise_db": tuple(model.noise_db), "mel_bands": model.mel_bands}
+    more = {"noise_db": tuple(model.noise_db), "mel_bands": model.mel_bands, "mel_width": model.mel_width}
     return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), **more)
 
 
-def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], Discriminator]:
-    """The constructor of the discriminator that a codec's configuration trains against."""
-    settings = DiscriminatorConfig(tuple(config.discriminator.fft_sizes), config.discriminator.filters)
-    return lambda rngs: Discriminator(config.model.channels, settings, rngs=rngs)
+def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], DacDiscriminator]:
+    """The constructor of the discriminators that a codec's configuration trains against."""
+    ours = config.discriminator
+    settings = DacDiscriminatorConfig(
+        periods=tuple(ours.periods),
+        period_widths=tuple(ours.period_widths),
+        sizes=tuple(ours.fft_sizes),
+        bands=tuple(ours.bands),
+        filters=ours.filters,
+        dtype=config.model.dtype,
+    )
+    return lambda rngs: DacDiscriminator(config.model.channels, settings, rngs=rngs)
 
 
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
