@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class ObjectiveConfig:
       adversary: the form of `adversarial` and `feature`. "hinge", as in EnCodec: means over the judges, activations
         compared in relation to the real ones. "least_squares", as in DAC: sums of squares, and of plain differences.
       level_weights: of a codec that rebuilds several resolutions, how much each weighs in all of these, coarse first;
-        () for one resolution.
+        one of a single resolution does not read them.
       stft_sizes: FFT sizes of the STFT loss.
       mel_windows, mel_bands: of the mel loss, pairwise; hop a quarter.
       mel_power: mel of the power spectra, not of the magnitudes.
@@ -114,10 +114,12 @@ class ObjectiveConfig:
         return weights
 
 
-class Heard(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=("target_BLC", "estimate_BLC"), meta_fields=("rate", "weight"))
+@dataclasses.dataclass(frozen=True)
+class Heard:
     """An estimate beside what it is to be; a codec that rebuilds several resolutions has one for each, coarse first.
 
-    Attributes:
+    Args:
       target_BLC, estimate_BLC: waveforms.
       rate: Hz that the mel bands of this resolution are laid out for: of a target without the upper part of its band,
         that of as many samples as hold it.
@@ -155,7 +157,7 @@ def generator_objective(
         weights = {name: w for name, w in weights.items() if name not in ("adversarial", "feature")}
 
     def losses(estimates):
-        now = [one._replace(estimate_BLC=estimate) for one, estimate in zip(heard, estimates, strict=True)]
+        now = [dataclasses.replace(one, estimate_BLC=e) for one, e in zip(heard, estimates, strict=True)]
         return _output_losses(config, weights, now, discriminator)
 
     estimates = tuple(one.estimate_BLC for one in heard)

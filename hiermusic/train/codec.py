@@ -192,7 +192,7 @@ class CodecStage:
         that the balancer looks at, and its own update."""
         wav = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         codec = nnx.eval_shape(lambda: self.make_codec(nnx.Rngs(0)))
-        flops = 3 * forward_flops(lambda codec, wav: codec.forward(wav, coarser=True)[::4], codec, wav)
+        flops = 3 * forward_flops(lambda codec, wav: codec.forward(wav, coarser=True), codec, wav)
         if task.adversarial:
             judge = nnx.eval_shape(lambda: self.make_discriminator(nnx.Rngs(0)))
             once = forward_flops(lambda judge, wav: judge(wav).logits, judge, wav) * len(codec.config.factors)
@@ -251,12 +251,8 @@ class CodecStage:
 
     def _heard(self, model: Codec, wav_BLC: Float[Array, "B L C"], output: CodecOutput) -> list[Heard]:
         """What a codec made of waveforms beside what it was to make, of each resolution."""
-        factors, weights = model.config.factors, self.objective.level_weights or (1.0,)
-        if len(weights) != len(factors):
-            raise UserError(
-                f"loss.level_weights has {len(weights)} numbers, the codec {len(factors)} levels: give one for each"
-            )
-        made = (*output.coarser, output.wav_BLC)
+        factors, made = model.config.factors, (*output.coarser, output.wav_BLC)
+        weights = self.objective.level_weights if output.coarser else (1.0,)
         return [
             Heard(low_passed(wav_BLC, factor), estimate, model.sample_rate // factor, weight)
             for factor, estimate, weight in zip(factors, made, weights, strict=True)

@@ -138,12 +138,12 @@ def test_the_balancer_remembers_every_step(trained):
 class Recorded(nnx.Module):
     """A codec that says what it was called with and scales its input; the quantiser's numbers are made up."""
 
-    sample_rate = CODEC.sample_rate
+    sample_rate, config = CODEC.sample_rate, CODEC
 
     def __init__(self, rngs):
         self.scale = nnx.Param(jnp.ones(()), axes=())
 
-    def forward(self, wav_BLC, *, key=None, train=False, quantise=True):
+    def forward(self, wav_BLC, *, key=None, train=False, quantise=True, coarser=False):
         drawn = jnp.zeros(()) if key is None else jax.random.uniform(key)
         told = jnp.array([drawn, train, quantise])
         stats = {"perplexity_K": told, "usage_K": self.scale[...][None]}
