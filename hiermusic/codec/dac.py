@@ -55,7 +55,7 @@ class DacConfig:
         if self.bare and ends != (self.latent, self.latent):
             raise UserError(
                 f"model.latent={self.latent}: a trunk without convolutions of its own ends with {ends[0]} channels and "
-                f"begins again with {ends[1]}: make them equal"
+                f"begins again with {ends[1]}: make all three equal"
             )
 
     @property

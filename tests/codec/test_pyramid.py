@@ -263,5 +263,5 @@ def test_bare_trunks_end_where_the_pyramid_begins():
     trunk = DacConfig(strides=(2, 2), encoder_width=2, decoder_width=8, latent=8, bare=True)
     encoder = nnx.eval_shape(lambda: trunk.encoder(1, rngs=nnx.Rngs(0)))
     assert not hasattr(encoder, "conv_out")
-    with pytest.raises(UserError, match="ends with 8 channels and begins again with 16"):
+    with pytest.raises(UserError, match="ends with 8 channels and begins again with 16: make"):
         dataclasses.replace(trunk, decoder_width=16)

@@ -117,7 +117,7 @@ def test_token_models_are_told_of_the_presets_codec():
         ({"quantiser": "ternary"}, "model.quantiser is 'ternary': choose pyramid or residual"),
         ({"books": (1, 1)}, "model.level_strides has 3 numbers for the 2 levels"),
         ({"books": (1, 1), "level_strides": (2, 1)}, "loss.level_weights has 3 numbers for a codec of 2 levels"),
-        ({"heavy": True}, "model.latent=128: a trunk without convolutions of its own ends with 768 channels"),
+        ({"heavy": True}, "model.latent=128: a trunk without convolutions of its own ends with 192 channels"),
     ],
 )
 def test_what_cannot_be_is_one_line(change, words):
