@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import jax
@@ -168,6 +169,13 @@ class Codec(nnx.Module):
     @property
     def slots(self) -> tuple[int, ...]:
         return self.config.quantiser.slots
+
+    @property
+    def resolutions(self) -> dict[int, int]:
+        """Levels of each resolution that the codec rebuilds -> by how much that is narrower in band than the whole."""
+        quantiser = self.config.quantiser
+        levels = accumulate(quantiser.books) if isinstance(quantiser, PyramidConfig) else (len(self.slots),)
+        return dict(zip(levels, self.config.factors, strict=True))
 
     @property
     def hop(self) -> int:

@@ -1,6 +1,5 @@
 """The baseline against transformers' DacModel on random weights: trunks, factorised quantiser, the whole codec."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
