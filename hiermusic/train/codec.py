@@ -226,8 +226,11 @@ class CodecStage:
             **_health(stats),
         }
         if task.discriminate:
-            loss = nnx.value_and_grad(discriminator_objective)
-            metrics["discriminator"], against = loss(judge, heard, self.objective.adversary)
+
+            def fooled(judge):
+                return discriminator_objective(judge, heard, self.objective.adversary)
+
+            metrics["discriminator"], against = nnx.value_and_grad(fooled)(judge)
             squares += jnp.square(optax.tree.norm(against))
             module.discriminator_optimiser.update(module.discriminator, against)
         metrics["grad_norm"] = jnp.sqrt(squares)
