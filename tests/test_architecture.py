@@ -14,8 +14,8 @@ PACKAGE = ROOT / "hiermusic"
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 SYSTEMS = catalogue.systems()
-# words of the whole house, though a stage or a flag of a system is called so too
-COMMON = {"codec", "lm", "tokens"}
+# words of the whole house, though a stage or a flag of a system, or what its codec is, is called so too
+COMMON = {"codec", "lm", "pyramid", "tokens"}
 
 
 def rooms(heading: str) -> list[str]:

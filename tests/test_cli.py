@@ -190,8 +190,8 @@ def test_as_many_files_may_be_open_as_the_system_allows():
     assert soft == wanted
 
 
-SCALES = "tokens.scales has 16 scales: a multiscale quantiser has one for each of its 15 levels (tokens.levels), a "
-SCALES += "residual one has none"
+SCALES = "tokens.scales has 16 scales: a residual quantiser has none, another one for each of its 15 levels "
+SCALES += "(tokens.levels)"
 
 
 @pytest.mark.parametrize(

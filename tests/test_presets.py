@@ -17,7 +17,16 @@ from hiermusic.errors import UserError
 from hiermusic.train.settings import LoopConfig
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("khala/codec", "khala/backbone", "khala/superres", "aar/codec", "aar/lm", "aar/ar_baseline", "tokens/lm")
+STAGES = (
+    "khala/codec",
+    "khala/backbone",
+    "khala/superres",
+    "aar/codec",
+    "aar/lm",
+    "aar/ar_baseline",
+    "tokens/lm",
+    "pyramid/codec",
+)
 LADDER = ("tiny", "small", "paper", "3b", "7b")
 PRESETS = [
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
@@ -25,6 +34,7 @@ PRESETS = [
     *(f"configs/tokens/lm.py:{preset}" for preset in ("tiny", "small", "base")),
     "configs/khala/codec.py:music",
     "configs/aar/codec.py:paper128",
+    *(f"configs/pyramid/codec.py:{preset}" for preset in ("tiny", "small", "paper", "code", "dac")),
 ]
 
 

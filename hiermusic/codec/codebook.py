@@ -46,15 +46,17 @@ class Quantised(NamedTuple):
       z_q_BTD: the sum of the chosen codes, with a straight-through gradient to the input.
       codes_BPS: int32, packets of codes: a residual quantiser's frames of K codes, a multi-scale one's windows.
       commitment: the quantiser's own loss: it draws the encoder towards the codes, and what learns by gradients in
-        between towards the encoder.
+        between towards the encoder; of a pyramid, that of each of its levels.
       stats: arrays of length K: commitment_K, the mean squared distance that each level leaves over; perplexity_K and
         usage_K (share of live codes) of the averaged counts.
+      coarser: of a pyramid, what its first level, its first two, ... come to without the finer ones, like z_q_BTD.
     """
 
     z_q_BTD: Float[Array, "B T D"]
     codes_BPS: Int[Array, "B P S"]
-    commitment: Float[Array, ""]
+    commitment: Float[Array, ""] | Float[Array, "J"]
     stats: dict[str, Float[Array, "K"]]
+    coarser: tuple[Float[Array, "B T D"], ...] = ()
 
 
 class Averages(NamedTuple):
@@ -160,20 +162,33 @@ def move(
       codes_N: the code of each; -1 where it is not held.
       held_N: which of the vectors are there, all when left out.
     """
-    order_N, held = _shuffled(jax.random.split(key)[0], len(points_ND), held_N)
-    decay = _slowed(config, held)
+    decay = _slowed(config, len(points_ND) if held_N is None else held_N.sum())
     sums, hits = tally(points_ND, codes_N, config.codes)
     sums = decay * now.sums + (1 - decay) * sums
     counts = decay * now.counts + (1 - decay) * hits
     total = counts.sum()
     epsilon = config.epsilon * jnp.minimum(1.0, total / config.codes)  # small beside the count of any live code
     smooth = (counts + epsilon) / (total + config.codes * epsilon) * total
-    floor, start = _thresholds(config, counts)
-    dead = counts < floor
-    rank = jnp.argsort(jnp.argsort(counts))
-    drawn_V = order_N[rank % len(points_ND)]
+    dead = counts < _thresholds(config, counts)[0]
     moved = Averages(jnp.where(dead[:, None], now.book, sums / smooth[:, None]), sums, counts)
-    return reborn(moved, dead & (rank < held), points_ND[drawn_V], codes_N[drawn_V], start)
+    return revived(config, moved, key, points_ND, codes_N, held_N)
+
+
+def revived(
+    config: CodebookConfig,
+    now: Averages,
+    key: PRNGKeyArray,
+    points_ND: Float[Array, "N D"],
+    codes_N: Int[Array, "N"],
+    held_N: Bool[Array, "N"] | None = None,
+) -> Averages:
+    """The averages with a fresh start for codes that have fallen out of use; arguments as for `move`."""
+    order_N, held = _shuffled(jax.random.split(key)[0], len(points_ND), held_N)
+    floor, start = _thresholds(config, now.counts)
+    rank = jnp.argsort(jnp.argsort(now.counts))
+    drawn_V = order_N[rank % len(points_ND)]
+    replaced_V = (now.counts < floor) & (rank < held)
+    return reborn(now, replaced_V, points_ND[drawn_V], codes_N[drawn_V], start)
 
 
 def reborn(

@@ -1,6 +1,8 @@
 """The codec: waveform -> codes -> waveform, at any length, for any trunk and any quantiser."""
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import jax
@@ -9,13 +11,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hiermusic.codec.dac import DacConfig
-from hiermusic.codec.mel_branch import REACH, MelBranch
+from hiermusic.codec.factorised import FactorisedConfig
+from hiermusic.codec.mel_branch import DeepMelBranch, MelBranch, reach
 from hiermusic.codec.multiscale import MultiscaleConfig
+from hiermusic.codec.pyramid import PyramidConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
+
+AnyQuantiser = QuantiserConfig | MultiscaleConfig | FactorisedConfig | PyramidConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +41,27 @@ class CodecConfig:
         levels leaves over, but with an exact gradient, so that what the losses ask for most comes to lie in the widest
         directions, which the first levels take (quantisation as noise: Balle et al., arXiv 1611.01704).
       mel_bands: bands whose loudness is added to what the encoder makes of the samples, see `MelBranch`; 0 for none.
+      mel_width: channels that they begin with in a `DeepMelBranch`, which takes its place; 0 for none.
     Raises:
-      UserError: when `noise_db` is not two rising numbers, or `mel_bands` is negative.
+      UserError: when `noise_db` is not two rising numbers, or `mel_bands` or `mel_width` is negative.
     """
 
     sample_rate: int = 44_100
     channels: int = 2
     trunk: DacConfig | SeanetConfig = dataclasses.field(default_factory=DacConfig)
-    quantiser: QuantiserConfig | MultiscaleConfig = dataclasses.field(default_factory=QuantiserConfig)
+    quantiser: AnyQuantiser = dataclasses.field(default_factory=QuantiserConfig)
     windowed: bool = False
     noise_db: tuple[float, ...] = ()
     mel_bands: int = 0
+    mel_width: int = 0
 
     def __post_init__(self):
         if self.noise_db and (len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]):
             raise UserError(f"noise_db is {self.noise_db}: give the lowest and the highest, in dB, or () for no noise")
         if self.mel_bands < 0:
             raise UserError(f"mel_bands is {self.mel_bands}: give a number of bands, or 0 for none")
+        if self.mel_width < 0:
+            raise UserError(f"mel_width is {self.mel_width}: give a number of channels, or 0 for a single convolution")
 
     @property
     def hop(self) -> int:
@@ -76,19 +86,33 @@ class CodecConfig:
     @property
     def encoder_margin(self) -> int:
         """Packets on either side that a packet's codes may depend on."""
-        return self._packets(max(self.trunk.encoder_margin, REACH if self.mel_bands else 0))
+        mel = reach(self.mel_width, self.trunk.latent) if self.mel_bands else 0
+        further = self.quantiser.encoder_reach if isinstance(self.quantiser, PyramidConfig) else 0
+        return self._packets(max(self.trunk.encoder_margin, mel) + further)
 
     @property
     def decoder_margin(self) -> int:
         """Packets on either side that a packet's samples may depend on."""
-        return self._packets(self.trunk.decoder_margin)
+        further = self.quantiser.decoder_reach if isinstance(self.quantiser, PyramidConfig) else 0
+        return self._packets(self.trunk.decoder_margin + further)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """By how much what each resolution rebuilds is narrower in band than the whole, coarse first; (1,) for one."""
+        return self.quantiser.factors if isinstance(self.quantiser, PyramidConfig) else (1,)
 
     def _packets(self, frames: int) -> int:
         return 0 if self.windowed else -(-frames // self.quantiser.frames)
 
 
 def quantiser_of(facts: TokenFacts) -> QuantiserConfig | MultiscaleConfig:
-    """The quantiser that made tokens, as far as what they stand for rests on it: how it learned is not told."""
+    """The quantiser that made tokens, as far as what they stand for rests on it: how it learned is not told.
+
+    Raises:
+      UserError: a pyramid, which is more than facts tell.
+    """
+    if facts.quantiser == "pyramid":
+        raise UserError("tokens.quantiser is 'pyramid': this model knows tokens of a residual or multiscale quantiser")
     if facts.quantiser == "residual":
         return QuantiserConfig(levels=facts.levels, codes=facts.codes)
     return MultiscaleConfig(
@@ -103,12 +127,16 @@ def quantiser_of(facts: TokenFacts) -> QuantiserConfig | MultiscaleConfig:
 
 
 class CodecOutput(NamedTuple):
-    """A reconstruction, its codes, the commitment loss and per-level statistics (see `codebook.Quantised`)."""
+    """A reconstruction, its codes, the commitment loss and per-level statistics (see `codebook.Quantised`).
+
+    `coarser` are those of a pyramid's first level, first two, ... alone, where they were asked for.
+    """
 
     wav_BLC: Float[Array, "B L C"]
     codes_BPS: Int[Array, "B P S"]
-    commitment: Float[Array, ""]
+    commitment: Float[Array, ""] | Float[Array, "J"]
     stats: dict[str, Float[Array, "K"]]
+    coarser: tuple[Float[Array, "B L C"], ...] = ()
 
 
 class Codec(nnx.Module):
@@ -123,7 +151,10 @@ class Codec(nnx.Module):
         self.encoder = config.trunk.encoder(config.channels, rngs=rngs)
         if config.mel_bands:
             sizes = (config.mel_bands, config.channels, config.trunk.latent, config.hop, config.sample_rate)
-            self.mel_branch = MelBranch(*sizes, rngs=rngs)
+            if config.mel_width:
+                self.mel_branch = DeepMelBranch(config.mel_width, *sizes, dtype=config.trunk.dtype, rngs=rngs)
+            else:
+                self.mel_branch = MelBranch(*sizes, rngs=rngs)
         self.quantiser = config.quantiser.make(config.trunk.latent, rngs=rngs)
         self.decoder = config.trunk.decoder(config.channels, rngs=rngs)
 
@@ -138,6 +169,13 @@ class Codec(nnx.Module):
     @property
     def slots(self) -> tuple[int, ...]:
         return self.config.quantiser.slots
+
+    @property
+    def resolutions(self) -> dict[int, int]:
+        """Levels of each resolution that the codec rebuilds -> by how much that is narrower in band than the whole."""
+        quantiser = self.config.quantiser
+        levels = accumulate(quantiser.books) if isinstance(quantiser, PyramidConfig) else (len(self.slots),)
+        return dict(zip(levels, self.config.factors, strict=True))
 
     @property
     def hop(self) -> int:
@@ -172,6 +210,7 @@ class Codec(nnx.Module):
         key: PRNGKeyArray | None = None,
         train: bool = False,
         quantise: bool = True,
+        coarser: bool = False,
     ) -> CodecOutput:
         """Reconstructs with gradients.
 
@@ -180,16 +219,18 @@ class Codec(nnx.Module):
           key: of dropout, dead-code replacement and noise, in training.
           train: move the codebooks too (see the quantiser).
           quantise: False sends the latent frames past the codebooks, to warm the trunk up before they start.
+          coarser: also reconstruct from the first levels of a pyramid alone.
         """
         z_e_BTD = self._latents(wav_BLC)
         quantised = self.quantiser(z_e_BTD, key=key, train=train and quantise)
         if not quantise:
-            z_q_BTD = self.quantiser.bypass(z_e_BTD)
+            *less, z_q_BTD = self.quantiser.bypass(z_e_BTD)
             if train and self.config.noise_db:
                 z_q_BTD = with_noise(key, z_q_BTD, self.config.noise_db)
-            quantised = quantised._replace(z_q_BTD=z_q_BTD, commitment=jnp.zeros(()))
-        wav = self._waveform(quantised.z_q_BTD, wav_BLC.shape[1])
-        return CodecOutput(wav, quantised.codes_BPS, quantised.commitment, quantised.stats)
+            commitment = jnp.zeros_like(quantised.commitment)
+            quantised = quantised._replace(z_q_BTD=z_q_BTD, coarser=tuple(less), commitment=commitment)
+        *less, wav = self._waveforms([*quantised.coarser * coarser, quantised.z_q_BTD], wav_BLC.shape[1])
+        return CodecOutput(wav, quantised.codes_BPS, quantised.commitment, quantised.stats, tuple(less))
 
     def _latents(self, wav_BLC: Array) -> Float[Array, "B T D"]:
         _, length, channels = wav_BLC.shape
@@ -206,6 +247,14 @@ class Codec(nnx.Module):
 
     def _waveform(self, z_q_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
         return self._by_window(self.decoder, z_q_BTD, self.packet // self.hop)[:, :length]
+
+    def _waveforms(self, frames: Sequence[Float[Array, "B T D"]], length: int) -> list[Float[Array, "B L C"]]:
+        """The waveforms of several latents of the same items, in one pass of the decoder."""
+        if len(frames) == 1:
+            return [self._waveform(frames[0], length)]
+        z_BJTD = jnp.stack(frames, axis=1)  # the items outside, where a mesh splits them
+        wav = self._waveform(z_BJTD.reshape(-1, *z_BJTD.shape[2:]), length)
+        return list(jnp.moveaxis(wav.reshape(*z_BJTD.shape[:2], *wav.shape[1:]), 1, 0))
 
     def _by_window(self, trunk: nnx.Module, x_BTD: Array, size: int) -> Float[Array, "B T D"]:
         """Half of the trunk over all steps at once, or over windows of `size` steps one by one."""

@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from hiermusic.codec.trunk import check_choices, through
+from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 from hiermusic.parallel.mesh import constrain
 
@@ -27,8 +30,11 @@ class DacConfig:
       remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
       fold: samples laid side by side as channels at the waveform's end. At full rate a convolution costs the most and
         has the fewest channels to work with; small trunks do better without.
+      bare: frames are what the innermost block makes, for a quantiser with convolutions of its own: no convolution lies
+        between the blocks and `latent`.
+      tanh: at the end of the decoder, as in DAC.
     Raises:
-      UserError: for another dtype, init or remat, or a fold below 1.
+      UserError: for another dtype, init or remat, a fold below 1, or bare blocks of another width than `latent`.
     """
 
     strides: tuple[int, ...] = (4, 8, 8, 8)
@@ -40,9 +46,17 @@ class DacConfig:
     init: str = "dac"
     remat: str = "none"
     fold: int = 1
+    bare: bool = False
+    tanh: bool = False
 
     def __post_init__(self):
         check_choices(self)
+        ends = (self.encoder_width * 2 ** len(self.strides), self.decoder_width)
+        if self.bare and ends != (self.latent, self.latent):
+            raise UserError(
+                f"model.latent={self.latent}: a trunk without convolutions of its own ends with {ends[0]} channels and "
+                f"begins again with {ends[1]}: make all three equal"
+            )
 
     @property
     def hop(self) -> int:
@@ -74,11 +88,12 @@ class DacConfig:
 
     def decoder(self, channels: int, *, rngs: nnx.Rngs) -> "Decoder":
         """Frames [B, T, latent] to waveform [B, T * hop, channels]."""
-        return Decoder(channels, self.decoder_width, self.strides[::-1], **self._options, rngs=rngs)
+        more = {"tanh": self.tanh}
+        return Decoder(channels, self.decoder_width, self.strides[::-1], **self._options, **more, rngs=rngs)
 
     @property
     def _options(self) -> dict:
-        fields = ("dilations", "latent", "dtype", "init", "fold")
+        fields = ("dilations", "latent", "dtype", "init", "fold", "bare")
         return {field: getattr(self, field) for field in fields} | {"remat": self.remat == "full"}
 
 
@@ -102,14 +117,24 @@ class ResidualUnit(nnx.Module):
 
 
 class EncoderBlock(nnx.Module):
-    """Residual units, then a strided convolution that doubles the channels."""
+    """Residual units, then a strided convolution to `outputs` channels, in a trunk twice as many."""
 
-    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, init: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        stride: int,
+        dilations: Sequence[int],
+        *,
+        dtype: str,
+        init: str,
+        rngs: nnx.Rngs,
+    ):
         self.units = nnx.List([ResidualUnit(channels, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
         self.snake = Snake(channels, rngs=rngs)
         self.down = Conv(
             channels,
-            2 * channels,
+            outputs,
             (2 * stride,),
             stride=(stride,),
             padding=(-(-stride // 2),),
@@ -118,21 +143,31 @@ class EncoderBlock(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s 2D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s O"]:
         for unit in self.units:
             x_BTD = unit(x_BTD)
         return constrain(self.down(self.snake(x_BTD)), "batch", "positions", None)
 
 
 class DecoderBlock(nnx.Module):
-    """A transposed convolution that halves the channels, then residual units."""
+    """A transposed convolution to `outputs` channels, in a trunk half as many, then residual units."""
 
-    def __init__(self, channels: int, stride: int, dilations: Sequence[int], *, dtype: str, init: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: int,
+        outputs: int,
+        stride: int,
+        dilations: Sequence[int],
+        *,
+        dtype: str,
+        init: str,
+        rngs: nnx.Rngs,
+    ):
         self.snake = Snake(channels, rngs=rngs)
-        self.up = ConvTranspose(channels, channels // 2, stride, dtype=dtype, init=init, rngs=rngs)
-        self.units = nnx.List([ResidualUnit(channels // 2, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
+        self.up = ConvTranspose(channels, outputs, stride, dtype=dtype, init=init, rngs=rngs)
+        self.units = nnx.List([ResidualUnit(outputs, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s O"]:
         x_BTD = constrain(self.up(self.snake(x_BTD)), "batch", "positions", None)
         for unit in self.units:
             x_BTD = unit(x_BTD)
@@ -151,6 +186,7 @@ class Encoder(nnx.Module):
       dtype: compute type of the convolutions; init: of their weights, see `nn.conv.Conv`.
       remat: recompute each block in the backward pass instead of keeping its activations.
       fold: samples laid side by side as channels.
+      bare: end with the last block, without a convolution to `latent`, which is its width then.
     """
 
     def __init__(
@@ -165,6 +201,7 @@ class Encoder(nnx.Module):
         init: str = "dac",
         remat: bool = False,
         fold: int = 1,
+        bare: bool = False,
         rngs: nnx.Rngs,
     ):
         self.remat, self.fold = remat, fold
@@ -172,28 +209,31 @@ class Encoder(nnx.Module):
         self.conv_in = Conv(fold * channels, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
             [
-                EncoderBlock(w, s, dilations, dtype=dtype, init=init, rngs=rngs)
-                for w, s in zip(widths, strides, strict=False)
+                EncoderBlock(*w, s, dilations, dtype=dtype, init=init, rngs=rngs)
+                for w, s in zip(pairwise(widths), strides, strict=True)
             ]
         )
-        self.snake = Snake(widths[-1], rngs=rngs)
-        self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, init=init, rngs=rngs)
+        self.bare = bare
+        if not bare:
+            self.snake = Snake(widths[-1], rngs=rngs)
+            self.conv_out = Conv(widths[-1], latent, (3,), dtype=dtype, init=init, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
         folded = wav_BLC.reshape(len(wav_BLC), -1, self.fold * wav_BLC.shape[-1])
         x = constrain(self.conv_in(folded), "batch", "positions", None)
         x = through(self.blocks, x, self.remat)
-        return self.conv_out(self.snake(x))
+        return x if self.bare else self.conv_out(self.snake(x))
 
 
 class Decoder(nnx.Module):
-    """Latent frames to waveform, without a final tanh (Khala's release has none).
+    """Latent frames to waveform; Khala's release has no final tanh.
 
     Args:
       channels: audio channels.
       width: channels after the first convolution; every stride halves them, so it divides by 2^len(strides).
       strides: upsampling factors, first to last (the encoder's, reversed).
-      dilations, latent, dtype, init, remat, fold: as for `Encoder`.
+      dilations, latent, dtype, init, remat, fold, bare: as for `Encoder`.
+      tanh: of the waveform.
     """
 
     def __init__(
@@ -208,22 +248,27 @@ class Decoder(nnx.Module):
         init: str = "dac",
         remat: bool = False,
         fold: int = 1,
+        bare: bool = False,
+        tanh: bool = False,
         rngs: nnx.Rngs,
     ):
         self.remat, self.fold = remat, fold
+        self.bare, self.tanh = bare, tanh
         widths = [width // 2**i for i in range(len(strides) + 1)]
-        self.conv_in = Conv(latent, width, (7,), dtype=dtype, init=init, rngs=rngs)
+        if not bare:
+            self.conv_in = Conv(latent, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
             [
-                DecoderBlock(w, s, dilations, dtype=dtype, init=init, rngs=rngs)
-                for w, s in zip(widths, strides, strict=False)
+                DecoderBlock(*w, s, dilations, dtype=dtype, init=init, rngs=rngs)
+                for w, s in zip(pairwise(widths), strides, strict=True)
             ]
         )
         self.snake = Snake(widths[-1], rngs=rngs)
         self.conv_out = Conv(widths[-1], fold * channels, (7,), dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
-        x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
+        x = constrain(x_BTD if self.bare else self.conv_in(x_BTD), "batch", "positions", None)
         x = through(self.blocks, x, self.remat)
         wav = self.conv_out(self.snake(x))
+        wav = jnp.tanh(wav.astype(jnp.float32)) if self.tanh else wav
         return wav.reshape(len(wav), wav.shape[1] * self.fold, -1)

@@ -145,9 +145,9 @@ class MultiscaleQuantiser(Codebooks):
             total = self.add(total, codes_BPn, level)
         return self._out_proj(total)
 
-    def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def bypass(self, x_BTD: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"]]:
         """Frames as they would come back from codes without an error: through both linear maps."""
-        return self._out_proj(self._in_proj(x_BTD))
+        return (self._out_proj(self._in_proj(x_BTD)),)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False

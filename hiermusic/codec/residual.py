@@ -85,9 +85,9 @@ class ResidualQuantiser(Codebooks):
 
         return lax.scan(add, start, (books, codes_KBT))[0]
 
-    def bypass(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def bypass(self, x_BTD: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"]]:
         """Frames as they would come back from codes without an error."""
-        return x_BTD
+        return (x_BTD,)
 
     def __call__(
         self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False

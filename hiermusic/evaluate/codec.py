@@ -1,6 +1,6 @@
 """How well a codec rebuilds held-out clips from its first n levels, and how well it uses its codes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Coder:
     sample_rate: int
     channels: int
     hierarchy: Hierarchy
+    targets: Mapping[int, Callable[[Wave], Wave]] = field(default_factory=dict)  # levels -> what they are to rebuild
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def evaluate_codec(
       JSON-able
       {protocol, protocol_hash, clips, clips_hash, silent_clips, seconds,
        reconstruction: [{levels, bits_per_second, effective_bits_per_second, efficiency,
-                         si_sdr, sdr, mel, stft, silence}],
+                         si_sdr, sdr, mel, stft, silence}], and the same scores as `own_target` where the coder has a
+           target for so many levels,
        anchors: {random_codes, shuffled_clips}, codes: [`code_statistics`],
        music: {row: {measure: interval}} of the clips, their anchors and each number of levels (see `music`), harmony
            and beats beside those of the clips}
@@ -118,7 +120,7 @@ def evaluate_codec(
             raise UserError(f"clip {number} has shape {clip.shape}; this codec takes [samples, {coder.channels}]")
     given, clips = len(clips), audible(clips, protocol.gate_db)
     depth = len(coder.hierarchy)
-    depths = sorted({n for n in protocol.levels if n < depth} | {depth})
+    depths = sorted({n for n in protocol.levels if n < depth} | {depth, *coder.targets})
 
     def measure(index: int) -> Measured:
         progress(f"measuring clip {index + 1} of {len(clips)}")
@@ -127,6 +129,8 @@ def evaluate_codec(
         versions = [coder.decode(codes, levels) for levels in depths]
         generator = np.random.default_rng((protocol.seed, index))
         versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
+        made = dict(zip(depths, versions, strict=False))
+        own = [_score(target(clip), made[levels], coder) for levels, target in coder.targets.items()]
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}
         rate = coder.sample_rate
         heard = [*music.anchored(clip, rate, index).values(), *versions[:-1]]
@@ -137,6 +141,7 @@ def evaluate_codec(
 
         return {
             **columns([_score(clip, est, coder) for est in versions]),
+            **(columns(own, "own") if own else {}),
             **columns([describe(sound_LC) for sound_LC in heard], "music"),
             **levels,
             "whole": versions[-2],
@@ -159,6 +164,9 @@ def evaluate_codec(
                 **summarise([scores_of(m, version) for m in measured], protocol.seed),
             }
         )
+        if levels in coder.targets:
+            place = list(coder.targets).index(levels)
+            table[-1]["own_target"] = summarise([scores_of(m, place, "own") for m in measured], protocol.seed)
     anchors = {"random_codes": [scores_of(m, len(depths)) for m in measured]}
     if len(clips) > 1:
         whole = [m["whole"] for m in measured]

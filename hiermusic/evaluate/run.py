@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from hiermusic.audio import files
+from hiermusic.audio.bands import low_passed
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.console import bar, say
@@ -220,6 +222,7 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         sample_rate=codec.sample_rate,
         channels=codec.channels,
         hierarchy=codec.hierarchy,
+        targets={levels: partial(narrowed, factor=n) for levels, n in codec.resolutions.items() if n > 1},
     )
     each = _each(workdir, out, AudioSource(audio_dir), seconds=seconds)
     results = evaluate_codec(coder, clips, progress=say, each=each)
@@ -232,6 +235,11 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         sections.code_use(results),
         sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
     ]
+
+
+def narrowed(wav_LC: np.ndarray, factor: int) -> np.ndarray:
+    """A waveform without all but the lowest `factor`-th of its band: what the first levels of a pyramid are held to."""
+    return np.asarray(low_passed(wav_LC[None], factor))[0]
 
 
 def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -> list[report.Player]:

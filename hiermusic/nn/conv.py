@@ -69,7 +69,7 @@ class Snake(nnx.Module):
         return snake(x.astype(jnp.float32), self.alpha[...]).astype(x.dtype)
 
 
-def _weight_norm(v: Array, g: Array, axis: int) -> Array:
+def weight_norm(v: Array, g: Array, axis: int) -> Array:
     """g * v / |v|, the norm over every dimension but `axis`, in float32."""
     others = tuple(i for i in range(v.ndim) if i != axis)
     shape = [1] * v.ndim
@@ -123,7 +123,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *T O"]:
         v, g = self.weight_v[...], self.weight_g[...]
-        x, w = x.astype(self.dtype), _weight_norm(v, g, v.ndim - 1).astype(self.dtype)
+        x, w = x.astype(self.dtype), weight_norm(v, g, v.ndim - 1).astype(self.dtype)
         stride, padding = self.stride, self.padding
         if self.reflect:
             x = _reflect(x, *padding[0])
@@ -186,7 +186,7 @@ class ConvTranspose(nnx.Module):
         self.bias = param.zeros(rngs, (outputs,), ("channels",))
 
     def __call__(self, x_BTI: Float[Array, "B T I"]) -> Float[Array, "B T*s O"]:
-        w = _weight_norm(self.weight_v[...], self.weight_g[...], 1).astype(self.dtype)
+        w = weight_norm(self.weight_v[...], self.weight_g[...], 1).astype(self.dtype)
         y = transposed_conv(x_BTI.astype(self.dtype), w)
         front = -(-self.stride // 2)
         y = lax.slice_in_dim(y, front, front + x_BTI.shape[1] * self.stride, axis=1)

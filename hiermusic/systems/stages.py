@@ -8,7 +8,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec, CodecConfig
-from hiermusic.codec.discriminator import Discriminator
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.data import pipeline
 from hiermusic.errors import UserError
@@ -26,7 +25,7 @@ def run_config(config: ConfigDict) -> RunConfig:
 def codec_stage(
     config: ConfigDict,
     codec: CodecConfig,
-    make_discriminator: Callable[[nnx.Rngs], Discriminator],
+    make_discriminator: Callable[[nnx.Rngs], nnx.Module],
 ) -> CodecStage:
     """The training stage of a codec on crops of `train.crop_frames` frames.
 
@@ -35,14 +34,20 @@ def codec_stage(
       codec: what is trained.
       make_discriminator: what it is trained against.
     Raises:
-      UserError: crops that are not whole packets of codes.
+      UserError: crops that are not whole packets of codes, or other weights of levels than there are levels.
     """
     settings, data = config.train, config.data
     samples = settings.crop_frames * codec.hop
     if samples % codec.packet:
         raise UserError(
-            f"train.crop_frames={settings.crop_frames} is no multiple of the quantiser's window of "
+            f"train.crop_frames={settings.crop_frames} is no multiple of the quantiser's packets of "
             f"{codec.quantiser.frames} frames"
+        )
+    objective = ObjectiveConfig.of(config.loss.to_dict())
+    if 1 < len(codec.factors) != len(objective.level_weights):
+        raise UserError(
+            f"loss.level_weights has {len(objective.level_weights)} numbers for a codec of {len(codec.factors)} "
+            "levels: give one for each"
         )
     records: Path | None = None
 
@@ -66,7 +71,7 @@ def codec_stage(
         PhasesConfig(settings.quantise_start, settings.adversarial_start, tuple(settings.discriminator_updates)),
         lambda rngs: Codec(codec, rngs=rngs),
         make_discriminator,
-        ObjectiveConfig.of(config.loss.to_dict()),
+        objective,
         crop=(samples, codec.channels),
         train=lambda rows: batches("train", rows),
         valid=lambda rows: batches("valid", rows),

@@ -7,9 +7,9 @@ from typing import Any
 
 from hiermusic.errors import UserError
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.scales import check_scales
+from hiermusic.tokens.scales import check_nested, check_scales
 
-QUANTISERS = ("residual", "multiscale")
+QUANTISERS = ("residual", "multiscale", "pyramid")
 
 _MOST = 1 << 24  # of any number
 _MOST_LEVELS = 1 << 12  # as many as a stranger's file names would fill the memory
@@ -21,13 +21,14 @@ class TokenFacts:
 
     Args:
       sample_rate: Hz of what the codec hears.
-      hop: samples a latent frame.
-      quantiser: "residual", whose packet of codes is a frame, or "multiscale", whose packet is a window of frames.
-      levels: K.
+      hop: samples a latent frame; of a pyramid, samples a token of its finest level.
+      quantiser: "residual", whose packet of codes is a frame, "multiscale", whose packet is a window of frames, or
+        "pyramid", whose packet is one token of the coarsest level and all below it.
+      levels: K; of a pyramid, codebooks, of which one of its levels may have several.
       codes: of each level.
       latent: channels of what the codes of a frame add up to.
-      scales: tokens of each level in a window, coarse first, the last one a frame; () for a residual quantiser, as the
-        fields below are what they are by default.
+      scales: tokens of each level in a packet, coarse first, the last one a frame; () for a residual quantiser. The
+        fields below are of a multiscale quantiser, and what they are by default for the others.
       phi, phi_count, phi_kernel, gamma: see `codec.multiscale.MultiscaleConfig`.
     Raises:
       UserError: a number that is none, an unknown quantiser, or scales that are not as many as the levels.
@@ -54,17 +55,17 @@ class TokenFacts:
             if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= _MOST:
                 raise UserError(f"tokens.{name}={value}: give a number from 0 to {_MOST:,}")
         if self.quantiser not in QUANTISERS:
-            raise UserError(f"tokens.quantiser is '{self.quantiser}': choose {' or '.join(QUANTISERS)}")
-        if self.quantiser == "multiscale":
-            check_scales(self.scales)
+            raise UserError(f"tokens.quantiser is '{self.quantiser}': choose {', '.join(QUANTISERS)}")
+        if self.quantiser != "residual":
+            (check_scales if self.quantiser == "multiscale" else check_nested)(self.scales)
             if not all(type(count) is int for count in self.scales):
                 raise UserError(f"tokens.scales={self.scales}: give whole numbers")
             if self.frames > _MOST:
                 raise UserError(f"tokens.scales ends at {self.frames}: no window has more than {_MOST:,} frames")
-        if len(self.scales) != (self.levels if self.quantiser == "multiscale" else 0):
+        if len(self.scales) != (0 if self.quantiser == "residual" else self.levels):
             raise UserError(
-                f"tokens.scales has {len(self.scales)} scales: a multiscale quantiser has one for each of its "
-                f"{self.levels} levels (tokens.levels), a residual one has none"
+                f"tokens.scales has {len(self.scales)} scales: a residual quantiser has none, another one for each "
+                f"of its {self.levels} levels (tokens.levels)"
             )
 
     @classmethod
@@ -101,9 +102,10 @@ class TokenFacts:
 
     def __str__(self) -> str:
         told = f"{self.levels} levels of {self.codes} codes at {self.frame_rate} Hz by a {self.quantiser} quantiser"
-        if self.quantiser == "multiscale":
-            told += f" of {self.frames} frames, {float(self.hierarchy.tokens_per_second):g} tokens a second, {self.phi}"
-            told += f" phi, gamma {self.gamma:g}"
+        if self.scales:
+            told += f" of {self.frames} frames, {float(self.hierarchy.tokens_per_second):g} tokens a second"
+        if self.phi:
+            told += f", {self.phi} phi, gamma {self.gamma:g}"
         return f"{told}, {self.latent} channels"
 
 

@@ -1,4 +1,4 @@
-"""How many tokens each scale of a window has, coarse first: SAT's three schedules (arXiv 2408.09027), or one's own."""
+"""How many tokens each level has in a packet, coarse first: SAT's three schedules (arXiv 2408.09027), or one's own."""
 
 from collections.abc import Sequence
 
@@ -43,3 +43,15 @@ def check_scales(scales: Sequence[int]) -> None:
     if not scales or any(n != int(n) for n in scales) or any(np.diff([0, *scales]) < 1):
         words = ", ".join(map(str, scales))
         raise UserError(f"scales ({words}): give whole numbers that increase from 1 or more up to the window's frames")
+
+
+def check_nested(scales: Sequence[int]) -> None:
+    """UserError unless the scales are whole numbers of which each is the one before it, or so many of it."""
+    before = 1
+    for n in scales:
+        if n != int(n) or n < 1 or n % before:
+            words = ", ".join(map(str, scales))
+            raise UserError(f"scales ({words}): give whole numbers from 1, each a multiple of the one before it")
+        before = int(n)
+    if not scales:
+        raise UserError("scales (): give one number for each level")

@@ -15,15 +15,17 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
+from hiermusic.audio.bands import low_passed
 from hiermusic.audio.measure import batch_si_sdr
-from hiermusic.codec.codec import Codec
-from hiermusic.codec.discriminator import Discriminator
+from hiermusic.codec.codec import Codec, CodecOutput
 from hiermusic.codec.objective import (
+    Heard,
     ObjectiveConfig,
     discriminator_objective,
     generator_objective,
     initial_norms,
     reconstruction_losses,
+    weighed,
 )
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
@@ -91,7 +93,10 @@ class CodecState(nnx.Module):
 
 
 class CodecStage:
-    """Trains a codec against a multi-scale STFT discriminator; see `stage.Stage`.
+    """Trains a codec against a discriminator; see `stage.Stage`.
+
+    A codec of several resolutions is held to each of them: its first levels to as much of the band as they are to
+    rebuild, all levels to the original.
 
     `loss` is the weighted sum of the reconstruction losses and the commitment alone, so that it compares across phases.
 
@@ -115,7 +120,7 @@ class CodecStage:
         config: RunConfig,
         phases: PhasesConfig,
         make_codec: Callable[[nnx.Rngs], Codec],
-        make_discriminator: Callable[[nnx.Rngs], Discriminator],
+        make_discriminator: Callable[[nnx.Rngs], nnx.Module],
         objective: ObjectiveConfig,
         *,
         crop: tuple[int, int],
@@ -187,10 +192,10 @@ class CodecStage:
         that the balancer looks at, and its own update."""
         wav = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         codec = nnx.eval_shape(lambda: self.make_codec(nnx.Rngs(0)))
-        flops = 3 * forward_flops(lambda codec, wav: codec.forward(wav).wav_BLC, codec, wav)
+        flops = 3 * forward_flops(lambda codec, wav: codec.forward(wav, coarser=True), codec, wav)
         if task.adversarial:
             judge = nnx.eval_shape(lambda: self.make_discriminator(nnx.Rngs(0)))
-            once = forward_flops(lambda judge, wav: judge(wav).logits, judge, wav)
+            once = forward_flops(lambda judge, wav: judge(wav).logits, judge, wav) * len(codec.config.factors)
             flops += once * (2 + (2 if self.objective.balance else 1) + (6 if task.discriminate else 0))
         batch, samples, _ = self.shape
         seconds = Fraction(batch * samples, codec.sample_rate)
@@ -206,22 +211,26 @@ class CodecStage:
         judge = module.discriminator if task.adversarial else None
 
         def loss(model):
-            output = model.forward(wav_BLC, key=key, train=True, quantise=task.quantise)
-            rest = (output.commitment, judge, model.sample_rate, norms)
-            scalar, values, moved = generator_objective(self.objective, wav_BLC, output.wav_BLC, *rest)
-            return scalar, (output, values, moved)
+            output = model.forward(wav_BLC, key=key, train=True, quantise=task.quantise, coarser=True)
+            heard = self._heard(model, wav_BLC, output)
+            rest = (output.commitment, judge, norms, module.optimiser.step[...])
+            scalar, values, moved = generator_objective(self.objective, heard, *rest)
+            return scalar, (output.stats, heard, values, moved)
 
-        (_, (output, values, moved)), gradients = nnx.value_and_grad(loss, has_aux=True)(module.model)
+        (_, (stats, heard, values, moved)), gradients = nnx.value_and_grad(loss, has_aux=True)(module.model)
         squares = jnp.square(optax.tree.norm(gradients))
         metrics = {
             "loss": self._total(values),
             **values,
             "learning_rate": self.rate(module.optimiser.step[...]),
-            **_health(output.stats),
+            **_health(stats),
         }
         if task.discriminate:
-            fool = jax.lax.stop_gradient(output.wav_BLC)
-            metrics["discriminator"], against = nnx.value_and_grad(discriminator_objective)(judge, wav_BLC, fool)
+
+            def fooled(judge):
+                return discriminator_objective(judge, heard, self.objective.adversary)
+
+            metrics["discriminator"], against = nnx.value_and_grad(fooled)(judge)
             squares += jnp.square(optax.tree.norm(against))
             module.discriminator_optimiser.update(module.discriminator, against)
         metrics["grad_norm"] = jnp.sqrt(squares)
@@ -235,11 +244,22 @@ class CodecStage:
     def evaluate(self, module: CodecState, batch: Mapping[str, Array], task: None, key: Array) -> Metrics:
         wav_BLC = batch["wav"]
         model = self._best(module)
-        output = model.forward(wav_BLC)
-        values = reconstruction_losses(self.objective, wav_BLC, output.wav_BLC, model.sample_rate)
-        values["commitment"] = output.commitment
-        sdr_B = batch_si_sdr(wav_BLC, output.wav_BLC)
-        return {"loss": self._total(values), **values, "si_sdr": jnp.nanmean(sdr_B), **_health(output.stats)}
+        output = model.forward(wav_BLC, coarser=True)
+        heard = self._heard(model, wav_BLC, output)
+        values = reconstruction_losses(self.objective, heard)
+        values["commitment"] = weighed(heard, output.commitment)
+        sdr_J = [jnp.nanmean(batch_si_sdr(one.target_BLC, one.estimate_BLC)) for one in heard]
+        values |= {"si_sdr": sdr_J[-1]} | ({"si_sdr_J": jnp.stack(sdr_J)} if sdr_J[1:] else {})
+        return {"loss": self._total(values), **values, **_health(output.stats)}
+
+    def _heard(self, model: Codec, wav_BLC: Float[Array, "B L C"], output: CodecOutput) -> list[Heard]:
+        """What a codec made of waveforms beside what it was to make, of each resolution."""
+        factors, made = model.config.factors, (*output.coarser, output.wav_BLC)
+        weights = self.objective.level_weights if output.coarser else (1.0,)
+        return [
+            Heard(low_passed(wav_BLC, factor), estimate, model.sample_rate // factor, weight)
+            for factor, estimate, weight in zip(factors, made, weights, strict=True)
+        ]
 
     def showcase(self, module: CodecState, log: Log, step: int) -> None:
         """Logs some held-out crops and what the codec makes of them."""

@@ -11,8 +11,8 @@ import scipy.signal
 from flax import nnx
 
 from hiermusic.codec import objective
-from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
-from hiermusic.codec.objective import ObjectiveConfig
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig, Judgement
+from hiermusic.codec.objective import Heard, ObjectiveConfig
 from hiermusic.errors import UserError
 
 SMALL = ObjectiveConfig(stft_sizes=(78, 126), mel_windows=(64,), mel_bands=(8,))
@@ -142,7 +142,7 @@ def test_unbalanced_objective_has_the_gradient_of_the_weighted_sum():
 
     @jax.jit
     def scalar(estimate):
-        return objective.generator_objective(config, wav, estimate, 0.7, discriminator, 44_100, norms)[:2]
+        return objective.generator_objective(config, [Heard(wav, estimate, 44_100)], 0.7, discriminator, norms)[:2]
 
     @jax.jit
     def reference(estimate):
@@ -167,9 +167,8 @@ def test_balanced_objective_moves_its_state_and_passes_commitment_through():
     @jax.jit
     def gradients(estimate, commitment):
         def scalar(estimate, commitment):
-            value, _, after = objective.generator_objective(
-                SMALL, wav, estimate, commitment, discriminator, 44_100, norms
-            )
+            heard = [Heard(wav, estimate, 44_100)]
+            value, _, after = objective.generator_objective(SMALL, heard, commitment, discriminator, norms)
             return value, after
 
         return jax.grad(scalar, argnums=(0, 1), has_aux=True)(estimate, commitment)
@@ -185,14 +184,16 @@ def test_balanced_objective_moves_its_state_and_passes_commitment_through():
 def test_only_losses_with_a_weight_are_computed():
     wav, estimate = _waves()
     config = dataclasses.replace(SMALL, waveform=0.0, stft=0.0, mel=1.0)
-    values = jax.eval_shape(lambda e: objective.reconstruction_losses(config, wav, e, 44_100), estimate)
+    values = jax.eval_shape(lambda e: objective.reconstruction_losses(config, [Heard(wav, e, 44_100)]), estimate)
     assert set(values) == {"mel"}
 
 
 def test_training_without_a_discriminator():
     wav, estimate = _waves()
     _, metrics, norms = jax.eval_shape(
-        lambda e: objective.generator_objective(SMALL, wav, e, 0.0, None, 44_100, objective.initial_norms(SMALL)),
+        lambda e: objective.generator_objective(
+            SMALL, [Heard(wav, e, 44_100)], 0.0, None, objective.initial_norms(SMALL)
+        ),
         estimate,
     )
     assert set(metrics) == {"waveform", "stft", "commitment"}
@@ -202,7 +203,7 @@ def test_training_without_a_discriminator():
 def test_discriminator_objective_trains_the_discriminator_alone():
     wav, estimate = _waves()
     graph, state = nnx.split(_discriminator())
-    loss = jax.jit(lambda state, e: objective.discriminator_objective(nnx.merge(graph, state), wav, e))
+    loss = jax.jit(lambda state, e: objective.discriminator_objective(nnx.merge(graph, state), [Heard(wav, e, 1)]))
     weights, waveform = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, estimate)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(weights) if g.ndim == 4)
     assert not np.any(waveform)
@@ -227,3 +228,116 @@ def test_fields_of_a_configuration_make_an_objective():
 def test_an_objective_out_of_range_is_told(wrong, words):
     with pytest.raises(UserError, match=words):
         ObjectiveConfig.of(wrong)
+
+
+def test_least_squares_by_hand():
+    """As DAC adds them up: over judges, and over all their activations, none in relation to its size."""
+    real, fake = [jnp.array([2.0, 0.0]), jnp.array([0.5])], [jnp.array([-2.0, 1.0]), jnp.array([0.0])]
+    assert float(objective.least_squares_discriminator(real, fake)) == (1 + 1) / 2 + (4 + 1) / 2 + 0.25 + 0
+    assert float(objective.least_squares_generator(fake)) == (9 + 0) / 2 + 1
+    maps = [[jnp.array([1.0, -3.0])], [jnp.array([4.0]), jnp.array([6.0])]]
+    others = [[jnp.array([2.0, -3.0])], [jnp.array([1.0]), jnp.array([6.0])]]
+    assert float(objective.feature_matching(maps, others, relative=False)) == 0.5 + 3 + 0
+
+
+def _resolutions(weights=(0.2, 0.3, 0.5)):
+    """Three targets and estimates, at three rates."""
+    return [Heard(*_waves(seed), 44_100 // 2**seed, weight) for seed, weight in enumerate(weights)]
+
+
+class _Linear(nnx.Module):
+    """A judge of two scales, cheap and unlike at every sample."""
+
+    def __call__(self, wav_BLC):
+        ramp = jnp.linspace(0.5, 2.0, wav_BLC.shape[1])[:, None]
+        return Judgement([ramp * wav_BLC, wav_BLC[:, ::2] ** 2], [[ramp * wav_BLC], [wav_BLC**2, wav_BLC[:, ::3]]])
+
+
+@pytest.mark.parametrize("adversary", ["hinge", "least_squares"])
+def test_every_resolution_counts_by_its_weight_in_every_loss(adversary):
+    config = dataclasses.replace(
+        SMALL, balance=False, mel=1.5, waveform=2.0, stft=0.7, adversarial=0.4, feature=0.6, adversary=adversary
+    )
+    heard, judge = _resolutions(), _Linear()
+    commitment = jnp.array([1.0, 10.0, 100.0])
+
+    @jax.jit
+    def scalar(estimates):
+        now = [dataclasses.replace(one, estimate_BLC=e) for one, e in zip(heard, estimates, strict=True)]
+        return objective.generator_objective(config, now, commitment, judge, objective.initial_norms(config))[:2]
+
+    estimates = [one.estimate_BLC for one in heard]
+    gradients, values = jax.grad(scalar, has_aux=True)(estimates)
+    assert float(values["commitment"]) == pytest.approx(0.2 + 3 + 50)
+    each = []
+    for one in heard:
+        alone = dataclasses.replace(one, weight=1.0)
+
+        @jax.jit
+        def scalar_alone(e, alone=alone):
+            now = [dataclasses.replace(alone, estimate_BLC=e)]
+            return objective.generator_objective(config, now, 0.0, judge, objective.initial_norms(config))[:2]
+
+        each.append(jax.grad(scalar_alone, has_aux=True)(one.estimate_BLC))
+    # what is compared with the size of the real ones is so over all of them
+    names = [name for name in values if name != "commitment" and (adversary != "hinge" or name != "feature")]
+    for name in names:
+        total = sum(one.weight * float(alone[name]) for one, (_, alone) in zip(heard, each, strict=True))
+        assert float(values[name]) == pytest.approx(total, rel=1e-4), name
+    if adversary == "least_squares":
+        for one, gradient, (alone, _) in zip(heard, gradients, each, strict=True):
+            np.testing.assert_allclose(gradient, one.weight * alone, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("adversary", ["hinge", "least_squares"])
+def test_the_discriminator_judges_every_resolution_by_its_weight(adversary):
+    heard, judge = _resolutions(), _Linear()
+    loss = jax.jit(lambda *heard: objective.discriminator_objective(judge, heard, adversary))
+    alone = [float(loss(dataclasses.replace(one, weight=1.0))) for one in heard]
+    assert float(loss(*heard)) == pytest.approx(np.dot([0.2, 0.3, 0.5], alone), rel=1e-4)
+
+
+def test_the_balancer_takes_several_outputs_as_one():
+    heard = _resolutions((1.0, 1.0, 1.0))
+    estimates = [one.estimate_BLC for one in heard]
+
+    def scalar(estimates):
+        now = [dataclasses.replace(one, estimate_BLC=e) for one, e in zip(heard, estimates, strict=True)]
+        config = dataclasses.replace(SMALL, waveform=1.0, stft=0.0)
+        return objective.generator_objective(config, now, np.zeros(3), None, objective.initial_norms(config))[0]
+
+    gradients = jax.jit(jax.grad(scalar))(estimates)
+    norm = np.mean(np.sqrt(sum(np.square(np.asarray(g)).sum((1, 2)) for g in gradients)))
+    assert norm == pytest.approx(1, rel=1e-4)
+
+
+def test_the_weight_of_the_mel_loss_rises_over_the_first_steps():
+    config = dataclasses.replace(SMALL, mel=10.0, mel_start=2.0, mel_steps=100, balance=False)
+    assert [float(config.weights(step)["mel"]) for step in (0, 50, 100, 9999)] == [2, 6, 10, 10]
+    assert config.weights(50) | {"mel": 10.0} == config.balanced  # and no other
+    assert dataclasses.replace(config, mel_steps=0).weights(0)["mel"] == 10
+    wav, estimate = _waves()
+
+    @jax.jit
+    def gradient(estimate, step):
+        def scalar(e):
+            only = dataclasses.replace(config, waveform=0.0, stft=0.0)
+            return objective.generator_objective(only, [Heard(wav, e, 44_100)], 0.0, None, {}, step)[0]
+
+        return jax.grad(scalar)(estimate)
+
+    np.testing.assert_allclose(gradient(estimate, 100), 5 * gradient(estimate, 0), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"adversary": "wasserstein"}, "loss.adversary is 'wasserstein': choose hinge or least_squares"),
+        ({"level_weights": (0.5, -1.0)}, "loss.level_weights is (0.5, -1.0)"),
+        ({"mel_steps": -1}, "loss.mel_steps is -1"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_one_line(wrong, words):
+    with pytest.raises(UserError) as told:
+        dataclasses.replace(SMALL, **wrong)
+    assert words in str(told.value)

@@ -11,7 +11,7 @@ import pytest
 
 from hiermusic.errors import UserError
 from hiermusic.evaluate.codec import Coder, Protocol, code_statistics, evaluate_codec
-from hiermusic.evaluate.scores import difference, from_json, interval, protocol_hash, to_json
+from hiermusic.evaluate.scores import difference, from_json, interval, protocol_hash, score, to_json
 from hiermusic.tokens.hierarchy import Hierarchy, Level
 from hiermusic.tokens.packets import levels_of
 
@@ -94,9 +94,17 @@ def test_levels_of_unequal_rate(clips):
         wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40, axis=0)
         return wav + ((codes[1] + 0.5) / 32 - 1 if levels > 1 else 0)
 
-    result = evaluate_codec(Coder(encode_pyramid, decode_pyramid, RATE, 1, hierarchy), clips, Protocol(levels=(1,)))
+    def means(wav_LC):
+        return np.repeat(wav_LC.reshape(-1, 40).mean(axis=1), 40)[:, None]
+
+    coder = Coder(encode_pyramid, decode_pyramid, RATE, 1, hierarchy, {1: means})
+    result = evaluate_codec(coder, clips, Protocol(levels=()))
     assert [row["bits_per_second"] for row in result["reconstruction"]] == [600, 600 + 6 * RATE]
     assert result["reconstruction"][1]["sdr"]["mean"] > 20
+    slow, both = result["reconstruction"]
+    wanted = [score(means(clip), decode_pyramid(encode_pyramid(clip), 1), RATE)["sdr"] for clip in clips]
+    assert slow["own_target"]["sdr"]["mean"] == pytest.approx(np.mean(wanted), rel=1e-5)
+    assert slow["own_target"]["sdr"]["mean"] > slow["sdr"]["mean"] and "own_target" not in both
 
 
 def test_code_statistics_of_known_distributions():

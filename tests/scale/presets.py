@@ -16,7 +16,12 @@ from hiermusic.train import loop
 from hiermusic.train.codec import CodecStage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = {"sat": "aar/codec", "lm": "aar/lm", "ar_baseline": "aar/ar_baseline"}  # the others are Khala's
+FILES = {
+    "sat": "aar/codec",
+    "lm": "aar/lm",
+    "ar_baseline": "aar/ar_baseline",
+    "pyramid": "pyramid/codec",
+}  # the others are Khala's
 WINDOW = {"window": 16, "levels": 4, "codes": 16}
 PRIOR = {"depth": 4, "cond": 8, "listener": 8, "references": 2}
 TOKENS = {"levels": 4, "codes": 16, "latent": 8}
@@ -30,6 +35,26 @@ SIZES = {
         | {"fold": 1, "strides": (4, 5)},
         "discriminator": {"fft_sizes": (64,), "filters": 8},
         "loss": {"mel_windows": (64,), "mel": 0.001, "waveform": 1.0, "adversarial": 0.1, "feature": 0.1},
+        "train": {"crop_frames": 16, "quantise_start": 0, "adversarial_start": 1},
+    },
+    "pyramid": {
+        "model": {
+            "fold": 2,
+            "strides": (4,),
+            "dilations": (3,),
+            "encoder_width": 8,
+            "decoder_width": 16,
+            "latent": 8,
+            "books": (1, 2, 1),
+            "codes": 16,
+            "code_width": 4,
+            "kmeans_iterations": 4,
+        },
+        "discriminator": {"period_widths": (8, 8), "fft_sizes": (64,), "filters": 8},
+        "loss": {
+            **{"mel_windows": (64,), "mel_bands": 8, "mel": 0.01, "waveform": 1.0},
+            **{"adversarial": 0.01, "feature": 0.01},
+        },
         "train": {"crop_frames": 16, "quantise_start": 0, "adversarial_start": 1},
     },
     "lm": {

@@ -1,3 +1,6 @@
+import dataclasses
+from types import SimpleNamespace
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -6,10 +9,13 @@ import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from hiermusic.audio.bands import low_passed
 from hiermusic.codec.codec import Codec, CodecConfig, CodecOutput
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.objective import ObjectiveConfig
+from hiermusic.codec.pyramid import PyramidConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
@@ -138,12 +144,12 @@ def test_the_balancer_remembers_every_step(trained):
 class Recorded(nnx.Module):
     """A codec that says what it was called with and scales its input; the quantiser's numbers are made up."""
 
-    sample_rate = CODEC.sample_rate
+    sample_rate, config = CODEC.sample_rate, CODEC
 
     def __init__(self, rngs):
         self.scale = nnx.Param(jnp.ones(()), axes=())
 
-    def forward(self, wav_BLC, *, key=None, train=False, quantise=True):
+    def forward(self, wav_BLC, *, key=None, train=False, quantise=True, coarser=False):
         drawn = jnp.zeros(()) if key is None else jax.random.uniform(key)
         told = jnp.array([drawn, train, quantise])
         stats = {"perplexity_K": told, "usage_K": self.scale[...][None]}
@@ -209,3 +215,36 @@ def test_the_discriminator_moves_once_it_is_heard(trained):
     first, before, after = (weights(step) for step in (1, 2, 3))
     assert all(np.array_equal(*pair) for pair in zip(first, before, strict=True))
     assert any(not np.array_equal(*pair) for pair in zip(before, after, strict=True))
+
+
+# MARK: several resolutions
+
+LEVELS = dataclasses.replace(
+    CODEC, quantiser=PyramidConfig((1, 1), (2, 1), FactorisedConfig(codes=16, width=4), init="fan_in")
+)
+
+
+def test_each_resolution_is_held_to_its_own_target():
+    """The whole to the original, the first level to the lower half of its band, with the mel bands of half its rate."""
+    stage = make_stage(level_weights=(0.25, 0.75))
+    wav = tones(0)
+    output = CodecOutput(wav, None, jnp.zeros(2), {}, (0.5 * wav,))
+    model = SimpleNamespace(config=LEVELS, sample_rate=8000)
+    coarse, fine = stage._heard(model, jnp.asarray(wav), output)
+    np.testing.assert_allclose(coarse.target_BLC, low_passed(jnp.asarray(wav), 2), atol=1e-6)
+    np.testing.assert_array_equal(coarse.estimate_BLC, 0.5 * wav)
+    np.testing.assert_array_equal(fine.target_BLC, wav)
+    assert (coarse.rate, coarse.weight, fine.rate, fine.weight) == (4000, 0.25, 8000, 0.75)
+
+
+def test_a_codec_of_two_resolutions_is_trained_and_judged_at_both(tmp_path):
+    stage = make_stage(steps=4, level_weights=(0.25, 0.75), adversary="least_squares", balance=False, mel_steps=2)
+    stage.make_codec = lambda rngs: Codec(LEVELS, rngs=rngs)
+    stage.phases = PhasesConfig()
+    flops = [stage.work(phase).flops for phase in (Phase(True, False, False), Phase(True, True, True))]
+    assert 0 < flops[0] < flops[1]
+    run(stage, tmp_path, progress=False)
+    *_, last = read_metrics(tmp_path)
+    assert len(last["valid/si_sdr_J"]) == 2 and last["valid/si_sdr"] == last["valid/si_sdr_J"][1]
+    assert {"adversarial", "feature", "discriminator"} <= set(last) and last["skipped"] == 0
+    assert all(np.isfinite(last[name]) for name in ("loss", "discriminator", "grad_norm", "valid/loss"))

@@ -86,7 +86,7 @@ def test_tokens_of_another_codec(capsys, khala, tmp_path):
         ("--config.model.scales=(1, 2, 3)", "model.scales end at 3"),
         ("--config.model.phi=some", "phi is 'some'"),
         ("--config.model.quantiser=lattice", "model.quantiser is 'lattice'"),
-        ("--config.train.crop_frames=74", "no multiple of the quantiser's window"),
+        ("--config.train.crop_frames=74", "no multiple of the quantiser's packets"),
     ],
 )
 def test_a_codec_that_cannot_be(capsys, tmp_path, change, words):
