@@ -89,7 +89,8 @@ def test_files_are_songs_with_their_facts(midi):
 
 def test_a_note_sounds_at_its_time_and_pitch(tmp_path, midi):
     score(tmp_path / "music/d.mid", {0: [69]})
-    wav_L1, rate, _ = {track.id: track for track in open_source(midi).tracks}["d.mid"].load()
+    wav_L1, rate, meta = {track.id: track for track in open_source(midi).tracks}["d.mid"].load()
+    assert meta["truth"]["notes"] == {"piano": 1}
     power_F = abs(np.fft.rfft(wav_L1[round(0.1 * rate) : round(0.4 * rate), 0]))
     assert power_F.argmax() / 0.3 == pytest.approx(441, abs=4)
     quiet, loud = abs(wav_L1[-rate // 4 :]).max(), abs(wav_L1[: rate // 2]).max()
