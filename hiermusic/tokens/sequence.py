@@ -13,7 +13,13 @@ START = 0  # the one text id of models that take no words: it begins a row
 
 
 def pack(
-    text: Sequence[int], layout: Layout, codes: Sequence[np.ndarray], length: int, *, end: int | None = None
+    text: Sequence[int],
+    layout: Layout,
+    codes: Sequence[np.ndarray],
+    length: int,
+    *,
+    end: int | None = None,
+    markers: Sequence[int] = (),
 ) -> Row:
     """One training row of `length` positions: text ids, codes read, codes predicted, text predicted, validity.
 
@@ -26,6 +32,7 @@ def pack(
       codes: K integer arrays, level k of `layout.lengths[k]` tokens; -1 for a token that is not there.
       length: positions of the row.
       end: id predicted where one more token of level 0 would be due; None to predict no end.
+      markers: the id of each level that stands where the layout has a mark.
     Returns:
       `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 with -1 for
       none, and `valid` [length] bool.
@@ -52,7 +59,7 @@ def pack(
         "valid": np.arange(length) < used,
     }
     row["text"][:start] = text[:start]
-    row["text"][start:stop][begins_S] = text[-1]
+    row["text"][start:stop] = np.where(begins_S, text[-1], layout.marked(markers))
     row["reads"][start:stop] = reads_SK
     row["targets"][start:stop] = targets_SK
     if end is not None:

@@ -79,7 +79,8 @@ class Rows:
                 np.pad(codes_T.astype(np.int32), (0, count - len(codes_T)), constant_values=-1)
                 for codes_T, count in zip(levels, layout.lengths, strict=True)
             ]
-        return sequence.pack(ids, layout, levels, length, end=self.end if whole else None)
+        markers = models.markers(self.config) if layout.marks else ()
+        return sequence.pack(ids, layout, levels, length, end=self.end if whole else None, markers=markers)
 
     def prompt(self, meta: dict, rng: np.random.Generator, level: int | None = None) -> list[int]:
         """The ids of a track's prompt, ending in the marker of `level` if there is one."""
