@@ -67,6 +67,7 @@ NAMES = {
 }
 # Orders of prediction: next scale alone goes with AAR's tokens, the others make rows (tests/systems/lm/test_rows.py).
 ORDERS = {(stage, "pattern") for stage in BUILT if stage != "aar/ar_baseline"}
+ORDERS.add(("pyramid/lm", "levels"))  # of which it knows all that there are
 # Fields that go together: what others become.
 TOGETHER = {"head": {"codec_tables": False}, "levels": {"given": 0}, "scales": {"levels": 2, "phi_count": 1}}
 FIELDS = {stage: sorted(set(presets.read(f"configs/{stage}.py:tiny").model) - READ) for stage in BUILT}

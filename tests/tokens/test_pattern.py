@@ -45,8 +45,11 @@ def behind_given_levels(draw):
     return pattern.prefixed(prefix, layout), passes + prefix.positions
 
 
-def marked_behind_given(lengths, given):
-    return pattern.level_major(lengths, separate=True, given=given)
+@st.composite
+def marked_behind_given(draw):
+    lengths = draw(any_lengths)
+    known = draw(st.integers(0, len(lengths) - 1))
+    return pattern.level_major(lengths, separate=True, given=known), sum(lengths) + len(lengths) - 1
 
 
 layouts = {  # pattern -> (layout, number of passes it must take)
@@ -56,7 +59,7 @@ layouts = {  # pattern -> (layout, number of passes it must take)
     "parallel": one_length.map(lambda ls: (pattern.parallel(ls), ls[0])),
     "level major": any_lengths.map(lambda ls: (pattern.level_major(ls), sum(ls))),
     "level major with marks": any_lengths.map(lambda ls: (pattern.level_major(ls, True), sum(ls) + len(ls) - 1)),
-    "level major behind given levels": by_level(marked_behind_given),
+    "level major behind given levels": marked_behind_given(),
     "layer wise": by_level(pattern.layer_wise),
     "next scale": by_level(pattern.next_scale),
     "behind given levels": behind_given_levels(),
@@ -235,11 +238,11 @@ def test_marks_take_a_position_each_and_fill_the_papers_context():
     """`BOS 2000 SEP 4000 SEP 8000 EOS`, of which the last is not read: 14,004 positions of 2,000 packets."""
     order = pattern.Pattern("level_major", (1, 2, 4), separate=True)
     assert order.positions(2000) == 14_002 and order.most(14_004) == 2000 and order.most(14_001) == 1999
-    for given in (0, 2):
-        part = pattern.Pattern("level_major", (1, 2, 4), given, separate=True)
+    for known in (0, 2):
+        part = pattern.Pattern("level_major", (1, 2, 4), known, separate=True)
         for packets in (1, 3):
             assert part.layout(packets).positions == part.positions(packets) == 7 * packets + 2
-            assert part.layout(packets).given == given
+            assert part.layout(packets).given == known
     with pytest.raises(UserError, match=r"model\.separators stand between levels: set it to False for the flatten"):
         pattern.Pattern("flatten", (1, 2), separate=True)
 

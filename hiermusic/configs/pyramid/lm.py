@@ -86,7 +86,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.valid_every = 2000
     config.train.checkpoint_every = 2000
 
-    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 100, "top_p": 1.0, "guidance": 1.0})
+    config.sampling = ConfigDict({"temperature": 1.0, "top_k": 100, "top_p": 1.0, "guidance": 1.0, "levels": 0})
 
     match preset:
         case "paper":
