@@ -17,7 +17,7 @@ that no row reaches, which are left out; its tables are tied, ours are not.
 
 The three-stage variant is a model for each level, of which the coarser ones are given: `--config.model.levels=1`, then
 `--config.model.levels=2 --config.model.given=1`, then `--config.model.levels=3 --config.model.given=2`. Songs are made
-by `hiermusic generate --lm=FIRST --finer=SECOND,THIRD`.
+by `hiermusic generate --lm=FIRST --finer_lms=SECOND,THIRD`.
 
 Sampling is at temperature 1.0, of which the paper's listeners judged the songs (it measures 0.8 and 1.3 too), among the
 100 likeliest codes, as its code draws them.

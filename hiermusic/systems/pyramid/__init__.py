@@ -33,12 +33,12 @@ SYSTEM = System(
     ),
     flags=(
         Flag("lm", "workdir of a trained lm", "model"),
-        Flag("finer", "workdirs of further lms, by commas, that --lm's levels are given to", "else"),
+        Flag("finer_lms", "workdirs of the lms of further levels, by commas, given those of --lm", "else"),
         CODEC,
         *WORDS,
         *SAMPLING,
         Flag("levels", "how many levels to make, coarse first; default: all", "sampling", int, 1),
-        Flag("levels_too", "also write NAME.level_1.wav and so on, the song after each level", "else", bool),
+        Flag("levels_too", "also write NAME.levels_1.wav and so on, the song after so many levels", "else", bool),
     ),
     uses={
         "codec": USE_OF_A_CODEC,
@@ -53,5 +53,5 @@ SYSTEM = System(
         "continue": "hiermusic continue --lm=out/lm --seconds=8 --out=out/songs in.wav",
     },
     load=_rooms,
-    versions=tuple(f"level_{number}" for number in range(1, 8)),
+    versions=tuple(f"levels_{number}" for number in range(1, 8)),
 )

@@ -28,7 +28,7 @@ def generate(
     out: Path,
     *,
     lm: str,
-    finer: str | None = None,
+    finer_lms: str | None = None,
     codec: str | None = None,
     options: Mapping[str, float] = MappingProxyType({}),
     audio: str | None = None,
@@ -43,17 +43,17 @@ def generate(
       out: folder for NAME.wav and NAME.json.
       lm: workdir of the language model, of all levels or of the first ones; of the former, songs may be longer than its
         context.
-      finer: workdirs of the models of the levels behind those, by commas, each given all that the ones before it know.
+      finer_lms: workdirs of the models of the levels behind those, by commas, each given what the ones before it made.
       codec: workdir of the codec; None for the one that made the model's tokens.
       options: temperature, top_k, top_p, guidance and levels where they differ from the first model's own.
       audio: file to go on from; its length counts in the prompt's seconds.
-      levels_too: also write NAME.level_1.wav and so on, the song after each level but the last.
+      levels_too: also write NAME.levels_1.wav and so on, the song after so many levels.
       mesh: axes and sizes to spread the token models over all devices of all processes; None for one of this one's.
       rows: songs made at once, all in one batch.
     Returns:
       What each JSON holds.
     """
-    runs = [lm, *(finer.split(",") if finer else ())]
+    runs = [lm, *(finer_lms.split(",") if finer_lms else ())]
     configs = [workdirs.read(run, "lm") for run in runs]
     _check_chain(runs, configs)
     step, spread = None, make_mesh(mesh) if mesh else None
@@ -62,8 +62,8 @@ def generate(
     sampling = [config.sampling.to_dict() for config in configs]
     sampling[0] |= dict(options)
     levels = sampling[0].get("levels", 0)
-    if finer and levels:
-        raise UserError(f"levels={levels} is of a single model: leave out of --finer those that are not to be made")
+    if finer_lms and levels:
+        raise UserError(f"levels={levels} is of a single model: leave out of --finer_lms those that are not to be made")
     for request in requests:
         if request.like:
             raise UserError(f"{request.name}: this model takes words, not a clip: leave --like={request.like} out")
@@ -81,8 +81,12 @@ def generate(
             _, model = workdirs.load(run, "lm", mesh=spread)
             if requests:  # of this process; the others read the checkpoint too
                 model = drawing.ready(config, model)
-                how = {"known": known, "mesh": spread, "name": f"level {config.model.given + 1}" if finer else "tokens"}
-                if codes is None and not finer:
+                how = {
+                    "known": known,
+                    "mesh": spread,
+                    "name": f"level {config.model.given + 1}" if finer_lms else "tokens",
+                }
+                if codes is None and not finer_lms:
                     samples = drawing.draw_long(requests, config, model, settings, **how)
                 else:
                     samples = drawing.draw(requests, config, model, settings, given=codes, **how)
@@ -101,7 +105,7 @@ def _check_chain(runs: Sequence[str], configs: Sequence[ConfigDict]) -> None:
     known = 0
     for run, config in zip(runs, configs, strict=True):
         if config.model.given != known:
-            before = f"those before it make {known}" if known else "it stands first: give the others by --finer"
+            before = f"those before it make {known}" if known else "stands first: give it by --finer_lms, and the model of those by --lm"
             raise UserError(f"{run} predicts levels behind {config.model.given} that it is given, and {before}")
         if config.tokens != configs[0].tokens:
             raise UserError(f"{run} knows other tokens than {runs[0]}: take models of one codec")
@@ -114,7 +118,7 @@ def _ends(slots: Sequence[int]) -> list[int]:
 
 
 def _versions(slots: Sequence[int]) -> tuple[str, ...]:
-    return tuple(f"level_{number}" for number, _ in enumerate(_ends(slots)[:-1], 1))
+    return tuple(f"levels_{number}" for number, _ in enumerate(_ends(slots)[:-1], 1))
 
 
 def _song(codes: packets.Streams, coder: Codec) -> songs.Song:

@@ -89,11 +89,11 @@ def test_the_first_levels_alone_and_the_song_after_each(engine):
     pyramid.generate([request("a", 5, 1.0)], "out", lm="whole", options={"levels": 2}, levels_too=True)
     (call,), (song,) = engine.calls, engine.produced.songs
     assert call["layouts"][0].positions == 10 + 1 + 20 and "levels" not in call
-    assert song.codes_PS.shape == (10, 3) and engine.produced.versions == ("level_1",)
-    np.testing.assert_array_equal(song.versions["level_1"], song.codes_PS[:, :1])
+    assert song.codes_PS.shape == (10, 3) and engine.produced.versions == ("levels_1",)
+    np.testing.assert_array_equal(song.versions["levels_1"], song.codes_PS[:, :1])
     pyramid.generate([request("a", 5, 1.0)], "out", lm="whole", levels_too=True)
     (song,) = engine.produced.songs
-    assert engine.produced.versions == ("level_1", "level_2") and list(song.versions) == ["level_1", "level_2"]
+    assert engine.produced.versions == ("levels_1", "levels_2") and list(song.versions) == ["levels_1", "levels_2"]
     assert [part.shape for part in song.versions.values()] == [(10, 1), (10, 3)]
     with pytest.raises(UserError, match="levels=4: give 1 to 3, of which this model makes any"):
         pyramid.generate([request("a", 5, 1.0)], "out", lm="whole", options={"levels": 4})
@@ -136,7 +136,7 @@ def test_a_prompt_asks_for_what_its_window_lasts(engine):
 
 
 def test_three_stages_are_each_given_all_that_stands_before(engine):
-    pyramid.generate([request("a", 5, 1.0)], "out", lm="first", finer="second,third", audio="in.wav")
+    pyramid.generate([request("a", 5, 1.0)], "out", lm="first", finer_lms="second,third", audio="in.wav")
     assert [call["model"] for call in engine.calls] == ["first", "second", "third"]
     for k, call in enumerate(engine.calls):
         (layout,), (known,) = call["layouts"], call["given"]
@@ -146,20 +146,20 @@ def test_three_stages_are_each_given_all_that_stands_before(engine):
     assert [set(codes_T[len(codes_T) // 2 :] // 100) for codes_T in levels(song)] == [{1}, {2}, {3}]
     np.testing.assert_array_equal(song.codes_PS[:5], engine.heard_PS)
     assert engine.produced.runs == {"codec": "codec of tokens", "lm": "first", "lm_2": "second", "lm_3": "third"}
-    pyramid.generate([request("a", 5, 1.0)], "out", lm="first", finer="second")
+    pyramid.generate([request("a", 5, 1.0)], "out", lm="first", finer_lms="second")
     assert engine.produced.songs[0].codes_PS.shape == (10, 3)
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"lm": "second"}, "second predicts levels behind 1 that it is given, and it stands first: give the others by"),
+        ({"lm": "second"}, "second predicts levels behind 1 that it is given, and stands first: give it by --finer_lms"),
         (
-            {"lm": "first", "finer": "third"},
+            {"lm": "first", "finer_lms": "third"},
             "third predicts levels behind 2 that it is given, and those before it make 1",
         ),
-        ({"lm": "whole", "finer": "third"}, "behind 2 that it is given, and those before it make 3"),
-        ({"lm": "first", "finer": "second", "options": {"levels": 1}}, "levels=1 is of a single model"),
+        ({"lm": "whole", "finer_lms": "third"}, "behind 2 that it is given, and those before it make 3"),
+        ({"lm": "first", "finer_lms": "second", "options": {"levels": 1}}, "levels=1 is of a single model"),
     ],
 )
 def test_models_that_do_not_follow_each_other_are_told(engine, flags, said):
@@ -168,5 +168,8 @@ def test_models_that_do_not_follow_each_other_are_told(engine, flags, said):
 
 
 def test_a_level_of_several_codebooks_is_one_version():
-    assert pyramid._ends((1, 1, 2, 2, 4)) == [2, 4, 5] and pyramid._versions((1, 1, 2, 2, 4)) == ("level_1", "level_2")
+    assert pyramid._ends((1, 1, 2, 2, 4)) == [2, 4, 5] and pyramid._versions((1, 1, 2, 2, 4)) == (
+        "levels_1",
+        "levels_2",
+    )
     assert pyramid._ends((1,)) == [1] and pyramid._versions((1, 1)) == ()
