@@ -105,8 +105,9 @@ def _check_chain(runs: Sequence[str], configs: Sequence[ConfigDict]) -> None:
     known = 0
     for run, config in zip(runs, configs, strict=True):
         if config.model.given != known:
-            before = f"those before it make {known}" if known else "stands first: give it by --finer_lms, and the model of those by --lm"
-            raise UserError(f"{run} predicts levels behind {config.model.given} that it is given, and {before}")
+            behind = f"{run} predicts levels behind {config.model.given} that it is given"
+            wrong = f"those before it make {known}" if known else "stands first: give it by --finer_lms"
+            raise UserError(f"{behind}, and {wrong}")
         if config.tokens != configs[0].tokens:
             raise UserError(f"{run} knows other tokens than {runs[0]}: take models of one codec")
         known = len(hierarchy(config))

@@ -153,7 +153,7 @@ def test_three_stages_are_each_given_all_that_stands_before(engine):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"lm": "second"}, "second predicts levels behind 1 that it is given, and stands first: give it by --finer_lms"),
+        ({"lm": "second"}, "second predicts levels behind 1 that it is given, and stands first: give it by"),
         (
             {"lm": "first", "finer_lms": "third"},
             "third predicts levels behind 2 that it is given, and those before it make 1",
