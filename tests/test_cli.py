@@ -64,8 +64,8 @@ def test_help_of_generation_is_that_of_the_system_that_is_named(capsys):
     for name in ("", *catalogue.systems()):
         cli.main(["generate", "-h", *([f"--system={name}"] if name else [])])
         told[name] = capsys.readouterr().out
-    owners = {"superres": ["khala"], "tags": ["khala", "tokens"], "min_share": ["khala"], "lm": ["aar", "tokens"],
-              "like": ["aar"]}  # fmt: skip
+    owners = {"superres": ["khala"], "tags": ["khala", "pyramid", "tokens"], "min_share": ["khala"],
+              "lm": ["aar", "pyramid", "tokens"], "like": ["aar"], "levels_too": ["pyramid"]}  # fmt: skip
     for flag, theirs in owners.items():
         assert [name for name in catalogue.systems() if f"--{flag} " in told[name]] == theirs, flag
         assert re.search(rf"--{flag} +{catalogue.systems()[theirs[0]].title}: ", told[""])
@@ -76,8 +76,9 @@ def test_help_of_generation_is_that_of_the_system_that_is_named(capsys):
 
 def test_a_system_that_is_not_there(capsys):
     assert "give a name behind --system=" in fails(capsys, "generate", "-h", "--system")
-    assert fails(capsys, "demo", "--system=hafm") == "hiermusic demo: --system=hafm: there is khala, aar or tokens"
-    with pytest.raises(UserError, match="--system=hafm: there is khala, aar or tokens"):
+    there = "--system=hafm: there is khala, aar, pyramid or tokens"
+    assert fails(capsys, "demo", "--system=hafm") == f"hiermusic demo: {there}"
+    with pytest.raises(UserError, match=there):
         catalogue.named("hafm")
 
 

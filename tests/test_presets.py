@@ -26,6 +26,7 @@ STAGES = (
     "aar/ar_baseline",
     "tokens/lm",
     "pyramid/codec",
+    "pyramid/lm",
 )
 LADDER = ("tiny", "small", "paper", "3b", "7b")
 PRESETS = [
@@ -35,6 +36,7 @@ PRESETS = [
     "configs/khala/codec.py:music",
     "configs/aar/codec.py:paper128",
     *(f"configs/pyramid/codec.py:{preset}" for preset in ("tiny", "small", "paper", "code", "dac")),
+    *(f"configs/pyramid/lm.py:{preset}" for preset in ("tiny", "small", "paper")),
 ]
 
 

@@ -192,6 +192,24 @@ def distance(spans_ND: Float[np.ndarray, "N D"], other_MD: Float[np.ndarray, "M 
     return float(np.mean(np.sqrt(np.maximum(square_NM.min(axis=1), 0) / spans_ND.shape[1])))
 
 
+def self_similarity(wav_LC: Wave, sample_rate: int, most: int = 180) -> tuple[Float[np.ndarray, "N N"], float]:
+    """How alike the parts of a sound are, in [-1, 1]: what is repeated is bright beside the diagonal.
+
+    The correlation of the mean `spans` of each second, less those of the whole sound.
+
+    Args:
+      most: parts; of a sound of more seconds than that each part is longer.
+    Returns:
+      the matrix, and how many seconds a part lasts.
+    """
+    spans_ND = spans(wav_LC, sample_rate)
+    step = max(-(-len(spans_ND) // most), 10)
+    starts_N = np.arange(0, max(len(spans_ND) - step // 2, 1), step)
+    parts_ND = np.stack([spans_ND[start : start + step].mean(axis=0) for start in starts_N]) - spans_ND.mean(axis=0)
+    parts_ND /= np.maximum(np.linalg.norm(parts_ND, axis=1, keepdims=True), 1e-9)
+    return parts_ND @ parts_ND.T, step / 10
+
+
 # MARK: shared
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _LONGEST_LINE = 1 << 24  # letters of a manifest
 
 
 @dataclass(frozen=True)
-class _Listed:
+class Listed:
     """A track of files: its id, the files of its stems, beside which of them its sidecars lie, and what is known."""
 
     id: str
@@ -49,7 +49,7 @@ def folder(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path |
     the folder song/ (`stems.place`, `stems.is_group`).
     """
     root = Path(path)
-    found = sorted(file for file in _below(root) if _is_audio(file) and not file.name.startswith("."))
+    found = sorted(file for file in below(root) if _is_audio(file) and not file.name.startswith("."))
     groups: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     placed = {file: place for file in found if (place := stem_place(file, root))}
     for file, (song, stem) in placed.items():
@@ -66,31 +66,34 @@ def folder(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path |
         return file in grouped or packed or (file.parent.name == "stems" and _mix(file) in mixes)
 
     alone = [file for file in found if not is_part(file)]
-    listed = [_Listed(_name(file, root), {MIX: [file]}, file, _split(file, root)) for file in alone]
+    listed = [Listed(track_id(file, root), {MIX: [file]}, file, split_of(file, root)) for file in alone]
     for song, group in groups.items():
         beside = group[MIX][0] if MIX in group else Path(f"{song}.wav")
-        listed.append(_Listed(_name(beside if MIX in group else song, root), group, beside, _split(song, root)))
+        listed.append(Listed(track_id(beside if MIX in group else song, root), group, beside, split_of(song, root)))
     if not listed:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
-    return _file_source(root.resolve().name, sorted(listed, key=lambda one: one.id), stems, memory)
+    listed.sort(key=lambda one: one.id)
+    return file_source(root.resolve().name, listed, [_loader(one, stems) for one in listed], memory)
 
 
 def _is_audio(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES or file.name.lower().endswith(PACKED)
 
 
-def _name(file: Path, root: Path) -> str:
+def track_id(file: Path, root: Path) -> str:
+    """What a track of a folder is called: where its file lies in it."""
     inside = file.relative_to(root) if file != root else Path(root.resolve().name)
     return os.fsencode(inside.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _split(file: Path, root: Path) -> Meta:
+def split_of(file: Path, root: Path) -> Meta:
+    """The split that the subfolder of a file names, if it names one."""
     above = file.relative_to(root).parts[:-1]
     split = splits.named(above[0]) if above else None
     return {"split": split} if split else {}
 
 
-def _below(root: Path) -> Iterator[Path]:
+def below(root: Path) -> Iterator[Path]:
     """Every file below a folder, through links to folders too; what cannot be entered is told and passed over."""
     waiting: list[tuple[str, tuple]] = [(str(root), ())]
     while waiting:
@@ -144,12 +147,12 @@ def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path
         seen[name] = line
         try:
             parts = {stem: [path.parent / part] for stem, part in given.items()}
-            listed.append(_Listed(name, parts, path.parent / name, fields(row)))
+            listed.append(Listed(name, parts, path.parent / name, fields(row)))
         except UserError as problem:
             raise UserError(f"{path} line {line}: {problem}") from None
     if not listed:
         raise UserError(f"{path} lists no files")
-    return _file_source(path.stem.removesuffix(".jsonl"), listed, stems, memory)
+    return file_source(path.stem.removesuffix(".jsonl"), listed, [_loader(one, stems) for one in listed], memory)
 
 
 def _manifest_lines(path: Path) -> Iterator[tuple[int, Mapping]]:
@@ -186,11 +189,20 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _file_source(name: str, listed: Sequence[_Listed], stems: Sequence[str], memory: Path | None) -> Source:
-    """Tracks of files; the fingerprint covers the id, content and sidecars of what is read, and the metadata."""
-    digest = hashlib.sha256()
+def file_source(
+    name: str, listed: Sequence[Listed], loaders: "Sequence[Loader]", memory: Path | None, salt: bytes = b""
+) -> Source:
+    """Tracks of files; the fingerprint covers the id, content and sidecars of what is read, and the metadata.
+
+    Args:
+      name: of the source.
+      listed: the tracks.
+      loaders: what reads each of them.
+      memory: see `fingerprint.of_files`.
+      salt: what else decides how the files sound.
+    """
+    digest = hashlib.sha256(salt)
     tracks = []
-    loaders = [_loader(one, stems) for one in listed]
     places = [
         [*chain.from_iterable(load.stems.values()), *map(one.beside.with_suffix, sidecars.SUFFIXES)]
         for one, load in zip(listed, loaders, strict=True)
@@ -206,7 +218,15 @@ def _file_source(name: str, listed: Sequence[_Listed], stems: Sequence[str], mem
     return Source(name, tracks, digest.hexdigest())
 
 
-def _loader(one: _Listed, stems: Sequence[str]) -> "_Loader":
+class Loader(Protocol):
+    """Reads a track from the files of its `stems`; see `Track.load`."""
+
+    stems: Mapping[str, Sequence[Path]]
+
+    def __call__(self) -> tuple[Sound, int, Meta]: ...
+
+
+def _loader(one: Listed, stems: Sequence[str]) -> "_Loader":
     """What reads of a track the stems that are wanted, or, where they do not follow from its own, says so."""
     meta = {key: value for key, value in one.meta.items() if key != "split"}
     try:

@@ -47,7 +47,8 @@ def resolve(
     The processes of a run share the writing; `cache_dir` must then lie where all of them see it.
 
     Args:
-      path: audio records, or what `sources.open_source` takes (folder, manifest, "tfds:NAME", "builtin:N").
+      path: audio records, or what `sources.open_source` takes (folder, manifest, "tfds:NAME", "midi:FOLDER",
+        "builtin:N").
       cache_dir: where records are kept; the same music with the same settings is found there again.
       sample_rate: Hz; channels: 1 or 2, of the records.
       kind: "records" or a kind of source; "auto" tells by the path.

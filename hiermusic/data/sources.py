@@ -1,4 +1,4 @@
-"""Where music comes from: a folder, a manifest, a TFDS data set or the built-in corpus, all as a list of tracks."""
+"""Where music comes from: files, MIDI files, a TFDS data set or the built-in corpus, all as a list of tracks."""
 
 import hashlib
 import json
@@ -9,12 +9,14 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from hiermusic.data.file_sources import folder, manifest
+from hiermusic.data.midi_source import midi
 from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields, timed_lines
 from hiermusic.data.stems import ALONE, INSTRUMENTAL, MIX, VOCALS, Sound
 from hiermusic.data.tfds_source import tfds
 from hiermusic.data.tracks import Source, Track, no_more, option
 from hiermusic.errors import UserError
 
+_SCHEMES = ("tfds", "midi", "builtin")
 _MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 
 
@@ -23,8 +25,9 @@ def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, mem
 
     Args:
       path: a folder; a manifest (.csv, .jsonl, .jsonl.gz); "tfds:NAME?split=train&audio=audio&sample_rate=16000" (NAME
-        as TFDS knows it, or the folder of a prepared version; all after ? optional); "builtin:N?seconds=8-16&seed=0".
-      kind: "folder", "manifest", "tfds" or "builtin"; "auto" tells by the path.
+        as TFDS knows it, or the folder of a prepared version; all after ? optional); "midi:FOLDER?soundfont=FILE.sf2";
+        "builtin:N?seconds=8-16&seed=0".
+      kind: "folder", "manifest", "tfds", "midi" or "builtin"; "auto" tells by the path.
       stems: what is wanted of every track; nothing else of it is read.
       memory: a file in which to remember what files hold, so that those not written to since are not read again.
     Raises:
@@ -32,18 +35,20 @@ def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, mem
     """
     scheme, colon, rest = path.partition(":")
     if kind == "auto":
-        if scheme in ("tfds", "builtin"):
+        if scheme in _SCHEMES:
             kind = scheme
         else:
             kind = "folder" if os.path.isdir(path) else "manifest"
-    if kind in ("tfds", "builtin"):
+    if kind in _SCHEMES:
         name, _, query = (rest if colon and scheme == kind else path).partition("?")
         options = dict(parse_qsl(query))
-        return _builtin(name, options, path, stems) if kind == "builtin" else tfds(name, options, path, stems, memory)
+        if kind == "builtin":
+            return _builtin(name, options, path, stems)
+        return (tfds if kind == "tfds" else midi)(name, options, path, stems, memory)
     if kind not in ("folder", "manifest"):
-        raise UserError(f"data of kind {kind!r}: the kinds are auto, records, folder, manifest, tfds and builtin")
+        raise UserError(f"data of kind {kind!r}: the kinds are auto, records, folder, manifest, tfds, midi and builtin")
     if not os.path.exists(path):  # and not a Path's `exists`, which stumbles over names that are too long
-        raise UserError(f"{path} does not exist: give a folder, a manifest, tfds:NAME or builtin:N")
+        raise UserError(f"{path} does not exist: give a folder, a manifest, tfds:NAME, midi:FOLDER or builtin:N")
     return folder(path, stems, memory) if kind == "folder" else manifest(path, stems, memory)
 
 

@@ -104,7 +104,12 @@ def _chapters(demo: Demo, folder: Path) -> list[report.Section]:
     chapters = []
     for name, words in demo.songs.items():
         chapters.append(sections.music(found[name], f"{words}: how far from music"))
-        chapters += [_song(made, f"{words}: {made.name}", found[name]["best"]) for made in songs.read(folder / name)]
+        made, best = songs.read(folder / name), found[name]["best"]
+        chapters += [_song(one, f"{words}: {one.name}", best) for one in made]
+        if found[name].get("continuation"):  # of songs that continue a sound
+            chapters.append(sections.continuation(found[name]["continuation"], f"{words}: as it began?"))
+        if alike := songs.structure(made, found[name]["corpus"], best):
+            chapters.append(sections.structure(alike, f"{words}: does it come back to what it was?"))
     for name, words in demo.runs.items():
         if "reconstruction" in found[name]:
             chapters += [

@@ -173,6 +173,20 @@ def _level(axis, height: float, colour: str, label: str) -> None:
     axis.annotate(label, (0.01, height), color=colour, fontsize=8, va="bottom", **place)
 
 
+def self_similarity(sounds: Mapping[str, tuple[Float[np.ndarray, "N N"], float]]) -> str:
+    """One panel a sound: how alike its parts are (`music.self_similarity`), time against time."""
+
+    def draw(figure):
+        axes = figure.subplots(1, len(sounds), squeeze=False)[0]
+        for axis, (title, (alike_NN, step)) in zip(axes, sounds.items(), strict=True):
+            end = len(alike_NN) * step
+            axis.imshow(alike_NN, cmap="magma", vmin=-0.25, vmax=1, origin="lower", extent=(0, end, 0, end))
+            axis.grid(False)
+            axis.set(title=title, xlabel="seconds")
+
+    return _svg(draw, 3.6 * len(sounds), 3.7)
+
+
 def code_usage(codes: Sequence[Mapping]) -> str:
     """Share of the codebook used (bars) and share of its bits carried (entropy / log2 codes, line) over the levels."""
 

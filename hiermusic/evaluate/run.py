@@ -20,7 +20,7 @@ from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.streams import read_stream
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
-from hiermusic.evaluate import report, sections, songs
+from hiermusic.evaluate import continuation, report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.by_track import Each, on_disk
 from hiermusic.evaluate.codec import Coder, evaluate_codec, levels_name
@@ -32,7 +32,7 @@ from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
 
-HEARD_LEVELS = (2, 8, 16, 32)  # of a codec, besides all it has
+HEARD_LEVELS = (1, 2, 8, 16, 32)  # of a codec, besides all it has
 HEARD_SONGS = 12
 
 Chapters = Callable[[], list[report.Section]]
@@ -77,7 +77,9 @@ def evaluate_songs(folder: str, out: str, *, data: str | None, tracks: int) -> d
     if not corpus.train or not corpus.valid:
         raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
     facts = {"songs": [song.facts for song in made], "data": corpus.info, "tracks": tracks}
-    results = songs.evaluate_songs(made, corpus, tracks, say, on_disk(Path(out) / "parts", facts))
+    each = on_disk(Path(out) / "parts", facts)
+    results = songs.evaluate_songs(made, corpus, tracks, say, each)
+    results["continuation"] = continuation.evaluate(made, corpus, tracks, say, each)
     results = {"folder": folder, "corpus": str(corpus.path), **results}
     return _finish(Path(out), results, "Generated songs", folder, lambda: _heard(results, made, corpus, Path(out)))
 
@@ -194,6 +196,8 @@ def _heard(results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSou
     return [
         sections.music(results),
         *([sections.obedience(results["obedience"])] if results["obedience"] else []),
+        *([sections.continuation(results["continuation"])] if results["continuation"] else []),
+        *([sections.structure(alike)] if (alike := songs.structure(made, corpus.path, results["best"])) else []),
         report.Section("Songs", items=players),
         report.Section("What they are compared with", items=anchor_players),
     ]

@@ -4,8 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hiermusic.evaluate import plots
 from hiermusic.evaluate.codec import levels_name
+from hiermusic.evaluate.continuation import MEASURES as GOING_ON
 from hiermusic.evaluate.music import MEASURES
 from hiermusic.evaluate.report import DASH, MINUS, Code, Figure, Item, KeyValues, Player, Section, Table, number
 from hiermusic.evaluate.scores import SCORES, from_json
@@ -110,6 +113,35 @@ def music(result: Mapping, title: str = "How far from music") -> Section:
         f"means copies. From shuffled frames of held-out songs “{result['best']}” differs in {beyond}."
     )
     return Section(title, text, [_measures(result["rows"], caption)])
+
+
+def continuation(rows: Mapping[str, Mapping], title: str = "Does it go on as it began?") -> Section:
+    """How songs go on from what they continue; `rows` are from `continuation.evaluate`."""
+    rows = from_json(rows)
+    columns = ["", "pairs", *(heading for heading, _ in GOING_ON.values())]
+    cells = [
+        [name, row["distance"]["count"], *(_mean(row[key], decimals) for key, (_, decimals) in GOING_ON.items())]
+        for name, row in rows.items()
+    ]
+    caption = (
+        "Mean over pairs of a beginning and what follows it (95 % bootstrap interval): the correlation of their mean "
+        "chroma; whether their tempi agree within 4 %, half and double counted as right; the difference of their "
+        "loudness; the mean distance, two seconds by two seconds, from what follows to the beginning."
+    )
+    return Section(title, items=[Table(columns, cells, caption)])
+
+
+def structure(
+    sounds: Mapping[str, tuple[np.ndarray, float]], title: str = "Does it come back to what it was?"
+) -> Section:
+    """The self-similarity of a long song beside a real track's; `sounds` are from `songs.structure`."""
+    caption = (
+        "Each point: the correlation of two seconds of a sound's mel spectrum with two others, less the mean of the "
+        "whole. Repeats are bright lines beside the diagonal, sections bright squares on it; what never comes back has "
+        "neither."
+    )
+    figure = Figure(plots.self_similarity(sounds), caption, alt=f"Self-similarity of {' and of '.join(sounds)}")
+    return Section(title, items=[figure])
 
 
 def rebuilt_music(result: Mapping, title: str = "Music in what is rebuilt") -> Section:

@@ -22,6 +22,7 @@ from hiermusic.tokens.prompt import Prompt
 TRAINING_TRACKS = 256  # that songs are compared with and detectors learn from, at most
 SONGS = "songs"  # and, where they were written, `VERSION only`
 CORPUS = "held-out songs"
+_STRUCTURED = 30  # seconds of a song that has parts to be compared
 _LONGEST = 64  # letters of a version's name
 _FEATURES = ("timbre", "harmony", "rhythm", "tempo", "length")
 
@@ -172,6 +173,28 @@ def evaluate_songs(
         "against_shuffled": {version: _gaps(found[version], found[list(ANCHORS)[-1]]) for version in versions},
         "obedience": judge() if judged else {},
     }
+
+
+def structure(songs: Sequence[Made], records: str | Path, version: str) -> dict[str, tuple[np.ndarray, float]]:
+    """How alike the parts of the longest song are, and of the longest held-out track, if the song lasts long enough.
+
+    Args:
+      songs: from `read`.
+      records: audio records of what they were learnt from.
+      version: of the songs.
+    Returns:
+      of each sound by its name what `music.self_similarity` says; nothing for songs under half a minute.
+    """
+    longest = max(songs, key=lambda song: song.facts["seconds"])
+    if longest.facts["seconds"] < _STRUCTURED:
+        return {}
+    corpus = AudioSource(records)
+    real = max(corpus.valid, key=lambda index: corpus.tracks[index]["samples"])
+    sounds = {
+        longest.name: files.read(longest.paths[version]),
+        "a held-out track": (corpus.track(real), corpus.sample_rate),
+    }
+    return {name: music.self_similarity(*sound) for name, sound in sounds.items()}
 
 
 def _measured(song: Made) -> dict[str, np.ndarray]:

@@ -50,10 +50,14 @@ class Sample:
 
 
 class _Plan(NamedTuple):
-    """The layouts of a batch, padded to one size with -1; level_S is the level due at s, where all samples agree."""
+    """The layouts of a batch, padded to one size with -1; level_S is the level due at s, where all samples agree.
+
+    marks_BS are the ids that stand where levels begin.
+    """
 
     reads_BSK: Int32[np.ndarray, "B S K"]
     predicts_BSK: Int32[np.ndarray, "B S K"]
+    marks_BS: Int32[np.ndarray, "B S"]
     level_S: Int32[np.ndarray, "S"] | None
 
 
@@ -143,6 +147,7 @@ def generate(
     uncond: Float[np.ndarray, "U"] | None = None,
     given: Sequence[Sequence[np.ndarray]] | None = None,
     null: Sequence[int] | None = None,
+    markers: Sequence[int] = (),
     cache_dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
@@ -166,6 +171,7 @@ def generate(
       given: B times K code arrays that are known (continuation); they are kept as the first tokens of each level.
       null: of each level the code that the unconditional predictions read in place of what is given, one that the model
         has learned to read so, or -1 for none; they read what is given when left out.
+      markers: the id of each level that stands where the layouts have a mark.
       cache_dtype: of cached keys and values; the model's compute type by default.
       progress: called with (positions done, positions at most) after every chunk of steps.
     Returns:
@@ -198,6 +204,7 @@ def generate(
         uncond=uncond,
         given=given,
         null=null,
+        markers=markers,
     )
     graphdef, weights = nnx.split(model.unstack())
     prompt_Rp, first = work.prompt_Rp, work.first
@@ -206,7 +213,8 @@ def generate(
     state, fixed = _begin(model, work, cache_dtype, reach), work.within(reach)
     condition = _condition(graphdef, weights, work.cond_RU)
     if p + first:
-        state = _prefill(graphdef, weights, state, fixed, condition, prompt_Rp, work.plan.reads_BSK[:, :first])
+        known = (prompt_Rp, work.plan.marks_BS[:, :first], work.plan.reads_BSK[:, :first])
+        state = _prefill(graphdef, weights, state, fixed, condition, *known)
 
     for s in range(first, last, CHUNK):
         if p + s + CHUNK > reach:
@@ -259,13 +267,14 @@ def _lay_out(
     uncond=None,
     given=None,
     null=None,
+    markers=(),
 ) -> _Work:
     """Checks what `generate` was given and lays it out in arrays."""
     optional = {"given": given, "cond": cond}
     check_batch(prompts, layouts=layouts, seeds=seeds, **{k: v for k, v in optional.items() if v is not None})
     for layout in layouts:
         _check_layout(layout, len(sizes), eos is not None)
-    plan = _plan(layouts)
+    plan = _plan(layouts, markers)
     codes_BKT = _known(layouts, given)
     told_alike = unprompted is None and (uncond is not None or null is not None)
     rows = unconditional(prompts, prompts if told_alike else unprompted, guidance)
@@ -328,23 +337,25 @@ def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
         raise ValueError("EOS can only end a layout that goes by time, its levels of one length: pass eos=None")
 
 
-def _plan(layouts: Sequence[Layout]) -> _Plan:
+def _plan(layouts: Sequence[Layout], markers: Sequence[int]) -> _Plan:
     S = -(-max(layout.positions for layout in layouts) // CHUNK) * CHUNK
     reads_BSK, predicts_BSK = (
         np.stack([np.pad(x, ((0, S - len(x)), (0, 0)), constant_values=-1) for x in arrays])
         for arrays in ([layout.reads_SK for layout in layouts], [layout.predicts_SK for layout in layouts])
     )
+    marks_BS = padded([layout.marked(markers) for layout in layouts], S, left=False)
     due_SK = (predicts_BSK >= 0).any(axis=0)
     one_level = due_SK.shape[1] > 1 and (due_SK.sum(axis=1) <= 1).all()
-    return _Plan(reads_BSK, predicts_BSK, due_SK.argmax(axis=1).astype(np.int32) if one_level else None)
+    return _Plan(reads_BSK, predicts_BSK, marks_BS, due_SK.argmax(axis=1).astype(np.int32) if one_level else None)
 
 
 def _steps(plan: _Plan, start: int) -> tuple:
-    """What a chunk of steps scans over: position, reads, predicts and level, step by step."""
+    """What a chunk of steps scans over: position, reads, predicts, marks and level, step by step."""
     chunk = slice(start, start + CHUNK)
     level_S = None if plan.level_S is None else plan.level_S[chunk]
     reads_SBK, predicts_SBK = plan.reads_BSK[:, chunk].swapaxes(0, 1), plan.predicts_BSK[:, chunk].swapaxes(0, 1)
-    return np.arange(start, start + CHUNK, dtype=np.int32), reads_SBK, predicts_SBK, level_S
+    order_S = np.arange(start, start + CHUNK, dtype=np.int32)
+    return order_S, reads_SBK, predicts_SBK, plan.marks_BS[:, chunk].T, level_S
 
 
 def _known(layouts: Sequence[Layout], given: Sequence[Sequence[np.ndarray]] | None) -> Int32[np.ndarray, "B K T"]:
@@ -402,12 +413,15 @@ def _condition(graphdef, weights, cond_RU) -> _Condition:
 
 
 @partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
-def _prefill(graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_Rp, reads_BsK) -> _State:
+def _prefill(
+    graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_Rp, marks_Bs, reads_BsK
+) -> _State:
     """Prompts and the positions whose tokens are all given, at once."""
     model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
     R, p = text_Rp.shape
     s, K = reads_BsK.shape[1:]
-    first_Rs = jnp.where(jnp.arange(s) == fixed.begin_R[:, None], fixed.start_R[:, None], -1)
+    marks_Rs = jnp.tile(marks_Bs, (R // len(marks_Bs), 1))
+    first_Rs = jnp.where(jnp.arange(s) == fixed.begin_R[:, None], fixed.start_R[:, None], marks_Rs)
     reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, fixed)], axis=1)
     x_RSD = model.embed(jnp.concatenate([text_Rp, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
     positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
@@ -432,8 +446,9 @@ def _decode(
     K = fixed.size_K.shape[0]
 
     def step(state: _State, now):
-        s, reads_BK, predicts_BK, level = now
-        text_R1 = jnp.where(s == fixed.begin_R, fixed.start_R, -1)[:, None]
+        s, reads_BK, predicts_BK, marks_B, level = now
+        marks_R = jnp.tile(marks_B, len(fixed.start_R) // len(marks_B))
+        text_R1 = jnp.where(s == fixed.begin_R, fixed.start_R, marks_R)[:, None]
         x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], fixed), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
         x_R1D, cache = model.trunk.extend(

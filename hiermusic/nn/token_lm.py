@@ -42,6 +42,7 @@ class TokenLMConfig:
       z_loss: weight of the squared log-normaliser.
       head_init: factor on the heads' initial spread (AAR: 0.02).
       reads: positions read codes.
+      shared_embed: all levels read from one table, in which a code is the same whatever its level.
       inputs: E, width of a vector that positions without text id read (AAR: of the latents decoded so far); 0 = none.
       level_embed: positions are told the level that they belong to.
       code_bias: a bias for each code of each level, where how often a code is used can stand; in the shared form in
@@ -62,6 +63,7 @@ class TokenLMConfig:
     z_loss: float = 0.0
     head_init: float = 1.0
     reads: bool = True
+    shared_embed: bool = False
     inputs: int = 0
     level_embed: bool = False
     code_bias: bool = False
@@ -102,7 +104,8 @@ class TokenLM(nnx.Module):
         std, share = c.transformer.init_std, c.transformer.width_share
         init, head_init = initializers.normal(std), initializers.normal(std * c.head_init)
         self.text_embed = weight(rngs, (Z, D), ("vocab", "embed"), init, decay=Z > 1) if Z else None
-        self.code_embed = weight(rngs, (K, V, D), ("levels", "codes", "embed"), init) if c.reads else None
+        tables = (1 if c.shared_embed else K, V, D)
+        self.code_embed = weight(rngs, tables, ("levels", "codes", "embed"), init) if c.reads else None
         self.input_proj = weight(rngs, (c.inputs, D), (None, "embed"), init) if c.inputs else None
         self.input_bias = zeros(rngs, (D,), ("embed",)) if c.inputs else None
         self.level_embed = weight(rngs, (K + 1, D), ("levels", "embed"), init, decay=False) if c.level_embed else None
@@ -173,7 +176,9 @@ class TokenLM(nnx.Module):
             table_VD, reads_BS = level
             return x_BSD + _rows(table_VD, reads_BS.astype(jnp.int32)), None  # they may come in fewer bits
 
-        inputs = (_whole(self.code_embed), jnp.moveaxis(reads_BSK, -1, 0))
+        K = reads_BSK.shape[-1]
+        tables_KVD = jnp.broadcast_to(_whole(self.code_embed), (K, *self.code_embed.shape[1:]))
+        inputs = (tables_KVD, jnp.moveaxis(reads_BSK, -1, 0))
         x_BSD, _ = jax.lax.scan(jax.checkpoint(add), x_BSD, inputs)
         return x_BSD.astype(dtype)
 

@@ -1,7 +1,7 @@
 """Orders of prediction over a hierarchy: what each position reads, predicts and sees, and in which pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
@@ -30,6 +30,7 @@ class Layout:
         are read in front; None where every pass begins anew, behind the whole prompt.
       end: the position at which one more token of level 0 would be due, so that music may end there instead; None where
         levels differ in length or do not go by time.
+      marks: (position, level) of each position that reads the marker of a level that begins there.
     """
 
     lengths: tuple[int, ...]
@@ -41,6 +42,7 @@ class Layout:
     given: int = 0
     begin: int | None = 0
     end: int | None = None
+    marks: tuple[tuple[int, int], ...] = ()
 
     @property
     def positions(self) -> int:
@@ -73,6 +75,12 @@ class Layout:
         """The rule of the layout in a row behind `n` positions that see each other and that all of it sees."""
         return Visibility.of_groups(np.concatenate([np.zeros(n, int), self.group_S + (n > 0)]))
 
+    def first(self, levels: int) -> "Layout":
+        """As much of a layout that goes by level as it takes to predict the first `levels` of them."""
+        stop = int(np.flatnonzero((self.predicts_SK[:, :levels] >= 0).any(1))[-1]) + 1
+        parts = {name: getattr(self, name)[:stop] for name in ("reads_SK", "predicts_SK", "group_S", "pass_S")}
+        return replace(self, marks=tuple(mark for mark in self.marks if mark[0] < stop), **parts)
+
     def build(self, codes: Sequence[np.ndarray]) -> tuple[Int[np.ndarray, "S K"], Int[np.ndarray, "S K"]]:
         """Model inputs and targets of one example.
 
@@ -87,6 +95,13 @@ class Layout:
         if lengths != self.lengths:
             raise ValueError(f"codes of lengths {lengths} do not fit a layout of lengths {self.lengths}")
         return _gather(codes, self.reads_SK), _gather(codes, self.predicts_SK)
+
+    def marked(self, markers: Sequence[int]) -> Int[np.ndarray, "S"]:
+        """The marker that each position reads, of the ids of all levels; -1 for none."""
+        text_S = np.full(self.positions, -1, np.int32)
+        for position, level in self.marks:
+            text_S[position] = markers[level]
+        return text_S
 
     def revert(self, targets_SK: Int[np.ndarray, "S K"]) -> list[Int[np.ndarray, "T"]]:
         """The codes of every level from codes at the predicting positions; -1 where the layout predicts none."""
@@ -147,11 +162,25 @@ def flatten(lengths: Sequence[int], rates: Sequence[Fraction] | None = None) -> 
     return _one_by_one(lengths, level_S[order_S], t_S[order_S], end=end)
 
 
-def level_major(lengths: Sequence[int]) -> Layout:
-    """One token a position, the whole coarse level and then the next (PyramidCodec's language model)."""
+def level_major(lengths: Sequence[int], separate: bool = False, given: int = 0) -> Layout:
+    """One token a position, the whole coarse level and then the next (PyramidCodec's language model).
+
+    Args:
+      lengths: tokens of each level.
+      separate: between two levels stands one position more, which reads the marker of the level that begins.
+      given: the first levels that are known beforehand; they are read where they would otherwise be predicted.
+    """
     lengths = _checked(lengths)
     level_S = np.repeat(np.arange(len(lengths)), lengths)
-    return _one_by_one(lengths, level_S, np.concatenate([np.arange(length) for length in lengths]))
+    layout = _one_by_one(lengths, level_S, np.concatenate([np.arange(length) for length in lengths]))
+    reads_SK, predicts_SK, marks = layout.reads_SK, layout.predicts_SK, ()
+    if separate:  # where a level's last token is read, nothing is predicted; the next level's first is, at its marker
+        begins = np.cumsum(lengths)[:-1]
+        reads_SK, predicts_SK = np.insert(reads_SK, begins + 1, -1, 0), np.insert(predicts_SK, begins, -1, 0)
+        marks = tuple((int(begin) + level, level) for level, begin in enumerate(begins, 1))
+    predicts_SK[:, : _open(lengths, given).start] = -1
+    order_S = np.arange(len(reads_SK), dtype=np.int32)
+    return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S, given=given, marks=marks)
 
 
 def delay(lengths: Sequence[int], delays: Sequence[int] | None = None) -> Layout:
@@ -250,7 +279,8 @@ def prefixed(prefix: Layout, layout: Layout) -> Layout:
     reads_SK[:n, :K] = prefix.predicts_SK
     order_S = np.arange(len(reads_SK), dtype=np.int32)
     lengths = (*prefix.lengths, *layout.lengths)
-    facts = {"given": K + layout.given, "begin": n + layout.begin}
+    marks = tuple((n + position, K + level) for position, level in layout.marks)
+    facts = {"given": K + layout.given, "begin": n + layout.begin, "marks": marks}
     return Layout(lengths, reads_SK, predicts_SK, group_S=order_S, pass_S=order_S, **facts)
 
 
@@ -267,6 +297,7 @@ class Pattern:
       slots: tokens of each level in a packet.
       given: the first levels that are known beforehand: read in front, flattened, by the stepwise patterns.
       streams: how many of the first given levels belong to each other stream, which are read one after the other.
+      separate: see `level_major`, whose given levels are then read as it says.
     Raises:
       UserError: an unknown name, or levels that the pattern cannot take.
     """
@@ -275,12 +306,15 @@ class Pattern:
     slots: tuple[int, ...]
     given: int = 0
     streams: tuple[int, ...] = ()
+    separate: bool = False
 
     def __post_init__(self):
         if self.name not in STEPWISE | BY_LEVEL:
             raise UserError(f"model.pattern is '{self.name}': choose {', '.join(STEPWISE | BY_LEVEL)}")
         if not 0 <= self.given < len(self.slots):
             raise UserError(f"model.given={self.given} leaves nothing to predict of {len(self.slots)} levels")
+        if self.separate and self.name != "level_major":
+            raise UserError(f"model.separators stand between levels: set it to False for the {self.name} pattern")
         if self.name in ("delay", "parallel"):
             _checked(self.slots[self.given :], same=self.name)
 
@@ -310,7 +344,8 @@ class Pattern:
         if self.name in ("delay", "parallel"):
             late = len(open_slots) - 1 if self.name == "delay" else 0
             return packets * (open_slots[0] + sum(self.slots[: self.given])) + late
-        return packets * (sum(self.slots) if self.stepwise else sum(open_slots))
+        marks = (len(self.slots) - 1) * self.separate
+        return packets * (sum(self.slots) if self.stepwise else sum(open_slots)) + marks
 
     def most(self, positions: int) -> int:
         """How many packets fit into so many positions."""
@@ -323,6 +358,8 @@ def _layout(pattern: Pattern, packets: int) -> Layout:
     lengths = tuple(packets * count for count in pattern.slots)
     if not pattern.stepwise:
         return BY_LEVEL[pattern.name](lengths, pattern.given)
+    if pattern.separate:
+        return level_major(lengths, True, pattern.given)
     layout = STEPWISE[pattern.name](lengths[pattern.given :])
     stops = np.cumsum([0, *pattern.streams, pattern.given - sum(pattern.streams)]).tolist()
     for start, stop in reversed(list(pairwise(stops))):

@@ -21,6 +21,7 @@ def pack(
     end: int | None = None,
     level: int | None = None,
     most: int = 1 << 16,
+    markers: Sequence[int] = (),
 ) -> Row:
     """One training row of `length` positions: text ids, codes read, codes predicted, text predicted, validity.
 
@@ -35,6 +36,7 @@ def pack(
       end: id predicted where one more token of level 0 would be due; None to predict no end.
       level: the only one that the layout predicts; None where there are several.
       most: codes of a level: those read come in 16 bits where these hold them, as they do most of what a row is.
+      markers: the id of each level that stands where the layout has a mark.
     Returns:
       `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 (`reads` perhaps
       int16) with -1 for none, and `valid` [length] bool; of a row of one level `targets` are [length], and `level` []
@@ -62,7 +64,7 @@ def pack(
         "valid": np.arange(length) < used,
     }
     row["text"][:start] = text[:start]
-    row["text"][start:stop][begins_S] = text[-1]
+    row["text"][start:stop] = np.where(begins_S, text[-1], layout.marked(markers))
     row["reads"][start:stop] = reads_SK
     row["targets"][start:stop] = targets_SK if level is None else targets_SK[:, level]
     if level is not None:

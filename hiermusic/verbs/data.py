@@ -20,7 +20,9 @@ from hiermusic.verbs.flags import (
 
 def _define_data(values: Values) -> None:
     string(
-        values, "source", "folder, manifest (.csv, .jsonl, .jsonl.gz), tfds:NAME?split=train or builtin:N?seconds=8-16"
+        values,
+        "source",
+        "folder, manifest (.csv, .jsonl, .jsonl.gz), tfds:NAME?split=train, midi:FOLDER or builtin:N?seconds=8-16",
     )
     string(values, "out", "folder for the records")
     integer(values, "sample_rate", "samples a second of the records", 44100, lower=1000, upper=1_000_000)
@@ -82,7 +84,7 @@ def _facts(summary) -> dict:
 def _define_tokenize(values: Values) -> None:
     string(values, "codec", "workdir of a trained codec, for one stream of the mix")
     strings(values, "stream", "STEM:TOKENIZER or STEM/WORD:TOKENIZER (vocals/semantic:out/codec), once for each stream")
-    string(values, "data", "audio records, folder, manifest, TFDS name or builtin:N")
+    string(values, "data", "audio records, folder, manifest, tfds:NAME, midi:FOLDER or builtin:N")
     string(values, "out", "folder for the token records, or for one of each stream")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     integer(values, "split_at", "codec levels kept apart from the rest, for models that read only those", 2, lower=1)

@@ -106,6 +106,20 @@ def test_distance_to_the_nearest(wav_LC):
     assert music.distance(spans[2], spans[0]) < 1 < 3 < music.distance(spans[0], spans[1])
 
 
+def test_what_comes_back_is_alike():
+    """Of `ABAB`, eight seconds each: a square of 32 parts whose blocks are alike or not."""
+    rng = np.random.default_rng(0)
+    time_L = np.arange(8 * RATE) / RATE
+    a, b = (sum(np.sin(2 * np.pi * hertz * time_L) for hertz in chord) for chord in ((220, 277), (1400, 2900)))
+    wav_LC = (np.concatenate([a, b, a, b]) + 1e-3 * rng.normal(size=32 * RATE))[:, None]
+    alike_NN, step = music.self_similarity(wav_LC, RATE)
+    assert step == 1 and alike_NN.shape in ((30, 30), (31, 31)) and np.allclose(alike_NN, alike_NN.T, atol=1e-5)
+    assert alike_NN[2, 18] > 0.9 and alike_NN[10, 26] > 0.9 and alike_NN[2, 10] < -0.5
+    coarse_NN, step = music.self_similarity(wav_LC, RATE, most=8)
+    assert len(coarse_NN) <= 8 and 3 < step < 6
+    assert music.self_similarity(np.zeros((RATE, 1)), RATE)[0].shape == (1, 1)
+
+
 @pytest.mark.parametrize("measure", [music.tonality, music.chroma_entropy, music.onset_regularity, music.tempo])
 def test_silence_and_scraps_have_no_figure(measure):
     assert math.isnan(measure(np.zeros((3 * RATE, 2)), RATE))

@@ -14,6 +14,7 @@ from hiermusic.systems import requests
 from hiermusic.systems.aar import demo as aar
 from hiermusic.systems.demos import Demo, Step
 from hiermusic.systems.khala import demo as khala
+from hiermusic.systems.pyramid import demo as pyramid
 from hiermusic.systems.tokens import demo as tokens
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -24,9 +25,10 @@ AAR = ("corpus", "sat", "evaluate sat", "sat tokens", "aar", "songs", "evaluate 
        "evaluate rvq", "rvq tokens", "ar", "ar-songs", "evaluate ar-songs", "evaluate ar")  # fmt: skip
 
 
-@pytest.fixture(params=["khala", "aar", "tokens"])
+@pytest.fixture(params=["khala", "aar", "pyramid", "tokens"])
 def demo(request) -> Demo:
-    return {"khala": khala, "aar": aar, "tokens": tokens}[request.param].demo(FOLDER, CONFIGS)
+    rooms = {"khala": khala, "aar": aar, "pyramid": pyramid, "tokens": tokens}
+    return rooms[request.param].demo(FOLDER, CONFIGS)
 
 
 def flags(step: Step) -> dict[str, str]:
@@ -48,7 +50,7 @@ def test_every_command_is_one_of_the_command_line(demo, monkeypatch):
         monkeypatch.setattr("sys.argv", [f"hiermusic {verb}", *words])
         values = cli.Values()
         cli.VERBS[verb].define(values)
-        assert cli._parse(verb, values) == []
+        assert cli._parse(verb, values) == [word for word in words if not word.startswith("--")]
         if verb == "train":
             path, _, preset = config_flags.get_config_filename(values["config"]).partition(":")
             assert preset == "tiny" and Path(path).is_file() and values.config.preset == "tiny"
@@ -56,8 +58,10 @@ def test_every_command_is_one_of_the_command_line(demo, monkeypatch):
 
 def test_what_a_step_reads_an_earlier_one_has_written(demo):
     reads = {"data": ("source",), "train": ("config.data.path", "config.init_from"), "tokenize": ("codec", "data"),
-             "generate": ("superres", "lm", "prompts", "like"), "evaluate": ("workdir", "songs", "data")}  # fmt: skip
-    writes = {"data": "out", "train": "workdir", "tokenize": "out", "generate": "out", "evaluate": "workdir"}
+             "generate": ("superres", "lm", "prompts", "like"), "evaluate": ("workdir", "songs", "data"),
+             "continue": ("lm",)}  # fmt: skip
+    writes = {"data": "out", "train": "workdir", "tokenize": "out", "generate": "out", "evaluate": "workdir",
+              "continue": "out"}  # fmt: skip
     there = {at(name) for name in demo.files}
     for step in demo.steps:
         verb, given = step.arguments[0], flags(step)
@@ -129,6 +133,7 @@ def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):
     """The codes that a codec's configuration makes are those that the model after it predicts."""
     from hiermusic.systems.aar import models as aar_models
     from hiermusic.systems.khala import models as khala_models
+    from hiermusic.systems.pyramid import models as pyramid_models
 
     def config(demo: Demo, name: str):
         step = next(step for step in demo.steps if step.name == name)
@@ -147,6 +152,18 @@ def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):
     demo = aar.demo(FOLDER, CONFIGS)
     one, other = (aar_models.tokens_of(config(demo, name)).hierarchy for name in ("sat", "aar"))
     assert (one.sizes, one.rates) == (other.sizes, other.rates)
+    demo = pyramid.demo(FOLDER, CONFIGS)
+    one, other = (pyramid_models.hierarchy(config(demo, name)) for name in ("codec", "lm"))
+    assert (one.sizes, one.rates) == (other.sizes, other.rates)
+
+
+def test_pyramids_songs_are_heard_after_each_level_go_on_and_last_three_minutes():
+    steps = named(pyramid.demo(FOLDER, CONFIGS))
+    made = {"lm": at("lm"), "prompts": at("prompts.jsonl"), "out": at("songs"), "levels_too": ""}
+    assert steps["songs"] == ("generate", made)
+    verb, given = steps["continued"]
+    assert verb == "continue" and at("codec/evaluation/sounds/clip-truth.wav") in given and given["seconds"] == "12"
+    assert steps["long"][1]["seconds"] == "180" and list(steps).index("evaluate codec") < list(steps).index("continued")
 
 
 def test_the_prompts_are_prompts_and_the_corpora_are_sources(tmp_path):

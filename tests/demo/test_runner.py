@@ -87,17 +87,20 @@ def test_memory_is_told_in_bytes_or_kilobytes_by_the_system(machine, folder, mon
 
 def test_the_page_has_a_chapter_of_all_that_was_measured(monkeypatch, tmp_path):
     """Of each folder what its own evaluation found: songs first, then codecs, losses and token models."""
-    found = {"songs": {"best": "songs"}, "codec": {"reconstruction": [], "baselines": {}}, "lm": {"predictability": 7}}
+    songs = {"best": "songs", "corpus": "c", "continuation": {"of": "a clip"}}
+    found = {"songs": songs, "codec": {"reconstruction": [], "baselines": {}}, "lm": {"predictability": 7}}
     for name, result in found.items():
         (tmp_path / name / "evaluation").mkdir(parents=True)
         (tmp_path / name / "evaluation" / "results.json").write_text(json.dumps(result | {"of": name}))
     told = []
-    for kind in ("music", "reconstruction", "rebuilt_music", "code_use"):
+    for kind in ("music", "continuation", "reconstruction", "rebuilt_music", "code_use"):
         keep = lambda result, *rest, kind=kind: told.append((kind, result["of"], rest[-1]))  # noqa: E731
         monkeypatch.setattr(runner.sections, kind, keep)
     monkeypatch.setattr(runner.sections, "training", lambda runs: told.append(("training", *runs)))
     monkeypatch.setattr(runner.sections, "predictability", lambda rows, title: told.append((rows, title)))
     monkeypatch.setattr(runner.songs, "read", lambda folder: [SimpleNamespace(name="a"), SimpleNamespace(name="b")])
+    monkeypatch.setattr(runner.songs, "structure", lambda made, records, best: {"of": records, "best": best})
+    monkeypatch.setattr(runner.sections, "structure", lambda alike, title: told.append((alike, title)))
     monkeypatch.setattr(runner, "_song", lambda made, title, best: told.append((made.name, title, best)))
     shown = Demo("t", "i", {}, [], {"songs": "Songs"}, {"lm": "The model", "codec": "The codec"})
     assert len(runner._chapters(shown, tmp_path)) == len(told) + 1  # and the sounds of the codec
@@ -105,6 +108,8 @@ def test_the_page_has_a_chapter_of_all_that_was_measured(monkeypatch, tmp_path):
         ("music", "songs", "Songs: how far from music"),
         ("a", "Songs: a", "songs"),
         ("b", "Songs: b", "songs"),
+        ("continuation", "a clip", "Songs: as it began?"),
+        ({"of": "c", "best": "songs"}, "Songs: does it come back to what it was?"),
         ("reconstruction", "codec", "The codec: reconstruction"),
         ("rebuilt_music", "codec", "The codec: music in what is rebuilt"),
         ("code_use", "codec", "The codec: use of the codes"),

@@ -132,7 +132,8 @@ def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, mo
 
 
 @pytest.mark.parametrize(
-    ("depth", "heard"), [(64, [2, 8, 16, 32, 64]), (16, [2, 8, 16]), (10, [2, 8, 10]), (6, [2, 6]), (2, [2]), (1, [1])]
+    ("depth", "heard"),
+    [(64, [1, 2, 8, 16, 32, 64]), (16, [1, 2, 8, 16]), (10, [1, 2, 8, 10]), (3, [1, 2, 3]), (2, [1, 2]), (1, [1])],
 )
 def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monkeypatch):
     asked = []
@@ -257,10 +258,11 @@ def test_songs_are_judged_with_as_many_held_out_ones_as_asked_for(monkeypatch, t
     monkeypatch.setattr(run, "_corpus", lambda songs, data, out: asked.append((data, out)) or "corpus")
     monkeypatch.setattr(run, "AudioSource", Records)
     monkeypatch.setattr(run.songs, "evaluate_songs", judge)
+    monkeypatch.setattr(run.continuation, "evaluate", lambda *how: judge(*how) and {"rows": 1})
     monkeypatch.setattr(run, "_heard", lambda *arguments: [])
     found = run.evaluate_songs("songs", str(tmp_path / "o"), data="d", tracks=3)
-    assert asked == ["songs", ("d", tmp_path / "o"), ("a", "corpus", 3, [{"x": 1}])]
-    assert found == {"folder": "songs", "corpus": "corpus", "best": "songs"}
+    assert asked == ["songs", ("d", tmp_path / "o"), *[("a", "corpus", 3, [{"x": 1}])] * 2]
+    assert found == {"folder": "songs", "corpus": "corpus", "best": "songs", "continuation": {"rows": 1}}
 
 
 def test_one_process_writes_and_all_come_back_with_the_results(monkeypatch, tmp_path):

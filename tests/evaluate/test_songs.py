@@ -100,6 +100,20 @@ def test_what_is_shown(result, tmp_path):
     assert found["verdict"] in html and "backbone only" in html and "nan" not in html
 
 
+def test_a_long_song_is_shown_beside_a_real_track(corpus, monkeypatch, tmp_path):
+    for name, seconds in (("a", 2.0), ("b", 31.0)):
+        write(tmp_path, name, tune(3, seconds), None)
+    made = songs.read(tmp_path)
+    tracks = [{"meta": {}, "samples": len(sound)} for sound in corpus.sounds]
+    real = Corpus(**vars(corpus) | {"tracks": tracks})
+    assert songs.structure(made[:1], "records", "songs") == {}
+    monkeypatch.setattr(songs, "AudioSource", {"records": real}.get)
+    alike = songs.structure(made, "records", "songs")
+    assert list(alike) == ["b", "a held-out track"] and [len(one[0]) for one in alike.values()] in ([29, 1], [29, 2])
+    html = report.write(report.Page("Songs", sections=[sections.structure(alike)]), tmp_path / "p.html").read_text()
+    assert "a held-out track" in html and "<image" in html
+
+
 @pytest.fixture
 def plain(monkeypatch):
     """Sounds that are one number throughout, which is all that is heard of them; an anchor is silence."""

@@ -11,7 +11,7 @@ from hiermusic.generate.autoregressive import generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
 
-EOS, SIZES = 1, (12, 12, 12)
+EOS, SIZES, MARKERS = 1, (12, 12, 12), (22, 23, 24)
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
 SEEDS = [3, 1, 4]
 CUT = {"top_k": 4, "top_p": 0.8}
@@ -21,6 +21,7 @@ LAYOUTS = {
     "flatten unequal": [pattern.flatten((n, 2 * n, 4 * n)) for n in (1, 3, 2)],
     "delay": [pattern.delay((n, n, n)) for n in (4, 9, 6)],
     "parallel": [pattern.parallel((n, n, n)) for n in (4, 9, 6)],
+    "level major with marks": [pattern.level_major((n, 2 * n, 3 * n), separate=True) for n in (1, 3, 2)],
     "level major": [pattern.level_major((n, 2 * n, 3 * n)) for n in (1, 3, 2)],
 }
 
@@ -37,7 +38,8 @@ def plain(reference, model):
         for s in range(layout.positions):
             reads_SK, hidden = layout.build(codes)[0][: s + 1], []
             for words in [prompt] if unprompted is None else [prompt, unprompted]:
-                text_S = [*words[:-1], *[words[-1] if at == layout.begin else -1 for at in range(s + 1)]]
+                marks_S = layout.marked(MARKERS)
+                text_S = [*words[:-1], *[words[-1] if at == layout.begin else marks_S[at] for at in range(s + 1)]]
                 before_SK = np.full((len(words) - 1, len(codes)), -1)
                 rows = np.concatenate([before_SK, reads_SK])
                 hidden.append(reference.row(config, w, text_S, rows, sees_SS=np.tri(len(text_S), dtype=bool))[-1])
@@ -64,7 +66,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_batch_of_unequal_requests_equals_plain_decoding_of_each(model, plain, name):
-    samples = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, temperature=1.5, **SAME)
+    samples = generate(model, PROMPTS, LAYOUTS[name], seeds=SEEDS, temperature=1.5, markers=MARKERS, **SAME)
     for made, prompt, layout, seed in zip(samples, PROMPTS, LAYOUTS[name], SEEDS, strict=True):
         assert not made.ended
         for drawn, expected in zip(by_level(made), plain(prompt, layout, seed, temperature=1.5, **CUT), strict=True):
@@ -80,6 +82,30 @@ def test_given_levels_are_read_before_the_prompts_last_id(model, plain):
         for made, *request in zip(samples, PROMPTS, layouts, SEEDS, given, strict=True):
             for drawn, expected in zip(by_level(made), plain(*request, temperature=1.5, **CUT), strict=True):
                 np.testing.assert_array_equal(drawn, expected)
+
+
+def test_levels_that_are_given_and_heard_are_read_at_their_places(model, plain):
+    """The first level is given, of the second so much is known that the first steps are made at once, marks and all."""
+    layouts = [pattern.level_major((n, 2 * n, 2 * n), separate=True, given=1) for n in (30, 40, 35)]
+    given = [[np.arange(layout.lengths[0]) % 12, np.arange(40) % 7, np.arange(3)] for layout in layouts]
+    samples = generate(
+        model, PROMPTS, layouts, given=given, seeds=SEEDS, temperature=1.5, markers=MARKERS, guidance=2.0,
+        unprompted=[[2, 3]] * 3, **SAME,
+    )  # fmt: skip
+    for made, *request in zip(samples, PROMPTS, layouts, SEEDS, given, strict=True):
+        expected = plain(*request, temperature=1.5, guidance=2.0, unprompted=[2, 3], **CUT)
+        for drawn_T, expected_T in zip(by_level(made), expected, strict=True):
+            np.testing.assert_array_equal(drawn_T, expected_T)
+
+
+def test_the_first_levels_alone_are_those_of_all(model):
+    """And of the others there is nothing."""
+    layouts = [pattern.level_major((n, 2 * n, 3 * n), separate=True) for n in (1, 3, 2)]
+    whole = generate(model, PROMPTS, layouts, seeds=SEEDS, markers=MARKERS, **SAME)
+    part = generate(model, PROMPTS, [one.first(2) for one in layouts], seeds=SEEDS, markers=MARKERS, **SAME)
+    for one, other in zip(whole, part, strict=True):
+        np.testing.assert_array_equal(np.concatenate(one.codes[:2]), np.concatenate(other.codes[:2]))
+        assert (other.codes[2] == -1).all() and (one.codes[2] >= 0).all()
 
 
 def test_none_of_the_cuts_is_idle(plain):

@@ -21,6 +21,7 @@ FILES = {
     "lm": "aar/lm",
     "ar_baseline": "aar/ar_baseline",
     "pyramid": "pyramid/codec",
+    "pyramid_lm": "pyramid/lm",
 }  # the others are Khala's
 WINDOW = {"window": 16, "levels": 4, "codes": 16}
 PRIOR = {"depth": 4, "cond": 8, "listener": 8, "references": 2}
@@ -28,6 +29,12 @@ TOKENS = {"levels": 4, "codes": 16, "latent": 8}
 TOKEN_LM = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 4, "head_dim": 8, "ffn_width": 64}
 SIZES = {
     "backbone": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}, "tokens": TOKENS},
+    "pyramid_lm": {
+        "model": TOKEN_LM
+        | {"length": 64, "shared_embed": True, "head": "shared", "norm": "layer"}
+        | {"positions": "learned", "levels": 0},
+        "tokens": TOKENS | {"levels": 3, "scales": (1, 2, 4)},
+    },
     "superres": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}, "tokens": TOKENS},
     "sat": {
         "model": WINDOW

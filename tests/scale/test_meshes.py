@@ -27,7 +27,7 @@ CASES = [
     if (stage, mesh) != ("codec", "all")  # refused, see below
 ]
 AAR = (("lm", "all"), ("lm", "fsdp"), ("ar_baseline", "mixed"), ("sat", "mixed"))
-PYRAMID = (("pyramid", "mixed"), ("pyramid", "fsdp"), ("pyramid", "context"))
+PYRAMID = (("pyramid", "mixed"), ("pyramid", "fsdp"), ("pyramid", "context"), ("pyramid_lm", "all"))
 CASES += [pytest.param(*case, id="-".join(case), marks=pytest.mark.slow) for case in (*AAR, *PYRAMID)]
 
 one_device = cache(lambda stage: train(small(stage, {})))

@@ -14,26 +14,29 @@ BUILT = {
     "khala/backbone": lm.token_lm_config,
     "khala/superres": lm.token_lm_config,
     "tokens/lm": lm.token_lm_config,
+    "pyramid/lm": lm.token_lm_config,
     "aar/codec": lambda config: aar.codec_config(config.model),
     "aar/lm": aar.prior_config,
     "aar/ar_baseline": aar.prior_config,
 }
 # What makes no module: rows and prompts read it, or names the text side, which has tests of its own.
 READ = {"duration_unit", "given", "keep_description", "length", "prompt_dropout", "references", "text_limit"}
-READ |= {"tokenizer", "tokenizer_file"}
+READ |= {"tokenizer", "tokenizer_file", "separators"}
 # Other values than the presets'; of a number that is not here, twice as much and one more.
 OTHER = {
     **{
         "bias": "none",
         "dilations": (9,),
         "dtype": "bfloat16",
+        "ffn": "gelu",
         "drop_path": 0.5,
         "fold": 8,
         "head": "full",
         "head_dim": 32,
         "init": "dac",
     },
-    **{"kv_heads": 2, "noise_db": (0.0, 9.0), "pattern": "delay", "phi": "shared", "qk_norm": "rms"},
+    **{"kv_heads": 2, "noise_db": (0.0, 9.0), "norm": "layer", "pattern": "delay", "phi": "shared", "qk_norm": "rms"},
+    **{"positions": "learned"},
     **{
         "quantiser": "residual",
         "quantiser_dropout": "uniform",
@@ -64,6 +67,7 @@ NAMES = {
 }
 # Orders of prediction: next scale alone goes with AAR's tokens, the others make rows (tests/systems/lm/test_rows.py).
 ORDERS = {(stage, "pattern") for stage in BUILT if stage != "aar/ar_baseline"}
+ORDERS.add(("pyramid/lm", "levels"))  # of which it knows all that there are
 # Fields that go together: what others become.
 TOGETHER = {"head": {"codec_tables": False}, "levels": {"given": 0}, "scales": {"levels": 2, "phi_count": 1}}
 FIELDS = {stage: sorted(set(presets.read(f"configs/{stage}.py:tiny").model) - READ) for stage in BUILT}

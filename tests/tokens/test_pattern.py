@@ -45,12 +45,21 @@ def behind_given_levels(draw):
     return pattern.prefixed(prefix, layout), passes + prefix.positions
 
 
+@st.composite
+def marked_behind_given(draw):
+    lengths = draw(any_lengths)
+    known = draw(st.integers(0, len(lengths) - 1))
+    return pattern.level_major(lengths, separate=True, given=known), sum(lengths) + len(lengths) - 1
+
+
 layouts = {  # pattern -> (layout, number of passes it must take)
     "flatten": flattened(),
     "delay": delayed(),
     "default delay": one_length.map(lambda ls: (pattern.delay(ls), ls[0] + len(ls) - 1)),
     "parallel": one_length.map(lambda ls: (pattern.parallel(ls), ls[0])),
     "level major": any_lengths.map(lambda ls: (pattern.level_major(ls), sum(ls))),
+    "level major with marks": any_lengths.map(lambda ls: (pattern.level_major(ls, True), sum(ls) + len(ls) - 1)),
+    "level major behind given levels": marked_behind_given(),
     "layer wise": by_level(pattern.layer_wise),
     "next scale": by_level(pattern.next_scale),
     "behind given levels": behind_given_levels(),
@@ -122,6 +131,32 @@ def test_delay_reads_the_position_before():
     np.testing.assert_array_equal(layout.reads_SK, [[-1, -1], [0, -1], [1, 0], [2, 1]])
 
 
+def test_a_level_begins_at_its_mark():
+    """`BOS a b MARK c d e f`: what is read, and below it what is predicted there, of two levels of two and four."""
+    layout = pattern.level_major((2, 4), separate=True)
+    reads, predicts = layout.build([np.array([10, 11]), np.array([20, 21, 22, 23])])
+    assert reads.max(1).tolist() == [-1, 10, 11, -1, 20, 21, 22] and layout.marks == ((3, 1),)
+    assert predicts.max(1).tolist() == [10, 11, -1, 20, 21, 22, 23]
+    assert layout.marked([7, 8]).tolist() == [-1, -1, -1, 8, -1, -1, -1]
+    behind = pattern.level_major((2, 4), separate=True, given=1)
+    np.testing.assert_array_equal(behind.reads_SK, layout.reads_SK)
+    assert behind.predicts_SK.max(1).tolist() == [-1, -1, -1, 0, 1, 2, 3] and behind.given == 1 and behind.begin == 0
+    three = pattern.level_major((1, 1, 1), separate=True)
+    assert three.marks == ((2, 1), (4, 2)) and three.predicts_SK.max(1).tolist() == [0, -1, 0, -1, 0]
+    assert pattern.prefixed(pattern.flatten((2, 1)), three).marks == ((5, 3), (7, 4))
+
+
+def test_the_first_levels_alone_take_the_first_positions():
+    layout = pattern.level_major((2, 4, 8), separate=True)
+    for levels, positions in ((1, 2), (2, 7), (3, 16)):
+        part = layout.first(levels)
+        assert part.positions == positions and part.lengths == layout.lengths and len(part.marks) == levels - 1
+        np.testing.assert_array_equal(part.reads_SK, layout.reads_SK[:positions])
+        assert [(part.predicts_SK[:, k] >= 0).sum() for k in range(3)] == [2, 4 * (levels > 1), 8 * (levels > 2)]
+    flat = pattern.level_major((2, 4))
+    assert flat.first(1).positions == 2 and flat.first(1).reads_SK[:, 0].tolist() == [-1, 0]
+
+
 def test_next_scale_sees_coarser_levels_and_what_stands_before_it():
     layout = pattern.next_scale((1, 2, 4))
     assert layout.level_S.tolist() == [0, 1, 1, 2, 2, 2, 2] and layout.visibility == Visibility.block_causal((1, 2, 4))
@@ -159,6 +194,7 @@ def test_a_layer_pass_is_that_pass_of_layer_wise():
         lambda: pattern.delay((3, 3), (0,)),
         lambda: pattern.flatten(()),
         lambda: pattern.level_major((2, 0)),
+        lambda: pattern.level_major((2, 2), given=2),
         lambda: pattern.layer_wise((3, 3), given=2),
         lambda: pattern.layer_pass((3, 3), level=2),
     ],
@@ -196,6 +232,19 @@ def test_what_a_setting_names_knows_its_positions(name, slots):
             assert order.stepwise == (layout.begin is not None) and order.ends == (layout.end is not None)
             assert order.most(rows) == packets and order.most(rows - 1) == packets - 1
         assert order.most(0) == 0
+
+
+def test_marks_take_a_position_each_and_fill_the_papers_context():
+    """`BOS 2000 SEP 4000 SEP 8000 EOS`, of which the last is not read: 14,004 positions of 2,000 packets."""
+    order = pattern.Pattern("level_major", (1, 2, 4), separate=True)
+    assert order.positions(2000) == 14_002 and order.most(14_004) == 2000 and order.most(14_001) == 1999
+    for known in (0, 2):
+        part = pattern.Pattern("level_major", (1, 2, 4), known, separate=True)
+        for packets in (1, 3):
+            assert part.layout(packets).positions == part.positions(packets) == 7 * packets + 2
+            assert part.layout(packets).given == known
+    with pytest.raises(UserError, match=r"model\.separators stand between levels: set it to False for the flatten"):
+        pattern.Pattern("flatten", (1, 2), separate=True)
 
 
 @pytest.mark.parametrize("make", [pattern.flatten, pattern.delay, pattern.parallel])

@@ -78,6 +78,14 @@ def test_given_levels_stand_between_the_prompt_and_its_last_id():
     assert row["targets"].tolist() == [NONE, NONE, NONE, [-1, 4], [-1, 6], NONE]
 
 
+def test_a_level_begins_at_its_marker():
+    row = pack([7, 8], pattern.level_major((2, 2), separate=True), CODES, 8, markers=[0, 9])
+    assert row["text"].tolist() == [7, 8, -1, -1, 9, -1, -1, -1]
+    assert row["reads"].tolist() == [NONE, NONE, [3, -1], [5, -1], NONE, [-1, 4], NONE, NONE]
+    assert row["targets"].tolist() == [NONE, [3, -1], [5, -1], NONE, [-1, 4], [-1, 6], NONE, NONE]
+    assert row["valid"].sum() == 6 and (row["text_targets"] == -1).all()
+
+
 def test_a_window_of_latents_begins_at_level_0_behind_its_context():
     text_S, levels_S = window(pattern.next_scale((1, 2)), 2)
     assert text_S.tolist() == [-1, -1, START, -1, -1] and levels_S.tolist() == [2, 2, 0, 1, 1]

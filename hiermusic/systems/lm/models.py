@@ -46,7 +46,7 @@ def pattern_of(config: ConfigDict) -> Pattern:
     model, streams = config.model, given_streams(config)
     if streams and model.codec_tables:
         raise UserError("model.codec_tables are those of one codec: set it to False for a model with data.prefix")
-    return Pattern(model.pattern, _slots(config), sum(streams) + model.given, streams)
+    return Pattern(model.pattern, _slots(config), sum(streams) + model.given, streams, model.get("separators", False))
 
 
 def _others(config: ConfigDict) -> list[Hierarchy]:
@@ -86,8 +86,13 @@ def tokenizer(model: ConfigDict) -> TextTokenizer | None:
 
 
 def marker(model: ConfigDict, level: int) -> int:
-    """The id that says that a row predicts this level, where each pass is a row of its own."""
+    """The id that says that this level is predicted: by a row of its own, or from there on."""
     return level if model.tokenizer == "none" else vocabulary(model).task_marker(level)
+
+
+def markers(config: ConfigDict) -> list[int]:
+    """The id of each level that stands where it begins, in the patterns that mark that."""
+    return [marker(config.model, level) for level in range(len(hierarchy(config)))]
 
 
 def end_of(config: ConfigDict) -> int | None:
@@ -143,6 +148,10 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         ffn_width=model.ffn_width,
+        norm=model.get("norm", "rms"),
+        ffn=model.get("ffn", "swiglu"),
+        positions=model.get("positions", "rotary"),
+        max_positions=model.length,
         rope_base=model.rope_base,
         base_width=model.base_width,
         bias=model.bias,
@@ -152,7 +161,7 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         remat=model.remat,
     )
     tokens, order = hierarchy(config), pattern_of(config)
-    silent = len(tokens) if order.isolated else 1
+    silent = len(tokens) if order.isolated or order.separate else 1
     return TokenLMConfig(
         levels=len(tokens),
         codes=max(tokens.sizes),
@@ -160,6 +169,7 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         end=end_of(config),
         transformer=trunk,
         head=model.head,
+        shared_embed=model.get("shared_embed", False),
         code_bias=model.codec_tables,
         z_loss=model.z_loss,
     )

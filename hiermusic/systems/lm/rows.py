@@ -81,8 +81,9 @@ class Rows:
                 np.pad(codes_T.astype(np.int32), (0, count - len(codes_T)), constant_values=-1)
                 for codes_T, count in zip(levels, layout.lengths, strict=True)
             ]
-        end = self.end if whole else None
-        return sequence.pack(ids, layout, levels, length, end=end, level=level, most=self.most)
+        end, markers = self.end if whole else None, models.markers(self.config) if layout.marks else ()
+        how = {"end": end, "markers": markers, "level": level, "most": self.most}
+        return sequence.pack(ids, layout, levels, length, **how)
 
     def prompt(self, meta: dict, rng: np.random.Generator, level: int | None = None) -> list[int]:
         """The ids of a track's prompt, ending in the marker of `level` if there is one."""

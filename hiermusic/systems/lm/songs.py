@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,12 @@ from hiermusic.systems.lm import models
 from hiermusic.systems.lm.models import hierarchy, make_model, pattern_of, token_lm_config, tokenizer
 from hiermusic.systems.requests import Request
 from hiermusic.tokens import packets, sequence
+from hiermusic.tokens.pattern import Pattern
 from hiermusic.tokens.prompt import Prompt, compose
 from hiermusic.tokens.vocabulary import TextTokenizer
+
+_OVERLAP = 3  # of the context, the share that a window goes on from: ten seconds of thirty
+_APART = 1_000_003  # between the seeds of a song's windows, which would otherwise draw alike
 
 
 def ready(config: ConfigDict, model: nnx.Module) -> nnx.Module:
@@ -73,27 +79,95 @@ def draw(
       config: of the token model.
       model: its weights, from `ready`.
       sampling: temperature, top_k, top_p, guidance, and what the engine takes besides; `min_share` of a song's length
-        before which it may not end.
+        before which it may not end; `levels`, how many are made of those that go one after the other, 0 for all.
       known: the first tokens of each level of every song (continuation).
       given: of each song the levels that the model does not predict, `model.given` of them.
       mesh: that the model is spread over; None for one device.
       name: what the progress bar says.
     """
+    tell_cut(requests, config, given)
+    heard = None if known is None else [packets.levels_of(known)[: len(hierarchy(config))]] * len(requests)
+    return _draw(requests, config, model, sampling, heard=heard, given=given, mesh=mesh, name=name)
+
+
+def draw_long(
+    requests: Sequence[Request],
+    config: ConfigDict,
+    model: nnx.Module,
+    sampling: dict,
+    *,
+    known: packets.Streams | None = None,
+    mesh: Mesh | None = None,
+    name: str = "tokens",
+) -> list[Sample]:
+    """As `draw`, of songs longer than the model's context too: these are made in windows that fill it.
+
+    Each window goes on from the last third of what there is, or from more where less is left to make, as if that were
+    all of the song; its prompt asks for as many seconds as it lasts.
+
+    Args:
+      requests, config, model, sampling, known, mesh, name: as for `draw`; of a level-major model without given levels.
+    """
+    tell_cut(requests, config)
+    order, tokens, words = pattern_of(config), hierarchy(config), tokenizer(config.model)
+    rate, empty = tokens.rates[0] / order.slots[0], [np.zeros(0, np.int32)] * len(tokens)
+    counts, most = [_count(request, rate) for request in requests], []
+    for request in requests:
+        prompt = prompt_of(config, words, request)
+        _check_room(config, request, prompt, 1)
+        most.append(_most(config, prompt))
+    songs_KT = [empty if known is None else packets.levels_of(known)[: len(tokens)] for _ in requests]
+    _check_begun(songs_KT, counts, order, rate)
+    windows = 0
+    while missing := [b for b, count in enumerate(counts) if _packets(songs_KT[b], order) < count]:
+        keep, parts = [], []
+        for b in missing:
+            left = counts[b] - (there := _packets(songs_KT[b], order))
+            keep.append(min(there, max(most[b] // _OVERLAP, most[b] - left)))
+            prompt = replace(requests[b].prompt, seconds=float(min(keep[-1] + left, most[b]) / rate))
+            parts.append(replace(requests[b], prompt=prompt, seed=(requests[b].seed + windows * _APART) % 2**32))
+        before = [
+            [codes_T[len(codes_T) - n * slot :] for codes_T, slot in zip(songs_KT[b], order.slots, strict=False)]
+            for b, n in zip(missing, keep, strict=True)
+        ]
+        windows += 1
+        shown = f"{name}, window {windows}" if max(counts) > min(most) else name
+        start = before if any(keep) else None
+        samples = _draw(parts, config, model, sampling, heard=start, mesh=mesh, name=shown)
+        for b, n, sample in zip(missing, keep, samples, strict=True):
+            new = zip(songs_KT[b], packets.levels_of(sample.codes), order.slots, strict=False)
+            songs_KT[b] = [np.concatenate([codes_T, drawn_T[n * slot :]]) for codes_T, drawn_T, slot in new]
+    return [Sample(tuple(levels), False) for levels in songs_KT]
+
+
+def tell_cut(requests: Sequence[Request], config: ConfigDict, given: Sequence[packets.Streams] | None = None) -> None:
+    """Says which prompts are longer than a model reads, where it is the one that begins."""
+    if (words := tokenizer(config.model)) and given is None:
+        songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
+
+
+def _draw(
+    requests: Sequence[Request],
+    config: ConfigDict,
+    model: nnx.Module,
+    sampling: dict,
+    *,
+    heard: Sequence[Sequence[np.ndarray]] | None,
+    given: Sequence[packets.Streams] | None = None,
+    mesh: Mesh | None,
+    name: str,
+) -> list[Sample]:
+    """`draw`, the known tokens of each song its own."""
     order, tokens, words = pattern_of(config), hierarchy(config), tokenizer(config.model)
     rate, sampling = tokens.rates[0] / order.slots[0], dict(sampling)
-    if words and given is None:  # of whom the model that begins has told
-        songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
     prompts, unprompted = ([prompt_of(config, words, request, bare) for request in requests] for bare in (False, True))
-    counts = [max(round(request.prompt.seconds * rate), 1) for request in requests]
+    counts = [_count(request, rate) for request in requests]
     if given:
         counts = [len(packets.levels_of(codes)[0]) // order.slots[0] for codes in given]
     if not (order.isolated and given):  # what is given was made in a context of its own
         for request, prompt, count in zip(requests, prompts, counts, strict=True):
             _check_room(config, request, prompt, count)
-    heard = None if known is None else [codes_T for codes_T in packets.levels_of(known)[: len(tokens)]]
-    begun = len(heard[0]) // order.slots[0] if heard else 0
-    if begun >= min(counts):
-        raise UserError(f"the audio lasts {float(begun / rate):.1f} s: ask for more --seconds than that")
+    begun = _check_begun(heard or [[np.zeros(0)]] * len(requests), counts, order, rate)
     share = sampling.pop("min_share", 0.0)
     seeds, sizes = [request.seed for request in requests], list(tokens.sizes)
     lengths = [[count * slot for slot in order.slots] for count in counts]
@@ -103,34 +177,81 @@ def draw(
             markers = [models.marker(config.model, level) for level in range(len(tokens))]
             lower = given or [np.zeros((count, 0), np.int32) for count in counts]
             levels = sampling.pop("levels", 0) or len(tokens)
-            how = {"lengths": lengths, "markers": markers, "known": heard, "levels": levels, "progress": show}
+            how = {
+                "lengths": lengths,
+                "markers": markers,
+                "known": heard and heard[0],
+                "levels": levels,
+                "progress": show,
+            }
             made = layerwise.refine(model, prompts, lower, **how, **both, **sampling)
             return [Sample(codes, False) for codes in made]
-        front = [_front(order.given, b, heard, given) for b in range(len(requests))]
-        first = front if any(front) else None
+        front = [_front(order, b, heard, given) for b in range(len(requests))]
+        front = front if any(front) else None
         if not order.stepwise:
             slots = [models.window(config) * slot for slot in order.slots]
-            how = {"lengths": lengths, "given": order.given, "known": first, "progress": show}
+            how = {"lengths": lengths, "given": order.given, "known": front, "progress": show}
             made = nextscale.draw(model, prompts, slots, **how, **both, **sampling)
             return [Sample(codes, False) for codes in made]
-        return autoregressive.generate(
+        layouts, levels = [order.layout(count) for count in counts], sampling.pop("levels", 0) or len(tokens)
+        if levels != len(tokens):
+            _check_levels(order, levels)
+            layouts = [layout.first(levels) for layout in layouts]
+        made = autoregressive.generate(
             model,
             prompts,
-            [order.layout(count) for count in counts],
+            layouts,
             eos=models.end_of(config),
-            min_frames=[order.slots[0] * max(begun + 1, math.ceil(share * count)) for count in counts],
-            given=first,
+            min_frames=[
+                order.slots[0] * max(there + 1, math.ceil(share * count))
+                for there, count in zip(begun, counts, strict=True)
+            ],
+            given=front,
+            markers=models.markers(config) if order.separate else (),
             cache_dtype=jnp.dtype(config.model.dtype),
             progress=show,
             **both,
             **sampling,
         )
+    if levels == len(tokens):
+        return made
+    return [replace(sample, codes=tuple(packets.levels_of(sample.codes)[:levels])) for sample in made]
 
 
-def _front(count: int, b: int, heard: list[np.ndarray] | None, given: Sequence[packets.Streams] | None) -> list:
+def _count(request: Request, rate: Fraction) -> int:
+    """Packets of a song."""
+    return max(round(request.prompt.seconds * rate), 1)
+
+
+def _packets(levels: Sequence[np.ndarray], order: Pattern) -> int:
+    """How many packets there are of a song."""
+    return len(levels[0]) // order.slots[0]
+
+
+def _check_begun(
+    heard: Sequence[Sequence[np.ndarray]], counts: Sequence[int], order: Pattern, rate: Fraction
+) -> list[int]:
+    """The packets that are known of each song, fewer than it will have."""
+    begun = [_packets(levels, order) for levels in heard]
+    for there, count in zip(begun, counts, strict=True):
+        if there >= count:
+            raise UserError(f"the audio lasts {float(there / rate):.1f} s: ask for more --seconds than that")
+    return begun
+
+
+def _check_levels(order: Pattern, levels: int) -> None:
+    if order.name != "level_major":
+        raise UserError(f"levels={levels}: a {order.name} model makes all of its levels together")
+    if not order.given < levels <= len(order.slots):
+        raise UserError(f"levels={levels}: give {order.given + 1} to {len(order.slots)}, of which this model makes any")
+
+
+def _front(
+    order: Pattern, b: int, heard: Sequence[Sequence[np.ndarray]] | None, given: Sequence[packets.Streams] | None
+) -> list[np.ndarray]:
     """What is known of a song: its given levels, and the first tokens of the others."""
     lower = packets.levels_of(given[b]) if given else []
-    rest = heard[count:] if heard else []
+    rest = heard[b][order.given :] if heard else []
     return [*lower, *rest]
 
 
@@ -144,10 +265,14 @@ def prompt_of(config: ConfigDict, words: TextTokenizer | None, request: Request,
     return ids if order.stepwise or order.isolated else models.fill(config, ids)
 
 
+def _most(config: ConfigDict, prompt: Sequence[int]) -> int:
+    """How many packets fit behind a prompt."""
+    order, ends = pattern_of(config), models.end_of(config) is not None
+    return order.most(sequence.room(prompt, config.model.length, stepwise=order.stepwise, end=ends))
+
+
 def _check_room(config: ConfigDict, request: Request, prompt: Sequence[int], count: int) -> None:
-    order = pattern_of(config)
-    ends = models.end_of(config) is not None
-    most = order.most(sequence.room(prompt, config.model.length, stepwise=order.stepwise, end=ends))
+    order, most = pattern_of(config), _most(config, prompt)
     if count > most:
         rate = hierarchy(config).rates[0] / order.slots[0]
         raise UserError(
@@ -189,8 +314,9 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
         made = (rows * count * sum(open_slots), rows * count / rate)
         return programs.Generation("generate: a window", run.func, arguments, run.keywords, model.length, *made, trunk)
     layouts = [order.layout(count)] * rows
+    marked = {"markers": models.markers(config)} if order.separate else {}
     run, arguments = autoregressive.chunk(
-        token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **options
+        token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **marked, **options
     )
     steps = autoregressive.CHUNK
     share = steps / layouts[0].positions

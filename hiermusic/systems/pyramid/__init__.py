@@ -31,7 +31,15 @@ SYSTEM = System(
         "sample_rate channels fold strides dilations encoder_width decoder_width latent books level_strides codes "
         "code_width length text_limit layers width heads kv_heads head_dim ffn_width".split()
     ),
-    flags=(Flag("lm", "workdir of a trained lm", "model"), CODEC, *WORDS, *SAMPLING),
+    flags=(
+        Flag("lm", "workdir of a trained lm", "model"),
+        Flag("finer_lms", "workdirs of the lms of further levels, by commas, given those of --lm", "else"),
+        CODEC,
+        *WORDS,
+        *SAMPLING,
+        Flag("levels", "how many levels to make, coarse first; default: all", "sampling", int, 1),
+        Flag("levels_too", "also write NAME.levels_1.wav and so on, the song after so many levels", "else", bool),
+    ),
     uses={
         "codec": USE_OF_A_CODEC,
         "lm": "hiermusic generate --lm=FOLDER --codec=CODEC --seconds=8 --out=songs",
@@ -45,4 +53,5 @@ SYSTEM = System(
         "continue": "hiermusic continue --lm=out/lm --seconds=8 --out=out/songs in.wav",
     },
     load=_rooms,
+    versions=tuple(f"levels_{number}" for number in range(1, 8)),
 )
