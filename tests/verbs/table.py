@@ -97,6 +97,9 @@ GENERATE = Case(
     | one("guidance", "2", f"{SONG}.guidance", to=2.0)
     | one("min_share", "0", f"{SONG}.min_share", to=0.0)
     | one("backbone_too", "true", f"{SONG}.backbone_too", to=True)
+    | one("finer_lms", "m,n", f"{SONG}.finer_lms", to="m,n")
+    | one("levels", "2", f"{SONG}.levels", to=2)
+    | one("levels_too", "true", f"{SONG}.levels_too", to=True)
     | one("mesh", "fsdp=4, tensor=2", f"{SONG}.mesh", to={"fsdp": 4, "tensor": 2})
     | one("rows", "3", f"{SONG}.rows", to=3),
 )
