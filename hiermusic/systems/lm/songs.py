@@ -47,6 +47,15 @@ def check_guidance(requests: Sequence[Request], config: ConfigDict, guidance: fl
             )
 
 
+def check_levels(config: ConfigDict, levels: int) -> None:
+    """UserError where a token model of this configuration cannot make the first `levels` levels alone; 0 for all."""
+    order = pattern_of(config)
+    if levels and not order.isolated and order.name != "level_major":
+        raise UserError(f"levels={levels}: a {order.name} model makes all of its levels together")
+    if levels and not order.given < levels <= len(order.slots):
+        raise UserError(f"levels={levels}: give {order.given + 1} to {len(order.slots)}, of which this model makes any")
+
+
 def need(requests: Sequence[Request], config: ConfigDict, guidance: float) -> songs.Need:
     """What `draw` takes of memory for songs as long as the longest of these."""
     order, trunk, make = pattern_of(config), token_lm_config(config).transformer, make_model(config)
@@ -168,7 +177,7 @@ def _draw(
         for request, prompt, count in zip(requests, prompts, counts, strict=True):
             _check_room(config, request, prompt, count)
     begun = _check_begun(heard or [[np.zeros(0)]] * len(requests), counts, order, rate)
-    share = sampling.pop("min_share", 0.0)
+    share, levels = sampling.pop("min_share", 0.0), sampling.pop("levels", 0) or len(tokens)
     seeds, sizes = [request.seed for request in requests], list(tokens.sizes)
     lengths = [[count * slot for slot in order.slots] for count in counts]
     both = {"seeds": seeds, "sizes": sizes, "unprompted": unprompted if words else None}
@@ -176,7 +185,6 @@ def _draw(
         if order.isolated:
             markers = [models.marker(config.model, level) for level in range(len(tokens))]
             lower = given or [np.zeros((count, 0), np.int32) for count in counts]
-            levels = sampling.pop("levels", 0) or len(tokens)
             how = {
                 "lengths": lengths,
                 "markers": markers,
@@ -193,9 +201,8 @@ def _draw(
             how = {"lengths": lengths, "given": order.given, "known": front, "progress": show}
             made = nextscale.draw(model, prompts, slots, **how, **both, **sampling)
             return [Sample(codes, False) for codes in made]
-        layouts, levels = [order.layout(count) for count in counts], sampling.pop("levels", 0) or len(tokens)
+        layouts = [order.layout(count) for count in counts]
         if levels != len(tokens):
-            _check_levels(order, levels)
             layouts = [layout.first(levels) for layout in layouts]
         made = autoregressive.generate(
             model,
@@ -237,13 +244,6 @@ def _check_begun(
         if there >= count:
             raise UserError(f"the audio lasts {float(there / rate):.1f} s: ask for more --seconds than that")
     return begun
-
-
-def _check_levels(order: Pattern, levels: int) -> None:
-    if order.name != "level_major":
-        raise UserError(f"levels={levels}: a {order.name} model makes all of its levels together")
-    if not order.given < levels <= len(order.slots):
-        raise UserError(f"levels={levels}: give {order.given + 1} to {len(order.slots)}, of which this model makes any")
 
 
 def _front(

@@ -15,7 +15,7 @@ from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.lm import songs as drawing
-from hiermusic.systems.lm.models import hierarchy
+from hiermusic.systems.lm.models import hierarchy, pattern_of
 from hiermusic.systems.pyramid.models import codec_config
 from hiermusic.systems.requests import Request
 from hiermusic.systems.token_facts import check_codec, codec_of, facts_of
@@ -49,7 +49,7 @@ def generate(
       audio: file to go on from; its length counts in the prompt's seconds.
       levels_too: also write NAME.levels_1.wav and so on, the song after so many levels.
       mesh: axes and sizes to spread the token models over all devices of all processes; None for one of this one's.
-      rows: songs made at once, all in one batch.
+      rows: songs made at once, all in one batch; as `songs.produce` has it when left out.
     Returns:
       What each JSON holds.
     """
@@ -69,9 +69,14 @@ def generate(
             raise UserError(f"{request.name}: this model takes words, not a clip: leave --like={request.like} out")
         if configs[0].model.tokenizer == "none" and request.prompt != Prompt(seconds=request.prompt.seconds):
             raise UserError(f"{request.name}: {lm} was trained without words: leave all but the length out")
+    for config, settings in zip(configs, sampling, strict=True):
+        drawing.check_levels(config, settings.get("levels", 0))
+    guided = [(config, settings["guidance"]) for config, settings in zip(configs, sampling, strict=True)]
+    for config, guidance in guided:
+        drawing.check_guidance(requests, config, guidance)
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        coder, known, codes = workdirs.load_codec(codec, step), None, None
+        coder, known, samples = workdirs.load_codec(codec, step), None, []
         for run, config in zip(runs, configs, strict=True):
             check_codec(config, run, coder.facts, codec)
         if audio:
@@ -86,24 +91,29 @@ def generate(
                     "mesh": spread,
                     "name": f"level {config.model.given + 1}" if finer_lms else "tokens",
                 }
-                if codes is None and not finer_lms:
+                if pattern_of(config).name == "level_major" and not finer_lms:
                     samples = drawing.draw_long(requests, config, model, settings, **how)
                 else:
-                    samples = drawing.draw(requests, config, model, settings, given=codes, **how)
-                codes = [sample.codes for sample in samples]
-        return [_song(one, coder) for one in codes or ()]
+                    given = [sample.codes for sample in samples] or None
+                    samples = drawing.draw(requests, config, model, settings, given=given, **how)
+        return [_song(sample, coder) for sample in samples]
+
+    def needs() -> list[songs.Need]:
+        return [drawing.need(requests, config, guidance) for config, guidance in guided]
 
     names = ["lm", *(f"lm_{number}" for number in range(2, len(runs) + 1))]
     told, settings = dict(zip(names, runs, strict=True)), dict(zip(names, sampling, strict=True))
     versions = _versions(facts_of(configs[-1]).slots[: levels or len(hierarchy(configs[-1]))]) if levels_too else ()
-    steps = {"codec": step}
-    return songs.produce(requests, out, make, {"codec": codec} | told, settings, audio, versions, steps, rows, spread)
+    used, steps = {"codec": codec} | told, {"codec": step}
+    return songs.produce(requests, out, make, used, settings, audio, versions, steps, rows, spread, needs)
 
 
 def _check_chain(runs: Sequence[str], configs: Sequence[ConfigDict]) -> None:
     """UserError unless each model is given the levels that those before it know."""
     known = 0
     for run, config in zip(runs, configs, strict=True):
+        if config.system != configs[0].system:
+            raise UserError(f"{run} is of the system {config.system}, {runs[0]} is of {configs[0].system}")
         if config.model.given != known:
             behind = f"{run} predicts levels behind {config.model.given} that it is given"
             wrong = f"those before it make {known}" if known else "stands first: give it by --finer_lms"
@@ -122,14 +132,14 @@ def _versions(slots: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"levels_{number}" for number, _ in enumerate(_ends(slots)[:-1], 1))
 
 
-def _song(codes: packets.Streams, coder: Codec) -> songs.Song:
+def _song(sample: drawing.Sample, coder: Codec) -> songs.Song:
     """The sound of a song's levels, and of the first ones alone."""
-    levels = packets.levels_of(codes)
+    levels = packets.levels_of(sample.codes)
     slots = coder.slots[: len(levels)]
     parts = {
         name: packets.to_packets(levels[:end], slots) for name, end in zip(_versions(slots), _ends(slots), strict=False)
     }
-    return songs.Song(packets.to_packets(levels, slots), False, coder, parts)
+    return songs.Song(packets.to_packets(levels, slots), sample.ended, coder, parts)
 
 
 def program(config: ConfigDict, rows: int) -> programs.Generation:

@@ -42,6 +42,12 @@ def test_a_song_is_as_long_as_the_context_at_most(asked, name, most):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("name", MOST)
+def test_only_what_makes_level_after_level_is_told_how_many(asked, name):
+    songs.draw([request("a", 0, 1.0)], settings(name), None, {"levels": 0})
+    assert asked[0].get("levels") == (2 if name == "layer_wise" else None)
+
+
 def test_a_song_that_may_end_itself_has_the_share_of_its_length_in_whole_packets(asked):
     """A scale of 4 tokens in a window of 0.8 s: half of five windows is three of them."""
     facts = {"quantiser": "multiscale", "levels": 2, "scales": (4, 8), "phi": "shared", "phi_count": 1, "phi_kernel": 3}

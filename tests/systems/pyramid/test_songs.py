@@ -19,13 +19,14 @@ TOKENS = TokenFacts(8000, 200, "pyramid", 3, 32, 16, (1, 2, 4))  # packets of 0.
 @pytest.fixture
 def engine(monkeypatch):
     """Decoding that keeps what is known and counts on from a hundred times the calls before; `calls` holds the rest."""
-    it = SimpleNamespace(calls=[], produced=None)
+    it = SimpleNamespace(calls=[], produced=None, ended=False)
     configs = it.configs = {
         "whole": _config(),
         "words": _config(tokenizer="bytes", text_limit=30),
         "first": _config(levels=1),
         "second": _config(levels=2, given=1),
         "third": _config(given=2),
+        "stranger": configuration("aar/lm:tiny"),
     }
     coder = SimpleNamespace(facts=TOKENS, sample_rate=8000, channels=1, slots=(1, 2, 4))
 
@@ -39,11 +40,12 @@ def engine(monkeypatch):
                 codes_T[:due] = number + np.arange(due) % 100
                 known_T = given[b][k] if given and k < len(given[b]) else ()
                 codes_T[: len(known_T)] = known_T
-            samples.append(drawing.Sample(tuple(codes), False))
+            samples.append(drawing.Sample(tuple(codes), it.ended))
         return samples
 
-    def produce(requests, out, make, runs, sampling, audio, versions, steps, rows, mesh):
-        it.produced = SimpleNamespace(runs=runs, sampling=sampling, versions=versions, songs=make(requests))
+    def produce(requests, out, make, runs, sampling, audio, versions, steps, rows, mesh, needs):
+        facts = {"runs": runs, "sampling": sampling, "versions": versions, "rows": rows, "needs": needs}
+        it.produced = SimpleNamespace(**facts, songs=make(requests))
         return ["told"]
 
     monkeypatch.setattr(pyramid.workdirs, "read", lambda run, *stages: configs[run])
@@ -95,8 +97,60 @@ def test_the_first_levels_alone_and_the_song_after_each(engine):
     (song,) = engine.produced.songs
     assert engine.produced.versions == ("levels_1", "levels_2") and list(song.versions) == ["levels_1", "levels_2"]
     assert [part.shape for part in song.versions.values()] == [(10, 1), (10, 3)]
-    with pytest.raises(UserError, match="levels=4: give 1 to 3, of which this model makes any"):
-        pyramid.generate([request("a", 5, 1.0)], "out", lm="whole", options={"levels": 4})
+
+
+@pytest.mark.parametrize(
+    ("model", "levels", "said"),
+    [
+        ({}, 4, "levels=4: give 1 to 3, of which this model makes any"),
+        ({"pattern": "flatten", "separators": False}, 2, "levels=2: a flatten model makes all of its levels together"),
+    ],
+)
+def test_levels_that_a_model_does_not_make_alone_are_told_before_any_is_loaded(engine, model, levels, said):
+    engine.configs["whole"] = _config(**model)
+    with pytest.raises(UserError, match=said):
+        pyramid.generate([request("a", 5, 1.0)], "out", lm="whole", options={"levels": levels})
+    assert engine.produced is None
+
+
+def test_a_model_that_goes_by_time_makes_songs_that_fit_its_context_and_may_end_them(engine):
+    engine.configs["whole"], engine.ended = _config(pattern="flatten", separators=False), True
+    pyramid.generate([request("a", 5, 1.0)], "out", lm="whole")
+    assert [song.ended for song in engine.produced.songs] == [True]
+    with pytest.raises(UserError, match=r"a: 2\.6 s do not fit this lm, whose context of 86 positions holds 1\.2 s"):
+        pyramid.generate([request("a", 5, 2.6)], "out", lm="whole")
+
+
+@pytest.mark.parametrize(
+    ("flags", "guided", "asked", "said"),
+    [
+        ({"lm": "whole"}, "whole", {}, "a: guidance 2 of the lm has nothing to drop"),
+        ({"lm": "words"}, "words", {}, "a: guidance 2 of the lm has nothing to drop"),
+        ({"lm": "words"}, "words", {"tags": "slow"}, None),
+        ({"lm": "first", "finer_lms": "second"}, "second", {}, "a: guidance 2 of the lm has nothing to drop"),
+    ],
+)
+def test_a_song_of_whose_prompt_nothing_is_dropped_is_told_before_any_model_is_loaded(
+    engine, flags, guided, asked, said
+):
+    engine.configs[guided].sampling.guidance = 2.0
+    if said:
+        with pytest.raises(UserError, match=said):
+            pyramid.generate([request("a", 5, 1.0, **asked)], "out", **flags)
+        assert engine.produced is None
+    else:
+        pyramid.generate([request("a", 5, 1.0, **asked)], "out", **flags)
+        assert engine.calls[0]["guidance"] == 2.0 and engine.calls[0]["unprompted"] != engine.calls[0]["prompts"]
+
+
+def test_how_many_songs_are_made_at_once_follows_from_what_each_model_needs(engine):
+    engine.configs["words"].sampling.guidance = 2.0
+    songs = [request("a", 5, 1.0, tags="slow"), request("b", 6, 3.0, tags="fast")]
+    pyramid.generate(songs, "out", lm="words", rows=7)
+    assert engine.produced.rows == 7 and engine.produced.needs() == [drawing.need(songs, engine.configs["words"], 2.0)]
+    pyramid.generate([request("a", 5, 1.0)], "out", lm="first", finer_lms="second,third")
+    wanted = [drawing.need([request("a", 5, 1.0)], engine.configs[run], 1.0) for run in ("first", "second", "third")]
+    assert engine.produced.rows is None and engine.produced.needs() == wanted
 
 
 def test_what_is_heard_stands_first_in_every_level(engine):
@@ -159,6 +213,7 @@ def test_three_stages_are_each_given_all_that_stands_before(engine):
             "third predicts levels behind 2 that it is given, and those before it make 1",
         ),
         ({"lm": "whole", "finer_lms": "third"}, "behind 2 that it is given, and those before it make 3"),
+        ({"lm": "first", "finer_lms": "stranger"}, "stranger is of the system aar, first is of pyramid"),
         ({"lm": "first", "finer_lms": "second", "options": {"levels": 1}}, "levels=1 is of a single model"),
     ],
 )
