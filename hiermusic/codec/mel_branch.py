@@ -76,7 +76,7 @@ class DeepMelBranch(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        blocks = round(math.log2(latent / width))
+        blocks = max(round(math.log2(latent / width)), 0)
         if width << blocks != latent:
             raise UserError(f"model.mel_width={width}: doubled so many times it must be model.latent={latent}")
         self.bands, self.hop, self.sample_rate = bands, hop, sample_rate

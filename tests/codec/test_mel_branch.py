@@ -9,7 +9,7 @@ from flax import nnx
 
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
-from hiermusic.codec.mel_branch import REACH, MelBranch
+from hiermusic.codec.mel_branch import REACH, DeepMelBranch, MelBranch
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
 
@@ -111,3 +111,9 @@ def test_bands_below_none_are_refused():
     assert not hasattr(
         nnx.eval_shape(lambda: Codec(dataclasses.replace(CONFIG, mel_bands=0), rngs=nnx.Rngs(0))), "mel_branch"
     )
+
+
+@pytest.mark.parametrize("width", [5, 12])
+def test_a_width_that_never_becomes_the_latents_is_told(width):
+    with pytest.raises(UserError, match=rf"^model.mel_width={width}: doubled so many times it must be model.latent=6$"):
+        DeepMelBranch(width, BANDS, 1, 6, HOP, RATE, rngs=nnx.Rngs(0))
