@@ -81,7 +81,12 @@ def test_data_are_divided_as_the_codec_was_trained(resolved, data, path, kind):
 def codec(monkeypatch, resolved):
     """A codec whose codes are its clip in whole numbers, twice; what it was measured on stands in `measured`."""
     it = SimpleNamespace(
-        slots=(1, 1), sample_rate=RATE, channels=1, hierarchy=Hierarchy.uniform(2, Fraction(RATE), 99), measured=[]
+        slots=(1, 1),
+        sample_rate=RATE,
+        channels=1,
+        hierarchy=Hierarchy.uniform(2, Fraction(RATE), 99),
+        resolutions={1: 2, 2: 1},
+        measured=[],
     )
 
     def encode(codec, wav_LC):
@@ -118,6 +123,8 @@ def test_a_codec_is_measured_on_held_out_clips_and_its_yardsticks_at_its_rates(c
     streams = coder.encode(clips[0])
     np.testing.assert_array_equal(streams, np.full((4 * RATE, 2), 3))
     np.testing.assert_allclose(coder.decode(streams, 1), np.full((4 * RATE, 1), 3.01))
+    nyquist_LC = np.tile([[1.0], [-1.0]], (2 * RATE, 1))  # what the first level, of half the band, is not held to
+    assert list(coder.targets) == [1] and np.abs(coder.targets[1](nyquist_LC)[100:-100]).max() < 0.01
 
 
 def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, monkeypatch, tmp_path):
