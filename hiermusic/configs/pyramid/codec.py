@@ -149,7 +149,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.mel_bands = (20, 80, 320)
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
-            config.loss.commitment = 0.1
             config.train.steps = 800
             config.train.batch_size = 8
             config.train.crop_frames = 32

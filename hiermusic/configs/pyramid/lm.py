@@ -125,7 +125,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.dtype = "float32"
             config.model.remat = "none"
             config.sampling.top_k = 15
-            config.train.steps = 320
+            config.train.steps = 240
             config.train.decay_steps = 0
             config.train.batch_size = 8
             config.train.optimiser = "muon"
@@ -133,9 +133,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
             config.train.log_every = 10
-            config.train.valid_every = 160
+            config.train.valid_every = 120
             config.train.valid_batches = 1
-            config.train.checkpoint_every = 160
+            config.train.checkpoint_every = 120
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/pyramid/lm.py: choose tiny, small or paper")
     config.tokens = codec.tokens(preset)
