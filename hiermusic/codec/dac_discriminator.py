@@ -30,7 +30,7 @@ class DacDiscriminatorConfig:
       filters: channels of every hidden convolution over spectra.
       dtype: compute type of the convolutions.
     Raises:
-      UserError: bands whose edges do not rise from 0 to 1, or a spectrum with an empty one.
+      UserError: a period or width below 1, bands whose edges do not rise from 0 to 1, or a spectrum with an empty one.
     """
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
@@ -41,6 +41,10 @@ class DacDiscriminatorConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
+        numbers = {"periods": self.periods, "period_widths": self.period_widths, "filters": (self.filters,)}
+        for name, given in numbers.items():
+            if min(given, default=1) < 1:
+                raise UserError(f"discriminator.{name} holds {min(given)}: give whole numbers of 1 or more")
         if self.bands[:1] != (0.0,) or self.bands[-1:] != (1.0,):
             raise UserError(f"discriminator.bands is {self.bands}: give edges that rise from 0 to 1")
         for size in self.sizes:

@@ -110,3 +110,10 @@ def test_a_clip_shorter_than_anything_is_judged(discriminator):
 def test_bands_rise_from_nought_to_one(bands):
     with pytest.raises(UserError, match=r"discriminator\.bands is"):
         DacDiscriminatorConfig(bands=bands)
+
+
+@pytest.mark.parametrize("wrong", [{"periods": (2, 0)}, {"period_widths": (4, 0)}, {"filters": 0}], ids=str)
+def test_periods_and_widths_are_whole_numbers(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=rf"^discriminator\.{name} holds 0: give whole numbers of 1 or more$"):
+        DacDiscriminatorConfig(**wrong)
