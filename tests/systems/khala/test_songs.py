@@ -145,7 +145,8 @@ def test_a_recording_is_what_both_models_go_on_from(engines):
     assert engines.calls["backbone"]["min_frames"] == [12, 9]  # a share of what is asked, and more than what is known
     assert engines.produced["audio"] == "in.wav"
     with pytest.raises(UserError, match=r"the audio lasts 0\.8 s: ask for more --seconds than that"):
-        khala.generate([ONE, request("short", 1, 0.8)], "out", backbone="backbone", audio="in.wav")
+        short, plain = request("short", 1, 0.8), {"guidance": 1.0}
+        khala.generate([ONE, short], "out", backbone="backbone", audio="in.wav", options=plain)
 
 
 def test_the_runs_that_made_each_other_are_found(engines):
