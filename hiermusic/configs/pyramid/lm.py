@@ -40,7 +40,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data.crop = "random"
 
     config.model = ConfigDict()
-    config.model.levels = 3
+    config.model.levels = 0
     config.model.pattern = "level_major"
     config.model.separators = True
     config.model.given = 0
