@@ -59,7 +59,7 @@ SIZES = {
         },
         "discriminator": {"period_widths": (8, 8), "fft_sizes": (64,), "filters": 8},
         "loss": {
-            **{"mel_windows": (64,), "mel_bands": 8, "mel": 0.01, "waveform": 1.0},
+            **{"mel_windows": (64,), "mel_bands": (8,), "mel": 0.01, "waveform": 1.0},
             **{"adversarial": 0.01, "feature": 0.01},
         },
         "train": {"crop_frames": 16, "quantise_start": 0, "adversarial_start": 1},
