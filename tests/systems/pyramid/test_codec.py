@@ -182,7 +182,8 @@ def test_it_is_measured_and_exported(pyramid, run, capsys, tmp_path):
     work(("export", f"--workdir={pyramid.codec}", f"--out={tmp_path / 'card'}"),
          ("evaluate", f"--workdir={tmp_path / 'card'}", "--tracks=2", f"--data={pyramid.corpus}"))  # fmt: skip
     found = json.loads((tmp_path / "card" / "evaluation" / "results.json").read_text())
-    assert [row["levels"] for row in found["reconstruction"]] == [1, 2, 4]
+    assert [row["levels"] for row in found["reconstruction"]] == [1, 2, 3, 4]
+    assert [row["levels"] for row in found["reconstruction"] if row.get("own_target")] == [1, 3]
     capsys.readouterr()
     run("inspect", f"--workdir={tmp_path / 'card'}", "--json")
     assert json.loads(capsys.readouterr().out)["tokens_per_second"] == pytest.approx(4000 / 80 * sum(SLOTS))
