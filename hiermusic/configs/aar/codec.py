@@ -157,7 +157,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
             config.train.quantise_start = 280
-            config.train.spike_sigma = 0.0  # its first hundred steps jump, and find back by themselves
             config.train.log_every = 20
             config.train.valid_every = 200
             config.train.valid_batches = 2
