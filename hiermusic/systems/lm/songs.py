@@ -60,7 +60,7 @@ def need(requests: Sequence[Request], config: ConfigDict, guidance: float) -> so
     """What `draw` takes of memory for songs as long as the longest of these."""
     order, trunk, make = pattern_of(config), token_lm_config(config).transformer, make_model(config)
     rate = hierarchy(config).rates[0] / order.slots[0]
-    longest = max(max(round(request.prompt.seconds * rate), 1) for request in requests)
+    longest = max(_count(request, rate) for request in requests)
     if order.stepwise:
         longest = max(min(longest, order.most(config.model.length)), 1)
     elif not order.isolated:
@@ -172,7 +172,7 @@ def _draw(
     prompts, unprompted = ([prompt_of(config, words, request, bare) for request in requests] for bare in (False, True))
     counts = [_count(request, rate) for request in requests]
     if given:
-        counts = [len(packets.levels_of(codes)[0]) // order.slots[0] for codes in given]
+        counts = [_packets(packets.levels_of(codes), order) for codes in given]
     if not (order.isolated and given):  # what is given was made in a context of its own
         for request, prompt, count in zip(requests, prompts, counts, strict=True):
             _check_room(config, request, prompt, count)
@@ -183,11 +183,10 @@ def _draw(
     both = {"seeds": seeds, "sizes": sizes, "unprompted": unprompted if words else None}
     with songs.progress(name) as show, jax.set_mesh(mesh) if mesh else nullcontext():
         if order.isolated:
-            markers = [models.marker(config.model, level) for level in range(len(tokens))]
             lower = given or [np.zeros((count, 0), np.int32) for count in counts]
             how = {
                 "lengths": lengths,
-                "markers": markers,
+                "markers": models.markers(config),
                 "known": heard and heard[0],
                 "levels": levels,
                 "progress": show,
