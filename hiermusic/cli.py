@@ -18,7 +18,7 @@ from hiermusic.verbs.flags import Values, Verb, example, local, show
 OPEN_FILES = 65536
 
 _ORDER = (
-    *("demo", "data", "train", "tokenize", "encode", "decode", "generate", "continue", "evaluate"),
+    *("demo", "data", "train", "tokenize", "encode", "decode", "embed", "generate", "continue", "evaluate"),
     *("sweep", "inspect", "reshard", "export", "compile"),
 )
 _ALL = checkpoints.VERBS | compile.VERBS | demo.VERBS | data.VERBS | runs.VERBS | songs.VERBS | sweep.VERBS

@@ -1,7 +1,7 @@
 """The families of published models that can be brought in, by name. A further one takes a line in `KINDS`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ class Imported:
     Args:
       config: of config.json; where the kind names a configuration, its fields of `model`.
       weights: by dotted name, of our modules.
+      files: texts to lie beside them, by name.
     """
 
     config: Mapping[str, Any]
     weights: Mapping[str, np.ndarray]
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Verbs on sounds and tokens: data, tokenize, encode, decode."""
+"""Verbs on sounds and tokens: data, tokenize, encode, decode, embed."""
 
 from hiermusic.console import say
 from hiermusic.errors import UserError
@@ -135,6 +135,31 @@ def _decode(values: Values, given: list[str]) -> None:
     answer(values, result, [f"{target}: {result['seconds']:.2f} s"])
 
 
+def _define_embed(values: Values) -> None:
+    string(values, "model", "folder of an imported encoder: HuBERT, CLAP or VGGish")
+    string(values, "data", "audio records, of all whose tracks OUT.npz gets an array, instead of IN.wav")
+    integer(values, "layer", "of HuBERT: whose features, 0 = what enters the first; default: the folder's", lower=0)
+    number(values, "window", "seconds that HuBERT hears at once; 0 = all", 10.0, lower=0.0)
+    boolean(values, "json", "print one JSON object")
+
+
+def _embed(values: Values, given: list[str]) -> None:
+    need(values, "model")
+    options = {"layer": values.layer, "window": values.window}
+    if values.data:
+        (target,) = positional(given, "OUT.npz")
+        from hiermusic.data import embed
+
+        result = embed.embed_tracks(values.model, values.data, target, **options)
+        answer(values, result, [f"{target}: {result['tracks']} tracks, {result['width']} numbers a vector"])
+        return
+    source, target = positional(given, "IN.wav", "OUT.npy")
+    from hiermusic.data import embed
+
+    result = embed.embed_file(values.model, source, target, **options)
+    answer(values, result, [f"{target}: {result['shape']} of {result['seconds']:.2f} s"])
+
+
 VERBS = {
     "data": Verb(
         "turn music into sharded audio records",
@@ -161,5 +186,12 @@ VERBS = {
         _define_encode,
         _decode,
         "CODES.npz OUT.wav",
+    ),
+    "embed": Verb(
+        "what an imported encoder makes of a sound: an array [frames, D]",
+        "hiermusic embed --model=out/hubert --layer=9 in.wav out.npy",
+        _define_embed,
+        _embed,
+        "IN.wav OUT.npy",
     ),
 }

@@ -1,0 +1,197 @@
+"""Tokens of meaning: which of a few hundred clusters each frame's features are nearest to, one token a frame.
+
+Features are those of HuBERT at a layer, or log-mel bands, which need no weights of others and say of each frame no more
+than its colour. Letters: B batch, L samples, T frames, D width, V clusters, N points.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from hiermusic.audio import spectral
+from hiermusic.codec.codebook import Averages, CodebookConfig, Codebooks, health, nearest, revived, tally
+from hiermusic.errors import UserError
+from hiermusic.pretrained import encoder
+from hiermusic.pretrained.encoder import WINDOW
+from hiermusic.pretrained.hubert import HubertConfig
+from hiermusic.pretrained.layers import EXACT
+from hiermusic.tokens.facts import TokenFacts
+from hiermusic.tokens.hierarchy import Hierarchy
+
+LOG_MEL = "log_mel"
+
+
+@dataclass(frozen=True)
+class LogMelConfig:
+    """Log-mel bands on HuBERT's grid: its rate, its hop, and the samples that its frames hear.
+
+    Args:
+      width: D, bands.
+    """
+
+    width: int = 64
+
+    sample_rate = 16000
+    hop, span = 320, 400
+
+    def make(self, *, rngs: nnx.Rngs) -> "LogMel":
+        return LogMel(self)
+
+
+class LogMel(nnx.Module):
+    """The features that need no weights."""
+
+    def __init__(self, config: LogMelConfig):
+        self.config = config
+
+    def __call__(self, wav_BL: Float[Array, "B L"]) -> Float[Array, "B T D"]:
+        c, n_fft = self.config, 512
+        aside = (n_fft - c.span) // 2
+        wav_BL = jnp.pad(wav_BL, ((0, 0), (aside, aside)))
+        size_BTF = jnp.abs(spectral.stft(wav_BL, n_fft, c.hop, c.span, center=False))
+        filters_DF = spectral.mel_filters(c.sample_rate, n_fft, c.width)
+        return jnp.log(jnp.matmul(size_BTF, filters_DF.T, precision=EXACT) + 1e-3)
+
+
+@dataclass(frozen=True)
+class SemanticConfig:
+    """A tokenizer of meaning.
+
+    Args:
+      features: what is clustered.
+      codes: V.
+      window: seconds that are heard at once; see `encoder.embed`.
+      dead_share: a cluster is moved to where points are once it has less than this share of what each would have.
+    """
+
+    features: HubertConfig | LogMelConfig = field(default_factory=LogMelConfig)
+    codes: int = 500
+    window: float = WINDOW
+    dead_share: float = 0.02
+
+    channels = 1
+
+    @property
+    def sample_rate(self) -> int:
+        return self.features.sample_rate
+
+    @property
+    def facts(self) -> TokenFacts:
+        """What a model of the tokens has to know."""
+        c = self.features
+        return TokenFacts(c.sample_rate, c.hop, "residual", 1, self.codes, c.width)
+
+
+class Semantic(nnx.Module):
+    """Features and the clusters that they are sorted into."""
+
+    def __init__(self, config: SemanticConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.features = config.features.make(rngs=rngs)
+        learning = CodebookConfig(codes=config.codes, dead_share=config.dead_share)
+        self.clusters = Codebooks(learning, 1, config.features.width, rngs=rngs)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
+    def facts(self) -> TokenFacts:
+        return self.config.facts
+
+    @property
+    def hierarchy(self) -> Hierarchy:
+        return self.facts.hierarchy
+
+    def encode(self, wav_LC: Float[np.ndarray, "L C"]) -> Int[np.ndarray, "T 1"]:
+        """The tokens of a sound of any length, at `sample_rate`: of 10 s, 499 at 50 Hz."""
+        points_TD = encoder.embed(self.features, wav_LC.mean(axis=1), self.config.window)
+        return np.asarray(_nearest(points_TD, self.clusters.codebooks[0]))[:, None]
+
+    def learn(self, wav_BL: Float[Array, "B L"], key: PRNGKeyArray) -> dict[str, Array]:
+        """Moves the clusters by one batch, in place: mini-batch k-means (Sculley 2010), each at the mean of its points.
+
+        The first batch's own k-means is where they begin. A cluster that hardly any points are of begins anew beside
+        one that many are of (`codebook.revived`).
+
+        Returns:
+          `loss`, the mean squared distance of the batch from the clusters as it found them; `grad_norm`, how far they
+          moved; perplexity and usage.
+        """
+        first_key, move_key = jax.random.split(key)
+        points_ND = self.points(wav_BL)
+        before = Averages(*(value[0] for value in self.clusters.averages))
+        now = self.clusters.started(before, first_key, points_ND)
+        codes_N = nearest(points_ND, now.book)
+        sums_VD, hits_V = tally(points_ND, codes_N, self.config.codes)
+        counts_V = now.counts + hits_V
+        book_VD = now.book + (sums_VD - hits_V[:, None] * now.book) / jnp.maximum(counts_V, 1)[:, None]
+        config = self.clusters.config
+        moved = Averages(book_VD, book_VD * counts_V[:, None], counts_V)
+        moved = revived(config, moved, move_key, points_ND, codes_N)
+        self.clusters.keep(Averages(*(value[None] for value in moved)))
+        distance = self._distance(points_ND, now.book, codes_N)
+        return {"loss": distance, "grad_norm": jnp.linalg.norm(moved.book - now.book), **self._health(moved.counts)}
+
+    def measure(self, wav_BL: Float[Array, "B L"]) -> dict[str, Array]:
+        """The same of a batch that is not learnt from; perplexity and usage are those of the batch."""
+        points_ND, book_VD = self.points(wav_BL), self.clusters.codebooks[0]
+        codes_N = nearest(points_ND, book_VD)
+        hits_V = tally(points_ND, codes_N, self.config.codes)[1]
+        return {"loss": self._distance(points_ND, book_VD, codes_N), **self._health(hits_V)}
+
+    def points(self, wav_BL: Float[Array, "B L"]) -> Float[Array, "N D"]:
+        """All frames of a batch of clips."""
+        points_BTD = jax.lax.stop_gradient(self.features(wav_BL))
+        return points_BTD.reshape(-1, points_BTD.shape[-1])
+
+    def _distance(self, points_ND: Array, book_VD: Array, codes_N: Array) -> Float[Array, ""]:
+        return jnp.mean(jnp.sum(jnp.square(points_ND - book_VD[codes_N]), axis=-1))
+
+    def _health(self, counts_V: Array) -> dict[str, Array]:
+        perplexity, usage = health(self.clusters.config, counts_V)
+        return {"perplexity": perplexity, "usage": usage}
+
+
+_nearest = jax.jit(nearest)
+
+
+def features_of(named: str, layer: int | None) -> HubertConfig | LogMelConfig:
+    """What a configuration clusters: `log_mel`, or the folder of an imported HuBERT, at a layer.
+
+    Raises:
+      UserError: no such folder, or an encoder that has no frames.
+    """
+    if named == LOG_MEL:
+        return LogMelConfig()
+    if not Path(named).is_dir():
+        raise UserError(f"no encoder at {named}: give {LOG_MEL}, or a folder that `hiermusic import hubert` wrote")
+    config = encoder.at_layer(encoder.read_config(named), layer, named)
+    if not isinstance(config, HubertConfig):
+        raise UserError(f"{named} gives one vector for seconds of sound, not frames: take HuBERT or {LOG_MEL}")
+    return config
+
+
+def to_fields(config: HubertConfig | LogMelConfig) -> dict[str, Any]:
+    """Features as a configuration keeps them."""
+    if isinstance(config, LogMelConfig):
+        return {"family": LOG_MEL, "model": {"width": config.width}}
+    told = encoder.to_fields(config)
+    return {name: told[name] for name in ("family", "model")}
+
+
+def of_fields(told: Any) -> HubertConfig | LogMelConfig:
+    """What `to_fields` made of features; ValueError for anything else."""
+    if told["family"] == LOG_MEL:
+        return LogMelConfig(**told["model"])
+    return encoder.of_fields(told)
