@@ -55,6 +55,11 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
       UserError: no checkpoint, or no held-out track.
     """
     config = workdirs.read(workdir)
+    if config.stage == "semantic":
+        raise UserError(
+            f"{workdir} is a tokenizer of meaning, which rebuilds nothing and predicts nothing: its held-out loss and use "
+            "of clusters stand in metrics.jsonl"
+        )
     measure = _codec if config.stage == "codec" else _tokens
     results, chapters = measure(workdir, Path(out), data, seconds, tracks)
     results = {"workdir": workdir, "system": config.system, "stage": config.stage, **results}

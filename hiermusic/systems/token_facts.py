@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.data.streams import Tokenizer, read_stream
 from hiermusic.errors import UserError
+from hiermusic.pretrained import semantic
 from hiermusic.tokens.facts import TokenFacts, difference
 
 
@@ -36,6 +37,19 @@ def learn(config: ConfigDict) -> None:
     if others := config.data.get("prefix", ()):
         config.data.prefix = tuple(os.path.abspath(other) for other in others)
         config.prefix = ConfigDict({str(i): asdict(stored_facts(other)) for i, other in enumerate(others)})
+
+
+def learn_features(config: ConfigDict) -> None:
+    """Lets a tokenizer's configuration say what the encoder of `model.encoder` is made of, in place: `features`.
+
+    Nothing is learnt where no encoder is named.
+
+    Raises:
+      UserError: no such encoder, or no such layer of it.
+    """
+    if "features" in config and (named := config.model.get("encoder", "")):
+        found = semantic.features_of(named, config.model.layer)
+        config.features = ConfigDict(semantic.to_fields(found))
 
 
 def facts_of(config: ConfigDict) -> TokenFacts:

@@ -20,6 +20,7 @@ from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.pretrained.export import is_export
+from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.systems import catalogue, token_facts
 from hiermusic.systems.requests import Request
 from hiermusic.systems.system import System
@@ -29,6 +30,8 @@ from hiermusic.train.stage import Stage
 if TYPE_CHECKING:
     from hiermusic.data.records import Summary
     from hiermusic.data.streams import Tokenizer
+
+TOKENIZERS = ("codec", "semantic")  # stages whose models make tokens of sound
 
 _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
@@ -102,6 +105,7 @@ def resolved(config: ConfigDict) -> ConfigDict:
     with _understood("the configuration"):
         _absolute(config, ours.places)
         token_facts.learn(config)
+        token_facts.learn_features(config)
     return config
 
 
@@ -178,9 +182,11 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
     made_by = {name: _codec_of(text) for name, text in codecs.items()}
     audio_dir = _audio_for(made_by, data, Path(out) / "audio")
     for name, (workdir, step) in made_by.items():
-        codec = load_codec(workdir, step)
+        codec = load(workdir, *TOKENIZERS, step=step)[1]
 
-        def encode(wav_LC: np.ndarray, codec: Codec = codec) -> packets.Streams:
+        def encode(wav_LC: np.ndarray, codec: Codec | Semantic = codec) -> packets.Streams:
+            if isinstance(codec, Semantic):
+                return codec.encode(wav_LC)
             return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
 
         tokenise.tokenise(
@@ -188,7 +194,7 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
             audio_dir,
             Path(out) / name,
             codec.hierarchy,
-            min(split_at, len(codec.hierarchy)) if name else split_at,
+            min(split_at, len(codec.hierarchy)) if name or len(codec.hierarchy) == 1 else split_at,
             str(streams.Tokenizer(os.path.abspath(workdir), step)),
             facts=codec.facts,
             stem=streams.stem_of(name),
@@ -205,13 +211,13 @@ def _codec_of(text: str) -> "Tokenizer":
     from hiermusic.data.streams import Tokenizer
 
     workdir, step = Tokenizer.named(text)
-    read(workdir, "codec")
+    read(workdir, *TOKENIZERS)
     if is_export(workdir):
         return Tokenizer(workdir, checkpoint.exported_step(workdir, step))
     return Tokenizer(workdir, int(checkpoint.find(workdir, step).name))
 
 
-def _codec_config(config: ConfigDict) -> CodecConfig:
+def _codec_config(config: ConfigDict) -> CodecConfig | SemanticConfig:
     """What the codec of a configuration is, without its weights."""
     make = system(config).rooms.make_model(config)
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))).config
@@ -223,7 +229,7 @@ def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -
     from hiermusic.data.audio_records import check_stems
     from hiermusic.data.records import read_info
 
-    configs = {name: read(tokenizer.workdir, "codec") for name, tokenizer in made_by.items()}
+    configs = {name: read(tokenizer.workdir, *TOKENIZERS) for name, tokenizer in made_by.items()}
     heard = [_codec_config(config) for config in configs.values()]
     rate, channels = max(codec.sample_rate for codec in heard), max(codec.channels for codec in heard)
     used = {streams.stem_of(name) for name in made_by}

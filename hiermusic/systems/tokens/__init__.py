@@ -25,7 +25,7 @@ def _rooms() -> Rooms:
 SYSTEM = System(
     name="tokens",
     title="Tokens",
-    stages=("codec", "lm"),
+    stages=("codec", "semantic", "lm"),
     sizes=frozenset(
         "sample_rate channels fold strides dilations encoder_width decoder_width latent kernel last_kernel "
         "residual_kernel compress codes code_width length text_limit layers width heads kv_heads head_dim "
@@ -34,6 +34,7 @@ SYSTEM = System(
     flags=(Flag("lm", "workdir of a trained lm", "model"), CODEC, *WORDS, *SAMPLING),
     uses={
         "codec": USE_OF_A_CODEC,
+        "semantic": "hiermusic tokenize --stream=vocals/semantic:FOLDER --data=CORPUS --out=TOKENS",
         "lm": "hiermusic generate --lm=FOLDER --codec=CODEC --tags='pop, piano' --seconds=8 --out=songs",
     },
     examples={
@@ -45,4 +46,5 @@ SYSTEM = System(
         "continue": "hiermusic continue --lm=out/lm --tags='pop, piano' --seconds=8 --out=out/songs in.wav",
     },
     load=_rooms,
+    places=("model.encoder",),
 )

@@ -1,4 +1,4 @@
-"""The codecs that the world has, and a token model of any records: what a configuration of each describes."""
+"""Codecs, tokenizers of meaning and token models of no system of their own: what a configuration of each describes."""
 
 from collections.abc import Callable
 
@@ -13,6 +13,8 @@ from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
+from hiermusic.pretrained import semantic
+from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.systems.lm import models
 
 
@@ -57,9 +59,30 @@ def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     return lambda rngs: Discriminator(channels, one, rngs=rngs)
 
 
+def semantic_config(config: ConfigDict) -> SemanticConfig:
+    """The tokenizer of meaning of a configuration, whose features it names or has learnt."""
+    model = config.model
+    if config.features:
+        features = semantic.of_fields(config.features.to_dict())
+    elif model.encoder:
+        features = semantic.features_of(model.encoder, model.layer)
+    else:
+        raise UserError(
+            f"model.encoder is empty: give {semantic.LOG_MEL}, or a folder that `hiermusic import hubert` wrote"
+        )
+    if not 1 < model.codes <= 1 << 16:  # what token records hold
+        raise UserError(f"model.codes={model.codes}: give a number of clusters from 2 to {1 << 16:,}")
+    if not 0 <= model.window < 3600 or not 0 <= model.dead_share < 1:
+        raise UserError(f"model.window={model.window} is no number of seconds, or model.dead_share no share below 1")
+    return SemanticConfig(features, model.codes, float(model.window), float(model.dead_share))
+
+
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of what a configuration trains, whichever stage it is."""
     if config.stage == "codec":
         codec = codec_config(config.model)
         return lambda rngs: Codec(codec, rngs=rngs)
+    if config.stage == "semantic":
+        tokenizer = semantic_config(config)
+        return lambda rngs: Semantic(tokenizer, rngs=rngs)
     return models.make_model(config)

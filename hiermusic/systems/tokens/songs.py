@@ -81,6 +81,8 @@ def generate(
 
 def program(config: ConfigDict, rows: int) -> programs.Generation:
     """The program that generating with a stage's model spends its time in."""
+    if config.stage == "semantic":
+        raise UserError("a tokenizer of meaning makes no sound: nothing of it is compiled for generation")
     if config.stage == "codec":
         return programs.decoding(codec_config(config.model), rows)
     return drawing.program(config, rows)
