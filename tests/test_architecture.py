@@ -15,7 +15,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 SYSTEMS = catalogue.systems()
 # words of the whole house, though a stage or a flag of a system, or what its codec is, is called so too
-COMMON = {"codec", "lm", "pyramid", "semantic", "tokens"}
+COMMON = {"clap", "codec", "lm", "pyramid", "semantic", "tokens"}
 
 
 def rooms(heading: str) -> list[str]:

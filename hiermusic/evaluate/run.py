@@ -20,7 +20,7 @@ from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.streams import read_stream
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
-from hiermusic.evaluate import continuation, report, sections, songs
+from hiermusic.evaluate import continuation, frechet, report, sections, songs
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.by_track import Each, on_disk
 from hiermusic.evaluate.codec import Coder, evaluate_codec, levels_name
@@ -28,6 +28,7 @@ from hiermusic.evaluate.music import MEASURES, anchored
 from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import compare, losing
 from hiermusic.parallel.hosts import wait_for_all, workers
+from hiermusic.pretrained.encoder import read_config
 from hiermusic.systems import workdir as workdirs
 from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
@@ -57,8 +58,8 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
     config = workdirs.read(workdir)
     if config.stage == "semantic":
         raise UserError(
-            f"{workdir} is a tokenizer of meaning, which rebuilds nothing and predicts nothing: its held-out loss and use "
-            "of clusters stand in metrics.jsonl"
+            f"{workdir} is a tokenizer of meaning, which rebuilds nothing and predicts nothing: its held-out loss and "
+            "use of clusters stand in metrics.jsonl"
         )
     measure = _codec if config.stage == "codec" else _tokens
     results, chapters = measure(workdir, Path(out), data, seconds, tracks)
@@ -66,7 +67,9 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
     return _finish(Path(out), results, f"{config.system} {config.stage}, held-out tracks", workdir, chapters)
 
 
-def evaluate_songs(folder: str, out: str, *, data: str | None, tracks: int) -> dict[str, Any]:
+def evaluate_songs(
+    folder: str, out: str, *, data: str | None, tracks: int, embedding: str | None = None
+) -> dict[str, Any]:
     """Measures a folder of generated songs beside held-out songs of their corpus and the anchors; shared likewise.
 
     Args:
@@ -74,17 +77,23 @@ def evaluate_songs(folder: str, out: str, *, data: str | None, tracks: int) -> d
       out: folder for results.json, report.html and the sounds it plays.
       data: the corpus; what the songs' codec was trained on when left out.
       tracks: at most so many held-out ones.
+      embedding: an imported encoder, by whose vectors the Frechet distance is measured as well.
     Raises:
       UserError: no song, no corpus, or one without held-out tracks.
     """
     made = songs.read(folder)
+    if embedding:
+        read_config(embedding)  # what is none is told before anything is measured
     corpus = AudioSource(_corpus(made, data, Path(out)))
     if not corpus.train or not corpus.valid:
         raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
     facts = {"songs": [song.facts for song in made], "data": corpus.info, "tracks": tracks}
+    facts |= {"embedding": embedding} if embedding else {}
     each = on_disk(Path(out) / "parts", facts)
     results = songs.evaluate_songs(made, corpus, tracks, say, each)
     results["continuation"] = continuation.evaluate(made, corpus, tracks, say, each)
+    if embedding:
+        results["frechet"] = frechet.evaluate_songs(made, corpus, tracks, embedding, say, each)
     results = {"folder": folder, "corpus": str(corpus.path), **results}
     return _finish(Path(out), results, "Generated songs", folder, lambda: _heard(results, made, corpus, Path(out)))
 
@@ -182,6 +191,10 @@ def _song_lines(results: dict[str, Any]) -> list[str]:
             f"{attribute}: {share:.0%} of {count} songs obey, {one['permuted']:.0%} under each other's prompts, "
             f"p = {one['p']:.3f} ({worth}{doubt})"
         )
+    if frechet := results.get("frechet"):
+        count, rows = frechet["reference"]["training_tracks"], frechet["rows"].items()
+        words.append(f"Frechet distance to {count} training tracks by {frechet['family']}")
+        words += [f"{name:<24} {row['distance']:>17.4g}  {row['windows']} windows" for name, row in rows]
     return words
 
 
@@ -201,6 +214,7 @@ def _heard(results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSou
     return [
         sections.music(results),
         *([sections.obedience(results["obedience"])] if results["obedience"] else []),
+        *([sections.frechet(results["frechet"])] if "frechet" in results else []),
         *([sections.continuation(results["continuation"])] if results["continuation"] else []),
         *([sections.structure(alike)] if (alike := songs.structure(made, corpus.path, results["best"])) else []),
         report.Section("Songs", items=players),

@@ -115,6 +115,18 @@ def music(result: Mapping, title: str = "How far from music") -> Section:
     return Section(title, text, [_measures(result["rows"], caption)])
 
 
+def frechet(result: Mapping, title: str = "How near the corpus as a whole") -> Section:
+    """Distances of sets of songs from the training tracks; `result` is from `frechet.evaluate_songs`."""
+    rows = [[name, number(row["distance"], 4), row["windows"]] for name, row in result["rows"].items()]
+    reference = result["reference"]
+    caption = (
+        f"Frechet distance of {result['family']} vectors ({result['embedding']}) to those of "
+        f"{reference['training_tracks']} training tracks, {reference['windows']} windows. {result['protocol']}. It "
+        "falls with the number of windows: compare rows that have about as many."
+    )
+    return Section(title, items=[Table(["", "distance", "windows"], rows, caption)])
+
+
 def continuation(rows: Mapping[str, Mapping], title: str = "Does it go on as it began?") -> Section:
     """How songs go on from what they continue; `rows` are from `continuation.evaluate`."""
     rows = from_json(rows)

@@ -59,7 +59,8 @@ def read_vggish(source: Source) -> Imported:
     Raises:
       UserError: another model.
     """
-    config = vggish.VggishConfig()
+    with _at(source):
+        config = vggish.of_torchvggish({name: tensor.shape for name, tensor in source.tensors.items()})
     shapes = encoder.shapes(config)
     weights = names.take(source.tensors, vggish.torchvggish_names(), shapes, str(source.where), ("pproc.",))
     return _imported(config, weights)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from hiermusic.audio import spectral
 from hiermusic.codec.codebook import Averages, CodebookConfig, Codebooks, health, nearest, revived, tally
 from hiermusic.errors import UserError
-from hiermusic.pretrained import encoder
+from hiermusic.pretrained import centroids, encoder, export
 from hiermusic.pretrained.encoder import WINDOW
 from hiermusic.pretrained.hubert import HubertConfig
 from hiermusic.pretrained.layers import EXACT
@@ -195,3 +195,29 @@ def of_fields(told: Any) -> HubertConfig | LogMelConfig:
     if told["family"] == LOG_MEL:
         return LogMelConfig(**told["model"])
     return encoder.of_fields(told)
+
+
+def of_centroids(path: str | Path, folder: str, layer: int | None) -> tuple[SemanticConfig, dict[str, np.ndarray]]:
+    """A tokenizer with clusters that somebody else has made of an encoder's features.
+
+    Args:
+      path: as `centroids.read` takes it.
+      folder: an imported HuBERT.
+      layer: whose features were clustered; the folder's own when left out.
+    Returns:
+      what it is, and its weights by dotted name.
+    Raises:
+      UserError: no such file, encoder or layer, or clusters of features of another width.
+    """
+    centres_VD = centroids.read(path)
+    features = features_of(folder, layer)
+    codes, width = centres_VD.shape
+    if width != features.width:
+        raise UserError(f"{path} has clusters of {width} numbers, the features of {folder} have {features.width}")
+    model = encoder.load(folder, layer) if folder != LOG_MEL else features.make(rngs=nnx.Rngs(0))
+    weights = export.dotted({"features": nnx.to_pure_dict(nnx.state(model))})
+    weights = {name: np.asarray(array) for name, array in weights.items()}
+    ones = np.ones((1, codes), np.float32)
+    weights |= {"clusters.codebooks": centres_VD[None], "clusters.ema_sums": centres_VD[None]}
+    weights |= {"clusters.ema_counts": ones, "clusters.initialised": np.ones((), bool)}
+    return SemanticConfig(features, codes), weights

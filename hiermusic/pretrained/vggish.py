@@ -5,6 +5,7 @@ Letters: B batch, L samples, T frames, M mel bands, D width.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -132,6 +133,12 @@ def _filters() -> Float[np.ndarray, "F M"]:
     filters = np.maximum(0, np.minimum(rising, falling))
     filters[0] = 0
     return filters.astype(np.float32)
+
+
+def of_torchvggish(shapes: Mapping[str, tuple[int, ...]]) -> VggishConfig:
+    """The configuration that the shapes of torchvggish's weights speak of; KeyError where they are another model's."""
+    channels = tuple(shapes[f"features.{place}.weight"][0] for place in _PLACES)
+    return VggishConfig(channels, shapes["embeddings.0.weight"][0], shapes["embeddings.4.weight"][0])
 
 
 def torchvggish_names() -> list[Rename]:

@@ -25,6 +25,7 @@ LIKE = Flag(
     "clip to sound like (continue: default IN.wav), or .npy file of a vector of one; in --prompts, a field",
     "prompt",
 )
+TEXT = Flag("text", "in words, what a single prompt's music is (in --prompts, the field description)", "prompt")
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,24 @@ class Request:
 
 
 def single(
-    seconds: float | None, seed: int, *, tags: str = "", lyrics: str = "", instrumental: bool = False, like: str = ""
+    seconds: float | None,
+    seed: int,
+    *,
+    tags: str = "",
+    lyrics: str = "",
+    instrumental: bool = False,
+    like: str = "",
+    text: str = "",
 ) -> list[Request]:
-    """One request from the values of `WORDS` and `LIKE`; `\\n` in the lyrics parts lines.
+    """One request from the values of `WORDS`, `LIKE` and `TEXT`; `\\n` in the lyrics parts lines.
 
     Raises:
       UserError: when there are no seconds.
     """
     if not seconds:
         raise UserError("--seconds is needed with a single prompt (or give --prompts=FILE.jsonl)")
-    prompt = Prompt(tags=tags, lyrics=lyrics.replace("\\n", "\n"), instrumental=instrumental, seconds=seconds)
+    words = {"description": text, "tags": tags, "lyrics": lyrics.replace("\\n", "\n"), "instrumental": instrumental}
+    prompt = Prompt(**words, seconds=seconds)
     return [Request("song", prompt, seed, like)]
 
 

@@ -122,6 +122,7 @@ def _define_evaluate(values: Values) -> None:
     string(values, "out", "folder for results.json and report.html; default: WORKDIR/evaluation or SONGS/evaluation")
     number(values, "seconds", "seconds of each held-out track that a codec is measured on", 10.0, lower=1.0)
     integer(values, "tracks", "at most so many tracks", 32, lower=1)
+    string(values, "embedding", "with --songs: folder of an imported VGGish or CLAP, for the Frechet distance by it")
     boolean(values, "json", "print one JSON object")
     hosts(values)
 
@@ -130,12 +131,15 @@ def _evaluate(values: Values, given: list[str]) -> None:
     positional(given)
     if bool(values.workdir) == bool(values.songs):
         raise UserError("give either --workdir or --songs")
+    if values.embedding and not values.songs:
+        raise UserError("--embedding compares songs with their corpus: give --songs")
     from hiermusic.evaluate import run
 
     out = values.out or str(Path(values.workdir or values.songs) / "evaluation")
     with together(values):
         if values.songs:
-            results = run.evaluate_songs(values.songs, out, data=values.data, tracks=values.tracks)
+            options = {"data": values.data, "tracks": values.tracks, "embedding": values.embedding}
+            results = run.evaluate_songs(values.songs, out, **options)
         else:
             results = run.evaluate(values.workdir, out, data=values.data, seconds=values.seconds, tracks=values.tracks)
         answer(values, results, [*run.lines(results), f"{out}/report.html"])

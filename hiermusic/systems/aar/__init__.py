@@ -8,7 +8,7 @@ windows read the last latent frames of the one before, the baseline's begin with
 
 from dataclasses import replace
 
-from hiermusic.systems.requests import LIKE
+from hiermusic.systems.requests import LIKE, TEXT
 from hiermusic.systems.system import CODEC, SAMPLING, USE_OF_A_CODEC, Flag, Rooms, System
 
 
@@ -39,6 +39,8 @@ SYSTEM = System(
         Flag("lm", "workdir of a trained lm or ar_baseline", "model"),
         CODEC,
         LIKE,
+        TEXT,
+        Flag("clap", "folder of an imported CLAP: what --text, or a clip, means to a model that takes vectors", "else"),
         *SAMPLING[:-1],
         replace(SAMPLING[-1], text="guidance scale, 1 = none; grown to from coarse to fine; default: the workdir's"),
     ),

@@ -22,6 +22,8 @@ from hiermusic.errors import UserError, reading
 from hiermusic.generate import autoregressive, nextscale
 from hiermusic.generate.batching import everywhere
 from hiermusic.parallel.mesh import make_mesh
+from hiermusic.pretrained import clap as claps
+from hiermusic.pretrained import encoder as encoders
 from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.aar.models import (
@@ -53,6 +55,7 @@ def generate(
     *,
     lm: str,
     codec: str | None = None,
+    clap: str | None = None,
     options: Mapping[str, float] = MappingProxyType({}),
     audio: str | None = None,
     mesh: Mapping[str, int] | None = None,
@@ -61,11 +64,12 @@ def generate(
     """Music that sounds like a clip: the token model window by window, then the codec; one wav and one JSON each.
 
     Args:
-      requests: what to make, each with the clip (or the .npy vector) it should sound like; what goes
+      requests: what to make, each with the clip (or the .npy vector) it should sound like, or a description; what goes
         on from `audio` sounds like that where the model listens and nothing else is named.
       out: folder for NAME.wav and NAME.json.
       lm: workdir of AAR or of the baseline.
       codec: workdir of the codec; None for the one that made the model's tokens.
+      clap: folder of an imported CLAP, which makes vectors of descriptions and clips for a model that takes these.
       options: temperature, top_k, top_p, guidance where they differ from the model's own.
       audio: file to go on from; its length counts in the seconds asked for.
       mesh: axes and sizes to spread the token model over all devices of all processes; None for one of this one's.
@@ -82,7 +86,7 @@ def generate(
     sampling = config.sampling.to_dict() | dict(options)
     if audio and config.model.listener:
         requests = [replace(request, like=request.like or audio) for request in requests]
-    conditions = [_condition(request, config) for request in requests]
+    conditions = [_condition(request, config, clap) for request in requests]
 
     def make(chosen: Sequence[Request]) -> list[songs.Song]:
         coder = workdirs.load_codec(codec, step)
@@ -116,18 +120,29 @@ def generate(
         return [songs.Need.of(lambda: make_prior(nnx.Rngs(0)), row if sampling["guidance"] == 1.0 else 2 * row)]
 
     runs, steps, how = {"codec": codec, "lm": lm}, {"codec": step}, {"rows": rows, "mesh": spread, "needs": needs}
+    runs |= {"clap": clap} if clap else {}
     return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, **how)
 
 
-def _condition(request: Request, config: ConfigDict) -> Condition:
+def _condition(request: Request, config: ConfigDict, clap: str | None = None) -> Condition:
     """What a request should sound like: a waveform with its rate, or a vector, as the model takes it."""
     path = request.like
     listens = bool(config.model.listener)
     words = request.prompt
-    if words != Prompt(seconds=words.seconds):
-        raise UserError(f"{request.name}: AAR takes no words, but what to sound like: leave all but --like out")
+    text = words.description
+    if words != Prompt(seconds=words.seconds, description="" if listens else text):
+        more = "" if listens else ", or --text"
+        raise UserError(f"{request.name}: AAR takes no words, but what to sound like: leave all but --like{more} out")
+    if clap and listens:
+        raise UserError(f"--clap={clap}: this model listens to a clip itself: leave it out")
+    if text and path:
+        raise UserError(f"{request.name}: give words or --like={path}, not both")
+    if text:
+        if not clap:
+            raise UserError(f"{request.name}: words need a CLAP that knows them: give it with --clap=FOLDER")
+        return as_condition(clap, _of_words(clap, text), config.model.cond)
     if not path:
-        wanted = "--like=CLIP.wav, the music" if listens else "--like=VECTOR.npy, the CLAP vector of what"
+        wanted = "--like=CLIP.wav, the music" if listens else "--text, or --like=VECTOR.npy, the CLAP vector of what"
         raise UserError(f"{request.name}: give {wanted} that it should sound like")
     if path.endswith(".npy"):
         if listens:
@@ -136,14 +151,38 @@ def _condition(request: Request, config: ConfigDict) -> Condition:
         with reading(path, "a vector", "save one with numpy.save"):
             vector_U = stored_U.astype(np.float32)
         return as_condition(path, vector_U, config.model.cond)
+    if not listens and not clap:
+        raise UserError(
+            f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy, or the CLAP "
+            "itself with --clap=FOLDER"
+        )
     if not listens:
-        raise UserError(f"{path}: this model was trained on CLAP vectors: give one of a clip with --like=VECTOR.npy")
+        return as_condition(path, _of_clip(clap, path), config.model.cond)
     wav_LC, rate = files.read(path)
     window = window_seconds(config)
     if len(wav_LC) < window * rate:
         raise UserError(f"{path} lasts {len(wav_LC) / rate:.2f} s: a clip must fill a window of {window:g} s")
     start = max(len(wav_LC) - round(HEARD_SECONDS * rate), 0) // 2
     return wav_LC[start : start + round(HEARD_SECONDS * rate)], rate
+
+
+def _clap(folder: str) -> claps.Clap:
+    model = encoders.load(folder)
+    if not isinstance(model, claps.Clap):
+        raise UserError(f"--clap={folder} is another encoder: give a folder that `hiermusic import clap` wrote")
+    return model
+
+
+def _of_words(folder: str, text: str) -> np.ndarray:
+    """The vector of a description."""
+    model = _clap(folder)
+    return np.asarray(model.read(claps.ids_of([text], folder, model.config.text))[0])
+
+
+def _of_clip(folder: str, path: str) -> np.ndarray:
+    """The vector of a clip; of a longer one, the mean of those of its parts."""
+    model = _clap(folder)
+    return encoders.embed(model, files.read(path, model.config.sample_rate, 1)[0][:, 0]).mean(axis=0)
 
 
 def _known(coder: Codec, path: str) -> tuple[Int[np.ndarray, "P S"], int]:

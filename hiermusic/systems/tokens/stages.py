@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from hiermusic.data import pipeline
 from hiermusic.pretrained import encoder, semantic
-
 from hiermusic.systems import stages
 from hiermusic.systems.lm import stages as lm
 from hiermusic.systems.start import from_run

@@ -246,3 +246,51 @@ def test_a_clip_is_heard_as_the_windows_that_its_music_fills(monkeypatch):
     np.testing.assert_allclose(encoded[0][100:-100], 0.25, atol=1e-3)
     vector_U = np.ones(3)
     assert aar_songs._told(coder, config, vector_U) is vector_U
+
+
+def test_words_and_clips_become_the_vectors_of_a_clap(monkeypatch):
+    """For a model that takes these; what means nothing to a model is told."""
+    config = configuration("aar/lm:tiny", cond=3)
+    config.model.listener = 0
+    made = {"slow piano": np.array([0.0, 3.0, 4.0]), "clip.wav": np.array([2.0, 0.0, 0.0])}
+    monkeypatch.setattr(aar_songs, "_of_words", lambda folder, text: made[text])
+    monkeypatch.setattr(aar_songs, "_of_clip", lambda folder, path: made[path])
+    worded = request("a", 0, description="slow piano")
+    np.testing.assert_allclose(aar_songs._condition(worded, config, "out/clap"), [0.0, 0.6, 0.8], rtol=1e-6)
+    np.testing.assert_allclose(aar_songs._condition(request("a", 0, like="clip.wav"), config, "out/clap"), [1, 0, 0])
+    for words, one, clap in (
+        ("a: words need a CLAP that knows them", worded, None),
+        ("a: give words or --like=clip.wav, not both", request("a", 0, like="clip.wav", description="x"), "out/clap"),
+        ("clip.wav: this model was trained on CLAP vectors", request("a", 0, like="clip.wav"), None),
+        ("a: AAR takes no words, but .* leave all but --like, or --text out", request("a", 0, tags="slow"), "out/clap"),
+        ("a: give --text, or --like=VECTOR.npy", request("a", 0), "out/clap"),
+    ):
+        with pytest.raises(UserError, match=words):
+            aar_songs._condition(one, config, clap)
+    config.model.listener = 4
+    with pytest.raises(UserError, match="a: AAR takes no words"):
+        aar_songs._condition(worded, config, None)
+    with pytest.raises(UserError, match="--clap=out/clap: this model listens to a clip itself"):
+        aar_songs._condition(request("a", 0, like="clip.wav"), config, "out/clap")
+
+
+def test_what_a_clap_hears_and_reads(monkeypatch, tmp_path):
+    """At its own rate, and of a long clip the mean; its own tokenizer."""
+    from hiermusic.pretrained.clap import Clap
+
+    class Ear(Clap):
+        def __init__(self):
+            self.config = SimpleNamespace(sample_rate=480, text="its text")
+
+        def read(self, ids_BS):
+            return np.asarray(ids_BS) * 2.0
+
+    monkeypatch.setattr(aar_songs.encoders, "load", lambda folder: Ear() if folder == "clap" else "another")
+    monkeypatch.setattr(aar_songs.files, "read", lambda path, rate, channels: (np.full((rate, channels), 0.5), rate))
+    heard = lambda model, wav_L: np.array([[1.0, wav_L[0]], [3.0, len(wav_L)]])  # noqa: E731
+    monkeypatch.setattr(aar_songs.encoders, "embed", heard)
+    np.testing.assert_array_equal(aar_songs._of_clip("clap", "long.wav"), [2.0, 240.25])
+    monkeypatch.setattr(aar_songs.claps, "ids_of", lambda texts, folder, config: [[len(texts[0]), folder == "clap"]])
+    np.testing.assert_array_equal(aar_songs._of_words("clap", "slow"), [8.0, 2.0])
+    with pytest.raises(UserError, match="--clap=hubert is another encoder"):
+        aar_songs._of_words("hubert", "slow")

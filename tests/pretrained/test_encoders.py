@@ -1,0 +1,245 @@
+"""Encoders in the forms of those who trained them, by their names; folders of ours, and what is none."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from hiermusic.data import embed
+from hiermusic.errors import UserError
+from hiermusic.pretrained import clap, encoder, encoders, export, hubert
+from hiermusic.pretrained.clap import ClapConfig
+from hiermusic.pretrained.hubert import HubertConfig
+from hiermusic.pretrained.roberta import RobertaConfig
+from hiermusic.pretrained.source import Source
+from hiermusic.pretrained.swin import SwinConfig
+
+BASE = HubertConfig(
+    width=64, layers=2, heads=1, ffn_width=24, conv_widths=(6,) * 7, position_kernel=8, position_groups=4, layer=2
+)
+LARGE = {"conv_norm": "layer", "conv_bias": True, "norm_first": True, "normalise": True}
+TINY_CLAP = ClapConfig(
+    SwinConfig(bands=64, side=256, width=4, depths=(2, 1), heads=(1, 2), window=8),
+    RobertaConfig(ids=30, width=64, layers=1, heads=1, ffn_width=12, positions=9, eps=1e-5),
+    width=5,
+    fmin=50.0,
+)
+
+
+def drawn(config, seed=0):
+    dice = np.random.default_rng(seed)
+    return {name: dice.normal(size=shape).astype(np.float32) for name, shape in encoder.shapes(config).items()}
+
+
+def folder_of(config, place, weights=None):
+    weights = weights or drawn(config)
+    shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()}
+    export.write(
+        place, shapes, lambda names: {n: weights[n] for n in names}, encoder.to_fields(config), {"step": 0}, {}
+    )
+    return str(place)
+
+
+# fairseq's names to transformers', after the script that the latter converted the releases with
+FAIRSEQ = (
+    (r"^post_extract_proj", "feature_projection.projection"),
+    (r"^layer_norm", "feature_projection.layer_norm"),
+    (r"^encoder\.pos_conv\.0", "encoder.pos_conv_embed.conv"),
+    (r"self_attn\.", "attention."),
+    (r"self_attn_layer_norm", "layer_norm"),
+    (r"fc1", "feed_forward.intermediate_dense"),
+    (r"fc2", "feed_forward.output_dense"),
+    (r"(conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"(conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
+)
+
+
+@pytest.mark.parametrize("more", [{}, LARGE], ids=["base", "large"])
+def test_fairseqs_hubert_is_that_of_transformers(more):
+    config = HubertConfig(**{**BASE.__dict__, **more})
+    weights = drawn(config)
+    wanted = encoders.names.give(weights, hubert.transformers_names(config))
+    theirs = encoders.names.give(weights, hubert.fairseq_names(config))
+    renamed = {}
+    for name, tensor in theirs.items():
+        for old, new in FAIRSEQ:
+            name = re.sub(old, new, name)
+        renamed[name] = tensor
+    assert renamed.keys() == wanted.keys()
+    assert all(renamed[name] is not None and np.array_equal(renamed[name], wanted[name]) for name in wanted)
+    spare = {"mask_emb": np.zeros(64), "final_proj.weight": np.zeros((3, 64)), "label_embs_concat": np.zeros((5, 3))}
+    imported = encoders.read_hubert(Source(Path("hubert.pt"), {}, {**theirs, **spare}))
+    assert encoder.of_fields(json.loads(json.dumps(imported.config))) == config
+    assert all(np.array_equal(imported.weights[name], weights[name]) for name in weights)
+    with pytest.raises(UserError, match=r"hubert.pt has the weight w2v_encoder.proj.weight, which this model has not"):
+        encoders.read_hubert(Source(Path("hubert.pt"), {}, {**theirs, "w2v_encoder.proj.weight": np.zeros(3)}))
+    cut = {name: tensor for name, tensor in theirs.items() if name != "encoder.layers.1.fc2.bias"}
+    with pytest.raises(UserError, match=r"hubert.pt has no weight encoder.layers.1.fc2.bias"):
+        encoders.read_hubert(Source(Path("hubert.pt"), {}, cut))
+
+
+def test_a_head_on_a_hubert_is_left_where_it_is(tmp_path):
+    weights = drawn(BASE)
+    theirs = encoders.names.give(weights, hubert.transformers_names(BASE))
+    headed = {f"hubert.{name}": tensor for name, tensor in theirs.items()} | {"lm_head.weight": np.zeros((4, 64))}
+    headed |= {"hubert.masked_spec_embed": np.zeros(64)}
+    imported = encoders.read_hubert(Source(tmp_path, hubert.to_transformers(BASE), headed))
+    assert all(np.array_equal(imported.weights[name], weights[name]) for name in weights)
+    odd = {**hubert.to_transformers(BASE), "hidden_act": "relu"}
+    with pytest.raises(UserError, match=r"hidden_act='relu', where only 'gelu' can be imported"):
+        encoders.read_hubert(Source(tmp_path, odd, theirs))
+    with pytest.raises(UserError, match=r"its config.json is of a wavlm, not of a hubert"):
+        encoders.read_hubert(Source(tmp_path, {"model_type": "wavlm"}, theirs))
+
+
+def laions(theirs):
+    """The weights of a transformers CLAP by LAION's names."""
+    found = {}
+    for name, tensor in theirs.items():
+        name = name.replace("audio_model.audio_encoder", "audio_branch").replace("text_model", "text_branch")
+        name = name.replace("_projection.linear1", "_projection.0").replace("_projection.linear2", "_projection.2")
+        if name.startswith("audio_branch"):
+            for new, old in (
+                ("batch_norm", "bn0"), ("layernorm_before", "norm1"), ("layernorm_after", "norm2"),
+                ("attention.output.dense", "attn.proj"), ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"),
+                ("attention.self.", "attn."),
+            ):  # fmt: skip
+                name = name.replace(new, old)
+        found[f"module.{name}"] = tensor
+    for name in [name for name in found if "audio_branch" in name and ".attn.query." in name]:
+        parts = [found.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        found[name.replace("query", "qkv")] = np.concatenate(parts)
+    return found
+
+
+def test_laions_clap_is_that_of_transformers():
+    weights = drawn(TINY_CLAP)
+    theirs = laions(encoders.names.give(weights, clap.transformers_names(TINY_CLAP)))
+    assert "module.audio_branch.layers.0.blocks.1.attn.qkv.weight" in theirs
+    spare = {
+        "module.logit_scale_a": np.zeros(()),
+        "module.audio_branch.spectrogram_extractor.stft.conv_real.weight": np.zeros((3, 1, 4)),
+        "module.audio_branch.logmel_extractor.melW": np.zeros((3, 4)),
+        "module.audio_branch.bn0.num_batches_tracked": np.zeros(()),
+        "module.audio_branch.layers.0.blocks.1.attn_mask": np.zeros((4, 4)),
+        "module.audio_branch.tscam_conv.weight": np.zeros((2, 2)),
+        "module.text_branch.embeddings.position_ids": np.zeros((1, 9)),
+        "module.audio_transform.sequential.0.weight": np.zeros((5, 5)),
+    }
+    imported = encoders.read_clap(Source(Path("clap.pt"), {}, {**theirs, **spare}))
+    assert encoder.of_fields(json.loads(json.dumps(imported.config))) == TINY_CLAP
+    assert all(np.array_equal(imported.weights[name], weights[name]) for name in weights)
+    with pytest.raises(UserError, match=r"clap.pt: this is a fused CLAP"):
+        encoders.read_clap(
+            Source(Path("clap.pt"), {}, {**theirs, "module.audio_branch.patch_embed.mel_conv2d.bias": 0})
+        )
+    with pytest.raises(UserError, match=r"clap.pt: it has not what LAION's CLAP with HTSAT and RoBERTa has"):
+        encoders.read_clap(Source(Path("clap.pt"), {}, {"module.conv.weight": np.zeros(3)}))
+
+
+def test_a_sound_of_any_length_becomes_clips():
+    ours = type("Of", (), {"config": ClapConfig(seconds=0.001)})  # 48 samples
+    wav_L = np.arange(100, dtype=np.float32)
+    np.testing.assert_array_equal(clap.Clap.clips(ours, wav_L)[:, 0], [0, 48, 52])
+    np.testing.assert_array_equal(clap.Clap.clips(ours, wav_L[:96])[:, 0], [0, 48])
+    np.testing.assert_array_equal(clap.Clap.clips(ours, wav_L[:20])[0], [*range(20)] * 2 + [0] * 8)
+
+
+def test_words_become_ids(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(["a slow piano", "loud drums"], vocab_size=300, special_tokens=["<s>", "<pad>", "</s>"])
+    made.save_model(str(tmp_path))
+    text = clap.tokenizer_of(tmp_path)
+    (tmp_path / clap.TOKENIZER).write_text(text)
+    assert clap.tokenizer_of(tmp_path) == text and clap.tokenizer_of(tmp_path / "none") is None
+    ids_BS = clap.ids_of(["piano", "a slow piano and many loud drums " * 9], tmp_path, RobertaConfig(positions=30))
+    assert ids_BS.shape == (2, 28)
+    assert ids_BS[0, 0] == ids_BS[1, 0] == 0 and ids_BS[1, -1] == 2 and ids_BS[0, -1] == 1
+    assert (ids_BS[0] == 2).sum() == 1
+    with pytest.raises(UserError, match="its ids are beyond the model's"):
+        clap.ids_of(["piano"], tmp_path, RobertaConfig(ids=3))
+    with pytest.raises(UserError, match="cannot be read as a tokenizer"):
+        clap.ids_of(["piano"], tmp_path / "none", RobertaConfig())
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory):
+    from hiermusic.audio import files
+
+    path = tmp_path_factory.mktemp("sound") / "in.wav"
+    files.write(path, 0.1 * np.random.default_rng(2).normal(size=(22_050, 2)).astype(np.float32), 44_100)
+    return path
+
+
+def test_embed_writes_frames_of_a_file(tmp_path, wav):
+    folder, out = folder_of(BASE, tmp_path / "hubert"), str(tmp_path / "deep" / "out.npy")
+    facts = embed.embed_file(folder, str(wav), out, layer=0, window=10.0)
+    assert facts == {"out": out, "shape": [24, 64], "seconds": 0.5, "frame_rate": 50.0, "layer": 0}
+    entered_TD = np.load(out)
+    assert entered_TD.shape == (24, 64) and entered_TD.dtype == np.float32
+    embed.embed_file(folder, str(wav), out, layer=None, window=10.0)
+    assert np.abs(np.load(out) - entered_TD).max() > 0.1
+
+
+def test_what_cannot_be_embedded_is_told_and_nothing_is_written(tmp_path, wav):
+    from hiermusic.audio import files
+
+    folder, out = folder_of(BASE, tmp_path / "hubert"), str(tmp_path / "out.npy")
+    short = tmp_path / "short.wav"
+    files.write(short, np.zeros((399, 1), np.float32), 16_000)
+    other = tmp_path / "codec"
+    other.mkdir()
+    (other / "config.json").write_text('{"stage": "codec"}')
+    for words, arguments in {
+        "features are written as .npy": (folder, str(wav), str(tmp_path / "out.npz"), None),
+        "has the layers 0 to 2": (folder, str(wav), out, 3),
+        "shorter than one frame, which has 400": (folder, str(short), out, None),
+        "no such file": (folder, str(tmp_path / "none.wav"), out, None),
+        "is a codec: give an imported encoder": (str(other), str(wav), out, None),
+        "cannot be read as an encoder": (str(tmp_path / "none"), str(wav), out, None),
+    }.items():
+        model, source, target, layer = arguments
+        with pytest.raises(UserError, match=words):
+            embed.embed_file(model, source, target, layer=layer, window=10.0)
+    assert not list(tmp_path.glob("out.*"))
+    with pytest.raises(UserError, match="gives vectors of its last layer alone"):
+        encoder.at_layer(TINY_CLAP, 3, "clap")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"family": "wavlm"}, "its family is wavlm, not hubert, clap, vggish"),
+        ({"width": 0.5}, "its width is 0.5"),
+        ({"width": -1}, "its width is -1"),
+        ({"conv_widths": []}, "its conv_widths is"),
+        ({"conv_widths": ["6"]}, "its conv_widths is"),
+        ({"colour": 1}, "it has an unknown field colour"),
+        ({"heads": None}, "it has no field heads"),
+    ],
+)
+def test_a_folder_that_was_tampered_with_is_told(tmp_path, change, words):
+    told = json.loads(json.dumps(encoder.to_fields(BASE)))
+    for name, value in change.items():
+        if name == "family":
+            told[name] = value
+        elif value is None:
+            del told["model"][name]
+        else:
+            told["model"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=words):
+        encoder.read_config(tmp_path)
+
+
+def test_weights_of_another_size_are_told(tmp_path):
+    weights = drawn(BASE)
+    weights["project.kernel"] = weights["project.kernel"][:-1]
+    folder = folder_of(BASE, tmp_path / "hubert", weights)
+    with pytest.raises(UserError, match=r"the weight project.kernel is \(5, 64\), its config.json asks for \(6, 64\)"):
+        encoder.load(folder)

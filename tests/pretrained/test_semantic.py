@@ -1,0 +1,129 @@
+"""Tokens of meaning: the features that need no weights, how clusters are learnt, and how frames are counted."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from hiermusic.errors import UserError
+from hiermusic.pretrained import encoder, semantic
+from hiermusic.pretrained.hubert import HubertConfig
+from hiermusic.pretrained.semantic import LogMelConfig, Semantic, SemanticConfig
+
+
+def noise(*shape, seed=0):
+    return (0.3 * np.random.default_rng(seed).normal(size=shape)).astype(np.float32)
+
+
+def test_log_mel_lies_on_huberts_grid():
+    import librosa
+
+    wav_BL = noise(2, 3 * 320 + 400 + 319)
+    found_BTD = np.asarray(LogMelConfig().make(rngs=nnx.Rngs(0))(wav_BL))
+    assert found_BTD.shape == (2, 4, 64)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi / 400 * np.arange(400))
+    filters_DF = librosa.filters.mel(sr=16_000, n_fft=512, n_mels=64)
+    for b in range(2):
+        for t in range(4):
+            size_F = abs(np.fft.rfft(wav_BL[b, 320 * t : 320 * t + 400] * window, 512))
+            np.testing.assert_allclose(found_BTD[b, t], np.log(filters_DF @ size_F + 1e-3), atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [LogMelConfig(), HubertConfig()])
+def test_ten_seconds_are_499_frames(config):
+    counts = {400: 1, 719: 1, 720: 2, 48_000: 149, 160_000: 499, 160_080: 500}
+    assert {length: encoder.frame_count(config, length) for length in counts} == counts
+    assert SemanticConfig(config).facts.frame_rate == 50
+
+
+def test_windows_change_nothing_where_a_frame_hears_itself_alone():
+    model = Semantic(SemanticConfig(codes=7, window=0.3), rngs=nnx.Rngs(0))
+    wav_LC = noise(320 * 61 + 400 + 77, 2)
+    whole = Semantic(SemanticConfig(codes=7, window=0.0), rngs=nnx.Rngs(0))
+    codes_TK = model.encode(wav_LC)
+    assert codes_TK.shape == (62, 1) and len(np.unique(codes_TK)) > 1
+    np.testing.assert_array_equal(codes_TK, whole.encode(wav_LC))
+    points_TD = np.asarray(whole.features(wav_LC.mean(1)[None]))[0]
+    book_VD = np.asarray(whole.clusters.codebooks[0])
+    wanted_T = np.square(points_TD[:, None] - book_VD).sum(-1).argmin(1)
+    np.testing.assert_array_equal(codes_TK[:, 0], wanted_T)
+
+
+class Points(nnx.Module):
+    """Features that are what is given."""
+
+    def __call__(self, points_BTD):
+        return points_BTD
+
+
+def learner(codes, dead_share=0.0):
+    model = Semantic(SemanticConfig(LogMelConfig(width=2), codes, dead_share=dead_share), rngs=nnx.Rngs(0))
+    model.features = Points()
+    return model
+
+
+def test_clusters_are_the_means_of_all_points_that_were_theirs():
+    """Batch after batch, as one mean over all of them would be."""
+    dice = np.random.default_rng(0)
+    centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
+    batches = [centres[dice.integers(4, size=(2, 50))] + dice.normal(size=(2, 50, 2)) for _ in range(4)]
+    batches = [batch.astype(np.float32) for batch in batches]
+    model = learner(4)
+    learn = nnx.jit(lambda model, points, key: model.learn(points, key))
+    first = learn(model, batches[0], jax.random.key(0))
+    assert sorted(np.rint(np.asarray(model.clusters.codebooks[0]) / 10).tolist()) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    begun = np.asarray(model.clusters.codebooks[0]).copy()
+    counts = np.asarray(model.clusters.ema_counts[0]).copy()
+    assert counts.sum() == 200  # the batch made them, and was then learnt from
+    sums = begun * counts[:, None]
+    for batch in batches[1:]:
+        found = learn(model, batch, jax.random.key(1))
+        points = batch.reshape(-1, 2)
+        nearest = np.square(points[:, None] - begun).sum(-1).argmin(1)
+        distance = np.square(points - (sums / counts[:, None])[nearest]).sum(1).mean()
+        assert float(found["loss"]) == pytest.approx(distance, rel=1e-4)
+        for code in range(4):
+            sums[code] += points[nearest == code].sum(0)
+            counts[code] += (nearest == code).sum()
+    np.testing.assert_allclose(model.clusters.codebooks[0], sums / counts[:, None], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.clusters.ema_counts[0], counts)
+    assert float(first["perplexity"]) == pytest.approx(4, rel=0.05) and float(first["usage"]) == 1
+    held = model.measure(batches[0])
+    assert 1.5 < float(held["loss"]) < 2.5  # two numbers of variance 1
+
+
+def test_a_cluster_without_points_begins_anew_where_points_are():
+    model = learner(4, dead_share=0.05)
+    points = np.random.default_rng(3).normal(size=(1, 400, 2)).astype(np.float32)
+    learn = nnx.jit(lambda model, points, key: model.learn(points, key))
+    learn(model, points, jax.random.key(0))
+    model.clusters.codebooks[...] = model.clusters.codebooks[...].at[0, 2].set(1e3)
+    model.clusters.ema_counts[...] = model.clusters.ema_counts[...].at[0, 2].set(0.0)
+    learn(model, points, jax.random.key(1))
+    assert np.abs(model.clusters.codebooks[0, 2]).max() < 5
+    learn(model, points, jax.random.key(2))
+    assert float(model.clusters.ema_counts[0, 2]) > 10
+
+
+def test_what_gives_no_frames_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"no encoder at out/none: give log_mel, or a folder that"):
+        semantic.features_of("out/none", 9)
+    (tmp_path / "config.json").write_text('{"stage": "lm"}')
+    with pytest.raises(UserError, match=r"is a lm: give an imported encoder"):
+        semantic.features_of(str(tmp_path), 9)
+    for config in (LogMelConfig(width=8), HubertConfig(layers=2, layer=1)):
+        assert semantic.of_fields(semantic.to_fields(config)) == config
+
+
+def test_somebody_elses_clusters_name_the_frames(tmp_path):
+    np.save(tmp_path / "km.npy", noise(5, 64))
+    config, weights = semantic.of_centroids(tmp_path / "km.npy", semantic.LOG_MEL, None)
+    assert config.codes == 5 and config.features == LogMelConfig()
+    model = Semantic(config, rngs=nnx.Rngs(0))
+    state = nnx.to_pure_dict(nnx.state(model))
+    assert {f"clusters.{name}" for name in state["clusters"]} == set(weights)
+    assert all(weights[f"clusters.{name}"].shape == array.shape for name, array in state["clusters"].items())
+    np.testing.assert_array_equal(weights["clusters.codebooks"][0], np.load(tmp_path / "km.npy"))
+    np.save(tmp_path / "km.npy", noise(5, 63))
+    with pytest.raises(UserError, match=r"km.npy has clusters of 63 numbers, the features of log_mel have 64"):
+        semantic.of_centroids(tmp_path / "km.npy", semantic.LOG_MEL, None)
