@@ -83,7 +83,7 @@ def prior(request, monkeypatch):
     monkeypatch.setattr(aar_songs, "codec_of", lambda config: ("codec of tokens", 6))
     monkeypatch.setattr(aar_songs, "check_codec", lambda config, run, codec: it.loaded.append(("checked", *codec)))
     monkeypatch.setattr(aar_songs, "check_codebooks", lambda coder, codec, model, lm: it.loaded.append((codec, lm)))
-    monkeypatch.setattr(aar_songs, "_condition", lambda request, config: request.like)
+    monkeypatch.setattr(aar_songs, "_condition", lambda request, config, clap: request.like)
     monkeypatch.setattr(aar_songs, "_told", lambda coder, config, like: np.full(3, float(like[0])))
     monkeypatch.setattr(aar_songs, "_asked", lambda what, model, codes: getattr(model, what.__name__)(codes))
     monkeypatch.setattr(aar_songs, "_known", lambda coder, path: it.known)

@@ -22,7 +22,7 @@ ENCODER = HubertConfig(
 SMALL = {
     "model.codes": 6,
     "train.crop_seconds": 0.5,
-    "train.batch_size": 4,
+    "train.batch_size": 8,
     "train.valid_every": 0,
     "train.checkpoint_every": 0,
     "train.log_every": 1,
@@ -52,11 +52,10 @@ def test_clusters_are_learnt_on_any_mesh_in_any_number_of_goes_and_name_the_fram
     run("data", f"--source={at / 'music'}", f"--out={at / 'records'}", "--sample_rate=16000", "--channels=1",
         "--valid_fraction=0")  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    many = {"mesh.data": 4}
-    run("train", *settings(at, **many, **{"train.steps": 4}), f"--workdir={whole}", "--noprogress")
+    run("train", *settings(at, **{"mesh.data": 8, "train.steps": 4}), f"--workdir={whole}", "--noprogress")
     for steps in (2, 4):
-        one = {"mesh.data": 1, "train.steps": steps}
-        run("train", *settings(at, **one), f"--workdir={parts}", "--noprogress")
+        other = {"mesh.data": 2, "mesh.fsdp": 4, "train.steps": steps}
+        run("train", *settings(at, **other), f"--workdir={parts}", "--noprogress")
     shutil.move(at / "hubert", at / "gone")  # what was trained needs it no more
     models = [workdir.load(place, "semantic")[1] for place in (whole, parts)]
     books = [np.asarray(model.clusters.codebooks[0]) for model in models]
