@@ -1,16 +1,20 @@
-"""HuBERT, CLAP and VGGish as others publish them, in and out."""
+"""HuBERT, CLAP and VGGish as others publish them, in and out, and k-means over the first."""
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hiermusic.errors import UserError
-from hiermusic.pretrained import clap, encoder, hubert, names, vggish
-from hiermusic.pretrained.kinds import Imported
+from hiermusic.pretrained import centroids, clap, encoder, hubert, names, semantic, vggish
+from hiermusic.pretrained.family import Family, Imported
 from hiermusic.pretrained.source import Source
 
+_CENTRES = "cluster_centers_"
 _PARTS = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
@@ -66,6 +70,21 @@ def read_vggish(source: Source) -> Imported:
     return _imported(config, weights)
 
 
+def open_kmeans(path: str) -> Source:
+    """The centres of somebody else's clusters (`centroids.read`) as published weights."""
+    return Source(Path(path), {}, {_CENTRES: centroids.read(path)})
+
+
+def read_kmeans(source: Source, encoder: str = "", layer: int | None = None) -> Imported:
+    """A tokenizer of these clusters and an encoder's features; see `semantic.of_centroids`."""
+    if not encoder:
+        raise UserError(f"{source.where} says nothing of what it clusters: give --encoder=HUBERT, an imported folder")
+    config, weights = semantic.of_centroids(source.where, source.tensors[_CENTRES], encoder, layer)
+    place = os.path.abspath(encoder) if os.path.isdir(encoder) else encoder
+    heard = {} if encoder == semantic.LOG_MEL else {"layer": config.features.layer}
+    return Imported({"encoder": place, "codes": config.codes, **heard}, weights)
+
+
 def write_hubert(imported: Imported) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The config.json and the weights of transformers' HubertModel."""
     config = encoder.of_fields(imported.config)
@@ -77,6 +96,13 @@ def write_clap(imported: Imported) -> tuple[dict[str, Any], dict[str, np.ndarray
     """The config.json and the weights of transformers' ClapModel; `clap.preprocessor` is what lies beside them."""
     config = encoder.of_fields(imported.config)
     return clap.to_transformers(config), names.give(imported.weights, clap.transformers_names(config))
+
+
+def beside_clap(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """What transformers' ClapProcessor wants beside the weights, the tokenizer as far as it is there."""
+    front = json.dumps(clap.preprocessor(encoder.of_fields(config)), indent=2) + "\n"
+    words = clap.tokenizer_of(folder)
+    return {"preprocessor_config.json": front} | ({clap.TOKENIZER: words} if words else {})
 
 
 def _newer(name: str) -> str:
@@ -96,7 +122,7 @@ def _of_type(source: Source, wanted: str) -> None:
 
 
 @contextmanager
-def _at(source: Source):
+def _at(source: Source) -> Iterator[None]:
     """Tells of what is read of a configuration or of shapes where it lies."""
     try:
         yield
@@ -105,3 +131,18 @@ def _at(source: Source):
         raise UserError(told if told.startswith(str(source.where)) else f"{source.where}: {told}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{source.where} cannot be understood ({type(error).__name__}: {error})") from error
+
+
+def _owns(family: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda config: (config.get("stage"), config.get("family")) == (encoder.STAGE, family)
+
+
+_EMBED = "hiermusic embed --model=FOLDER in.wav out.npy"
+FAMILIES = {
+    "hubert": Family("HuBERT", read_hubert, write_hubert, use=_EMBED, owns=_owns("hubert")),
+    "clap": Family("CLAP", read_clap, write_clap, use=_EMBED, owns=_owns("clap"), beside=beside_clap),
+    "vggish": Family("VGGish", read_vggish, use=_EMBED, owns=_owns("vggish")),
+    "kmeans": Family(
+        "k-means", read_kmeans, config="configs/tokens/semantic.py:hubert", open=open_kmeans, over_encoder=True
+    ),
+}

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from hiermusic.audio import spectral
 from hiermusic.codec.codebook import Averages, CodebookConfig, Codebooks, health, nearest, revived, tally
 from hiermusic.errors import UserError
-from hiermusic.pretrained import centroids, encoder, export
+from hiermusic.pretrained import encoder, export
 from hiermusic.pretrained.encoder import WINDOW
 from hiermusic.pretrained.hubert import HubertConfig
 from hiermusic.pretrained.layers import EXACT
@@ -197,19 +197,21 @@ def of_fields(told: Any) -> HubertConfig | LogMelConfig:
     return encoder.of_fields(told)
 
 
-def of_centroids(path: str | Path, folder: str, layer: int | None) -> tuple[SemanticConfig, dict[str, np.ndarray]]:
+def of_centroids(
+    path: str | Path, centres_VD: Float[np.ndarray, "V D"], folder: str, layer: int | None
+) -> tuple[SemanticConfig, dict[str, np.ndarray]]:
     """A tokenizer with clusters that somebody else has made of an encoder's features.
 
     Args:
-      path: as `centroids.read` takes it.
+      path: of their file.
+      centres_VD: the clusters.
       folder: an imported HuBERT.
       layer: whose features were clustered; the folder's own when left out.
     Returns:
       what it is, and its weights by dotted name.
     Raises:
-      UserError: no such file, encoder or layer, or clusters of features of another width.
+      UserError: no such encoder or layer, or clusters of features of another width.
     """
-    centres_VD = centroids.read(path)
     features = features_of(folder, layer)
     codes, width = centres_VD.shape
     if width != features.width:

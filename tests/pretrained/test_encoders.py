@@ -243,3 +243,76 @@ def test_weights_of_another_size_are_told(tmp_path):
     folder = folder_of(BASE, tmp_path / "hubert", weights)
     with pytest.raises(UserError, match=r"the weight project.kernel is \(5, 64\), its config.json asks for \(6, 64\)"):
         encoder.load(folder)
+
+
+# MARK: through the verbs
+
+
+def published(config, theirs, folder, more):
+    """A Hugging Face folder of random weights."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    save_file(theirs, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    for name, text in more.items():
+        (folder / name).write_text(text)
+    return str(folder)
+
+
+def run(*words):
+    from hiermusic import cli
+
+    cli.main(list(map(str, words)))
+
+
+def test_hubert_and_its_clusters_come_in_and_go_out_by_the_verbs(tmp_path, wav, capsys):
+    weights = drawn(BASE)
+    tensors = encoders.names.give(weights, hubert.transformers_names(BASE))
+    front = {"README.md": "---\nlicense: apache-2.0\n---\n"}
+    theirs = published(hubert.to_transformers(BASE), tensors, tmp_path / "theirs", front)
+    run("import", "hubert", theirs, tmp_path / "hubert", "--json")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["licence"] == "apache-2.0" and "the licence of these weights is apache-2.0" in err
+    assert encoder.read_config(tmp_path / "hubert") == BASE
+    run("export", f"--workdir={tmp_path / 'hubert'}", f"--out={tmp_path / 'back'}", "--format=transformers")
+    run("import", "hubert", tmp_path / "back", tmp_path / "again", "--licence=mit")
+    one, two = (export.load(tmp_path / name) for name in ("hubert", "again"))
+    assert one.keys() == two.keys() == weights.keys()
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+    np.save(tmp_path / "km.npy", np.random.default_rng(5).normal(size=(7, 64)))
+    with pytest.raises(SystemExit):
+        run("import", "kmeans", tmp_path / "km.npy", tmp_path / "km")
+    assert "says nothing of what it clusters: give --encoder=HUBERT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("import", "hubert", theirs, tmp_path / "km", "--layer=1")
+    assert "--layer is of a kmeans" in capsys.readouterr().err and not (tmp_path / "km").exists()
+    run("import", "kmeans", tmp_path / "km.npy", tmp_path / "km", f"--encoder={tmp_path / 'hubert'}", "--layer=1")
+    told = json.loads((tmp_path / "km" / "config.json").read_text())
+    assert told["licences"] == ["apache-2.0", "unknown"] and told["features"]["model"]["layer"] == 1
+    run("data", f"--source={wav.parent}", f"--out={tmp_path / 'records'}", "--sample_rate=16000", "--channels=1")
+    run("tokenize", f"--codec={tmp_path / 'km'}", f"--data={tmp_path / 'records'}", f"--out={tmp_path / 'tokens'}")
+    from hiermusic.data.token_records import TokenSource
+
+    source = TokenSource(tmp_path / "tokens")
+    assert source[0]["codes"].shape == (24, 1) and source.hierarchy.sizes == (7,)
+
+
+def test_claps_words_go_with_it(tmp_path, capsys):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    words = Tokenizer(WordLevel({"slow": 5, "piano": 6, "<unk>": 3}, unk_token="<unk>")).to_str()
+    tensors = encoders.names.give(drawn(TINY_CLAP), clap.transformers_names(TINY_CLAP))
+    front = {"preprocessor_config.json": json.dumps(clap.preprocessor(TINY_CLAP)), clap.TOKENIZER: words}
+    theirs = published(clap.to_transformers(TINY_CLAP), tensors, tmp_path / "theirs", front)
+    run("import", "clap", theirs, tmp_path / "clap")
+    assert encoder.read_config(tmp_path / "clap") == TINY_CLAP
+    np.testing.assert_array_equal(clap.ids_of(["slow"], tmp_path / "clap", TINY_CLAP.text), [[5]])
+    run("export", f"--workdir={tmp_path / 'clap'}", f"--out={tmp_path / 'back'}", "--format=transformers")
+    assert (tmp_path / "back" / clap.TOKENIZER).read_text() == words
+    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["frequency_min"] == 50
+    run("import", "clap", tmp_path / "back", tmp_path / "again")
+    one, two = (export.load(tmp_path / name) for name in ("clap", "again"))
+    assert all(np.array_equal(one[name], two[name]) for name in one) and one.keys() == two.keys()

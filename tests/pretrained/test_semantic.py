@@ -117,15 +117,14 @@ def test_what_gives_no_frames_is_told(tmp_path):
         assert semantic.of_fields(semantic.to_fields(config)) == config
 
 
-def test_somebody_elses_clusters_name_the_frames(tmp_path):
-    np.save(tmp_path / "km.npy", noise(5, 64))
-    config, weights = semantic.of_centroids(tmp_path / "km.npy", semantic.LOG_MEL, None)
+def test_somebody_elses_clusters_name_the_frames():
+    centres_VD = noise(5, 64)
+    config, weights = semantic.of_centroids("km.npy", centres_VD, semantic.LOG_MEL, None)
     assert config.codes == 5 and config.features == LogMelConfig()
     model = Semantic(config, rngs=nnx.Rngs(0))
     state = nnx.to_pure_dict(nnx.state(model))
     assert {f"clusters.{name}" for name in state["clusters"]} == set(weights)
     assert all(weights[f"clusters.{name}"].shape == array.shape for name, array in state["clusters"].items())
-    np.testing.assert_array_equal(weights["clusters.codebooks"][0], np.load(tmp_path / "km.npy"))
-    np.save(tmp_path / "km.npy", noise(5, 63))
+    np.testing.assert_array_equal(weights["clusters.codebooks"][0], centres_VD)
     with pytest.raises(UserError, match=r"km.npy has clusters of 63 numbers, the features of log_mel have 64"):
-        semantic.of_centroids(tmp_path / "km.npy", semantic.LOG_MEL, None)
+        semantic.of_centroids("km.npy", noise(5, 63), semantic.LOG_MEL, None)

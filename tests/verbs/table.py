@@ -85,6 +85,8 @@ GENERATE = Case(
     | one("codec", "c", f"{SONG}.codec")
     | one("out", "p", f"{SONG}.out")
     | said("like", "clip.wav", [asked(like="clip.wav")])
+    | said("text", "a slow piano", [asked(description="a slow piano")])
+    | one("clap", "e", f"{SONG}.clap")
     | said("tags", "slow, piano", [asked(tags="slow, piano")])
     | said("lyrics", "la\\nlu", [asked(lyrics="la\nlu")])
     | said("instrumental", "true", [asked(instrumental=True)])
@@ -178,6 +180,18 @@ CASES = {
         {"hiermusic.systems.workdir.decode_file": {"seconds": 1.0}},
         one("codec", "k", "workdir.decode_file.codec_dir") | one("levels", "3", "workdir.decode_file.levels", to=3),
     ),
+    "embed": Case(
+        ("--model=m", "in.wav", "out.npy"),
+        {"hiermusic.data.embed.embed_file": {"shape": [2, 3], "seconds": 1.0}},
+        one("model", "n", "embed.embed_file.folder")
+        | one("layer", "0", "embed.embed_file.layer", to=0)
+        | one("window", "0", "embed.embed_file.window", to=0.0),
+    ),
+    "embed tracks": Case(
+        ("--model=m", "--data=d", "out.npz"),
+        {"hiermusic.data.embed.embed_tracks": {"tracks": 2, "width": 3}},
+        one("data", "e", "embed.embed_tracks.data"),
+    ),
     "train": Case(
         (f"--config={CODEC}:tiny", "--workdir=w"),
         {
@@ -234,6 +248,7 @@ CASES = {
         page("songs", "t", "t/evaluation", "run.evaluate_songs.folder", "run.evaluate_songs.out")
         | one("data", "d", "run.evaluate_songs.data")
         | page("out", "o", "o", "run.evaluate_songs.out", "run.evaluate_songs.out")
+        | one("embedding", "f", "run.evaluate_songs.embedding")
         | one("tracks", "5", "run.evaluate_songs.tracks", to=5),
     ),
     "demo": Case(

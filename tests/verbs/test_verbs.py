@@ -48,6 +48,8 @@ ARGUMENTS = {
     "generate": {"workdir.generate.audio": None},
     "continue": {"workdir.generate.audio": "in.wav"},
     "encode": {"workdir.encode_file.source": "in.wav", "workdir.encode_file.target": "codes.npz"},
+    "embed": {"embed.embed_file.source": "in.wav", "embed.embed_file.target": "out.npy"},
+    "embed tracks": {"embed.embed_tracks.target": "out.npz", "embed.embed_tracks.folder": "m"},
     "decode": {"workdir.decode_file.source": "codes.npz", "workdir.decode_file.target": "out.wav"},
 }
 
