@@ -4,6 +4,7 @@ Points may be fewer than the array that holds them: those that `held_N` leaves o
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -113,15 +114,24 @@ def nearest(x_XD: Float[Array, "*X D"], book_VD: Float[Array, "V D"]) -> Int[Arr
 
 
 def first_codes(
-    config: CodebookConfig, key: PRNGKeyArray, points_ND: Float[Array, "N D"], held_N: Bool[Array, "N"] | None = None
+    config: CodebookConfig,
+    key: PRNGKeyArray,
+    points_ND: Float[Array, "N D"],
+    held_N: Bool[Array, "N"] | None = None,
+    draw: Callable[..., Float[Array, "V D"]] | None = None,
 ) -> Averages:
-    """Codes by Lloyd's algorithm from random points, as averages that stand on one batch. An empty code stays put."""
+    """Codes by Lloyd's algorithm from random points, as averages that stand on one batch. An empty code stays put.
+
+    Args:
+      draw: what draws the points to begin with, as `draw_points` does, which it is when left out.
+    """
 
     def step(_, book_VD):
         sums, hits = tally(points_ND, _assign(points_ND, book_VD, held_N), config.codes)
         return jnp.where(hits[:, None] > 0, sums / jnp.maximum(hits, 1.0)[:, None], book_VD)
 
-    book_VD = lax.fori_loop(0, config.kmeans_iterations, step, draw_points(key, points_ND, config.codes, held_N))
+    begin_VD = (draw or draw_points)(key, points_ND, config.codes, held_N)
+    book_VD = lax.fori_loop(0, config.kmeans_iterations, step, begin_VD)
     counts_V = tally(points_ND, _assign(points_ND, book_VD, held_N), config.codes)[1]
     return Averages(book_VD, book_VD * counts_V[:, None], counts_V)
 
@@ -138,6 +148,22 @@ def draw_points(
         return drawn
     spread_D = jnp.std(points_ND, axis=0, where=None if held_N is None else held_N[:, None])
     return drawn + jnp.where(place_V[:, None] < total, 0.0, 0.1 * spread_D * jax.random.normal(jitter_key, drawn.shape))
+
+
+def spread_points(
+    key: PRNGKeyArray, points_ND: Float[Array, "N D"], count: int, held_N: None = None
+) -> Float[Array, "V D"]:
+    """`count` vectors of the batch, each the likelier drawn the farther it lies from those before it (k-means++)."""
+
+    def step(i: Array, drawn: tuple[Array, Array]) -> tuple[Array, Array]:
+        book_VD, apart_N = drawn
+        chances_N = jnp.log(jnp.maximum(apart_N, 1e-30))
+        point_D = points_ND[jax.random.categorical(jax.random.fold_in(key, i), chances_N)]
+        from_it_N = jnp.sum(jnp.square(points_ND - point_D), axis=-1)
+        return book_VD.at[i].set(point_D), jnp.where(i == 0, from_it_N, jnp.minimum(apart_N, from_it_N))
+
+    begin = jnp.zeros((count, points_ND.shape[1])), jnp.ones(len(points_ND))
+    return lax.fori_loop(0, count, step, begin)[0]
 
 
 def move(

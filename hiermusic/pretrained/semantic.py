@@ -15,7 +15,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hiermusic.audio import spectral
-from hiermusic.codec.codebook import Averages, CodebookConfig, Codebooks, health, nearest, revived, tally
+from hiermusic.codec.codebook import (
+    Averages,
+    CodebookConfig,
+    Codebooks,
+    first_codes,
+    health,
+    nearest,
+    revived,
+    spread_points,
+    tally,
+)
 from hiermusic.errors import UserError
 from hiermusic.pretrained import encoder, export
 from hiermusic.pretrained.encoder import WINDOW
@@ -121,22 +131,28 @@ class Semantic(nnx.Module):
     def learn(self, wav_BL: Float[Array, "B L"], key: PRNGKeyArray) -> dict[str, Array]:
         """Moves the clusters by one batch, in place: mini-batch k-means (Sculley 2010), each at the mean of its points.
 
-        The first batch's own k-means is where they begin. A cluster that hardly any points are of begins anew beside
-        one that many are of (`codebook.revived`).
+        They begin at the first batch's own k-means (k-means++, then Lloyd's). A cluster that hardly any points are of
+        begins anew beside one that many are of (`codebook.revived`).
 
         Returns:
           `loss`, the mean squared distance of the batch from the clusters as it found them; `grad_norm`, how far they
           moved; perplexity and usage.
         """
+        config = self.clusters.config
         first_key, move_key = jax.random.split(key)
         points_ND = self.points(wav_BL)
         before = Averages(*(value[0] for value in self.clusters.averages))
-        now = self.clusters.started(before, first_key, points_ND)
+        now = jax.lax.cond(
+            self.clusters.initialised[...],
+            lambda *_: before,
+            lambda key, points_ND: first_codes(config, key, points_ND, draw=spread_points),
+            first_key,
+            points_ND,
+        )
         codes_N = nearest(points_ND, now.book)
         sums_VD, hits_V = tally(points_ND, codes_N, self.config.codes)
         counts_V = now.counts + hits_V
         book_VD = now.book + (sums_VD - hits_V[:, None] * now.book) / jnp.maximum(counts_V, 1)[:, None]
-        config = self.clusters.config
         moved = Averages(book_VD, book_VD * counts_V[:, None], counts_V)
         moved = revived(config, moved, move_key, points_ND, codes_N)
         self.clusters.keep(Averages(*(value[None] for value in moved)))

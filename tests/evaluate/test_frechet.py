@@ -54,7 +54,7 @@ def test_songs_are_compared_with_the_tracks_they_were_learnt_from(monkeypatch, t
     monkeypatch.setattr(frechet.encoders, "load", lambda folder: SimpleNamespace(config=VggishConfig()))
     monkeypatch.setattr(frechet.encoders, "embed", embed)
     found = frechet.evaluate_songs(songs, corpus, 5, "out/vggish")
-    assert max(heard) == 16_000 and heard.count(16_000) == 6  # at the encoder's rate; anchors are a little shorter
+    assert max(heard) == 16_000 and min(heard) > 15_000  # at the encoder's rate; an anchor is a little shorter
     assert found["embedding"] == "out/vggish" and found["family"] == "vggish"
     assert "torchvggish" in found["protocol"] and "soxr" in found["protocol"]
     assert found["reference"] == {"training_tracks": 3, "windows": 6}

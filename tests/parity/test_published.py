@@ -1,7 +1,6 @@
 """Published codecs against the classes of transformers, on random weights: in by `import`, out by `export`."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
