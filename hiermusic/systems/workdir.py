@@ -117,7 +117,8 @@ def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDic
     codec, encoder = config.data.get("codec", ""), config.model.get("encoder", "")
     sources = (config.get("init_from"), codec and Tokenizer.named(codec).workdir, encoder, workdir)
     if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
-        config.licences = licences
+        with config.unlocked():  # the command line locks what it makes
+            config.licences = licences
     return config
 
 
