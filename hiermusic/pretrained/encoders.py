@@ -27,14 +27,14 @@ def read_hubert(source: Source) -> Imported:
     tensors = source.tensors
     if "post_extract_proj.weight" in tensors:
         with _at(source):
-            config = hubert.of_fairseq({name: tensor.shape for name, tensor in tensors.items()})
+            config = _checked(hubert.of_fairseq({name: tensor.shape for name, tensor in tensors.items()}))
         table, spare = hubert.fairseq_names(config), ("mask_emb", "final_proj.", "label_embs_concat")
     else:
         _of_type(source, "hubert")
         if any(name.startswith("hubert.") for name in tensors):  # with a head on it, which is left where it is
             tensors = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("hubert.")}
         with _at(source):
-            config = hubert.of_transformers(source.config)
+            config = _checked(hubert.of_transformers(source.config))
         table, spare = hubert.transformers_names(config), ("masked_spec_embed",)
     return _imported(config, names.take(tensors, table, encoder.shapes(config), str(source.where), spare))
 
@@ -52,6 +52,7 @@ def read_clap(source: Source) -> Imported:
             config, tensors = clap.of_transformers(source.config, front, source.tensors)
         else:
             config, tensors = clap.of_laion(source.tensors)
+        config = _checked(config)
     weights = names.take(tensors, clap.transformers_names(config), encoder.shapes(config), str(source.where))
     words = clap.tokenizer_of(source.where) if source.where.is_dir() else None
     return Imported(encoder.to_fields(config), weights, {clap.TOKENIZER: words} if words else {})
@@ -103,6 +104,11 @@ def beside_clap(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     front = json.dumps(clap.preprocessor(encoder.of_fields(config)), indent=2) + "\n"
     words = clap.tokenizer_of(folder)
     return {"preprocessor_config.json": front} | ({clap.TOKENIZER: words} if words else {})
+
+
+def _checked(config: encoder.Config) -> encoder.Config:
+    """The same configuration; ValueError where it is not what its folder will be read back as."""
+    return encoder.of_fields(json.loads(json.dumps(encoder.to_fields(config))))
 
 
 def _newer(name: str) -> str:

@@ -16,7 +16,7 @@ from hiermusic.nn.conv import weight_norm
 from hiermusic.nn.norms import standardise
 from hiermusic.nn.param import ones, weight, zeros
 from hiermusic.pretrained import names
-from hiermusic.pretrained.layers import EXACT, Block, Linear, gelu, layer_norm
+from hiermusic.pretrained.layers import EXACT, Block, Linear, check_blocks, gelu, layer_norm
 from hiermusic.pretrained.names import Rename
 
 _EPS = 1e-5  # of norms that no configuration speaks of
@@ -38,6 +38,8 @@ class HubertConfig:
       normalise: whether a clip is brought to mean 0 and variance 1 before all else, as the weights were trained: by
         fairseq large was, base was not, whatever a preprocessor_config.json says.
       layer: whose output the features are: 0 is what enters the first block, `layers` what leaves the last one.
+    Raises:
+      ValueError: sizes that do not fit each other.
     """
 
     width: int = 768
@@ -57,6 +59,15 @@ class HubertConfig:
     layer: int = 9
 
     sample_rate = 16000
+
+    def __post_init__(self):
+        check_blocks(self.layers, self.width, self.heads)
+        if self.width % self.position_groups:
+            raise ValueError(f"its width {self.width} is no multiple of its {self.position_groups} groups")
+        if not len(self.conv_widths) == len(self.conv_kernels) == len(self.conv_strides):
+            raise ValueError("its convolutions have other numbers of widths, kernels and strides")
+        if self.conv_norm not in ("group", "layer") or not 0 <= self.layer <= self.layers:
+            raise ValueError(f"its convolutions' norm is '{self.conv_norm}', its layer {self.layer}")
 
     @property
     def hop(self) -> int:

@@ -16,6 +16,8 @@ from hiermusic.nn.param import weight, zeros
 
 EXACT = jax.lax.Precision.HIGHEST
 
+_MOST_BLOCKS = 1000  # as many as a stranger's configuration names would fill the memory
+
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x times the normal distribution's share below it (arXiv 1606.08415), by the error function."""
@@ -64,6 +66,12 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return self.down(gelu(self.up(x)))
+
+
+def check_blocks(layers: int, width: int, heads: int) -> None:
+    """ValueError for a number of blocks that none has, or a width that heads do not share."""
+    if not 0 < layers <= _MOST_BLOCKS or not 0 < heads <= width or width % heads:
+        raise ValueError(f"it has {layers} blocks of width {width} and {heads} heads")
 
 
 class Block(nnx.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from hiermusic.nn.param import weight
 from hiermusic.pretrained import names
-from hiermusic.pretrained.layers import Block, Linear, SelfAttention, layer_norm
+from hiermusic.pretrained.layers import Block, Linear, SelfAttention, check_blocks, layer_norm
 from hiermusic.pretrained.names import Rename
 
 
@@ -25,6 +25,8 @@ class RobertaConfig:
       positions: rows of the table of positions; two more than the longest text has ids.
       pad: the id that fills texts up.
       eps: of the norms.
+    Raises:
+      ValueError: sizes that do not fit each other.
     """
 
     ids: int = 50265
@@ -35,6 +37,11 @@ class RobertaConfig:
     positions: int = 514
     pad: int = 1
     eps: float = 1e-12
+
+    def __post_init__(self):
+        check_blocks(self.layers, self.width, self.heads)
+        if self.longest < 1:
+            raise ValueError(f"it has {self.positions} positions, which leaves none for a text")
 
     @property
     def longest(self) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from hiermusic.nn.param import ones, weight, zeros
 from hiermusic.pretrained import names
-from hiermusic.pretrained.layers import EXACT, Block, Linear, SelfAttention, layer_norm
+from hiermusic.pretrained.layers import EXACT, Block, Linear, SelfAttention, check_blocks, layer_norm
 from hiermusic.pretrained.names import Rename
 
 _HIDDEN = -100.0  # of a logit between patches that only the cyclic shift makes neighbours
@@ -33,6 +33,8 @@ class SwinConfig:
       window: rows and columns of patches that attend to each other.
       mlp_ratio: hidden width of the feed-forward sub-layer / width.
       eps: of the blocks' norms.
+    Raises:
+      ValueError: sizes that do not fit each other.
     """
 
     bands: int = 64
@@ -44,6 +46,16 @@ class SwinConfig:
     window: int = 8
     mlp_ratio: float = 4.0
     eps: float = 1e-5
+
+    def __post_init__(self):
+        if len(self.depths) != len(self.heads):
+            raise ValueError(f"it has {len(self.depths)} depths and {len(self.heads)} numbers of heads")
+        for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
+            check_blocks(depth, self.width * 2**stage, heads)
+            if self.side % (self.patch * 2**stage) or not self.grid(stage) or self.grid(stage) % self.window:
+                raise ValueError(f"stage {stage} of a picture of {self.side} is not whole windows of {self.window}")
+        if self.side % self.bands:
+            raise ValueError(f"a picture of {self.side} rows does not hold whole spectra of {self.bands} bands")
 
     @property
     def folds(self) -> int:

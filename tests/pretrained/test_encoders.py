@@ -95,6 +95,36 @@ def test_a_head_on_a_hubert_is_left_where_it_is(tmp_path):
         encoders.read_hubert(Source(tmp_path, {"model_type": "wavlm"}, theirs))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("hidden_size", "64", "its width is '64'"),
+        ("num_attention_heads", 5, "it has 2 blocks of width 64 and 5 heads"),
+        ("num_hidden_layers", 10**6, "it has 1000000 blocks"),
+        ("num_conv_pos_embedding_groups", 5, "its width 64 is no multiple of its 5 groups"),
+        ("conv_kernel", [3], "other numbers of widths, kernels and strides"),
+        ("conv_dim", None, "cannot be understood"),
+    ],
+)
+def test_sizes_that_are_none_are_told(tmp_path, field, value, words):
+    theirs = {**hubert.to_transformers(BASE), field: value}
+    with pytest.raises(UserError, match=words):
+        encoders.read_hubert(Source(tmp_path, theirs, {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"side": 96}, "is not whole windows of 8"),
+        ({"window": 7}, "is not whole windows of 7"),
+        ({"depths": (2, 1, 1)}, "3 depths and 2 numbers of heads"),
+    ],
+)
+def test_a_picture_that_windows_do_not_fill_is_told(change, words):
+    with pytest.raises(ValueError, match=words):
+        SwinConfig(**{**TINY_CLAP.audio.__dict__, **change})
+
+
 def laions(theirs):
     """The weights of a transformers CLAP by LAION's names."""
     found = {}
