@@ -25,6 +25,7 @@ STAGES = (
     "aar/lm",
     "aar/ar_baseline",
     "tokens/lm",
+    "tokens/semantic",
     "pyramid/codec",
     "pyramid/lm",
 )
@@ -33,6 +34,7 @@ PRESETS = [
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[3:6] for preset in LADDER[:3]),
     *(f"configs/tokens/lm.py:{preset}" for preset in ("tiny", "small", "base")),
+    *(f"configs/tokens/semantic.py:{preset}" for preset in ("tiny", "log_mel", "hubert")),
     "configs/khala/codec.py:music",
     "configs/aar/codec.py:paper128",
     *(f"configs/pyramid/codec.py:{preset}" for preset in ("tiny", "small", "paper", "code", "dac")),

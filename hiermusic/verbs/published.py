@@ -2,10 +2,14 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, positional, string
+
+if TYPE_CHECKING:
+    from hiermusic.pretrained.family import Family, Imported
 
 
 def _define_import(values: Values) -> None:
@@ -18,18 +22,11 @@ def _define_import(values: Values) -> None:
 def _import(values: Values, given: list[str]) -> None:
     kind, source, out = positional(given, "KIND", "SRC", "OUT")
     from hiermusic.pretrained import card, export
-    from hiermusic.pretrained.kinds import KINDS
 
-    if kind not in KINDS:
-        raise UserError(f"there is no kind '{kind}' of published models: choose {', '.join(KINDS)}")
-    family = KINDS[kind]
     export.check_new(out)
     over = {name: values[name].value for name in ("encoder", "layer") if values[name].value is not None}
-    if over and not family.over_encoder:
-        raise UserError(f"--{next(iter(over))} is of a kmeans: leave it out of the import of a {kind}")
-    published = family.open(source)
-    model = family.read(published, **over)
-    licence = values.licence or published.licence
+    family, licence, model = _read(kind, source, **over)
+    licence = values.licence or licence
     config = _configured(family.config, model.config)
     config["licences"] = sorted({licence, *config.get("licences", ())})
     facts = {
@@ -52,6 +49,19 @@ def _import(values: Values, given: list[str]) -> None:
     say(f"{family.title}: the licence of these weights is {licence}{unknown}; models made from them carry it")
     result = {"out": out, "files": files, "bytes": size, "arrays": len(shapes), "licence": licence, **facts}
     answer(values, result, [f"{out}: {', '.join(files)} ({size / 1e6:,.1f} MB), {family.title}"])
+
+
+def _read(kind: str, source: str, **over: str | int) -> "tuple[Family, str, Imported]":
+    """The family, the licence that the source tells, and the model, `over` an encoder's features where it is of these."""
+    from hiermusic.pretrained.kinds import KINDS
+
+    if kind not in KINDS:
+        raise UserError(f"there is no kind '{kind}' of published models: choose {', '.join(KINDS)}")
+    family = KINDS[kind]
+    if over and not family.over_encoder:
+        raise UserError(f"--{next(iter(over))} is of a kmeans: leave it out of the import of a {kind}")
+    published = family.open(source)
+    return family, published.licence, family.read(published, **over)
 
 
 def _configured(preset: str, ours: dict) -> dict:
