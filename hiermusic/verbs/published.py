@@ -52,7 +52,7 @@ def _import(values: Values, given: list[str]) -> None:
 
 
 def _read(kind: str, source: str, **over: str | int) -> "tuple[Family, str, Imported]":
-    """The family, the licence that the source tells, and the model, `over` an encoder's features where it is of these."""
+    """The family, the licence that the source tells, and the model; `over` what encoder, where it is of one's features."""
     from hiermusic.pretrained.kinds import KINDS
 
     if kind not in KINDS:

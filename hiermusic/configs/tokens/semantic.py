@@ -44,10 +44,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.crop_seconds = 10.0
     config.train.steps = 2000
     config.train.batch_size = 20  # 9,980 frames: scikit-learn's mini-batches of 10,000
-    config.train.log_every = 20
     config.train.valid_every = 200
     config.train.valid_batches = 4
-    config.train.checkpoint_every = 500
 
     match preset:
         case "hubert":
