@@ -52,7 +52,7 @@ def _import(values: Values, given: list[str]) -> None:
 
 
 def _read(kind: str, source: str, **over: str | int) -> "tuple[Family, str, Imported]":
-    """The family, the licence that the source tells, and the model; `over` what encoder, where it is of one's features."""
+    """The family, the licence that the source tells, and the model, made over an encoder where that is named."""
     from hiermusic.pretrained.kinds import KINDS
 
     if kind not in KINDS:
