@@ -223,8 +223,8 @@ def test_sizes_that_are_none(capsys, stage, setting, words):
 def test_a_stage_that_the_system_has_not(capsys, system):
     file = "lm" if system == "tokens" else "codec"
     line = fails(capsys, "inspect", f"--config={ROOT}/configs/{system}/{file}.py:tiny", "--config.stage=vocoder")
-    stages = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline", "tokens": "lm"}[system]
-    assert line == f"hiermusic inspect: the configuration is of the stage 'vocoder'; {system} has {stages}"
+    theirs = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline", "tokens": "codec, semantic, lm"}
+    assert line == f"hiermusic inspect: the configuration is of the stage 'vocoder'; {system} has {theirs[system]}"
 
 
 def test_what_a_configuration_is_stands_in_its_stage():

@@ -98,7 +98,8 @@ def test_a_head_on_a_hubert_is_left_where_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("hidden_size", "64", "its width is '64'"),
+        ("hidden_size", "64", "cannot be understood .TypeError"),
+        ("conv_bias", 1, "its conv_bias is 1"),
         ("num_attention_heads", 5, "it has 2 blocks of width 64 and 5 heads"),
         ("num_hidden_layers", 10**6, "it has 1000000 blocks"),
         ("num_conv_pos_embedding_groups", 5, "its width 64 is no multiple of its 5 groups"),
