@@ -1,0 +1,190 @@
+"""PyTorch's files, read without PyTorch: a pickle that may ask for tensors and plain values, and for nothing else.
+
+A pickle is a program. Of what it can call, `_Reader` knows the handful of names that make tensors and containers; at
+any other name it stops, before anything of it has run.
+"""
+
+import dataclasses
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hiermusic.errors import UserError, reading
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # of the form that PyTorch wrote before it wrote zip archives
+_PLAIN = (bool, int, float, str, bytes, type(None))
+_STORAGES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+def read(path: str | Path) -> Any:
+    """What `torch.save` wrote: containers of plain values, with NumPy arrays where tensors were.
+
+    Floating-point tensors of 16 bits come as float32.
+
+    Args:
+      path: a .pt, .pth, .ckpt, .th or .bin file, of the zip form or the one before it.
+    Raises:
+      UserError: a file that is none, is cut short, or asks for anything but tensors and plain values.
+    """
+    path = Path(path)
+    with reading(path, "a file of PyTorch's", "get it again, or as safetensors"), path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            return _zipped(path, file)
+        file.seek(0)
+        if file.read(2) == b"PK":
+            raise ValueError("it is cut short")
+        file.seek(0)
+        return _plain_stream(path, file)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    dtype: str
+    key: str
+    numel: int
+
+    @property
+    def stored(self) -> np.dtype:
+        """The type of its numbers as they lie there; NumPy has none for bfloat16."""
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        return self.numel * self.stored.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A tensor before its numbers are there: which of a storage's they are."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def of(self, raw: bytes) -> np.ndarray:
+        """The tensor, out of the bytes of its storage."""
+        kind = self.storage.stored
+        counts = (self.storage.numel, self.offset, *self.shape, *self.strides)
+        if any(type(count) is not int or count < 0 for count in counts) or len(self.shape) != len(self.strides):
+            raise ValueError("a tensor's sizes are none")
+        flat = np.frombuffer(raw, kind)
+        size = int(np.prod(self.shape, dtype=object))
+        last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) if size else -1
+        if len(flat) != self.storage.numel or size > len(flat) or self.offset + last >= len(flat):
+            raise ValueError("a tensor lies outside of its storage")
+        strides = tuple(step * kind.itemsize for step in self.strides)
+        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
+        if self.storage.dtype == "bfloat16":
+            return (view.astype(np.uint32) << 16).view(np.float32)
+        return np.array(view, np.float32 if kind == np.float16 else kind, order="C")
+
+
+class _Reader(pickle.Unpickler):
+    """Unpickles descriptions of tensors in plain containers; what it may call is made anew for every reader."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        super().__init__(file, encoding="utf-8")
+        self.path = path
+        self.storages: dict[str, _Storage] = {}
+        self.known: dict[str, Any] = {
+            "collections.OrderedDict": OrderedDict,
+            "collections.defaultdict": lambda *_: {},
+            "torch.Size": lambda sizes: tuple(sizes),
+            "torch.device": lambda *named: ":".join(map(str, named)),
+            "torch._utils._rebuild_tensor": lambda *of: _tensor(*of),
+            "torch._utils._rebuild_tensor_v2": lambda *of: _tensor(*of[:4]),
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+        }
+        self.known |= {f"builtins.{kind.__name__}": kind for kind in (dict, list, tuple, int, float, bool, str)}
+        self.known |= {f"torch.{name}": name for name in (*_STORAGES, *_DTYPES)}
+
+    def find_class(self, module: str, name: str) -> Any:
+        asked = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        if asked not in self.known:
+            raise UserError(
+                f"{self.path} asks for {asked}, which is no tensor or plain value: nothing of it was run; "
+                "get the weights as safetensors"
+            )
+        return self.known[asked]
+
+    def persistent_load(self, named: Any) -> _Storage:
+        kind, dtype, key, _, numel, *rest = named
+        if kind != "storage" or dtype not in _STORAGES or any(rest):
+            raise ValueError("it refers to something that is no storage of numbers")
+        return self.storages.setdefault(str(key), _Storage(_STORAGES[dtype], str(key), int(numel)))
+
+
+def _tensor(storage: Any, offset: int, shape: Any, strides: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor has no storage")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _filled(value: Any, raw: Callable[[_Storage], bytes], around: tuple[int, ...] = ()) -> Any:
+    """Plain containers again, with arrays in place of the descriptions of tensors."""
+    if isinstance(value, _Tensor):
+        return value.of(raw(value.storage))
+    if isinstance(value, _PLAIN):
+        return value
+    if id(value) in around:
+        raise ValueError("a container lies within itself")
+    around = (*around, id(value))
+    if isinstance(value, dict):
+        return {key: _filled(item, raw, around) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(item, raw, around) for item in value]
+    raise ValueError(f"it holds a {type(value).__name__}, which is no tensor or plain value")
+
+
+def _zipped(path: Path, file: BinaryIO) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        names = {name.partition("/")[2]: name for name in archive.namelist()}
+        if "data.pkl" not in names:
+            raise ValueError("it is a zip archive of other things")
+        if "constants.pkl" in names:
+            raise ValueError("it is a TorchScript program")
+        if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
+            raise ValueError("its numbers are big-endian")
+        with archive.open(names["data.pkl"]) as pickled:
+            value = _Reader(path, pickled).load()
+        return _filled(value, lru_cache(1)(lambda storage: archive.read(names[f"data/{storage.key}"])))
+
+
+def _plain_stream(path: Path, file: BinaryIO) -> Any:
+    if _Reader(path, file).load() != _MAGIC:
+        raise ValueError("it does not begin as one")
+    _Reader(path, file).load()  # the version of the form
+    if not _Reader(path, file).load().get("little_endian", True):
+        raise ValueError("its numbers are big-endian")
+    reader = _Reader(path, file)
+    value = reader.load()
+    where = {}
+    for key in map(str, _Reader(path, file).load()):
+        file.seek(8, 1)  # how many numbers follow, which the pickle has told
+        where[key] = file.tell()
+        file.seek(reader.storages[key].bytes, 1)
+
+    def raw(storage: _Storage) -> bytes:
+        file.seek(where[storage.key])
+        return file.read(storage.bytes)
+
+    return _filled(value, lru_cache(1)(raw))
