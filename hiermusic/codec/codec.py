@@ -60,6 +60,8 @@ class CodecConfig:
             raise UserError(f"noise_db is {self.noise_db}: give the lowest and the highest, in dB, or () for no noise")
         if self.mel_bands < 0:
             raise UserError(f"mel_bands is {self.mel_bands}: give a number of bands, or 0 for none")
+        if self.ragged and (self.windowed or self.quantiser.frames > 1 or self.mel_bands):
+            raise UserError("a trunk with ragged ends goes without windows, packets of several frames and mel bands")
         if self.mel_width < 0:
             raise UserError(f"mel_width is {self.mel_width}: give a number of channels, or 0 for a single convolution")
 
@@ -72,6 +74,11 @@ class CodecConfig:
     def packet(self) -> int:
         """Samples a packet of codes."""
         return self.trunk.hop * self.quantiser.frames
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the encoder takes waveforms that end within a packet as they are."""
+        return isinstance(self.trunk, SeanetConfig) and self.trunk.ragged
 
     @property
     def facts(self) -> TokenFacts:
@@ -239,7 +246,8 @@ class Codec(nnx.Module):
                 f"the codec takes at least one sample of {self.channels}-channel audio, not {length} samples of "
                 f"{channels} channels: convert the audio first"
             )
-        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
+        if not self.config.ragged:
+            wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
         z_e_BTD = self._by_window(self.encoder, wav_BLC, self.packet)
         if self.config.mel_bands:
             z_e_BTD += self._by_window(self.mel_branch, wav_BLC, self.packet)

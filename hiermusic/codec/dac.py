@@ -33,6 +33,7 @@ class DacConfig:
       bare: frames are what the innermost block makes, for a quantiser with convolutions of its own: no convolution lies
         between the blocks and `latent`.
       tanh: at the end of the decoder, as in DAC.
+      short: odd strides lose a sample each on the way back, as in DAC; silence takes its place at the end.
     Raises:
       UserError: for another dtype, init or remat, a fold below 1, or bare blocks of another width than `latent`.
     """
@@ -48,6 +49,7 @@ class DacConfig:
     fold: int = 1
     bare: bool = False
     tanh: bool = False
+    short: bool = False
 
     def __post_init__(self):
         check_choices(self)
@@ -88,7 +90,7 @@ class DacConfig:
 
     def decoder(self, channels: int, *, rngs: nnx.Rngs) -> "Decoder":
         """Frames [B, T, latent] to waveform [B, T * hop, channels]."""
-        more = {"tanh": self.tanh}
+        more = {"tanh": self.tanh, "short": self.short}
         return Decoder(channels, self.decoder_width, self.strides[::-1], **self._options, **more, rngs=rngs)
 
     @property
@@ -161,10 +163,11 @@ class DecoderBlock(nnx.Module):
         *,
         dtype: str,
         init: str,
+        short: bool = False,
         rngs: nnx.Rngs,
     ):
         self.snake = Snake(channels, rngs=rngs)
-        self.up = ConvTranspose(channels, outputs, stride, dtype=dtype, init=init, rngs=rngs)
+        self.up = ConvTranspose(channels, outputs, stride, short=short, dtype=dtype, init=init, rngs=rngs)
         self.units = nnx.List([ResidualUnit(outputs, d, dtype=dtype, init=init, rngs=rngs) for d in dilations])
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s O"]:
@@ -234,6 +237,7 @@ class Decoder(nnx.Module):
       strides: upsampling factors, first to last (the encoder's, reversed).
       dilations, latent, dtype, init, remat, fold, bare: as for `Encoder`.
       tanh: of the waveform.
+      short: as in `DacConfig`.
     """
 
     def __init__(
@@ -250,16 +254,18 @@ class Decoder(nnx.Module):
         fold: int = 1,
         bare: bool = False,
         tanh: bool = False,
+        short: bool = False,
         rngs: nnx.Rngs,
     ):
         self.remat, self.fold = remat, fold
         self.bare, self.tanh = bare, tanh
+        self.hop = fold * math.prod(strides)
         widths = [width // 2**i for i in range(len(strides) + 1)]
         if not bare:
             self.conv_in = Conv(latent, width, (7,), dtype=dtype, init=init, rngs=rngs)
         self.blocks = nnx.List(
             [
-                DecoderBlock(*w, s, dilations, dtype=dtype, init=init, rngs=rngs)
+                DecoderBlock(*w, s, dilations, dtype=dtype, init=init, short=short, rngs=rngs)
                 for w, s in zip(pairwise(widths), strides, strict=True)
             ]
         )
@@ -271,4 +277,6 @@ class Decoder(nnx.Module):
         x = through(self.blocks, x, self.remat)
         wav = self.conv_out(self.snake(x))
         wav = jnp.tanh(wav.astype(jnp.float32)) if self.tanh else wav
-        return wav.reshape(len(wav), wav.shape[1] * self.fold, -1)
+        wav = wav.reshape(len(wav), wav.shape[1] * self.fold, -1)
+        lost = x_BTD.shape[1] * self.hop - wav.shape[1]
+        return jnp.pad(wav, ((0, 0), (0, lost), (0, 0))) if lost else wav

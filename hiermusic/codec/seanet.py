@@ -1,4 +1,4 @@
-"""The SEANet trunk of EnCodec (arXiv 2210.13438), non-causal, in the sizes of SAT (arXiv 2408.09027)."""
+"""The SEANet trunk of EnCodec (arXiv 2210.13438) in all its forms; by default non-causal, in the sizes of SAT."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hiermusic.codec.trunk import check_choices, through
+from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose
 from hiermusic.nn.lstm import LSTM
 from hiermusic.parallel.mesh import constrain
@@ -35,8 +36,13 @@ class SeanetConfig:
       init: of the convolutions' weights, see `nn.conv.Conv`.
       remat: "none", or "full": recompute blocks in the backward pass instead of keeping their activations.
       fold: samples laid side by side as channels at the waveform's end, see `DacConfig`.
+      causal: no frame hears a later sample, but for those that the beginning is mirrored from.
+      norm: of the convolutions, see `nn.conv.Conv`. Under "group" every frame hears all others.
+      shortcut: a convolution around each residual unit; without, the signal as it is.
+      ragged: a waveform may end within a frame: each convolution mirrors what its last stride lacks, as EnCodec has it.
+        Otherwise silence fills the frame.
     Raises:
-      UserError: for another dtype, init or remat, or a fold below 1.
+      UserError: for another dtype, init, remat or norm, a fold below 1, or ragged ends under a fold.
     """
 
     strides: tuple[int, ...] = (2, 4, 5, 8)
@@ -53,9 +59,17 @@ class SeanetConfig:
     init: str = "fan_in"
     remat: str = "none"
     fold: int = 1
+    causal: bool = False
+    norm: str = "weight"
+    shortcut: bool = True
+    ragged: bool = False
 
     def __post_init__(self):
         check_choices(self)
+        if self.norm not in ("weight", "group"):
+            raise UserError(f"codec norm is '{self.norm}': choose from weight, group")
+        if self.ragged and self.fold > 1:
+            raise UserError(f"a trunk's fold is {self.fold}: only waveforms of whole frames can be folded")
 
     @property
     def hop(self) -> int:
@@ -65,29 +79,32 @@ class SeanetConfig:
     @property
     def encoder_margin(self) -> int:
         """Frames on either side of a frame that its latent may depend on: the receptive field, rounded up."""
-        reach = self.last_kernel // 2
+        reach = self._reach(self.last_kernel)
         for stride in self.strides[::-1]:
-            reach = reach * stride + -(-stride // 2) + self._unit_reach
-        return -(-(reach + self.kernel // 2) // math.prod(self.strides)) + self._lstm_margin
+            reach = reach * stride + (stride if self.causal else -(-stride // 2)) + self._unit_reach
+        return -(-(reach + self._reach(self.kernel)) // math.prod(self.strides)) + self._lstm_margin
 
     @property
     def decoder_margin(self) -> int:
         """Frames on either side of a frame that its samples may depend on: the receptive field, rounded up."""
-        reach = self.last_kernel // 2
+        reach = self._reach(self.last_kernel)
         for stride in self.strides:
             reach = -(-(reach + self._unit_reach) // stride) + 1
-        return reach + self.kernel // 2 + self._lstm_margin
+        return reach + self._reach(self.kernel) + self._lstm_margin
 
     @property
     def _unit_reach(self) -> int:
-        return self.residual_kernel // 2 * sum(self.dilations)
+        return self._reach(self.residual_kernel) * sum(self.dilations)
+
+    def _reach(self, kernel: int) -> int:
+        return kernel - 1 if self.causal else kernel // 2
 
     @property
     def _lstm_margin(self) -> int:
         return self.lstm_reach if self.lstm_layers else 0
 
     def encoder(self, channels: int, *, rngs: nnx.Rngs) -> "Encoder":
-        """Waveform [B, L, channels], L a multiple of `hop`, to frames [B, L / hop, latent]."""
+        """Waveform [B, L, channels], L a multiple of `hop` unless `ragged`, to frames [B, ceil(L / hop), latent]."""
         return Encoder(channels, self, rngs=rngs)
 
     def decoder(self, channels: int, *, rngs: nnx.Rngs) -> "Decoder":
@@ -103,17 +120,15 @@ class ResidualUnit(nnx.Module):
 
     def __init__(self, channels: int, dilation: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         hidden = channels // config.compress
-        taps = (config.residual_kernel,)
-        options = _options(config)
-        self.conv_in = Conv(
-            channels, hidden, taps, dilation=(dilation,), axes=("channels", "hidden"), **options, rngs=rngs
-        )
-        self.conv_out = Conv(hidden, channels, (1,), axes=("hidden", "channels"), **options, rngs=rngs)
-        self.shortcut = Conv(channels, channels, (1,), **options, rngs=rngs)
+        more = {"dilation": (dilation,), "axes": ("channels", "hidden"), "rngs": rngs}
+        self.conv_in = _conv(channels, hidden, config.residual_kernel, config, **more)
+        self.conv_out = _conv(hidden, channels, 1, config, axes=("hidden", "channels"), rngs=rngs)
+        self.shortcut = _conv(channels, channels, 1, config, rngs=rngs) if config.shortcut else None
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         hidden_BTD = constrain(self.conv_in(jax.nn.elu(x_BTD)), "batch", "positions", "hidden")
-        return constrain(self.shortcut(x_BTD) + self.conv_out(jax.nn.elu(hidden_BTD)), "batch", "positions", None)
+        past_BTD = x_BTD if self.shortcut is None else self.shortcut(x_BTD)
+        return constrain(past_BTD + self.conv_out(jax.nn.elu(hidden_BTD)), "batch", "positions", None)
 
 
 class EncoderBlock(nnx.Module):
@@ -121,10 +136,7 @@ class EncoderBlock(nnx.Module):
 
     def __init__(self, channels: int, stride: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         self.units = nnx.List([ResidualUnit(channels, d, config, rngs=rngs) for d in config.dilations])
-        padding = (-(-stride // 2), stride // 2)
-        self.down = Conv(
-            channels, 2 * channels, (2 * stride,), stride=(stride,), padding=(padding,), **_options(config), rngs=rngs
-        )
+        self.down = _conv(channels, 2 * channels, 2 * stride, config, stride=(stride,), rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s 2D"]:
         for unit in self.units:
@@ -136,7 +148,8 @@ class DecoderBlock(nnx.Module):
     """A transposed convolution that halves the channels, then residual units."""
 
     def __init__(self, channels: int, stride: int, config: SeanetConfig, *, rngs: nnx.Rngs):
-        self.up = ConvTranspose(channels, channels // 2, stride, dtype=config.dtype, init=config.init, rngs=rngs)
+        options = {"norm": config.norm, "dtype": config.dtype, "init": config.init, "rngs": rngs}
+        self.up = ConvTranspose(channels, channels // 2, stride, causal=config.causal, **options)
         self.units = nnx.List([ResidualUnit(channels // 2, d, config, rngs=rngs) for d in config.dilations])
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
@@ -151,13 +164,13 @@ class Encoder(nnx.Module):
 
     def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        widths, options = _widths(config), _options(config)
-        self.conv_in = Conv(config.fold * channels, widths[0], (config.kernel,), **options, rngs=rngs)
+        widths = _widths(config)
+        self.conv_in = _conv(config.fold * channels, widths[0], config.kernel, config, rngs=rngs)
         self.blocks = nnx.List(
             [EncoderBlock(w, s, config, rngs=rngs) for w, s in zip(widths, config.strides, strict=False)]
         )
         self.lstm = _lstm(widths[-1], config, rngs)
-        self.conv_out = Conv(widths[-1], config.latent, (config.last_kernel,), **options, rngs=rngs)
+        self.conv_out = _conv(widths[-1], config.latent, config.last_kernel, config, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
         folded = wav_BLC.reshape(len(wav_BLC), -1, self.config.fold * wav_BLC.shape[-1])
@@ -172,13 +185,12 @@ class Decoder(nnx.Module):
     def __init__(self, channels: int, config: SeanetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths = _widths(config)[::-1]
-        options = _options(config)
-        self.conv_in = Conv(config.latent, widths[0], (config.kernel,), **options, rngs=rngs)
+        self.conv_in = _conv(config.latent, widths[0], config.kernel, config, rngs=rngs)
         self.lstm = _lstm(widths[0], config, rngs)
         self.blocks = nnx.List(
             [DecoderBlock(w, s, config, rngs=rngs) for w, s in zip(widths, config.strides[::-1], strict=False)]
         )
-        self.conv_out = Conv(widths[-1], config.fold * channels, (config.last_kernel,), **options, rngs=rngs)
+        self.conv_out = _conv(widths[-1], config.fold * channels, config.last_kernel, config, rngs=rngs)
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
         x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
@@ -191,8 +203,12 @@ def _widths(config: SeanetConfig) -> Sequence[int]:
     return [config.width * 2**i for i in range(len(config.strides) + 1)]
 
 
-def _options(config: SeanetConfig) -> dict:
-    return {"padding_mode": "reflect", "dtype": config.dtype, "init": config.init}
+def _conv(inputs: int, outputs: int, kernel: int, config: SeanetConfig, **more) -> Conv:
+    """A convolution of the trunk; what it pads keeps the length, or divides it by the stride."""
+    extra = (kernel - 1) * math.prod(more.get("dilation", (1,))) + 1 - math.prod(more.get("stride", (1,)))
+    after = 0 if config.causal else extra // 2
+    more |= {"padding_mode": "reflect", "norm": config.norm, "dtype": config.dtype, "init": config.init}
+    return Conv(inputs, outputs, (kernel,), padding=((extra - after, after),), **more)
 
 
 def _lstm(width: int, config: SeanetConfig, rngs: nnx.Rngs) -> LSTM | None:

@@ -1,4 +1,4 @@
-"""Weight-normed convolutions, channels last, and the Snake activation in the forms that run fast on every platform."""
+"""Normed convolutions, channels last, and the Snake activation in the forms that run fast on every platform."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,7 @@ from jax.nn import initializers
 from jaxtyping import Array, Float
 
 from hiermusic.nn import param
+from hiermusic.nn.norms import standardise
 
 _INITS = {
     "dac": initializers.normal(0.02),  # DAC truncates at +-2, a hundred deviations away
@@ -78,7 +79,7 @@ def weight_norm(v: Array, g: Array, axis: int) -> Array:
 
 
 class Conv(nnx.Module):
-    """Weight-normed convolution with bias over one or two spatial dimensions, channels last.
+    """Normed convolution with bias over one or two spatial dimensions, channels last.
 
     Args:
       inputs, outputs: channels.
@@ -86,7 +87,10 @@ class Conv(nnx.Module):
       stride, dilation: per spatial dimension, 1 when left out.
       padding: positions added to each dimension, before and after it or the same number on both sides; by default what
         keeps the length at stride 1 and odd kernels.
-      padding_mode: what they hold: "zeros", or in one dimension "reflect", the signal mirrored about its end.
+      padding_mode: what they hold: "zeros", or in one dimension "reflect", the signal mirrored about its end, which is
+        then also mirrored as far as the last stride needs.
+      norm: "weight", of each output's weights (arXiv 1602.07868), or "group", of what comes out: one group of all
+        positions and channels, with a scale and a shift for each channel (arXiv 1803.08494).
       dtype: compute type; parameters and the weight norm stay float32.
       init: of the weights: "dac", a normal of deviation 0.02, or "fan_in", 1 / sqrt(fan-in).
       axes: logical axes of the input and of the output channels (see `parallel.mesh.Rules`).
@@ -102,6 +106,7 @@ class Conv(nnx.Module):
         dilation: Sequence[int] | None = None,
         padding: Sequence[int | tuple[int, int]] | None = None,
         padding_mode: str = "zeros",
+        norm: str = "weight",
         dtype: str = "float32",
         init: str = "dac",
         axes: tuple[str | None, str | None] = (None, "channels"),
@@ -117,16 +122,21 @@ class Conv(nnx.Module):
         self.reflect = padding_mode == "reflect"
         self.dtype = dtype
         self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), (None,) * rank + axes, _INITS[init])
-        self.weight_g = param.ones(rngs, (outputs,), axes[1:])
-        self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1))))
+        if norm == "weight":
+            self.weight_g = param.ones(rngs, (outputs,), axes[1:])
+            self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1))))
+        self.norm = GroupNorm(outputs, axes[1], rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
     def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *T O"]:
-        v, g = self.weight_v[...], self.weight_g[...]
-        x, w = x.astype(self.dtype), weight_norm(v, g, v.ndim - 1).astype(self.dtype)
+        w = self.weight_v[...]
+        if self.norm is None:
+            w = weight_norm(w, self.weight_g[...], w.ndim - 1)
+        x, w = x.astype(self.dtype), w.astype(self.dtype)
         stride, padding = self.stride, self.padding
         if self.reflect:
-            x = _reflect(x, *padding[0])
+            (before, after), missing = padding[0], -x.shape[1] % stride[0]
+            x = _reflect(x, before, after + missing)
             padding = ((0, 0),)
         if stride[-1] > 1:
             x, w = _fold_stride(x, w, stride[-1], padding[-1])
@@ -134,7 +144,8 @@ class Conv(nnx.Module):
         spatial = "HW"[: len(stride)]
         layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
         y = lax.conv_general_dilated(x, w, stride, padding, rhs_dilation=self.dilation, dimension_numbers=layout)
-        return y + self.bias[...].astype(self.dtype)
+        y += self.bias[...].astype(self.dtype)
+        return y if self.norm is None else self.norm(y)
 
 
 def _reflect(x_BTI: Array, before: int, after: int) -> Array:
@@ -162,35 +173,66 @@ def _fold_stride(x: Array, w: Array, stride: int, padding: tuple[int, int]) -> t
 
 
 class ConvTranspose(nnx.Module):
-    """Weight-normed transposed convolution of kernel 2s and stride s: T frames become exactly T s.
+    """Normed transposed convolution of kernel 2s and stride s: T frames become exactly T s.
 
     Written as one matmul and an overlap-add, because the gradient of `lax.conv_transpose` is far slower on CPU. The
-    norm runs per input channel, as in PyTorch. ceil(s/2) samples are trimmed in front.
+    weight norm runs per input channel, as in PyTorch. ceil(s/2) samples are trimmed in front.
 
     Args:
       inputs, outputs: channels.
-      stride: s, odd strides too (DAC's own loses a sample there).
-      dtype, init: as for `Conv`.
+      stride: s, odd strides too.
+      causal: nothing is trimmed in front, so that no sample hears a later frame than its own.
+      short: of an odd stride the last sample is trimmed too, as DAC has it: T frames become T s - 1.
+      norm, dtype, init: as for `Conv`.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, *, dtype: str = "float32", init: str = "dac", rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        *,
+        causal: bool = False,
+        short: bool = False,
+        norm: str = "weight",
+        dtype: str = "float32",
+        init: str = "dac",
+        rngs: nnx.Rngs,
     ):
         self.stride = stride
+        self.front, self.lost = 0 if causal else -(-stride // 2), stride % 2 if short else 0
         self.dtype = dtype
         # A sample is reached by 2 of the 2s taps only, which is what "fan_in" has to count.
         start = initializers.variance_scaling(stride, "fan_in", "normal") if init == "fan_in" else _INITS[init]
         self.weight_v = param.weight(rngs, (2 * stride, inputs, outputs), (None, None, "channels"), start)
-        self.weight_g = param.ones(rngs, (inputs,), (None,))
-        self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), (0, 2)))
+        if norm == "weight":
+            self.weight_g = param.ones(rngs, (inputs,), (None,))
+            self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), (0, 2)))
+        self.norm = GroupNorm(outputs, "channels", rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), ("channels",))
 
-    def __call__(self, x_BTI: Float[Array, "B T I"]) -> Float[Array, "B T*s O"]:
-        w = weight_norm(self.weight_v[...], self.weight_g[...], 1).astype(self.dtype)
-        y = transposed_conv(x_BTI.astype(self.dtype), w)
-        front = -(-self.stride // 2)
-        y = lax.slice_in_dim(y, front, front + x_BTI.shape[1] * self.stride, axis=1)
-        return y + self.bias[...].astype(self.dtype)
+    def __call__(self, x_BTI: Float[Array, "B T I"]) -> Float[Array, "B L O"]:
+        w = self.weight_v[...]
+        if self.norm is None:
+            w = weight_norm(w, self.weight_g[...], 1)
+        y = transposed_conv(x_BTI.astype(self.dtype), w.astype(self.dtype))
+        bias = self.bias[...].astype(self.dtype)
+        if self.norm is not None:  # before anything is trimmed
+            y, bias = self.norm(y + bias), 0
+        y = lax.slice_in_dim(y, self.front, self.front + x_BTI.shape[1] * self.stride - self.lost, axis=1)
+        return y + bias
+
+
+class GroupNorm(nnx.Module):
+    """Group norm of a single group: over all positions and channels of an item, in float32 (arXiv 1803.08494)."""
+
+    def __init__(self, channels: int, axis: str | None, *, rngs: nnx.Rngs):
+        self.scale = param.ones(rngs, (channels,), (axis,))
+        self.bias = param.zeros(rngs, (channels,), (axis,))
+
+    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S C"]:
+        y = standardise(x, tuple(range(1, x.ndim)), 1e-5)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 def transposed_conv(x_BTI: Float[Array, "B T I"], w_KIO: Float[Array, "K I O"]) -> Float[Array, "B L O"]:
