@@ -1,24 +1,22 @@
-"""Token models of any records in any order of prediction: those of one codec in the order of another.
+"""Token models of any records in any order of prediction, and the codecs that the world has: EnCodec and DAC.
 
-`systems/lm/` is what they are made of; here stands what a person asks of them. Flattened, delayed, parallel and
+`systems/lm/` is what token models are made of; here stands what a person asks of them. Flattened, delayed, parallel and
 level-major codes are predicted one position after another, layer-wise and next-scale ones level after level.
 """
 
 from hiermusic.systems.requests import WORDS
-from hiermusic.systems.system import CODEC, SAMPLING, Flag, Rooms, System
+from hiermusic.systems.system import CODEC, SAMPLING, USE_OF_A_CODEC, Flag, Rooms, System
 
 
 def _rooms() -> Rooms:
-    from hiermusic.systems.lm import measures, models, stages
-    from hiermusic.systems.lm import songs as lm
-    from hiermusic.systems.tokens import demo, songs
+    from hiermusic.systems.tokens import demo, measures, models, songs, stages
 
     return Rooms(
         make_model=models.make_model,
         stage=stages.stage,
         inspect=measures.inspect,
         cross_entropy=measures.cross_entropy,
-        program=lm.program,
+        program=songs.program,
         generate=songs.generate,
         demo=demo.demo,
     )
@@ -27,10 +25,17 @@ def _rooms() -> Rooms:
 SYSTEM = System(
     name="tokens",
     title="Tokens",
-    stages=("lm",),
-    sizes=frozenset("length text_limit layers width heads kv_heads head_dim ffn_width".split()),
+    stages=("codec", "lm"),
+    sizes=frozenset(
+        "sample_rate channels fold strides dilations encoder_width decoder_width latent kernel last_kernel "
+        "residual_kernel compress codes code_width length text_limit layers width heads kv_heads head_dim "
+        "ffn_width".split()
+    ),
     flags=(Flag("lm", "workdir of a trained lm", "model"), CODEC, *WORDS, *SAMPLING),
-    uses={"lm": "hiermusic generate --lm=FOLDER --codec=CODEC --tags='pop, piano' --seconds=8 --out=songs"},
+    uses={
+        "codec": USE_OF_A_CODEC,
+        "lm": "hiermusic generate --lm=FOLDER --codec=CODEC --tags='pop, piano' --seconds=8 --out=songs",
+    },
     examples={
         "train": "hiermusic train --config=configs/tokens/lm.py:tiny --workdir=out/lm --config.data.path=TOKENS "
         "--config.model.pattern=delay",

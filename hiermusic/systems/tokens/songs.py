@@ -4,15 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from ml_collections import ConfigDict
+
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
 from hiermusic.errors import UserError
 from hiermusic.parallel.mesh import make_mesh
-from hiermusic.systems import songs
+from hiermusic.systems import programs, songs
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.lm import songs as drawing
 from hiermusic.systems.requests import Request
 from hiermusic.systems.token_facts import check_codec, codec_of
+from hiermusic.systems.tokens.models import codec_config
 from hiermusic.tokens import packets
 from hiermusic.tokens.prompt import Prompt
 
@@ -74,3 +77,10 @@ def generate(
 
     runs, steps, how = {"codec": codec, "lm": lm}, {"codec": step}, {"rows": rows, "mesh": spread, "needs": needs}
     return songs.produce(requests, out, make, runs, {"lm": sampling}, audio, steps=steps, **how)
+
+
+def program(config: ConfigDict, rows: int) -> programs.Generation:
+    """The program that generating with a stage's model spends its time in."""
+    if config.stage == "codec":
+        return programs.decoding(codec_config(config.model), rows)
+    return drawing.program(config, rows)

@@ -1,0 +1,65 @@
+"""The codecs that the world has, and a token model of any records: what a configuration of each describes."""
+
+from collections.abc import Callable
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.dac import DacConfig
+from hiermusic.codec.dac_discriminator import DacDiscriminator, DacDiscriminatorConfig
+from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
+from hiermusic.codec.factorised import FactorisedConfig
+from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.errors import UserError
+from hiermusic.systems.lm import models
+
+
+def codec_config(model: ConfigDict) -> CodecConfig:
+    """The codec of a configuration's `model`: EnCodec, or DAC."""
+    return CodecConfig(model.sample_rate, model.channels, _trunk(model), _quantiser(model))
+
+
+def _trunk(model: ConfigDict) -> SeanetConfig | DacConfig:
+    shared = {"strides": tuple(model.strides), "dilations": tuple(model.dilations)}
+    shared |= {name: model[name] for name in ("latent", "init", "dtype", "remat", "fold")}
+    match model.trunk:
+        case "seanet":
+            own = ("width", "kernel", "last_kernel", "residual_kernel", "compress", "lstm_layers")
+            own += ("causal", "norm", "shortcut", "ragged")
+            return SeanetConfig(**shared, **{name: model[name] for name in own})
+        case "dac":
+            own = ("encoder_width", "decoder_width", "tanh", "short")
+            return DacConfig(**shared, **{name: model[name] for name in own})
+    raise UserError(f"model.trunk is '{model.trunk}': choose seanet or dac")
+
+
+def _quantiser(model: ConfigDict) -> QuantiserConfig | FactorisedConfig:
+    shared = {name: model[name] for name in ("levels", "codes", "decay", "kmeans_iterations", "dead_share")}
+    match model.quantiser:
+        case "residual":
+            return QuantiserConfig(**shared, dropout=model.level_dropout)
+        case "factorised":
+            return FactorisedConfig(**shared, width=model.code_width, dropout=model.quantiser_dropout)
+    raise UserError(f"model.quantiser is '{model.quantiser}': choose residual or factorised")
+
+
+def make_discriminator(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of the discriminators that a codec's configuration trains against: those of its trunk's paper."""
+    ours, channels, dtype = config.discriminator, config.model.channels, config.model.dtype
+    sizes, filters = tuple(ours.fft_sizes), ours.filters
+    if config.model.trunk == "dac":
+        periods = {name: tuple(ours[name]) for name in ("periods", "period_widths", "bands")}
+        many = DacDiscriminatorConfig(sizes=sizes, filters=filters, dtype=dtype, **periods)
+        return lambda rngs: DacDiscriminator(channels, many, rngs=rngs)
+    one = DiscriminatorConfig(sizes, filters, hop=ours.hop, dtype=dtype)
+    return lambda rngs: Discriminator(channels, one, rngs=rngs)
+
+
+def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of what a configuration trains, whichever stage it is."""
+    if config.stage == "codec":
+        codec = codec_config(config.model)
+        return lambda rngs: Codec(codec, rngs=rngs)
+    return models.make_model(config)
