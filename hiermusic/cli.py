@@ -12,16 +12,17 @@ from hiermusic.children import end_with_parent
 from hiermusic.console import open_closed_streams, say
 from hiermusic.errors import UserError, brief
 from hiermusic.presets import unquoted
-from hiermusic.verbs import checkpoints, compile, data, demo, runs, songs, sweep
+from hiermusic.verbs import checkpoints, compile, data, demo, published, runs, songs, sweep
 from hiermusic.verbs.flags import Values, Verb, example, local, show
 
 OPEN_FILES = 65536
 
 _ORDER = (
     *("demo", "data", "train", "tokenize", "encode", "decode", "generate", "continue", "evaluate"),
-    *("sweep", "inspect", "reshard", "export", "compile"),
+    *("sweep", "inspect", "reshard", "import", "export", "compile"),
 )
-_ALL = checkpoints.VERBS | compile.VERBS | demo.VERBS | data.VERBS | runs.VERBS | songs.VERBS | sweep.VERBS
+_ALL = checkpoints.VERBS | compile.VERBS | demo.VERBS | data.VERBS | published.VERBS | runs.VERBS
+_ALL |= songs.VERBS | sweep.VERBS
 VERBS = {name: _ALL[name] for name in _ORDER}
 
 

@@ -26,29 +26,33 @@ def write(
 
     Args:
       config: of the run.
-      facts: `hiermusic` (version), `step`, `weights` (model or ema) and `dtype`.
+      facts: `hiermusic` (version), `step`, `weights` (model or ema) and `dtype`; of published weights that were
+        imported, also their `family` and where they came `from`.
       shapes: every weight's shape by dotted name.
       records: of metrics.jsonl up to the step; the last of each loss is told.
       results: the measures of `hiermusic evaluate` as lines of a table, None where it was not run.
-      licence: an identifier such as cc-by-4.0; None when it is not known.
+      licence: an identifier such as cc-by-4.0; None for the one that the configuration names, if it does.
       use: the command that uses such a model, FOLDER being its place; None where none is known.
     Raises:
       UserError: for a licence that is no identifier.
     """
-    if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
-        raise UserError(f"the licence '{licence}' is no identifier such as cc-by-4.0 or apache-2.0")
     system, stage = config.get("system", "unknown"), config.get("stage", "unknown")
     codec = stage == "codec"
-    front = {
-        "license": licence or "unknown",
-        "library_name": "hiermusic",
-        "pipeline_tag": "audio-to-audio" if codec else "text-to-audio",
-        "tags": ["music", "audio-codec" if codec else "music-generation", "jax", system, stage],
-    }
+    licences = config.get("licences", ())
+    tags = ["music", "audio-codec" if codec else "music-generation", "jax", system, stage]
+    more = {"library_name": "hiermusic", "pipeline_tag": "audio-to-audio" if codec else "text-to-audio"}
     averaged = "an average over the last updates" if facts["weights"] == "ema" else "as the last update left them"
-    lines = ["---", *_yaml(front), "---", "", f"# {system} {stage}", ""]
-    lines += [f"The {stage} of {system}, trained with hiermusic {facts['hiermusic']} for {facts['step']} steps."]
-    lines += [f"The weights are {averaged}, in {facts['dtype']}.", ""]
+    lines = front(licence, licences, tags, **more).split("\n")
+    if family := facts.get("family"):
+        lines += [f"# {family}", "", f"{family}, brought in with hiermusic {facts['hiermusic']} from {facts['from']}."]
+        lines += [f"The weights are those that were published, in {facts['dtype']}.", ""]
+    else:
+        lines += [f"# {system} {stage}", ""]
+        lines += [f"The {stage} of {system}, trained with hiermusic {facts['hiermusic']} for {facts['step']} steps."]
+        lines += [f"The weights are {averaged}, in {facts['dtype']}.", ""]
+    if licences:
+        lines += [f"Made from published weights, or from tokens that these make, of the licence {', '.join(licences)}."]
+        lines += ["What it allows is for whoever uses this model to find out.", ""]
     parts: Counter[str] = Counter()
     for name, shape in shapes.items():
         parts[name.partition(".")[0]] += shape.size
@@ -56,7 +60,8 @@ def write(
     lines += _table(("component", "weights"), [(name, f"{count:,}") for name, count in parts.items()])
     lines += ["", "## Use", "", "```sh", use or "hiermusic inspect --workdir=FOLDER", "```", ""]
     lines += ["`config.json` holds the whole configuration: all that rebuilding the model takes.", ""]
-    lines += ["## Training", "", *_training(config, facts, records), ""]
+    if not family:
+        lines += ["## Training", "", *_training(config, facts, records), ""]
     lines += ["## Evaluation", ""]
     if results:
         lines += ["By `hiermusic evaluate` on held-out tracks; it does not note the step it found.", ""]
@@ -66,6 +71,23 @@ def write(
     for title in ("Training data, its source and its consent", "Intended use", "Limits, biases and risks"):
         lines += ["", f"## {title}", "", _UNWRITTEN]
     return "\n".join(lines) + "\n"
+
+
+def front(licence: str | None, licences: Sequence[str], tags: Sequence[str], **more: str) -> str:
+    """The front matter of a card.
+
+    Args:
+      licence: an identifier; None for that of what the model was made from.
+      licences: of what the model was made from.
+      tags: that the hub sorts by.
+      more: further fields.
+    Raises:
+      UserError: for a licence that is no identifier.
+    """
+    if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
+        raise UserError(f"the licence '{licence}' is no identifier such as cc-by-4.0 or apache-2.0")
+    carried = licences[0] if len(licences) == 1 else "other" if licences else "unknown"
+    return "\n".join(["---", *_yaml({"license": licence or carried, **more, "tags": list(tags)}), "---", ""])
 
 
 def _training(config: Mapping[str, Any], facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -28,6 +28,13 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
+def check_new(path: str | Path) -> None:
+    """UserError where a folder already holds something."""
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and all(entry.name == "lost+found" for entry in path.iterdir())):
+        raise UserError(f"{path} is not empty: give a new folder")
+
+
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that takes the name `path` when the block ends well; until then its name is `path.unfinished`.
@@ -43,8 +50,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     unfinished = path / ".unfinished" if mounted else path.with_name(f"{path.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if path.exists() and any(entry.name != "lost+found" for entry in path.iterdir()):
-            raise UserError(f"{path} is not empty: give a new folder")
+        check_new(path)
         with disk_errors(path):
             unfinished.mkdir(parents=True)
             yield unfinished
@@ -106,6 +112,34 @@ def write(
     return files
 
 
+def shape(weight: np.ndarray) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a weight."""
+    return jax.ShapeDtypeStruct(weight.shape, weight.dtype)
+
+
+def write_transformers(
+    out: str | Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
+) -> list[str]:
+    """Writes a folder that transformers loads: model.safetensors, config.json, and texts beside them.
+
+    Args:
+      out: the folder, new or empty.
+      config: as its configuration class has it.
+      tensors: as its model class names them.
+      texts: as in `write`.
+    Returns:
+      The names of the files with weights.
+    Raises:
+      UserError: as `whole_folder`.
+    """
+    with whole_folder(out) as folder:
+        _save(folder / _WHOLE, tensors, "pt")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        _write_json(folder / _CONFIG, config)
+    return [_WHOLE]
+
+
 def total_bytes(shapes: Shapes) -> int:
     """What arrays of these shapes and dtypes take."""
     return sum(shape.size * shape.dtype.itemsize for shape in shapes.values())
@@ -124,12 +158,12 @@ def _groups(shapes: Shapes, limit: int) -> list[list[str]]:
     return groups
 
 
-def _save(path: Path, weights: Mapping[str, np.ndarray]) -> None:
+def _save(path: Path, weights: Mapping[str, np.ndarray], form: str = "flax") -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
-        save_file(dict(weights), path, metadata={"format": "flax"})
+        save_file(dict(weights), path, metadata={"format": form})
     except SafetensorError as error:  # its own words for what the system said
         raise OSError(None, str(error), str(path)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read it

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ class Source:
             raise UserError(f"{self.where}: {name} is {brief(value, 100)} in its configuration, which is none there is")
         return value
 
+    def whole(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
+        """A field of whole numbers of 1 or more; UserError where it holds anything else."""
+        values = self.field(name, (list, tuple), ... if default is None else list(default))
+        if not values or not all(type(value) is int and value > 0 for value in values):
+            raise UserError(
+                f"{self.where}: {name} is {brief(values, 100)} in its configuration: whole numbers belong there"
+            )
+        return tuple(values)
+
 
 def read_source(path: str | Path) -> Source:
     """Published weights from where they lie.
@@ -98,7 +107,8 @@ def normed(v: np.ndarray, g: np.ndarray) -> np.ndarray:
     if g.ndim and (g.ndim != v.ndim or any(n not in (1, m) for n, m in zip(g.shape, v.shape, strict=True))):
         raise UserError(f"weight_g {g.shape} and weight_v {v.shape} of a weight norm do not fit each other")
     over = tuple(axis for axis in range(v.ndim) if not g.ndim or g.shape[axis] == 1)
-    return (g * (v / np.sqrt(np.sum(np.square(v), over, keepdims=True)))).astype(np.float32)
+    # in this order v comes back to the bit where g is its norm
+    return v * (g / np.sqrt(np.sum(np.square(v), over, keepdims=True)))
 
 
 # MARK: folders

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.console import warn
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, brief, reading, replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
@@ -28,7 +29,6 @@ from hiermusic.train.stage import Stage
 
 if TYPE_CHECKING:
     from hiermusic.data.records import Summary
-    from hiermusic.data.streams import Tokenizer
 
 _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
@@ -96,13 +96,33 @@ def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
             fields[name] = os.path.abspath(fields[name])
 
 
-def resolved(config: ConfigDict) -> ConfigDict:
-    """A configuration with whole paths and, of a token model, with what its token records say of its tokens."""
+def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDict:
+    """A configuration with whole paths and, of a token model, with what its token records say of its tokens.
+
+    It also names the `licences` of published weights that the model is made from, be it their own or the tokens that
+    they make.
+
+    Args:
+      config: as a person has it.
+      workdir: of a run that may stand there, and keeps the licences that it has named.
+    """
     config, ours = config.copy_and_resolve_references(), system(config)
     with _understood("the configuration"):
         _absolute(config, ours.places)
         token_facts.learn(config)
+    codec = config.data.get("codec", "")
+    sources = (config.get("init_from"), codec and Tokenizer.named(codec).workdir, workdir)
+    if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
+        config.licences = licences
     return config
+
+
+def _licences(workdir: Path) -> list[str]:
+    """Those that a workdir's configuration names; whether it is one at all is asked elsewhere."""
+    try:
+        return list(map(str, checkpoint.read_config(workdir).get("licences", ())))
+    except (UserError, TypeError):
+        return []
 
 
 def stage(config: ConfigDict, *, batch_size: int | None = None, remat: str | None = None) -> Stage:
@@ -200,10 +220,8 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
     return {name: records.read_summary(Path(out) / name) for name in codecs}
 
 
-def _codec_of(text: str) -> "Tokenizer":
+def _codec_of(text: str) -> Tokenizer:
     """The codec that WORKDIR, or WORKDIR@STEP, names, its newest checkpoint where none is named."""
-    from hiermusic.data.streams import Tokenizer
-
     workdir, step = Tokenizer.named(text)
     read(workdir, "codec")
     if is_export(workdir):
@@ -217,7 +235,7 @@ def _codec_config(config: ConfigDict) -> CodecConfig:
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))).config
 
 
-def _audio_for(made_by: "Mapping[str, Tokenizer]", data: str, cache_dir: Path) -> Path:
+def _audio_for(made_by: Mapping[str, Tokenizer], data: str, cache_dir: Path) -> Path:
     """Audio records with the stems that streams are made of, at the highest rate that one of their codecs hears."""
     from hiermusic.data import pipeline, stems, streams
     from hiermusic.data.audio_records import check_stems

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hiermusic.errors import UserError, reading
 from hiermusic.parallel.settings import AXES, MeshConfig
-from hiermusic.verbs.flags import Values, Verb, answer, boolean, integer, mesh_sizes, need, positional, string
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, choice, integer, mesh_sizes, need, positional, string
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -95,7 +95,8 @@ def _define_export(values: Values) -> None:
     string(values, "out", "new folder for model.safetensors, config.json, metrics.jsonl and README.md")
     integer(values, "step", "which checkpoint; default: the newest", lower=0)
     string(values, "dtype", "float32 or bfloat16; default: as they are")
-    string(values, "licence", "identifier for the model card, such as cc-by-4.0")
+    string(values, "licence", "identifier for the model card, such as cc-by-4.0; default: what it was made from has it")
+    choice(values, "format", "transformers: a folder that its classes load, of EnCodec and DAC", ("transformers",))
     boolean(values, "json", "print one JSON object")
 
 
@@ -110,6 +111,9 @@ def _export(values: Values, given: list[str]) -> None:
     from hiermusic.train import log, stored
 
     config = workdir.read(values.workdir)
+    if values.format:
+        _export_to_transformers(values, config.to_dict())
+        return
     weights = stored.open_weights(values.workdir, values.step, _dtype(values))
     kinds = {shape.dtype.name for shape in weights.shapes.values() if jnp.issubdtype(shape.dtype, jnp.floating)}
     facts = {
@@ -127,6 +131,30 @@ def _export(values: Values, given: list[str]) -> None:
     size = export.total_bytes(weights.shapes)
     result = {"out": values.out, "files": files, "bytes": size, "arrays": len(weights.shapes), **facts}
     answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB, {facts['dtype']})"])
+
+
+def _export_to_transformers(values: Values, config: dict) -> None:
+    """The model as transformers has it, of a run or of a folder that was exported or imported."""
+    if values.dtype:
+        raise UserError("--dtype does not go with --format=transformers: weights are written as they are")
+    from hiermusic.pretrained import card, export
+    from hiermusic.pretrained.family import Imported
+    from hiermusic.pretrained.kinds import KINDS
+    from hiermusic.train import checkpoint
+
+    family = next((family for family in KINDS.values() if family.write and family.owns(config)), None)
+    if family is None:
+        told = ", ".join(family.title for family in KINDS.values() if family.write)
+        raise UserError(f"{values.workdir} is no model that transformers has a class for here: {told}")
+    weights = export.dotted(checkpoint.load_weights(values.workdir, values.step))
+    theirs, tensors = family.write(Imported(config["model"] if family.config else config, weights))
+    front = card.front(values.licence, config.get("licences", ()), ["music", "audio-codec"])
+    texts = {"README.md": f"{front}\n# {family.title}\n\nWritten by hiermusic from {Path(values.workdir).name}.\n"}
+    files = export.write_transformers(values.out, theirs, tensors, texts)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    (name,) = theirs["architectures"]
+    result = {"out": values.out, "files": files, "bytes": size, "arrays": len(tensors), "class": name}
+    answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB) for transformers' {name}"])
 
 
 def _evaluation(run: str) -> list[str] | None:

@@ -44,7 +44,7 @@ def _train(values: Values, given: list[str]) -> None:
     from hiermusic.train.lock import owned
 
     with together(values):
-        stage = workdir.stage(workdir.resolved(values.config))
+        stage = workdir.stage(workdir.resolved(values.config, values.workdir))
         mesh = loop.check(stage)
         first = workers()[0] == 0
         steps = stage.config.loop.steps

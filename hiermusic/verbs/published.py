@@ -1,0 +1,81 @@
+"""The verb that brings in models that others have published."""
+
+import importlib.metadata
+from pathlib import Path
+
+from hiermusic.console import say
+from hiermusic.errors import UserError
+from hiermusic.verbs.flags import Values, Verb, answer, boolean, positional, string
+
+
+def _define_import(values: Values) -> None:
+    string(values, "licence", "of the weights, such as mit or cc-by-nc-4.0; default: what their README.md says")
+    boolean(values, "json", "print one JSON object")
+
+
+def _import(values: Values, given: list[str]) -> None:
+    kind, source, out = positional(given, "KIND", "SRC", "OUT")
+    from hiermusic.pretrained import card, export
+    from hiermusic.pretrained.kinds import KINDS
+    from hiermusic.pretrained.source import read_source
+
+    if kind not in KINDS:
+        raise UserError(f"there is no kind '{kind}' of published models: choose {', '.join(KINDS)}")
+    family = KINDS[kind]
+    export.check_new(out)
+    published = read_source(source)
+    model = family.read(published)
+    licence = values.licence or published.licence
+    config = {**_configured(family.config, model.config), "licences": [licence]}
+    facts = {
+        "hiermusic": importlib.metadata.version("hiermusic"),
+        "step": 0,
+        "weights": "model",
+        "dtype": "float32",
+        "family": family.title,
+        "from": Path(source).resolve().name,
+    }
+    shapes = {name: export.shape(weight) for name, weight in model.weights.items()}
+    text = card.write(config, facts, shapes, [], None, values.licence, family.use or _use(config))
+
+    def read(names):
+        return {name: model.weights[name] for name in names}
+
+    files = export.write(out, shapes, read, config, facts, {"README.md": text})
+    size = export.total_bytes(shapes)
+    unknown = " (nothing tells it: give it with --licence)" if licence == "unknown" else ""
+    say(f"{family.title}: the licence of these weights is {licence}{unknown}; models made from them carry it")
+    result = {"out": out, "files": files, "bytes": size, "arrays": len(shapes), "licence": licence, **facts}
+    answer(values, result, [f"{out}: {', '.join(files)} ({size / 1e6:,.1f} MB), {family.title}"])
+
+
+def _configured(preset: str, ours: dict) -> dict:
+    """The configuration of an imported model: its own fields, in one that says how such a model is trained on."""
+    if not preset:
+        return dict(ours)
+    from hiermusic import presets
+    from hiermusic.systems import workdir
+
+    config = presets.read(preset)
+    config.model.update(ours)
+    config.preset = "imported"
+    workdir.stage(config)  # which refuses sizes that no model has
+    return config.to_dict()
+
+
+def _use(config: dict) -> str | None:
+    from hiermusic.systems import catalogue
+
+    known = catalogue.systems().get(config.get("system"))
+    return known.uses.get(config.get("stage")) if known else None
+
+
+VERBS = {
+    "import": Verb(
+        "a model that others have published, as a folder that every verb takes",
+        "hiermusic import encodec FOLDER_OF_HUGGING_FACE out/encodec",
+        _define_import,
+        _import,
+        "KIND SRC OUT",
+    )
+}
