@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from hiermusic.codec.codec import Codec
+from hiermusic.codec.seanet import SPARE
 from hiermusic.errors import UserError
 
 SECONDS = 30.0  # of a piece, beside what it shares with its neighbours
@@ -40,13 +41,18 @@ def encode_long(
     total = -(-len(wav_LC) // codec.packet)
     margin = codec.config.encoder_margin
     packets = _piece(codec, chunk_seconds, margin, total)
-    wav_LC = np.pad(wav_LC, ((0, max(total, packets) * codec.packet - len(wav_LC)), (0, 0))).astype(np.float32)
     graph, state = nnx.split(codec)
-
-    def cut(start: int) -> np.ndarray:
-        return wav_LC[start * codec.packet : (start + packets) * codec.packet]
-
     run = functools.partial(_encode, graph, levels)
+    if codec.config.ragged and total <= SPARE:
+        return np.asarray(run(state, wav_LC[None].astype(np.float32)))[0].astype(np.uint16)
+    length, spare = len(wav_LC), SPARE if codec.config.ragged else 0
+    wav_LC = np.pad(wav_LC, ((0, (max(total, packets) + spare) * codec.packet - length), (0, 0))).astype(np.float32)
+
+    def cut(start: int) -> tuple[np.ndarray, ...]:
+        piece = wav_LC[start * codec.packet : (start + packets + spare) * codec.packet]
+        # where it ends within its last frame is told, so that one program serves all lengths
+        return (piece, np.int32(min(packets * codec.packet, length - start * codec.packet))) if spare else (piece,)
+
     return _assemble(run, state, cut, total, packets, margin, 1).astype(np.uint16)
 
 
@@ -80,8 +86,8 @@ def decode_long(
     codes_PS = np.pad(codes_PS, ((0, 0), (0, missing)), constant_values=-1)
     graph, state = nnx.split(codec)
 
-    def cut(start: int) -> np.ndarray:
-        return codes_PS[start : start + packets]
+    def cut(start: int) -> tuple[np.ndarray, ...]:
+        return (codes_PS[start : start + packets],)
 
     run = functools.partial(decode, graph)
     return _assemble(run, state, cut, total, packets, margin, codec.packet)[:length]
@@ -93,8 +99,8 @@ def longest(sample_rate: int, packet: int, margin: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(graph, levels, state, wav_BLC):
-    return nnx.merge(graph, state).encode(wav_BLC, levels)
+def _encode(graph, levels, state, wav_BLC, ends_B=None):
+    return nnx.merge(graph, state).encode(wav_BLC, levels, *(() if ends_B is None else (ends_B,)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -141,17 +147,17 @@ def _assemble(
     return np.concatenate([piece[(a - start) * scale : (b - start) * scale] for (start, a, b), piece in parts])
 
 
-def _run(run: Callable, state: nnx.State, pieces: list[np.ndarray]) -> list[np.ndarray]:
-    """What a program makes of pieces, as many at a time as this process has devices."""
+def _run(run: Callable, state: nnx.State, pieces: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    """What a program makes of pieces, each the arrays it takes, as many at a time as this process has devices."""
     devices = jax.local_devices()[: len(pieces)]
     if len(devices) == 1:
-        return [np.asarray(run(state, piece[None]))[0] for piece in pieces]
+        return [np.asarray(run(state, *(part[None] for part in piece)))[0] for piece in pieces]
     mesh = jax.sharding.Mesh(devices, "piece")
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     found = []
     for first in range(0, len(pieces), len(devices)):
         group = pieces[first : first + len(devices)]
-        whole = np.stack(group + group[-1:] * (len(devices) - len(group)))
-        made = np.asarray(run(state, jax.device_put(whole, NamedSharding(mesh, PartitionSpec("piece")))))
+        whole = map(np.stack, zip(*group, *group[-1:] * (len(devices) - len(group)), strict=True))
+        made = np.asarray(run(state, *jax.device_put(tuple(whole), NamedSharding(mesh, PartitionSpec("piece")))))
         found += list(made[: len(group)])
     return found

@@ -200,9 +200,14 @@ class Codec(nnx.Module):
     def channels(self) -> int:
         return self.config.channels
 
-    def encode(self, wav_BLC: Float[Array, "B L C"], levels: int | None = None) -> Int[Array, "B P S"]:
-        """Codes of a waveform of any length, ceil(L / packet) packets of the first `levels` levels (default: all)."""
-        return self.quantiser.encode(self._latents(wav_BLC), levels)
+    def encode(
+        self, wav_BLC: Float[Array, "B L C"], levels: int | None = None, ends_B: Int[Array, "B"] | None = None
+    ) -> Int[Array, "B P S"]:
+        """Codes of a waveform of any length, ceil(L / packet) packets of the first `levels` levels (default: all).
+
+        `ends_B` tells where each item of a ragged codec ends, if not where the array does; see `seanet.Encoder`.
+        """
+        return self.quantiser.encode(self._latents(wav_BLC, ends_B), levels)
 
     def decode(
         self, codes_BPS: Int[Array, "B P S"], length: int | None = None, levels: int | None = None
@@ -239,15 +244,16 @@ class Codec(nnx.Module):
         *less, wav = self._waveforms([*quantised.coarser * coarser, quantised.z_q_BTD], wav_BLC.shape[1])
         return CodecOutput(wav, quantised.codes_BPS, quantised.commitment, quantised.stats, tuple(less))
 
-    def _latents(self, wav_BLC: Array) -> Float[Array, "B T D"]:
+    def _latents(self, wav_BLC: Array, ends_B: Array | None = None) -> Float[Array, "B T D"]:
         _, length, channels = wav_BLC.shape
         if length == 0 or channels != self.channels:
             raise UserError(
                 f"the codec takes at least one sample of {self.channels}-channel audio, not {length} samples of "
                 f"{channels} channels: convert the audio first"
             )
-        if not self.config.ragged:
-            wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
+        if self.config.ragged:
+            return self.encoder(wav_BLC, ends_B).astype(jnp.float32)
+        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
         z_e_BTD = self._by_window(self.encoder, wav_BLC, self.packet)
         if self.config.mel_bands:
             z_e_BTD += self._by_window(self.mel_branch, wav_BLC, self.packet)

@@ -5,14 +5,20 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from hiermusic.codec.trunk import check_choices, through
 from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose
 from hiermusic.nn.lstm import LSTM
 from hiermusic.parallel.mesh import constrain
+
+SPARE = 8  # frames, more than a convolution at their rate reaches
+
+Ends = Int[Array, "B"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +131,9 @@ class ResidualUnit(nnx.Module):
         self.conv_out = _conv(hidden, channels, 1, config, axes=("hidden", "channels"), rngs=rngs)
         self.shortcut = _conv(channels, channels, 1, config, rngs=rngs) if config.shortcut else None
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden_BTD = constrain(self.conv_in(jax.nn.elu(x_BTD)), "batch", "positions", "hidden")
+    def __call__(self, x_BTD: Float[Array, "B T D"], ends_B: Ends = None) -> Float[Array, "B T D"]:
+        heard_BTD = _mirrored(jax.nn.elu(x_BTD), ends_B, self.conv_in)
+        hidden_BTD = constrain(self.conv_in(heard_BTD), "batch", "positions", "hidden")
         past_BTD = x_BTD if self.shortcut is None else self.shortcut(x_BTD)
         return constrain(past_BTD + self.conv_out(jax.nn.elu(hidden_BTD)), "batch", "positions", None)
 
@@ -138,10 +145,10 @@ class EncoderBlock(nnx.Module):
         self.units = nnx.List([ResidualUnit(channels, d, config, rngs=rngs) for d in config.dilations])
         self.down = _conv(channels, 2 * channels, 2 * stride, config, stride=(stride,), rngs=rngs)
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T/s 2D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"], ends_B: Ends = None) -> Float[Array, "B T/s 2D"]:
         for unit in self.units:
-            x_BTD = unit(x_BTD)
-        return constrain(self.down(jax.nn.elu(x_BTD)), "batch", "positions", None)
+            x_BTD = unit(x_BTD, ends_B)
+        return constrain(self.down(_mirrored(jax.nn.elu(x_BTD), ends_B, self.down)), "batch", "positions", None)
 
 
 class DecoderBlock(nnx.Module):
@@ -172,11 +179,22 @@ class Encoder(nnx.Module):
         self.lstm = _lstm(widths[-1], config, rngs)
         self.conv_out = _conv(widths[-1], config.latent, config.last_kernel, config, rngs=rngs)
 
-    def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
+    def __call__(self, wav_BLC: Float[Array, "B L C"], ends_B: Ends = None) -> Float[Array, "B T D"]:
+        """Frames; of ragged waveforms that are filled up, as they would be without what lies behind their ends.
+
+        Args:
+          wav_BLC: waveforms.
+          ends_B: where each of them ends, `SPARE` frames or more in front of where all do, and none before that many.
+        """
         folded = wav_BLC.reshape(len(wav_BLC), -1, self.config.fold * wav_BLC.shape[-1])
-        x = constrain(self.conv_in(folded), "batch", "positions", None)
-        x = through(self.blocks, x, self.config.remat == "full")
-        return self.conv_out(jax.nn.elu(_remember(self.lstm, x)))
+        x = constrain(self.conv_in(_mirrored(folded, ends_B, self.conv_in)), "batch", "positions", None)
+        if ends_B is None:
+            x = through(self.blocks, x, self.config.remat == "full")
+        else:
+            for block, stride in zip(self.blocks, self.config.strides, strict=True):
+                x, ends_B = block(x, ends_B), -(-ends_B // stride)
+        x = jax.nn.elu(_remember(self.lstm, x))
+        return self.conv_out(_mirrored(x, ends_B, self.conv_out))
 
 
 class Decoder(nnx.Module):
@@ -197,6 +215,18 @@ class Decoder(nnx.Module):
         x = through(self.blocks, _remember(self.lstm, x), self.config.remat == "full")
         wav = self.conv_out(jax.nn.elu(x))
         return wav.reshape(len(wav), wav.shape[1] * self.config.fold, -1)
+
+
+def _mirrored(x_BTD: Array, ends_B: Ends, conv: Conv) -> Array:
+    """What a convolution that mirrors the end of its input would read there, where that is not the end of the array."""
+    reach = conv.padding[0][1] + conv.stride[0] - 1
+    if ends_B is None or not reach:
+        return x_BTD
+
+    def each(x_TD: Array, end: Array) -> Array:
+        return lax.dynamic_update_slice(x_TD, x_TD[end - 2 - jnp.arange(reach)], (end, 0))
+
+    return jax.vmap(each)(x_BTD, ends_B)
 
 
 def _widths(config: SeanetConfig) -> Sequence[int]:

@@ -1,0 +1,129 @@
+"""PyTorch's files without PyTorch: what is read of them, and what is refused before it runs."""
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from hiermusic.errors import UserError
+from hiermusic.pretrained import pickles
+
+from .torch_files import Storage, Tensor, save, stand_in, tensor
+
+
+@pytest.fixture(autouse=True)
+def torch_stands_in(monkeypatch):
+    stand_in(monkeypatch)
+
+
+class Call:
+    """What a pickle calls when it is read."""
+
+    def __init__(self, function, *arguments):
+        self.called = (function, arguments)
+
+    def __reduce__(self):
+        return self.called
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_and_plain_values_come_back(tmp_path, zipped):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    shared = Storage(np.arange(24, dtype=np.float32))
+    value = {
+        "state_dict": OrderedDict(a=tensor(a), wide=tensor(b.astype(np.float64)), half=tensor(b.astype(np.float16))),
+        "short": tensor(b, "bfloat16"),
+        "whole": tensor(np.array([-3, 2**40])),
+        "flags": tensor(np.array([True, False])),
+        "one": tensor(np.float32(2.5)),
+        "none": tensor(np.zeros((0, 3), np.float32)),
+        "turned": Tensor(shared, 2, (4, 3), (1, 6)),
+        "rest": Tensor(shared, 12, (12,), (1,)),
+        "beside": {"rates": [2, 4], "pair": (1, "x"), 7: None, "share": 0.5, "yes": True},
+    }
+    found = pickles.read(save(value, tmp_path / "x.pt", zipped))
+    np.testing.assert_array_equal(found["state_dict"]["a"], a)
+    assert found["state_dict"]["wide"].dtype == np.float64 and found["state_dict"]["half"].dtype == np.float32
+    np.testing.assert_array_equal(found["state_dict"]["half"], b.astype(np.float16))
+    np.testing.assert_allclose(found["short"], b, rtol=2**-7)
+    assert found["short"].dtype == np.float32 and not (found["short"].view(np.uint32) & 0xFFFF).any()
+    assert found["whole"].tolist() == [-3, 2**40] and found["flags"].tolist() == [True, False]
+    assert found["one"].shape == () and found["one"] == 2.5 and found["none"].shape == (0, 3)
+    np.testing.assert_array_equal(found["turned"], np.arange(24).reshape(4, 6)[:3, 2:].T[:4])
+    np.testing.assert_array_equal(found["rest"], np.arange(12, 24))
+    assert found["beside"] == {"rates": [2, 4], "pair": [1, "x"], 7: None, "share": 0.5, "yes": True}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("asks", "name"),
+    [
+        (lambda mark: Call(os.system, f"touch {mark}"), "system"),
+        (lambda mark: Call(eval, f"open({str(mark)!r}, 'w')"), "builtins.eval"),
+        (lambda mark: Call(open, str(mark), "w"), "io.open"),
+        (lambda mark: Call(getattr, "", "join"), "builtins.getattr"),
+        (lambda mark: argparse.Namespace(lr=1), "argparse.Namespace"),
+        (lambda mark: Call(Call, 1), "Call"),
+    ],
+)
+def test_whatever_else_a_file_asks_for_is_named_and_not_run(tmp_path, asks, name, zipped):
+    mark = tmp_path / "it ran"
+    path = save({"a": tensor(np.ones(2, np.float32)), "x": asks(mark)}, tmp_path / "x.pt", zipped)
+    with pytest.raises(UserError, match=rf"x\.pt asks for \S*{name}, which is no tensor .*: nothing of it was run"):
+        pickles.read(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Tensor(Storage(np.ones(6, np.float32)), 0, (7,), (1,)),
+        Tensor(Storage(np.ones(6, np.float32)), 3, (4,), (1,)),
+        Tensor(Storage(np.ones(6, np.float32)), 0, (2, 2), (1, 5)),
+        Tensor(Storage(np.ones(6, np.float32)), 0, (10**6, 10**6), (0, 0)),
+        Tensor(Storage(np.ones(6, np.float32)), -1, (2,), (1,)),
+        Tensor(Storage(np.ones(6, np.float32)), 0, (2,), (-1,)),
+        Tensor(Storage(np.ones(6, np.float32)), 0, (2.0,), (1,)),
+        Tensor(Storage(np.ones(6, np.float32)), 0, (2,), (1, 1)),
+        Tensor("no storage", 0, (2,), (1,)),
+    ],
+)
+def test_a_tensor_that_its_storage_does_not_hold_is_refused(tmp_path, wrong):
+    with pytest.raises(UserError, match="cannot be read as a file of PyTorch's"):
+        pickles.read(save({"a": wrong}, tmp_path / "x.pt"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_is_cut_short_is_refused_wherever_it_ends(tmp_path, zipped):
+    path = save({"a": tensor(np.ones(64, np.float32)), "b": tensor(np.ones(64, np.float32))}, tmp_path / "x.pt", zipped)
+    whole = path.read_bytes()
+    for end in (0, 1, 2, 40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match="cannot be read as a file of PyTorch's"):
+            pickles.read(path)
+
+
+def test_other_archives_and_pickles_are_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    for names, words in ((["a/b.txt"], "other things"), (["a/data.pkl", "a/constants.pkl"], "TorchScript")):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, pickle.dumps({}))
+        with pytest.raises(UserError, match=words):
+            pickles.read(path)
+    path.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(UserError, match="does not begin as one"):
+        pickles.read(path)
+    inside: list = []
+    inside.append(inside)
+    with pytest.raises(UserError, match="within itself"):
+        pickles.read(save({"a": inside}, path))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
+    with pytest.raises(UserError, match="cannot be read"):
+        pickles.read(path)
