@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from hiermusic.errors import UserError, reading
 from hiermusic.parallel.settings import AXES, MeshConfig
 from hiermusic.verbs.flags import Values, Verb, answer, boolean, choice, integer, mesh_sizes, need, positional, string
@@ -112,7 +114,11 @@ def _export(values: Values, given: list[str]) -> None:
 
     config = workdir.read(values.workdir)
     if values.format:
-        _export_to_transformers(values, config.to_dict())
+        if values.dtype:
+            raise UserError("--dtype does not go with --format=transformers: weights are written as they are")
+        made = _to_transformers(config, values.workdir, values.out, values.step, values.licence)
+        words = f"{', '.join(made['files'])} ({made['bytes'] / 1e6:,.1f} MB) for transformers' {made['class']}"
+        answer(values, made, [f"{values.out}: {words}"])
         return
     weights = stored.open_weights(values.workdir, values.step, _dtype(values))
     kinds = {shape.dtype.name for shape in weights.shapes.values() if jnp.issubdtype(shape.dtype, jnp.floating)}
@@ -133,28 +139,25 @@ def _export(values: Values, given: list[str]) -> None:
     answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB, {facts['dtype']})"])
 
 
-def _export_to_transformers(values: Values, config: dict) -> None:
-    """The model as transformers has it, of a run or of a folder that was exported or imported."""
-    if values.dtype:
-        raise UserError("--dtype does not go with --format=transformers: weights are written as they are")
+def _to_transformers(config: ConfigDict, run: str, out: str, step: int | None, licence: str | None) -> dict:
+    """Writes the model of a run, or of a folder that was exported or imported, as transformers has it."""
     from hiermusic.pretrained import card, export
     from hiermusic.pretrained.family import Imported
     from hiermusic.pretrained.kinds import KINDS
     from hiermusic.train import checkpoint
 
-    family = next((family for family in KINDS.values() if family.write and family.owns(config)), None)
+    fields = config.to_dict()
+    family = next((family for family in KINDS.values() if family.write and family.owns(fields)), None)
     if family is None:
         told = ", ".join(family.title for family in KINDS.values() if family.write)
-        raise UserError(f"{values.workdir} is no model that transformers has a class for here: {told}")
-    weights = export.dotted(checkpoint.load_weights(values.workdir, values.step))
-    theirs, tensors = family.write(Imported(config["model"] if family.config else config, weights))
-    front = card.front(values.licence, config.get("licences", ()), ["music", "audio-codec"])
-    texts = {"README.md": f"{front}\n# {family.title}\n\nWritten by hiermusic from {Path(values.workdir).name}.\n"}
-    files = export.write_transformers(values.out, theirs, tensors, texts)
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    (name,) = theirs["architectures"]
-    result = {"out": values.out, "files": files, "bytes": size, "arrays": len(tensors), "class": name}
-    answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB) for transformers' {name}"])
+        raise UserError(f"{run} is none of the models that can be written for transformers: {told}")
+    weights = export.dotted(checkpoint.load_weights(run, step))
+    theirs, tensors = family.write(Imported(fields["model"] if family.config else fields, weights))
+    front = card.front(licence, fields.get("licences", ()), ["music", "audio"])
+    texts = {"README.md": f"{front}\n# {family.title}\n\nWritten by hiermusic from {Path(run).resolve().name}.\n"}
+    files = export.write_transformers(out, theirs, tensors, texts)
+    size, (name,) = sum(tensor.nbytes for tensor in tensors.values()), theirs["architectures"]
+    return {"out": out, "files": files, "bytes": size, "arrays": len(tensors), "class": name}
 
 
 def _evaluation(run: str) -> list[str] | None:

@@ -2,10 +2,14 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.verbs.flags import Values, Verb, answer, boolean, positional, string
+
+if TYPE_CHECKING:
+    from hiermusic.pretrained.family import Family, Imported
 
 
 def _define_import(values: Values) -> None:
@@ -16,16 +20,10 @@ def _define_import(values: Values) -> None:
 def _import(values: Values, given: list[str]) -> None:
     kind, source, out = positional(given, "KIND", "SRC", "OUT")
     from hiermusic.pretrained import card, export
-    from hiermusic.pretrained.kinds import KINDS
-    from hiermusic.pretrained.source import read_source
 
-    if kind not in KINDS:
-        raise UserError(f"there is no kind '{kind}' of published models: choose {', '.join(KINDS)}")
-    family = KINDS[kind]
     export.check_new(out)
-    published = read_source(source)
-    model = family.read(published)
-    licence = values.licence or published.licence
+    family, licence, model = _read(kind, source)
+    licence = values.licence or licence
     config = {**_configured(family.config, model.config), "licences": [licence]}
     facts = {
         "hiermusic": importlib.metadata.version("hiermusic"),
@@ -47,6 +45,17 @@ def _import(values: Values, given: list[str]) -> None:
     say(f"{family.title}: the licence of these weights is {licence}{unknown}; models made from them carry it")
     result = {"out": out, "files": files, "bytes": size, "arrays": len(shapes), "licence": licence, **facts}
     answer(values, result, [f"{out}: {', '.join(files)} ({size / 1e6:,.1f} MB), {family.title}"])
+
+
+def _read(kind: str, source: str) -> "tuple[Family, str, Imported]":
+    """The family, the licence that the source tells, and the model."""
+    from hiermusic.pretrained.kinds import KINDS
+    from hiermusic.pretrained.source import read_source
+
+    if kind not in KINDS:
+        raise UserError(f"there is no kind '{kind}' of published models: choose {', '.join(KINDS)}")
+    published = read_source(source)
+    return KINDS[kind], published.licence, KINDS[kind].read(published)
 
 
 def _configured(preset: str, ours: dict) -> dict:

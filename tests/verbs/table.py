@@ -11,6 +11,7 @@ import numpy as np
 
 from hiermusic import presets
 from hiermusic.parallel.chips import CHIPS
+from hiermusic.pretrained.family import Family, Imported
 from hiermusic.sweep.plan import Budget, Estimate
 from hiermusic.sweep.runs import Run
 from hiermusic.systems import aar, khala
@@ -117,6 +118,7 @@ RESOLVED = json.dumps(configuration().to_dict(), indent=2, sort_keys=True)
 MESH = SimpleNamespace(shape={"data": 4})
 LINES = "compile._lines.facts"
 WEIGHTS = SimpleNamespace(shapes={"a": jax.ShapeDtypeStruct((2,), np.float32)}, step=4, part="ema", read=len)
+TRANSFORMERS = {"out": "o", "files": ["model.safetensors"], "bytes": 8, "arrays": 1, "class": "Model"}
 
 FITS = {"programs": [{"fits": True}], "fits": True}
 
@@ -348,6 +350,7 @@ CASES = {
             "hiermusic.pretrained.card.write": "the card",
             "hiermusic.pretrained.export.write": ["model.safetensors"],
             "hiermusic.pretrained.export.total_bytes": 8,
+            "hiermusic.verbs.checkpoints._to_transformers": TRANSFORMERS,
         },
         one(
             "workdir",
@@ -358,7 +361,34 @@ CASES = {
         | {"out": (("--out=p",), {"export.write.out": "p", "out": "p: model.safetensors (0.0 MB, float32)"})}
         | one("step", "0", "stored.open_weights.step", to=0)
         | one("dtype", "bfloat16", "stored.open_weights.dtype")
-        | one("licence", "cc0", "card.write.licence"),
+        | one("licence", "cc0", "card.write.licence")
+        | {
+            "format": (
+                ("--format=transformers",),
+                at(GONE, "stored.open_weights", "log.read_metrics", "checkpoints._evaluation", "card.write")
+                | at(GONE, "export.write", "export.total_bytes")
+                | at(None, "checkpoints._to_transformers.step", "checkpoints._to_transformers.licence")
+                | {"checkpoints._to_transformers.config": TINY}
+                | {"checkpoints._to_transformers.run": "w", "checkpoints._to_transformers.out": "o"}
+                | {"out": "o: model.safetensors (0.0 MB) for transformers' Model"},
+            )
+        },
+    ),
+    "import": Case(
+        ("a kind", "m", "o"),
+        {
+            "hiermusic.pretrained.export.check_new": None,
+            "hiermusic.verbs.published._read": (Family("A", None), "mit", Imported({}, {"a": np.zeros(2)})),
+            "hiermusic.pretrained.card.write": "the card",
+            "hiermusic.pretrained.export.write": ["model.safetensors"],
+        },
+        {
+            "licence": (
+                ("--licence=cc0",),
+                {"card.write.licence": "cc0", "card.write.config": {"licences": ["cc0"]}}
+                | {"export.write.config": {"licences": ["cc0"]}},
+            )
+        },
     ),
     "compile": Case(
         (f"--config={CODEC}:tiny", "--topology=v5e:2x2"),
