@@ -223,7 +223,7 @@ def test_sizes_that_are_none(capsys, stage, setting, words):
 def test_a_stage_that_the_system_has_not(capsys, system):
     file = "lm" if system == "tokens" else "codec"
     line = fails(capsys, "inspect", f"--config={ROOT}/configs/{system}/{file}.py:tiny", "--config.stage=vocoder")
-    stages = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline", "tokens": "lm"}[system]
+    stages = {"khala": "codec, backbone, superres", "aar": "codec, lm, ar_baseline", "tokens": "codec, lm"}[system]
     assert line == f"hiermusic inspect: the configuration is of the stage 'vocoder'; {system} has {stages}"
 
 

@@ -113,7 +113,8 @@ def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDic
     codec = config.data.get("codec", "")
     sources = (config.get("init_from"), codec and Tokenizer.named(codec).workdir, workdir)
     if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
-        config.licences = licences
+        with config.unlocked():
+            config.licences = licences
     return config
 
 

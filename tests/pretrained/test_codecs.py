@@ -281,6 +281,12 @@ def test_a_form_of_encodec_that_is_not_known_is_told(field):
         KINDS["encodec"].read(Source("m", TINY["encodec"] | {field: odd[field]}, {}))
 
 
+def test_the_original_that_codes_seconds_is_told(tmp_path):
+    tensors = {"encoder.model.0.conv.norm.weight": np.ones(4, np.float32)}
+    with pytest.raises(UserError, match="m codes seconds one by one, as EnCodec 48 kHz does"):
+        KINDS["encodec"].read(Source("m", {}, tensors))
+
+
 @pytest.mark.slow
 def test_a_backbone_learns_tokens_of_an_imported_codec_by_configuration_alone(imported, tmp_path, capsys):
     tokens, run = str(tmp_path / "tokens"), str(tmp_path / "run")
