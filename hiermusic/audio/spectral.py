@@ -33,7 +33,7 @@ def stft(
     """
     window = _window(n_fft, win or n_fft, normalized)
     if center:
-        wav_XL = _reflected(wav_XL, n_fft // 2)
+        wav_XL = _reflected(wav_XL, n_fft // 2, n_fft // 2)
     return jnp.fft.rfft(_frames(wav_XL, n_fft, hop) * window, axis=-1)
 
 
@@ -44,6 +44,7 @@ def mel(
     hop: int,
     n_mels: int,
     *,
+    win: int | None = None,
     fmin: float = 0.0,
     fmax: float | None = None,
     center: bool = True,
@@ -53,12 +54,15 @@ def mel(
     """Mel spectrogram (Slaney scale and norm); arguments as for `stft` and `mel_filters`.
 
     Args:
-      center: as for `stft`; without, (n_fft - hop) // 2 samples are reflected on both sides, so that L samples give
-        L // hop frames (HiFi-GAN, EnCodec).
+      center: as for `stft`; without, n_fft - hop samples are reflected, half of them on either side, so that L samples
+        give L // hop frames (HiFi-GAN, EnCodec).
       squared: of the power spectrum instead of the magnitudes.
       floor: power added to every bin, as by a faint noise.
     """
-    spectrum = stft(wav_XL if center else _reflected(wav_XL, (n_fft - hop) // 2), n_fft, hop, center=center)
+    if not center:
+        front = (n_fft - hop) // 2
+        wav_XL = _reflected(wav_XL, front, n_fft - hop - front)
+    spectrum = stft(wav_XL, n_fft, hop, win, center=center)
     filters_MF = mel_filters(sample_rate, n_fft, n_mels, fmin, fmax)
     power_XTF = power(spectrum) + floor
     energy_XTF = power_XTF if squared else jnp.sqrt(jnp.maximum(power_XTF, _TINY))
@@ -99,9 +103,9 @@ def _window(n_fft: int, win: int, normalized: bool) -> np.ndarray:
     return np.pad(hann, (left, n_fft - win - left)).astype(np.float32)
 
 
-def _reflected(wav_XL: Array, count: int) -> Array:
-    mode = "reflect" if wav_XL.shape[-1] > count else "constant"
-    return jnp.pad(wav_XL, [(0, 0)] * (wav_XL.ndim - 1) + [(count, count)], mode=mode)
+def _reflected(wav_XL: Array, front: int, behind: int) -> Array:
+    mode = "reflect" if wav_XL.shape[-1] > behind else "constant"
+    return jnp.pad(wav_XL, [(0, 0)] * (wav_XL.ndim - 1) + [(front, behind)], mode=mode)
 
 
 def _frames(wav_XL: Array, size: int, hop: int) -> Float[Array, "*X T W"]:

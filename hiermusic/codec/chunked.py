@@ -79,8 +79,10 @@ def decode_long(
     # A short song is followed by a held last packet, so that its end does not meet an arbitrary code.
     codes_PS = codes_PS[:, : sum(codec.slots[:levels])]
     codes_PS = np.pad(codes_PS, ((0, max(0, packets - total)), (0, 0)), mode="edge").astype(np.int32)
-    # Levels left out are there as -1: one program serves every number of levels.
-    missing = sum(codec.slots) - codes_PS.shape[1]
+    # Levels left out are there as -1, so that one program serves many numbers of levels; but for those of a finer
+    # resolution, of which nothing is to be computed.
+    ends = (sum(codec.slots[:levels]) for levels in codec.resolutions)
+    missing = next(end for end in ends if end >= codes_PS.shape[1]) - codes_PS.shape[1]
     codes_PS = np.pad(codes_PS, ((0, 0), (0, missing)), constant_values=-1)
     graph, state = nnx.split(codec)
 

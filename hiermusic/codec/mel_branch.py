@@ -2,12 +2,11 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hiermusic.audio.spectral import mel_filters, power, stft
+from hiermusic.audio.spectral import mel
 from hiermusic.codec.dac import ResidualUnit
 from hiermusic.codec.trunk import through
 from hiermusic.errors import UserError
@@ -15,7 +14,6 @@ from hiermusic.nn.conv import Conv, Snake
 
 REACH = 2  # frames on either side that a frame of a `MelBranch` reads: half a window's overlap, one by the convolution
 _DILATIONS = (1, 3, 5)  # of the residual units of a `DeepMelBranch`
-_TINY = 1e-14  # of a power: its root has a finite gradient at silence
 _FLOOR = 1e-5  # of a band's power, some 80 dB under a full-scale sine's; what lies under it counts as silence, nought
 
 
@@ -43,14 +41,9 @@ class MelBranch(nnx.Module):
         self.conv = Conv(channels * bands, latent, (3,), init="fan_in", rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
-        size, left = 2 * self.hop, self.hop // 2
-        around_BCL = jnp.pad(jnp.moveaxis(wav_BLC, -1, 1), ((0, 0), (0, 0), (left, self.hop - left)))
-        filters_FM = mel_filters(self.sample_rate, size, self.bands).T
-        power_BCTF = power(stft(around_BCL, size, self.hop, center=False))
-        mel_BCTM = jnp.matmul(power_BCTF, filters_FM, precision=jax.lax.Precision.HIGHEST)
-        level_BCTM = 0.5 * jnp.log10(1 + mel_BCTM / _FLOOR)
-        B, C, T, M = level_BCTM.shape
-        return self.conv(jnp.moveaxis(level_BCTM, 1, 2).reshape(B, T, C * M))
+        shape = (self.sample_rate, 2 * self.hop, self.hop, self.bands)
+        mel_BCTM = mel(jnp.moveaxis(wav_BLC, -1, 1), *shape, center=False, squared=True)
+        return self.conv(_side_by_side(0.5 * jnp.log10(1 + mel_BCTM / _FLOOR)))
 
 
 class DeepMelBranch(nnx.Module):
@@ -84,14 +77,10 @@ class DeepMelBranch(nnx.Module):
         self.blocks = nnx.List([_MelBlock(width << i, dtype=dtype, rngs=rngs) for i in range(blocks)])
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
-        size, left = 4 * self.hop, self.hop + self.hop // 2
-        mode = "reflect" if wav_BLC.shape[1] > left else "constant"
-        around_BCL = jnp.pad(jnp.moveaxis(wav_BLC, -1, 1), ((0, 0), (0, 0), (left, 3 * self.hop - left)), mode=mode)
-        filters_FM = mel_filters(self.sample_rate, size, self.bands, 0.0, min(8000.0, self.sample_rate / 2)).T
-        sizes_BCTF = jnp.sqrt(power(stft(around_BCL, size, self.hop, 2 * self.hop, center=False)) + _TINY)
-        mel_BCTM = jnp.matmul(sizes_BCTF, filters_FM, precision=jax.lax.Precision.HIGHEST)
-        B, C, T, M = mel_BCTM.shape
-        level_BTM = jnp.moveaxis(jnp.log(jnp.maximum(mel_BCTM, 1e-5)), 1, 2).reshape(B, T, C * M)
+        shape = (self.sample_rate, 4 * self.hop, self.hop, self.bands)
+        how = {"win": 2 * self.hop, "fmax": min(8000.0, self.sample_rate / 2), "center": False}
+        mel_BCTM = mel(jnp.moveaxis(wav_BLC, -1, 1), *shape, **how)
+        level_BTM = _side_by_side(jnp.log(jnp.maximum(mel_BCTM, 1e-5)))
         return through(self.blocks, self.conv(level_BTM), remat=False).astype(jnp.float32)
 
 
@@ -105,3 +94,9 @@ class _MelBlock(nnx.Module):
 
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T 2D"]:
         return self.conv(self.snake(through(self.units, x_BTD, remat=False)))
+
+
+def _side_by_side(level_BCTM: Float[Array, "B C T M"]) -> Float[Array, "B T CM"]:
+    """The bands of all channels as one row a frame."""
+    B, C, T, M = level_BCTM.shape
+    return jnp.moveaxis(level_BCTM, 1, 2).reshape(B, T, C * M)

@@ -102,8 +102,11 @@ class ObjectiveConfig:
 
     @property
     def balanced(self) -> dict[str, float]:
-        """Weights of the losses that are functions of the output waveform, those at zero left out."""
-        return {name: getattr(self, name) for name in _OF_THE_OUTPUT if getattr(self, name) > 0}
+        """Weights of the losses that are functions of the output waveform, those at zero throughout left out."""
+        most = {name: getattr(self, name) for name in _OF_THE_OUTPUT}
+        if self.mel_steps:
+            most["mel"] = max(self.mel, self.mel_start)
+        return {name: getattr(self, name) for name, weight in most.items() if weight > 0}
 
     def weights(self, step: Int[Array, ""] | int) -> dict[str, float | Array]:
         """`balanced` at a step of the run."""

@@ -114,6 +114,10 @@ def evaluate_songs(
     held_out, training = corpus.valid[:tracks], corpus.train[:TRAINING_TRACKS]
     versions = list(songs[0].paths)
     longest = max(song.facts["seconds"] for song in songs)
+    judged = len(songs) >= obedience.FEWEST_SONGS
+
+    def heard(wav_LC: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+        return hear(wav_LC, rate) if judged else {}
 
     def cut(index: int) -> np.ndarray:
         wav_LC = corpus.track(index)
@@ -123,28 +127,26 @@ def evaluate_songs(
 
     def song(index: int) -> dict[str, np.ndarray]:
         progress(f"measuring song {index + 1} of {len(songs)}")
-        return _measured(songs[index])
+        return _measured(songs[index], heard)
 
     def real(index: int) -> dict[str, np.ndarray]:
         progress(f"measuring held-out track {index + 1} of {len(held_out)}")
         wav_LC = cut(held_out[index])
         rate = corpus.sample_rate
         scores = [describe(sound_LC, rate) for sound_LC in anchored(wav_LC, rate, index).values()]
-        return columns(scores) | _numbered(0, hear(wav_LC, rate))
+        return columns(scores) | _numbered(0, heard(wav_LC, rate))
 
     made, known = each("song", len(songs), song), each("held-out", len(held_out), real)
     rows = {version: [scores_of(one, number) for one in made] for number, version in enumerate(versions)}
     rows |= {name: [scores_of(one, number) for one in known] for number, name in enumerate((CORPUS, *ANCHORS))}
     spans = {version: [music.spans(*files.read(song.paths[version])) for song in songs] for version in versions}
     spans[CORPUS] = [music.spans(cut(index), corpus.sample_rate) for index in held_out]
-    judged = len(songs) >= obedience.FEWEST_SONGS
 
     def track(index: int) -> dict[str, np.ndarray]:
         progress(f"comparing with training track {index + 1} of {len(training)}")
         other_MD = music.spans(corpus.track(training[index]), corpus.sample_rate)
         near = np.array([music.distance(one_ND, other_MD) for group in spans.values() for one_ND in group])
-        learnt = _numbered(0, hear(cut(training[index]), corpus.sample_rate)) if judged else {}
-        return {"distance": near} | learnt
+        return {"distance": near} | _numbered(0, heard(cut(training[index]), corpus.sample_rate))
 
     trained = each("training", len(training), track)
     nearest = iter(np.min([one["distance"] for one in trained], axis=0).tolist())
@@ -197,13 +199,13 @@ def structure(songs: Sequence[Made], records: str | Path, version: str) -> dict[
     return {name: music.self_similarity(*sound) for name, sound in sounds.items()}
 
 
-def _measured(song: Made) -> dict[str, np.ndarray]:
-    """Scores and features of every version of a generated song."""
+def _measured(song: Made, heard: Callable[[np.ndarray, int], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Scores of every version of a generated song, and of its sound what `heard` says."""
     scores, features = [], {}
     for number, (version, path) in enumerate(song.paths.items()):
         wav_LC, rate = files.read(path)
         scores.append(describe(wav_LC, rate) | _told(song, version, len(wav_LC) / rate))
-        features |= _numbered(number, hear(wav_LC, rate))
+        features |= _numbered(number, heard(wav_LC, rate))
     return columns(scores) | features
 
 

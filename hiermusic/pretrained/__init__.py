@@ -1,1 +1,1 @@
-"""Models as files that travel: export to safetensors, config.json and a model card, and the way back."""
+"""Models as files that travel: export to safetensors, config.json and a card, the way back, and others' models."""

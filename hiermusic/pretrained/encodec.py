@@ -232,6 +232,8 @@ def _as_transformers(source: Source) -> Source:
         for old, new in _NAMES:
             name = re.sub(old, new, name)
         tensors[name] = tensor
+    if "encoder.layers.0.norm.weight" in tensors:
+        raise UserError(f"{source.where} codes seconds one by one, as EnCodec 48 kHz does: that is not known here")
     config = {"model_type": "encodec", **_sizes(source, tensors)}
     return Source(source.where, config, tensors, source.licence)
 
@@ -266,7 +268,6 @@ def _sizes(source: Source, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "num_residual_layers": len(units) // len(downs),
         "upsampling_ratios": [shape(f"{place}.conv")[2] // 2 for place in downs[::-1]],
         "num_lstm_layers": sum(".lstm.bias_ih_l" in name and name.startswith("encoder.") for name in tensors),
-        "norm_type": "weight_norm" if "encoder.layers.0.norm.weight" not in tensors else "time_group_norm",
         "use_causal_conv": causal is None or causal[1] == "true",
         "use_conv_shortcut": any(".shortcut." in name for name in tensors),
         "codebook_size": codebook.shape[0],

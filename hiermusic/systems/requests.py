@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from hiermusic.errors import UserError, brief, reading
 from hiermusic.systems.system import Flag
@@ -16,13 +18,13 @@ _LONGEST_NAME = 200  # bytes: file systems hold 255, of which endings and tempor
 _MOST_SECONDS = 1e6
 
 WORDS = (
-    Flag("tags", "tags of a single prompt, separated by commas", "prompt"),
-    Flag("lyrics", "lyrics of a single prompt; \\n parts lines", "prompt"),
-    Flag("instrumental", "a single prompt without a voice", "prompt", bool),
+    Flag("tags", "tags, separated by commas; with --prompts, of lines that name none", "prompt"),
+    Flag("lyrics", "lyrics; \\n parts lines; with --prompts, of lines that have none", "prompt"),
+    Flag("instrumental", "without a voice; with --prompts, lines that do not say", "prompt", bool),
 )
 LIKE = Flag(
     "like",
-    "clip to sound like (continue: default IN.wav), or .npy file of a vector of one; in --prompts, a field",
+    "clip to sound like (continue: default IN.wav), or .npy file of a vector of one; with --prompts, of lines without",
     "prompt",
 )
 TEXT = Flag("text", "in words, what a single prompt's music is (in --prompts, the field description)", "prompt")
@@ -65,18 +67,21 @@ def single(
     """
     if not seconds:
         raise UserError("--seconds is needed with a single prompt (or give --prompts=FILE.jsonl)")
-    words = {"description": text, "tags": tags, "lyrics": lyrics.replace("\\n", "\n"), "instrumental": instrumental}
+    words = {"description": text, "tags": tags, "lyrics": lyrics, "instrumental": instrumental}
     prompt = Prompt(**words, seconds=seconds)
     return [Request("song", prompt, seed, like)]
 
 
-def read(path: str | Path, seed: int, kept: Sequence[str] = ()) -> list[Request]:
+def read(
+    path: str | Path, seed: int, kept: Sequence[str] = (), unsaid: Mapping[str, Any] = MappingProxyType({})
+) -> list[Request]:
     """Requests from a JSONL file: a prompt's fields, and optionally `name`, `seed` and `like`, on every line.
 
     Args:
       path: the file.
       seed: seed of the first line without one; line n gets seed + n.
       kept: endings that no name may have: versions of songs that lie beside them.
+      unsaid: fields of the lines that leave them out.
     Raises:
       UserError: a missing file, a line that is no prompt, a name used twice, or no prompt at all.
     """
@@ -89,7 +94,12 @@ def read(path: str | Path, seed: int, kept: Sequence[str] = ()) -> list[Request]
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"{path} holds no prompt: give one JSON object a line")
-    return _requests(lines, json.loads, seed, kept, f"{path}, line ", str(path))
+
+    def understood(line: str) -> object:
+        fields = json.loads(line)
+        return {**unsaid, **fields} if isinstance(fields, dict) else fields
+
+    return _requests(lines, understood, seed, kept, f"{path}, line ", str(path))
 
 
 def parse(prompts: Sequence[Mapping], seed: int, kept: Sequence[str] = ()) -> list[Request]:

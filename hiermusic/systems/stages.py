@@ -73,6 +73,7 @@ def codec_stage(
         make_discriminator,
         objective,
         crop=(samples, codec.channels),
+        discriminator_clip_norm=settings.get("discriminator_clip_norm"),
         train=lambda rows: batches("train", rows),
         valid=lambda rows: batches("valid", rows),
         prepare=lambda module: from_run(config.init_from, module.model),

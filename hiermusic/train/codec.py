@@ -1,7 +1,8 @@
 """Trains codecs: one step updates the codec and the discriminator that judges it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class CodecState(nnx.Module):
             self.ema = nnx.clone(self.model)
         if stage.adversarial:
             self.discriminator = stage.make_discriminator(rngs)
-            transform = stage.config.transform(self.discriminator)
+            transform = stage.judging.transform(self.discriminator, stage.config.loop.steps)
             self.discriminator_optimiser = nnx.Optimizer(self.discriminator, transform, wrt=nnx.Param)
 
 
@@ -107,6 +108,8 @@ class CodecStage:
       make_discriminator: rngs -> discriminator; not called when neither adversarial nor feature loss has a weight.
       objective: the losses' weights.
       crop: (L, C) of a training crop.
+      discriminator_clip_norm: global norm that the discriminator's gradient is clipped to, 0 = no clipping; as the
+        codec's when left out.
       train: rows of a batch -> an endless data set of those rows, float32 [B, L, C] in [-1, 1].
       valid: the same for a finite one; raises NoTracks where no track is held out.
       prepare: called with the fresh state, to load pretrained weights into `.model`.
@@ -124,6 +127,7 @@ class CodecStage:
         objective: ObjectiveConfig,
         *,
         crop: tuple[int, int],
+        discriminator_clip_norm: float | None = None,
         train: Callable[[Sequence[int]], "grain.MapDataset"],
         valid: Callable[[Sequence[int]], "grain.MapDataset"],
         prepare: Callable[[nnx.Module], None] = lambda module: None,
@@ -147,6 +151,11 @@ class CodecStage:
                 "of the whole batch, so it cannot be split; set train.accumulate=1 and use more devices or a smaller "
                 "train.batch_size"
             )
+        if not 0 <= (clip := discriminator_clip_norm or 0.0) < math.inf:
+            raise UserError(f"train.discriminator_clip_norm is {clip}; it must be finite and not negative")
+        self.judging = config.optimiser  # of the discriminator
+        if discriminator_clip_norm is not None:
+            self.judging = replace(self.judging, clip_norm=clip)
         self.ema_decay, self.rate = config.ema_decay, config.rate
         self.adversarial = objective.adversarial > 0 or objective.feature > 0
 

@@ -157,7 +157,7 @@ class _Trainer:
         self.place = BatchPlacement(mesh, options.batch_size)
         if options.valid_every and self.valid_data is None:
             _tell(f"{workdir}: no track is held out, so it trains without validation")
-        self.guard = Guard(options.spike_window, options.spike_sigma, options.max_skipped)
+        self.guard = Guard(options.spike_window, options.spike_sigma, options.spike_patience, options.max_skipped)
         self.saved = latest_step(workdir)
         self.checkpoints = Checkpoints(workdir, options.keep, options.keep_every)
         if self.saved is None:
@@ -257,8 +257,8 @@ class _Trainer:
             _tell(f"step {self.step}: loss {float(metrics['loss']):.4g}, held-out loss {valid['valid/loss']:.4g}")
         if cause or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
             self.log.write(self.step, {**metrics, **self.meter.read(), "skipped": self.guard.skipped, **valid})
-        if cause:
-            self.guard.check(self.step, cause)
+        if cause and (words := self.guard.check(self.step, task, cause)):
+            self.tell(words)
 
     def _pause(self, showing: bool, saving: bool) -> None:
         """What is done between two steps."""

@@ -24,6 +24,8 @@ class LoopConfig:
       max_skipped: consecutive skipped steps, of the run or of one task, after which the run stops.
       spike_window: written steps of a task that the next ones are held against (see `guard.Guard`).
       spike_sigma: standard deviations above their mean that loss and gradient norm may reach; 0 = any.
+      spike_patience: consecutive finite spikes of a task after which it is written again and its limits are learned
+        anew.
       peak_tflops: what a device can do, for MFU; 0 = what its maker says.
       profile_step: the first step that the profiler traces.
       profile_steps: how many it traces.
@@ -46,6 +48,7 @@ class LoopConfig:
     max_skipped: int = 50
     spike_window: int = 128
     spike_sigma: float = 6.0
+    spike_patience: int = 10
     peak_tflops: float = 0.0
     profile_step: int = 0
     profile_steps: int = 3

@@ -28,7 +28,7 @@ def _define(values: Values) -> None:
     systems = catalogue.systems()
     string(values, "system", f"{catalogue.spoken(list(systems))}; default: that of the workdirs")
     string(values, "prompts", "JSONL file, one prompt a line: name, tags, description, lyrics, seconds, seed, ...")
-    number(values, "seconds", "length of a single prompt's song", lower=0.1)
+    number(values, "seconds", "length of the song; with --prompts, of lines that name none", lower=0.1)
     string(values, "out", "folder for one wav and one JSON a prompt")
     integer(values, "seed", "seed of the first prompt that names none; the next prompt takes the next", 0)
     string(values, "mesh", "spread the models over the devices, e.g. fsdp=4,tensor=2; default: one device")
@@ -69,12 +69,15 @@ def _generate(values: Values, given: list[str], audio: str | None = None) -> Non
         raise UserError(f"{wanted} is needed: the workdir of a trained model")
     from hiermusic.systems import requests, workdir
 
-    words = {flag.name for flag in flags if flag.of == "prompt"}
+    words = {flag.name: said[flag.name] for flag in flags if flag.of == "prompt" and flag.name in said}
+    if "lyrics" in words:
+        words["lyrics"] = words["lyrics"].replace("\\n", "\n")
     if values.prompts:
         kept = [version for system in systems for version in system.versions]
-        asked = requests.read(values.prompts, values.seed, kept)
+        unsaid = words if values.seconds is None else {**words, "seconds": values.seconds}
+        asked = requests.read(values.prompts, values.seed, kept, unsaid)
     else:
-        asked = requests.single(values.seconds, values.seed, **{name: said[name] for name in said if name in words})
+        asked = requests.single(values.seconds, values.seed, **words)
     with together(values):
         songs = workdir.generate(
             asked,

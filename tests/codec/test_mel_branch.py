@@ -50,10 +50,21 @@ def _identity(branch, tap=1):
 def test_a_frame_reads_the_bands_of_two_hops_round_it(length):
     wav = _noise(1, length, 1)
     made = _identity(_branch())(jnp.asarray(wav))[0]
-    around = np.pad(wav[0, :, 0], (HOP // 2, HOP // 2))
+    around = np.pad(wav[0, :, 0], (HOP // 2, HOP // 2), mode="reflect")
     power = np.abs(librosa.stft(around, n_fft=2 * HOP, hop_length=HOP, center=False)) ** 2
     bands = librosa.filters.mel(sr=RATE, n_fft=2 * HOP, n_mels=BANDS) @ power
     np.testing.assert_allclose(made, 0.5 * np.log10(1 + bands.T / 1e-5), rtol=1e-3, atol=1e-4)
+
+
+def test_a_deep_branch_reads_two_hops_in_a_longer_transform():
+    """As PyramidCodec's released code does: a frame of four hops, of which the window takes the middle two."""
+    wav, width = _noise(1, 12 * HOP, 1), 6
+    branch = DeepMelBranch(width, width, 1, width, HOP, RATE, rngs=nnx.Rngs(0))  # as wide as the latents: no block
+    branch.conv = lambda level_BTM: level_BTM
+    around = np.pad(wav[0, :, 0], (HOP + HOP // 2, HOP + HOP // 2), mode="reflect")
+    sizes = np.abs(librosa.stft(around, n_fft=4 * HOP, hop_length=HOP, win_length=2 * HOP, center=False))
+    bands = librosa.filters.mel(sr=RATE, n_fft=4 * HOP, n_mels=width, fmax=RATE / 2) @ sizes
+    np.testing.assert_allclose(branch(jnp.asarray(wav))[0], np.log(np.maximum(bands.T, 1e-5)), rtol=1e-3, atol=1e-4)
 
 
 def test_silence_is_nought_and_channels_are_kept_apart():

@@ -329,6 +329,23 @@ def test_the_weight_of_the_mel_loss_rises_over_the_first_steps():
     np.testing.assert_allclose(gradient(estimate, 100), 5 * gradient(estimate, 0), rtol=1e-4, atol=1e-9)
 
 
+def test_a_mel_loss_that_falls_to_nothing_is_there_until_it_has():
+    config = dataclasses.replace(SMALL, waveform=0.0, stft=0.0, mel=0.0, mel_start=2.0, mel_steps=100, balance=False)
+    assert [float(config.weights(step)["mel"]) for step in (0, 50, 100, 9999)] == [2, 1, 0, 0]
+    assert "mel" in objective.initial_norms(config) and config.balanced["mel"] == 0
+    assert dataclasses.replace(config, mel_steps=0).balanced.keys() == {"adversarial", "feature"}
+    wav, estimate = _waves()
+
+    @jax.jit
+    def gradient(estimate, step):
+        def scalar(e):
+            return objective.generator_objective(config, [Heard(wav, e, 44_100)], 0.0, None, {}, step)[0]
+
+        return jax.grad(scalar)(estimate)
+
+    assert np.any(gradient(estimate, 0)) and not np.any(gradient(estimate, 100))
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.codec import chunked
 from hiermusic.codec.codec import Codec, CodecConfig, quantiser_of
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.factorised import FactorisedConfig
@@ -210,6 +211,30 @@ def test_a_codec_rebuilds_each_resolution_in_one_pass():
     past = jax.eval_shape(lambda wav: codec().forward(wav, quantise=False, coarser=True), wav)
     assert len(past.coarser) == 2 and past.commitment.shape == (3,)
     assert jax.eval_shape(lambda wav: codec().forward(wav), wav).coarser == ()  # where nobody asks
+
+
+def test_long_songs_compute_no_level_that_was_not_asked_for(monkeypatch):
+    """By one program for each resolution, whatever the number of levels."""
+    codes = np.random.default_rng(2).integers(0, 8, (9, sum(PLAIN.slots)))
+    packets, programs = [], []
+
+    def decode(graph, state, codes_BPS):
+        packets.append(np.asarray(codes_BPS))
+        programs.append(forward_flops(lambda state, codes: nnx.merge(graph, state).decode(codes), state, codes_BPS))
+        return np.zeros((*codes_BPS.shape[:1], codes_BPS.shape[1] * CODEC.packet, 1))
+
+    monkeypatch.setattr(chunked, "decode", decode)
+    for levels in (1, 2, 3, 4, None):
+        chunked.decode_long(codec(), codes, levels=levels)
+    held = packets[0].shape[1]
+    whole = jnp.zeros((1, held, sum(PLAIN.slots)), jnp.int32)
+    needed = [forward_flops(lambda codes, n=n: codec().decode(codes, levels=n), whole) for n in (1, 3, 4)]
+    assert programs == [needed[i] for i in (0, 1, 1, 2, 2)] and needed[0] < needed[1] < needed[2]
+    assert [part.shape[-1] for part in packets] == [1, 5, 5, 9, 9]
+    assert np.all(packets[1][..., 3:] == -1) and np.all(packets[2] >= 0)
+    for part in packets:
+        there = part[0, :9] >= 0
+        np.testing.assert_array_equal(part[0, :9][there], codes[:, : part.shape[-1]][there])
 
 
 @pytest.mark.parametrize("kind", ["plain", "heavy"])

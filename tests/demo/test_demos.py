@@ -21,8 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FOLDER = Path("/out")
 KHALA = ("corpus", "codec", "tokens", "backbone", "superres", "songs", "evaluate songs", "evaluate codec",
          "evaluate backbone", "evaluate superres")  # fmt: skip
-AAR = ("corpus", "sat", "evaluate sat", "sat tokens", "aar", "songs", "evaluate songs", "evaluate aar", "rvq",
-       "evaluate rvq", "rvq tokens", "ar", "ar-songs", "evaluate ar-songs", "evaluate ar")  # fmt: skip
+AAR = ("corpus", "sat", "evaluate sat", "sat tokens", "aar", "songs", "evaluate songs", "evaluate aar")
 
 
 @pytest.fixture(params=["khala", "aar", "pyramid", "tokens"])
@@ -110,23 +109,17 @@ def test_aars_steps():
     assert tuple(steps) == AAR
     assert steps["corpus"] == ("data", {"source": aar.CORPUS, "out": at("corpus"), "sample_rate": "24000",
                                         "channels": "1"})  # fmt: skip
-    residual = {"config.model.quantiser": "residual", "config.model.levels": "6"}
+    config = {"config": f"{CONFIGS}/aar/codec.py:tiny", "workdir": at("sat"), "config.data.path": at("corpus")}
+    assert steps["sat"] == ("train", config)
+    assert steps["sat tokens"] == ("tokenize", {"codec": at("sat"), "data": at("corpus"), "out": at("sat-tokens")})
+    config = {"config": f"{CONFIGS}/aar/lm.py:tiny", "workdir": at("aar"), "config.data.path": at("sat-tokens")}
+    assert steps["aar"] == ("train", config)
     clip = at("sat/evaluation/sounds/clip-truth.wav")
-    for codec, model, stage, songs, more in (
-        ("sat", "aar", "lm", "songs", {}),
-        ("rvq", "ar", "ar_baseline", "ar-songs", residual),
-    ):
-        config = {"config": f"{CONFIGS}/aar/codec.py:tiny", "workdir": at(codec), "config.data.path": at("corpus")}
-        assert steps[codec] == ("train", config | more)
-        made = {"codec": at(codec), "data": at("corpus"), "out": at(f"{codec}-tokens")}
-        assert steps[f"{codec} tokens"] == ("tokenize", made)
-        config = {"config": f"{CONFIGS}/aar/{stage}.py:tiny", "workdir": at(model)}
-        assert steps[model] == ("train", config | {"config.data.path": at(f"{codec}-tokens")})
-        asked = {"system": "aar", "lm": at(model), "like": clip, "seconds": str(aar.SECONDS), "out": at(songs)}
-        assert steps[songs] == ("generate", asked)
-        assert steps[f"evaluate {songs}"] == ("evaluate", {"songs": at(songs), "data": at("corpus")})
-        for name in (codec, model):
-            assert steps[f"evaluate {name}"] == ("evaluate", {"workdir": at(name), "tracks": str(aar.TRACKS)})
+    asked = {"system": "aar", "lm": at("aar"), "like": clip, "seconds": str(aar.SECONDS), "out": at("songs")}
+    assert steps["songs"] == ("generate", asked)
+    assert steps["evaluate songs"] == ("evaluate", {"songs": at("songs"), "data": at("corpus")})
+    for name in ("sat", "aar"):
+        assert steps[f"evaluate {name}"] == ("evaluate", {"workdir": at(name), "tracks": str(aar.TRACKS)})
 
 
 def test_models_fit_the_tokens_they_are_trained_on(monkeypatch):

@@ -66,8 +66,16 @@ def test_prompts_without_a_seed_count_on_from_the_one_asked_for(tmp_path):
     assert [request.name for request in found] == ["song-001", "song-002", "x", "song-005"]  # by line
 
 
+def test_what_lines_leave_out_is_taken_from_elsewhere(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"tags": "fast", "seconds": 1}\n{"like": "own.wav", "lyrics": ""}\n')
+    unsaid = {"tags": "slow", "lyrics": "la", "like": "clip.wav", "seconds": 2.0}
+    one, other = requests.read(tmp_path / "p.jsonl", 0, unsaid=unsaid)
+    assert (one.prompt, one.like) == (Prompt(tags="fast", lyrics="la", seconds=1), "clip.wav")
+    assert (other.prompt, other.like) == (Prompt(tags="slow", seconds=2.0), "own.wav")
+
+
 def test_a_single_prompt_holds_all_that_was_said():
-    (request,) = requests.single(2.5, 17, tags="slow", lyrics="la\\nlu", instrumental=True, like="clip.wav")
+    (request,) = requests.single(2.5, 17, tags="slow", lyrics="la\nlu", instrumental=True, like="clip.wav")
     prompt = Prompt(tags="slow", lyrics="la\nlu", instrumental=True, seconds=2.5)
     assert request == requests.Request("song", prompt, 17, "clip.wav")
     (request,) = requests.single(1.0, 0)

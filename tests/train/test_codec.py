@@ -5,6 +5,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
@@ -23,6 +24,7 @@ from hiermusic.train.checkpoint import load_model
 from hiermusic.train.codec import CodecStage, Phase, PhasesConfig
 from hiermusic.train.log import read_metrics
 from hiermusic.train.loop import run
+from hiermusic.train.optimiser import OptimiserConfig
 from hiermusic.train.stage import RunConfig
 
 CODEC = CodecConfig(
@@ -40,10 +42,10 @@ def tones(index):
     return (0.5 * np.sin(2 * np.pi * pitches_B[:, None] * seconds_L))[..., None].astype(np.float32)
 
 
-def make_stage(steps=4, updates=(1, 1), quantise_start=0, **objective):
+def make_stage(steps=4, updates=(1, 1), quantise_start=0, clips=(0.0, None), **objective):
     train = {
         **{"steps": steps, "batch_size": 4, "seed": 0, "log_every": 1, "valid_every": 4, "show_every": 4},
-        **{"checkpoint_every": 1, "keep": 9, "clip_norm": 0.0, "ema_decay": 0.9},
+        **{"checkpoint_every": 1, "keep": 9, "clip_norm": clips[0], "ema_decay": 0.9},
         **{"optimiser": "adam", "learning_rate": 2e-3, "schedule": "constant", "warmup_steps": 2},
     }
     return CodecStage(
@@ -53,6 +55,7 @@ def make_stage(steps=4, updates=(1, 1), quantise_start=0, **objective):
         lambda rngs: Discriminator(1, DiscriminatorConfig(sizes=(78,), filters=4), rngs=rngs),
         ObjectiveConfig(stft_sizes=(64,), **objective),
         crop=(512, 1),
+        discriminator_clip_norm=clips[1],
         train=lambda rows: grain.MapDataset.range(10**6).map(tones),
         valid=lambda rows: grain.MapDataset.range(10**6, 10**6 + 2).map(lambda index: tones(index)[list(rows)]),
     )
@@ -108,6 +111,26 @@ def test_the_discriminator_may_rest_in_some_steps():
             make_stage(updates=wrong)
     with pytest.raises(UserError, match=r"train.quantise_start is -1; it must be at least 0"):
         make_stage(quantise_start=-1)
+
+
+@pytest.mark.parametrize(("clips", "judged"), [((1000.0, 10.0), 10.0), ((1000.0, None), 1000.0), ((1.0, 0.0), 0.0)])
+def test_the_discriminators_gradient_is_clipped_by_a_norm_of_its_own(clips, judged, monkeypatch):
+    seen = {}
+
+    def transform(optimiser, model, steps):
+        seen[type(model)] = optimiser.clip_norm
+        return optax.identity()
+
+    monkeypatch.setattr(OptimiserConfig, "transform", transform)
+    stage = make_stage(clips=clips)
+    nnx.eval_shape(lambda: stage.create(nnx.Rngs(0)))
+    assert seen == {Codec: clips[0], Discriminator: judged}
+
+
+@pytest.mark.parametrize("clip", [-1.0, float("inf"), float("nan")])
+def test_a_clip_that_is_no_norm_is_told(clip):
+    with pytest.raises(UserError, match=f"train.discriminator_clip_norm is {clip}; it must be finite"):
+        make_stage(clips=(0.0, clip))
 
 
 def test_records_tell_of_every_phase_and_of_the_codes(trained):

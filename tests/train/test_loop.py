@@ -104,6 +104,27 @@ def test_a_lasting_rise_ends_the_run(toy, tmp_path):
     assert read_metrics(tmp_path)[-1]["step"] == 24
 
 
+def test_a_rise_that_skipping_does_not_end_is_trained_on(toy, tmp_path, monkeypatch):
+    """Told once, and the same whether the run is whole or was cut where that is decided."""
+    batch = toy.ToyStage._batch
+    monkeypatch.setattr(toy.ToyStage, "_batch", lambda stage, rows, index: ("sum", batch(stage, rows, index)[1]))
+    rise = {"spiked": range(20, 50), "spike_window": 8, "spike_patience": 3}
+    final, _ = train(toy, tmp_path / "whole", steps=46, checkpoint_every=46, **rise)
+    for steps in (23, 24, 46):  # where the patience is used up, and before steps are written again
+        train(toy, tmp_path / "parts", steps=steps, checkpoint_every=46, **rise)
+    assert final["skipped"] == 4 and final["loss"] > 100
+    whole, parts = (
+        [(record["step"], record.get("loss"), record.get("skip_cause"), record.get("event")) for record in records]
+        for records in (read_log(tmp_path / name) for name in ("whole", "parts"))
+    )
+    assert parts == whole
+    assert [step for step, _, cause, _ in whole if cause] == [21, 22, 23, 24]
+    ((step, event),) = [(step, event) for step, _, _, event in whole if event]
+    assert step == 23 and event.startswith("the last 3 steps of one task up to step 23 were spikes")
+    one, other = (load_weights(tmp_path / name, prefer_ema=False) for name in ("whole", "parts"))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+
+
 def test_a_task_that_only_spikes_ends_the_run(toy, tmp_path):
     with pytest.raises(UserError, match="3 steps in a row of one task up to step 25"):
         train(toy, tmp_path, spiked=range(20, 50, 2), steps=50, spike_window=8, max_skipped=3)

@@ -76,21 +76,22 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.depth = 2
             config.model.context = 25
             config.sampling.top_k = 0
+            config.sampling.temperature = 0.6
             config.sampling.guidance = 3.0
             config.model.cond = 64
             config.model.listener = 32
             config.model.references = 4
             config.model.dtype = "float32"
             config.model.codec_tables = True
-            config.train.steps = 200
+            config.train.steps = 400
             config.train.batch_size = 8
             config.train.learning_rate = 2e-3
             config.train.warmup_steps = 20
             config.train.final_share = 0.1
             config.train.log_every = 10
-            config.train.valid_every = 100
+            config.train.valid_every = 200
             config.train.valid_batches = 2
-            config.train.checkpoint_every = 100
+            config.train.checkpoint_every = 200
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/aar/lm.py: choose tiny, small or paper")
     config.tokens = codec.tokens("paper128" if preset == "paper" else preset)

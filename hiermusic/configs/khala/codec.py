@@ -134,7 +134,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.warmup_steps = 50
             config.train.ema_decay = 0.98
             config.train.quantise_start = 550
-            config.train.spike_sigma = 0.0  # under noise the first hundred steps jump, and find back by themselves
             config.train.log_every = 20
             config.train.valid_every = 400
             config.train.valid_batches = 2

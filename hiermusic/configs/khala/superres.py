@@ -120,15 +120,15 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.sampling.levels = 6  # the others it predicts no better than counting does
             config.sampling.temperature = 0.0
             config.sampling.final_temperature = 0.0
-            config.train.steps = 120
+            config.train.steps = 90
             config.train.batch_size = 8
             config.train.learning_rate = 2e-3
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
             config.train.log_every = 10
-            config.train.valid_every = 60
+            config.train.valid_every = 45
             config.train.valid_batches = 8
-            config.train.checkpoint_every = 60
+            config.train.checkpoint_every = 45
         case _:
             choices = "tiny, small, paper, 3b or 7b"
             raise UserError(f"unknown preset '{preset}' of configs/khala/superres.py: choose {choices}")

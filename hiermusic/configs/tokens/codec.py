@@ -212,4 +212,5 @@ def _dac(config: ConfigDict) -> None:
     config.train.betas = (0.8, 0.99)
     config.train.weight_decay = 0.01
     config.train.clip_norm = 1000.0
+    config.train.discriminator_clip_norm = 10.0
     config.train.discriminator_updates = (1, 1)

@@ -128,6 +128,11 @@ def test_what_cannot_be_is_one_line(change, words):
     assert words in str(told.value) and "\n" not in str(told.value)
 
 
+def test_codec_and_discriminators_are_clipped_as_dacs():
+    stage = workdir.stage(config("paper"))
+    assert (stage.config.optimiser.clip_norm, stage.judging.clip_norm) == (1000, 10)
+
+
 def test_crops_are_whole_packets():
     wrong = config("tiny")
     wrong.train.crop_frames = 30

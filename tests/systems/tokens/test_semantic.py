@@ -72,7 +72,7 @@ def test_clusters_are_learnt_on_any_mesh_in_any_number_of_goes_and_name_the_fram
     source = TokenSource(tmp_path / "tokens")
     assert [level.rate for level in source.hierarchy] == [50] and source.hierarchy.sizes == (6,)
     for index, track in enumerate(source.tracks):
-        wav_LC, _ = files.read(at / "music" / f"{track['id']}.wav")
+        wav_LC, _ = files.read(at / "music" / track["id"])
         codes_TK = source[index]["codes"]
         assert codes_TK.shape == ((len(wav_LC) - 400) // 320 + 1, 1)
         np.testing.assert_array_equal(codes_TK, models[0].encode(wav_LC))
