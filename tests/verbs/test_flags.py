@@ -67,7 +67,8 @@ BOUNDS = {
     **{"split_at": (1, None), "levels": (1, None), "tracks": (1, None), "chips": (1, None), "mfu": (0.001, 1)},
     **{"seconds": (0.1, None), "evaluate seconds": (1, None), "guidance": (0, None), "min_share": (0, 1)},
     **{"temperature": (0, None), "top_k": (0, None), "top_p": (0.01, 1), "step": (0, None), "rows": (1, None)},
-    **{"process": (0, None), "processes": (1, None), "start_timeout": (1, None), "layer": (0, None), "window": (0, None)},
+    **{"process": (0, None), "processes": (1, None), "start_timeout": (1, None)},
+    **{"layer": (0, None), "window": (0, None)},
 }
 ANY = {"seed", "slices"}  # whose values are judged elsewhere
 
