@@ -210,7 +210,7 @@ CASES = {
             "workdir": (
                 ("--workdir=v",),
                 at("v", "lock.owned.folder", "workdir.open_data.workdir", "loop.run.workdir")
-                | at("v", "checkpoint.latest_step.workdir")
+                | at("v", "checkpoint.latest_step.workdir", "workdir.resolved.workdir")
                 | {"out": f"v: trained to step {10**9}, loss 1.0"},
             )
         }
