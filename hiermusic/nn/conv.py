@@ -75,7 +75,9 @@ def weight_norm(v: Array, g: Array, axis: int) -> Array:
     others = tuple(i for i in range(v.ndim) if i != axis)
     shape = [1] * v.ndim
     shape[axis] = -1
-    return v * (g.reshape(shape) * lax.rsqrt(jnp.sum(jnp.square(v), others, keepdims=True)))
+    # One vector until the end: with a shape in between, XLA takes the weights for others where they are differentiated,
+    # and so runs a codec's discriminator forward once for the codec and once more for itself.
+    return v * (g * lax.rsqrt(jnp.sum(jnp.square(v), others))).reshape(shape)
 
 
 class Conv(nnx.Module):

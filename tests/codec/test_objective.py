@@ -329,6 +329,27 @@ def test_the_weight_of_the_mel_loss_rises_over_the_first_steps():
     np.testing.assert_allclose(gradient(estimate, 100), 5 * gradient(estimate, 0), rtol=1e-4, atol=1e-9)
 
 
+def test_the_discriminator_judges_once_for_the_codec_and_for_itself():
+    """In the compiled step; the logits of the originals, by the last of six convolutions, the codec never asked for."""
+    config = dataclasses.replace(SMALL, stft=0.0, balance=False, adversary="least_squares")
+    graph, weights = nnx.split(_discriminator())
+
+    def step(weights, wav, estimate):
+        def generator(estimate):
+            judge = nnx.merge(graph, weights)
+            return objective.generator_objective(config, [Heard(wav, estimate, 44_100)], 0.0, judge, {})[0]
+
+        def discriminator(weights):
+            heard = [Heard(wav, estimate, 44_100)]
+            return objective.discriminator_objective(nnx.merge(graph, weights), heard, config.adversary)
+
+        return jax.grad(generator)(estimate), jax.grad(discriminator)(weights)
+
+    written = jax.jit(step).lower(weights, *_waves())
+    run = written.compile().as_text().count(" convolution(")
+    assert 0 < run <= written.as_text().count("stablehlo.convolution") - (6 + 5)
+
+
 def test_a_mel_loss_that_falls_to_nothing_is_there_until_it_has():
     config = dataclasses.replace(SMALL, waveform=0.0, stft=0.0, mel=0.0, mel_start=2.0, mel_steps=100, balance=False)
     assert [float(config.weights(step)["mel"]) for step in (0, 50, 100, 9999)] == [2, 1, 0, 0]

@@ -118,11 +118,21 @@ def test_token_models_are_told_of_the_presets_codec():
         ({"books": (1, 1)}, "model.level_strides has 3 numbers for the 2 levels"),
         ({"books": (1, 1), "level_strides": (2, 1)}, "loss.level_weights has 3 numbers for a codec of 2 levels"),
         ({"heavy": True}, "model.latent=128: a trunk without convolutions of its own ends with 192 channels"),
+        ({"books": (1, 0, 1)}, "model.books=(1, 0, 1): give whole numbers of 1 or more"),
+        ({"level_strides": (2, 1, 1)}, "model.level_strides=(2, 1, 1): a level has at least 2 tokens"),
+        ({"quantiser_dropout": 2.0}, "model.quantiser_dropout=2.0: give a share of the items"),
+        ({"loss.level_weights": (0.2, 0.3, -0.5)}, "loss.level_weights is (0.2, 0.3, -0.5)"),
+        ({"loss.mel_start": -1.0}, "loss.mel_start is -1.0"),
+        ({"loss.adversary": "wasserstein"}, "loss.adversary is 'wasserstein'"),
+        ({"discriminator.bands": (0.0, 0.5)}, "discriminator.bands is (0.0, 0.5)"),
+        ({"discriminator.bands": (0.0, 0.001, 1.0)}, "one holds no bin of a spectrum of 512 samples"),
+        ({"discriminator.periods": (0,)}, "discriminator.periods holds 0"),
+        ({"train.discriminator_clip_norm": -1.0}, "train.discriminator_clip_norm is -1.0"),
     ],
 )
 def test_what_cannot_be_is_one_line(change, words):
     wrong = config("tiny")
-    wrong.model.update(change)
+    wrong.update_from_flattened_dict({n if "." in n else f"model.{n}": value for n, value in change.items()})
     with pytest.raises(UserError) as told:
         workdir.stage(wrong)
     assert words in str(told.value) and "\n" not in str(told.value)
