@@ -3,9 +3,30 @@
 import importlib.util
 import os
 import signal
+import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+# What takes long begins first, so that two workers end together; and what a miniature is made for stands apart, so that
+# none waits for one that another is making.
+FIRST = (
+    "systems/khala/test_miniature.py",
+    "systems/aar/test_miniature.py",
+    "generate/test_autoregressive.py",
+    "systems/pyramid/test_codec.py",
+    "train/test_loop.py",
+    "scale/test_meshes.py",
+    "train/test_codec.py",
+    "codec/test_pyramid.py",
+    "systems/test_face.py",
+    "systems/test_bad_inputs.py",
+)
+# What says least for its time ends, where time may run out.
+LAST = ("systems/test_accelerator.py", "systems/test_benchmarks.py", "test_mutants.py", "test_notebooks.py", "fuzz/")
+NO_TIME = "no time was left"
+BEGAN = time.monotonic()
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small programs that run a few times each: optimising their machine code would take half of the suite's time, the newer
@@ -24,8 +45,38 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--within", type=float, default=0.0, help="begin no test after so many seconds, and name those")
+
+
 def pytest_configure():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, by what the tests start too
+
+
+def pytest_collection_modifyitems(items):
+    def place(item) -> int:
+        where = item.nodeid.removeprefix("tests/")
+        first = next((i for i, part in enumerate(FIRST) if where.startswith(part)), len(FIRST))
+        return next((first + i for i, part in enumerate(LAST, 1) if where.startswith(part)), first)
+
+    items.sort(key=place)  # keeps the order of those that stand in neither
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    within = item.config.getoption("--within")
+    if within and time.monotonic() - BEGAN > within:
+        pytest.skip(NO_TIME)
+
+
+def pytest_terminal_summary(terminalreporter):
+    left_out = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", ()):
+        if NO_TIME in str(report.longrepr):
+            file, _, name = report.nodeid.partition("::")
+            left_out[file].append(name)
+    for file, names in left_out.items():
+        terminalreporter.write_line(f"{NO_TIME} for {file}: {', '.join(names)}")
 
 
 @pytest.fixture(scope="session")
