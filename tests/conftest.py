@@ -1,5 +1,6 @@
 """Every test runs on eight fake CPU devices, with programs compiled quickly and kept in a persistent cache."""
 
+import gc
 import importlib.util
 import os
 import signal
@@ -23,11 +24,20 @@ FIRST = (
     "systems/test_face.py",
     "systems/test_bad_inputs.py",
 )
-# What says least for its time ends, where time may run out.
-LAST = ("systems/test_accelerator.py", "systems/test_benchmarks.py", "test_mutants.py", "test_notebooks.py", "fuzz/")
+# Of the slow tests, for which time may run out, those that say least for it, the least of all at the end.
+LAST = (
+    "nn/",
+    "scale/test_compile.py",
+    "scale/test_meshes.py",
+    "systems/test_accelerator.py",
+    "systems/test_benchmarks.py",
+    "test_notebooks.py",
+    "fuzz/",
+)
 NO_TIME = "no time was left"
 BEGAN = time.monotonic()
 
+SELDOM = 100_000, 10, 10  # Python looks for garbage: what is traced is a heap of small objects, hardly one of them any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small programs that run a few times each: optimising their machine code would take half of the suite's time, the newer
 # of XLA's two ways to fuse operations more than twice that of the older, and parts that are compiled beside each other
@@ -50,14 +60,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
+    gc.set_threshold(*SELDOM)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, by what the tests start too
 
 
 def pytest_collection_modifyitems(items):
     def place(item) -> int:
         where = item.nodeid.removeprefix("tests/")
-        first = next((i for i, part in enumerate(FIRST) if where.startswith(part)), len(FIRST))
-        return next((first + i for i, part in enumerate(LAST, 1) if where.startswith(part)), first)
+        order, other = (LAST, -1) if item.get_closest_marker("slow") else (FIRST, len(FIRST))
+        return next((i for i, part in enumerate(order) if where.startswith(part)), other)
 
     items.sort(key=place)  # keeps the order of those that stand in neither
 

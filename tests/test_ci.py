@@ -90,7 +90,7 @@ def test_the_slow_tests_get_what_time_is_left(ci, tmp_path):
     assert not [line for line in lines if "left out" in line]
     own, newest, slow = ((tmp_path / "record.how").read_text()).splitlines()
     assert own == "tests within ever" and newest.startswith("tests/nn ") and newest.endswith(" within ever")
-    assert slow.startswith("tests within ") and 3000 - 420 - 30 <= int(slow.split()[-1]) <= 3000 - 420
+    assert slow.startswith("tests within ") and 2880 - 420 - 60 <= int(slow.split()[-1]) <= 2880 - 420
 
 
 def test_all_that_the_newer_python_is_asked_is_there():

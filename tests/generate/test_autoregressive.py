@@ -7,7 +7,7 @@ from flax import nnx
 
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, batching, layerwise, nextscale
-from hiermusic.generate.autoregressive import generate
+from hiermusic.generate.autoregressive import CHUNK, generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
 
@@ -178,6 +178,25 @@ def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(
         assert one.codes.shape == (frames, 3) and one.ended == ended
         assert (one.codes >= 0).all() and (one.codes < sizes).all()
     assert heard == [(64, layouts[1].positions)]  # all had ended, so nothing more was decoded
+
+
+class Hasty(TokenLM):
+    """Wants EOS above everything, except where a frame begins."""
+
+    def level_logits(self, x, level):
+        Hasty.level = level
+        return super().level_logits(x, level)
+
+    def text_logits(self, x, ids):
+        return jnp.full((*x.shape[:-1], len(ids)), jnp.where(jnp.asarray(Hasty.level) == 0, -1e5, 1e5))
+
+
+@pytest.mark.parametrize("make", [pattern.flatten, pattern.parallel])
+def test_a_song_ends_only_where_a_frame_begins(model, make):
+    """And what is due right behind a chunk of steps is made."""
+    hasty, frames = Hasty(model.config, rngs=nnx.Rngs(0)), {pattern.flatten: 9, pattern.parallel: CHUNK + 1}[make]
+    (made,) = generate(hasty, [PROMPTS[0]], [make((frames,) * 3)], seeds=[3], eos=EOS, min_frames=0, **SAME)
+    assert not made.ended and made.codes.shape == (frames, 3) and (made.codes >= 0).all()
 
 
 def test_every_sample_has_its_own_least_length(model):
