@@ -37,7 +37,7 @@ LAST = (
 NO_TIME = "no time was left"
 BEGAN = time.monotonic()
 
-SELDOM = 100_000, 10, 10  # Python looks for garbage: what is traced is a heap of small objects, hardly one of them any
+SELDOM = 100_000, 10, 10  # when Python looks for garbage: tracing makes heaps of small objects, few of them that
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Small programs that run a few times each: optimising their machine code would take half of the suite's time, the newer
 # of XLA's two ways to fuse operations more than twice that of the older, and parts that are compiled beside each other
