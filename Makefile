@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/demo
+TESTS ?= tests
+WITHIN ?= 0
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
@@ -17,11 +19,11 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## corpus, codec, tokens, backbone, super-resolution, three songs and out/demo/report.html
 	$(BIN)/hiermusic demo --workdir=$(OUT)
 
-test: $(VENV)/.installed lint  ## all but the slow ones: some twenty minutes on two cores
-	$(BIN)/pytest -n 2 --dist loadscope -m "not slow"
+test: $(VENV)/.installed lint  ## all but the slow ones: a quarter of an hour on two cores, where nothing is compiled yet
+	$(BIN)/pytest -n 2 --dist loadscope -m "not slow" $(TESTS)
 
-test-slow: $(VENV)/.installed  ## the others
-	$(BIN)/pytest -n 2 --dist loadscope -m slow
+test-slow: $(VENV)/.installed  ## the others; WITHIN=600: none is begun after so many seconds, and those left out are named
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --within=$(WITHIN) $(TESTS)
 
 test-all: test test-slow
 

@@ -10,8 +10,8 @@
 could be noticed, as is argued there one by one, and do not count. `--out` keeps the draw and a log: the same command
 goes on where it was stopped.
 
-A fault can be noticed by what runs its line, so the tests are recorded first (`mutants_lines.py`, which needs
-`pip install coverage`): a fault's tests are those that run its line, cheapest first, then the others of their files.
+A fault can be noticed by what runs its line, so the tests are recorded first (`mutants_lines.py`, by coverage): a
+fault's tests are those that run its line, cheapest first, then the others of their files.
 """
 
 import argparse

@@ -54,6 +54,17 @@ def digests(path: Path) -> dict[str, str]:
     }
 
 
+def test_how_far_writing_has_come_is_told_by_who_writes_first(tmp_path, monkeypatch):
+    told, bar = [], records.bar
+    monkeypatch.setattr(records, "bar", lambda unit, total, **how: told.append((unit, total, how)) or bar(unit, total))
+    for name, worker in (("one", (0, 1)), ("two", (1, 2))):
+        write(tmp_path / name, tracks(3), progress=True, worker=worker)
+    write(tmp_path / "three", tracks(3))
+    (_, _, first), (_, _, second), (_, _, quiet) = told
+    assert told[0][:2] == ("track", 3) and first == {"label": "reading audio", "shown": True}
+    assert not second["shown"] and not quiet["shown"]
+
+
 @pytest.mark.parametrize("change", [{"seconds": []}, {"splits": []}, {"division": {"given": 1}}])
 def test_a_summary_that_cannot_be_told_is_refused(tmp_path, change):
     write(tmp_path, tracks(2))

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
+from hiermusic.audio import files
 from hiermusic.data import tfds_source
 from hiermusic.data.audio_records import AudioSource, write_audio
 from hiermusic.data.pipeline import resolve
@@ -71,6 +72,8 @@ def test_audio_round_trip_through_our_own_source(audio, exported, tmp_path):
 def test_a_split_of_ones_own(exported):
     tracks = open_source(f"tfds:{exported}?split=train[:50%]&audio=audio&sample_rate=4000").tracks
     assert len(tracks) == 2 and tracks[0].split is None and tracks[0].load()[1] == 4000
+    for rate in files.RATES:  # the lowest and the highest that recordings have
+        assert len(open_source(f"tfds:{exported}?sample_rate={rate}").tracks) == 5
     above = open_source(f"tfds:{exported.parent}")
     assert len(above.tracks) == 5 and above.fingerprint == open_source(str(exported), kind="tfds").fingerprint
 
@@ -81,6 +84,8 @@ def test_a_split_of_ones_own(exported):
         ("?split=holiday", "cannot be read"),
         ("?audio=sound", "no feature 'sound'"),
         ("?rate=3", "unknown option 'rate'"),
+        ("?sample_rate=999", "says no sample rate that recordings have"),
+        ("?sample_rate=1000001", "says no sample rate that recordings have"),
     ],
 )
 def test_wrong_questions_are_told(exported, query, words):

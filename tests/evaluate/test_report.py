@@ -256,3 +256,14 @@ def test_what_is_rebuilt_is_measured_as_music(result):
     assert table.columns == ["", "tonality", "chroma entropy, bits", "onset regularity"]
     assert [row[0] for row in table.rows] == ["the clips themselves", "2 levels"]
     assert table.rows[0][1] == "0.90 (0.80 … 1.00)" and table.rows[1][1] == DASH
+
+
+def test_a_song_is_shown_over_what_its_prompt_says():
+    player = Player("a", "a.wav")
+    prompt = {"tags": "slow", "seed": 0, "lyrics": "la", "like": None, "name": ""}
+    assert sections.song("A", prompt, [player]).items == [
+        player,
+        KeyValues({"tags": "slow", "seed": 0}),
+        Code("la", "Lyrics"),
+    ]
+    assert sections.song("A", {"lyrics": "", "like": None}, [player]).items == [player]

@@ -350,3 +350,18 @@ def test_what_was_measured_of_another_checkpoint_or_other_data_is_not_taken_up(m
     assert [measured("b"), measured(seconds=3.0), measured()] == [True, True, False]
     steps["w"] = 5
     assert [measured(), measured()] == [True, False]
+
+
+def test_songs_are_heard_beside_what_they_are_compared_with(monkeypatch, tmp_path):
+    wav_LC = np.full((80, 1), 0.1, np.float32)
+    corpus = SimpleNamespace(track=lambda index: wav_LC * (index == 7), valid=[7, 8], sample_rate=8000, path="corpus")
+    made = [SimpleNamespace(name="a", paths={"whole": tmp_path / "a.wav", "draft": tmp_path / "a.draft.wav"})]
+    monkeypatch.setattr(run.sections, "music", lambda results: report.Section("Music"))
+    monkeypatch.setattr(run, "anchored", lambda wav, rate: {"": wav, "white noise": -wav})
+    monkeypatch.setattr(run.songs, "structure", lambda *_: None)
+    results = {"best": "draft", "obedience": {}, "continuation": {}}
+    _, songs, others = run._heard(results, made, corpus, tmp_path)
+    assert [player.label for player in songs.items] == ["a, draft", "a, whole"]
+    assert [player.label for player in others.items] == ["a held-out song", "white noise"]
+    for player, sign in zip(others.items, (1, -1), strict=True):
+        np.testing.assert_allclose(files.read(player.path)[0], sign * wav_LC, atol=1e-4)

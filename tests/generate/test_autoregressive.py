@@ -7,7 +7,7 @@ from flax import nnx
 
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, batching, layerwise, nextscale
-from hiermusic.generate.autoregressive import generate
+from hiermusic.generate.autoregressive import CHUNK, generate
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.tokens import pattern
 
@@ -36,6 +36,9 @@ def plain(reference, model):
         for codes_T, known_T in zip(codes, given, strict=False):
             codes_T[: len(known_T)] = known_T
         for s in range(layout.positions):
+            drawn = [(k, t) for k, t in enumerate(layout.predicts_SK[s]) if t >= 0 and codes[k][t] < 0]
+            if not drawn:
+                continue
             reads_SK, hidden = layout.build(codes)[0][: s + 1], []
             for words in [prompt] if unprompted is None else [prompt, unprompted]:
                 marks_S = layout.marked(MARKERS)
@@ -43,12 +46,11 @@ def plain(reference, model):
                 before_SK = np.full((len(words) - 1, len(codes)), -1)
                 rows = np.concatenate([before_SK, reads_SK])
                 hidden.append(reference.row(config, w, text_S, rows, sees_SS=np.tri(len(text_S), dtype=bool))[-1])
-            for k, t in enumerate(layout.predicts_SK[s]):
-                if t >= 0 and codes[k][t] < 0:
-                    logits = [reference.code_logits(config, w, x, k) for x in hidden]
-                    if len(logits) == 2:
-                        logits[0] = logits[1] + guidance * (logits[0] - logits[1])
-                    codes[k][t] = reference.draw(logits[0], reference.key_of(seed, s, k), **options)
+            for k, t in drawn:
+                logits = [reference.code_logits(config, w, x, k) for x in hidden]
+                if len(logits) == 2:
+                    logits[0] = logits[1] + guidance * (logits[0] - logits[1])
+                codes[k][t] = reference.draw(logits[0], reference.key_of(seed, s, k), **options)
         return codes
 
     return decode
@@ -86,8 +88,8 @@ def test_given_levels_are_read_before_the_prompts_last_id(model, plain):
 
 def test_levels_that_are_given_and_heard_are_read_at_their_places(model, plain):
     """The first level is given, of the second so much is known that the first steps are made at once, marks and all."""
-    layouts = [pattern.level_major((n, 2 * n, 2 * n), separate=True, given=1) for n in (30, 40, 35)]
-    given = [[np.arange(layout.lengths[0]) % 12, np.arange(40) % 7, np.arange(3)] for layout in layouts]
+    layouts = [pattern.level_major((n, 2 * n, m), separate=True, given=1) for n, m in ((24, 6), (30, 8), (26, 7))]
+    given = [[np.arange(layout.lengths[0]) % 12, np.arange(42) % 7, np.arange(3)] for layout in layouts]
     samples = generate(
         model, PROMPTS, layouts, given=given, seeds=SEEDS, temperature=1.5, markers=MARKERS, guidance=2.0,
         unprompted=[[2, 3]] * 3, **SAME,
@@ -176,6 +178,25 @@ def test_an_adversarial_head_draws_nothing_illegal_and_ends_at_the_least_length(
         assert one.codes.shape == (frames, 3) and one.ended == ended
         assert (one.codes >= 0).all() and (one.codes < sizes).all()
     assert heard == [(64, layouts[1].positions)]  # all had ended, so nothing more was decoded
+
+
+class Hasty(TokenLM):
+    """Wants EOS above everything, except where a frame begins."""
+
+    def level_logits(self, x, level):
+        Hasty.level = level
+        return super().level_logits(x, level)
+
+    def text_logits(self, x, ids):
+        return jnp.full((*x.shape[:-1], len(ids)), jnp.where(jnp.asarray(Hasty.level) == 0, -1e5, 1e5))
+
+
+@pytest.mark.parametrize("make", [pattern.flatten, pattern.parallel])
+def test_a_song_ends_only_where_a_frame_begins(model, make):
+    """And what is due right behind a chunk of steps is made."""
+    hasty, frames = Hasty(model.config, rngs=nnx.Rngs(0)), {pattern.flatten: 9, pattern.parallel: CHUNK + 1}[make]
+    (made,) = generate(hasty, [PROMPTS[0]], [make((frames,) * 3)], seeds=[3], eos=EOS, min_frames=0, **SAME)
+    assert not made.ended and made.codes.shape == (frames, 3) and (made.codes >= 0).all()
 
 
 def test_every_sample_has_its_own_least_length(model):

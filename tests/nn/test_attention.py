@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermusic.nn import attention, attention_blocks
+from hiermusic.nn import attention, attention_blocks, attention_cudnn
 from hiermusic.nn.attention import attend
 from hiermusic.tokens.visibility import Visibility
 
@@ -69,6 +69,14 @@ def test_a_prompt_reads_no_key_behind_it(rule):
     np.testing.assert_allclose(whole[1, :, 2:], traced[1, :, 2:], atol=1e-5)
 
 
+def test_a_kernel_is_given_the_keys_of_its_row_alone(monkeypatch):
+    given = []
+    monkeypatch.setattr(attention, "_row", lambda q, *others, **how: given.append([x.shape for x in others]) or q)
+    q, k, v = draw(s=5)
+    attend(q, k, v, visibility=Visibility.causal(), valid_BS=np.ones((2, S), bool))
+    assert given == [[(2, 2, 5, 8), (2, 2, 5, 8), (2, 5)]]
+
+
 def test_long_rows_recompute_to_the_same_gradient(monkeypatch):
     q, k, v = draw()
 
@@ -115,3 +123,16 @@ def test_cudnn_is_lowered_for_a_gpu_where_it_fits(rule, monkeypatch):
     fits = rule.kind in ("causal", "full")
     assert (text.count("fmhaSoftmax("), text.count("fmhaSoftmaxBackward(")) == ((1, 1) if fits else (0, 0))
     assert ("dot_general" in text) != fits
+
+
+def test_cudnn_is_told_the_lengths_of_queries_and_of_keys(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: told.append(how) or q)
+    q, k, v = draw()
+    valid_BS = jnp.arange(S) < jnp.array([[3], [0]])
+    attention_cudnn.attend(q, k, v, valid_BS, visibility=Visibility.causal())
+    attention_cudnn.attend(q, k, v, None, visibility=Visibility.full())
+    for how, lengths, causal in zip(told, ([3, 1], None), (True, False), strict=True):  # of a row of padding: one
+        assert how["is_causal"] is causal and (how["scale"], how["implementation"]) == (1.0, "cudnn")
+        for name in ("query_seq_lengths", "key_value_seq_lengths"):
+            assert how[name] is None if lengths is None else how[name].tolist() == lengths

@@ -208,3 +208,10 @@ def test_an_index_names_no_file_elsewhere(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/passwd"}}')
     with pytest.raises(UserError, match="it does not name the files beside it"):
         export.shapes(tmp_path)
+
+
+def test_a_file_is_filled_to_the_last_byte():
+    shapes = {
+        name: jax.ShapeDtypeStruct((size,), jnp.float32) for name, size in zip("abcde", (3, 5, 9, 1, 1), strict=True)
+    }
+    assert export._groups(shapes, 32) == [["a", "b"], ["c"], ["d", "e"]]

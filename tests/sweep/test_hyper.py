@@ -78,3 +78,9 @@ def test_a_field_that_is_not_there_is_one_line(settings):
     with pytest.raises(UserError, match="run r: ") as error:
         one_run(settings).load()
     assert "\n" not in str(error.value)
+
+
+def test_a_name_is_whole_up_to_its_greatest_length():
+    for length in (runs.LONGEST_NAME, runs.LONGEST_NAME + 1):
+        name = runs._name({"train.note": "x" * (length - 5)}, {"train.note": "note"})
+        assert len(name) == runs.LONGEST_NAME and (name == "note=" + "x" * (length - 5)) == (length == len(name))

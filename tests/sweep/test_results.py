@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from hiermusic.errors import UserError
-from hiermusic.sweep import plan, results, runs
+from hiermusic.sweep import plan, results, runs, scaling
 
 from .files import BACKBONE, law
 
@@ -67,3 +68,15 @@ def test_a_scaling_sweep_tells_its_law_or_why_there_is_none(count, tmp_path):
         assert "L(C) = 1.7 + 400" in words and "C^-0.15" in words and "R^2 1.0000" in words
         assert summary["scaling"]["exponent"] == pytest.approx(0.15, abs=1e-3)
         assert summary["scaling"]["runs"] == names[:-1]
+
+
+def test_a_law_is_drawn_with_its_formula_and_the_runs_that_it_left_out():
+    rows = [{"flops": 10.0**power, "valid_loss": 4.0 - 0.1 * power} for power in range(3, 7)]
+    axis = Figure().subplots()
+    results._draw_law(axis, rows, rows[1:], scaling.Fit(3.0, 20.0, 0.25, (0.2, 0.3), 1.0, [0.0] * 3, None))
+    lines, names = axis.get_legend_handles_labels()
+    assert names == ["fitted", "left out", "3 + A C^-0.25", "E"]
+    assert [len(line.get_xdata()) for line in lines[:3]] == [3, 1, 100]
+    compute, loss = (array[[0, -1]] for array in lines[2].get_data())
+    np.testing.assert_allclose(compute, [1e4, 1e6])
+    np.testing.assert_allclose(loss, 3 + 20 * compute**-0.25)

@@ -92,7 +92,12 @@ TOKEN_LM = (
 )
 
 
-WORK = "import json, sys; from hiermusic import cli; [cli.main(words) for words in json.loads(sys.argv[1])]"
+WORK = """import gc, json, sys
+from hiermusic import cli
+gc.set_threshold(100_000, 10, 10)  # as in these tests' own process
+for words in json.loads(sys.argv[1]):
+    cli.main(words)
+"""
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,20 @@ from hiermusic.errors import UserError
 from .fakes import configuration
 
 
+@pytest.fixture(scope="module")
+def codec(khala):
+    return hiermusic.load(khala.codec)
+
+
 def sound(rate: int, seconds: float, channels: int = 1) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (0.3 * rng.standard_normal((round(rate * seconds), channels))).astype(np.float32)
 
 
-def test_a_codec_makes_the_codes_and_the_sound_of_the_verbs(khala, run, tmp_path):
+def test_a_codec_makes_the_codes_and_the_sound_of_the_verbs(khala, codec, run, tmp_path):
     soundfile.write(tmp_path / "in.wav", sound(44_100, 0.7, 2), 44_100, subtype="FLOAT")
     run("encode", f"--codec={khala.codec}", tmp_path / "in.wav", tmp_path / "codes.npz")
     run("decode", f"--codec={khala.codec}", tmp_path / "codes.npz", tmp_path / "out.wav")
-    codec = hiermusic.load(khala.codec)
     codes_SP = codec.encode(sound(44_100, 0.7, 2), 44_100)
     with np.load(tmp_path / "codes.npz") as stored:
         np.testing.assert_array_equal(codes_SP, stored["codes"])
@@ -35,8 +39,7 @@ def test_a_codec_makes_the_codes_and_the_sound_of_the_verbs(khala, run, tmp_path
     np.testing.assert_allclose(np.clip(wav_LC[:, 0], -1, 1), soundfile.read(tmp_path / "out.wav")[0], atol=1 / 32768)
 
 
-def test_levels_are_coarse_first_and_may_be_left_out_on_either_side(khala):
-    codec = hiermusic.load(khala.codec)
+def test_levels_are_coarse_first_and_may_be_left_out_on_either_side(codec):
     wav_L = sound(codec.sample_rate, 0.5)[:, 0]
     codes_SP = codec.encode(wav_L, codec.sample_rate)
     np.testing.assert_array_equal(codec.encode(wav_L, codec.sample_rate, levels=2), codes_SP[:2])
@@ -96,9 +99,9 @@ def test_a_model_of_another_system_takes_a_clip_and_goes_on_from_one(aar, tmp_pa
         (lambda codec: codec.decode(np.zeros((6, 4))), "the array holds codes (6, 4), not those of"),
     ],
 )
-def test_what_is_no_sound_and_no_codes(khala, call, words):
+def test_what_is_no_sound_and_no_codes(codec, call, words):
     with pytest.raises(UserError) as told:
-        call(hiermusic.load(khala.codec))
+        call(codec)
     assert words in str(told.value)
 
 

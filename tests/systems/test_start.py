@@ -3,9 +3,12 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from hiermusic.errors import UserError
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import start
 
@@ -27,3 +30,25 @@ def test_a_codec_on_one_device_is_read_under_a_mesh_of_many():
     share_KV = (counts_KV[:2] + 0.5) / (counts_KV[:2] + 0.5).sum(1, keepdims=True)
     log_KV = np.log(share_KV)
     np.testing.assert_allclose(model.code_bias[...], log_KV - log_KV.mean(1, keepdims=True), rtol=1e-4, atol=1e-5)
+
+
+class Tables(nnx.Module):
+    def __init__(self):
+        self.code_embed, self.norm, self.gain = (nnx.Param(jnp.zeros(shape)) for shape in ((3, 8, 4), 4, ()))
+
+
+def test_levels_that_a_run_does_not_know_stay_as_they_were(monkeypatch):
+    stored = {"code_embed": np.ones((2, 8, 4)), "norm": np.full(4, 2.0), "gain": np.array(5.0)}
+    monkeypatch.setattr(start.checkpoint, "load_weights", lambda source: stored if source == "run" else {})
+    model = Tables()
+    start.from_run("", model)
+    assert not model.norm.any()
+    start.from_run("run", model)
+    assert [float(level.mean()) for level in model.code_embed] == [1, 1, 0]
+    assert model.norm.tolist() == [2] * 4 and float(model.gain[...]) == 5
+    for name, shape in (("norm", 3), ("norm", 5), ("code_embed", (4, 8, 4)), ("code_embed", (2, 8, 5))):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=f"^run: {name} is "):
+            patch.setitem(stored, name, np.zeros(shape))
+            start.from_run("run", model)
+    with pytest.raises(UserError, match="another has no weight code_embed: it is of another model"):
+        start.from_run("another", model)

@@ -90,7 +90,7 @@ def test_where_checkpoints_lie_does_not_change_what_is_skipped(toy, tmp_path):
     """The guard of a step may know no more than it does when the step before is still under way."""
     guard = {"spike_window": 4, "spike_sigma": 2.0}
     for name, every in (("often", 1), ("never", 50)):
-        train(toy, tmp_path / name, spiked=[15, 22, 23], steps=30, checkpoint_every=every, **guard)
+        train(toy, tmp_path / name, spiked=[9, 14, 15], steps=20, checkpoint_every=every, **guard)
     often, never = (
         [(record["loss"], record.get("skip_cause")) for record in read_metrics(tmp_path / name)]
         for name in ("often", "never")
@@ -265,23 +265,20 @@ def test_held_out_tracks_are_looked_up_once_and_their_loss_is_told(toy, tmp_path
     assert all("held-out loss" in line for line in lines)
 
 
-def resumed(toy, workdir, capsys, before, after, **fields):
-    """What a run that goes on to another length says."""
-    for steps in (before, after):
-        config = toy.config(steps=steps, **fields)
-        capsys.readouterr()
-        toy.run(toy.ToyStage(config), workdir, progress=False)
-    return capsys.readouterr().err
-
-
 def test_a_schedule_that_moves_with_the_length_is_told(toy, tmp_path, capsys):
-    said = resumed(toy, tmp_path / "a", capsys, 6, 12, schedule="cosine")
+    def moved(**fields):
+        return loop._moved_rate(tmp_path, RunConfig.of(toy.config(**fields)))
+
+    train(toy, tmp_path, steps=6, schedule="cosine")
+    said = moved(steps=12, schedule="wsd", decay_share=0.5)
+    assert "wsd schedule: the learning rate after step 6 is 0.01, it was to be 0.001" in said
+    assert moved(steps=12, schedule="cosine", decay_steps=9) is moved(steps=12) is None
+    assert moved(steps=6, schedule="cosine") is None
+    capsys.readouterr()
+    train(toy, tmp_path, steps=12, schedule="cosine")
+    said = capsys.readouterr().err
     assert said.count("\n") == 1 and "train.steps was 6 and is 12, which moves the cosine schedule" in said
     assert "learning rate after step 6 is 0.00775, it was to be 0.001 " in said
-    said = resumed(toy, tmp_path / "b", capsys, 6, 12, schedule="wsd", decay_share=0.5)
-    assert "wsd schedule: the learning rate after step 6 is 0.01, it was to be 0.001" in said
-    assert resumed(toy, tmp_path / "c", capsys, 6, 12, schedule="cosine", decay_steps=9) == ""
-    assert resumed(toy, tmp_path / "d", capsys, 6, 12) == ""
 
 
 def test_data_that_change_under_a_run_are_told_and_logged(toy, tmp_path, capsys):

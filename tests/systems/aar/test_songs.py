@@ -200,6 +200,15 @@ def test_a_recording_is_what_aar_goes_on_from(prior):
         aar_songs.generate([request("a", 1, 0.3, like="1")], "out", lm="lm", audio="in.wav")
 
 
+def test_a_recording_is_encoded_behind_the_silence_that_fills_its_first_window_up(monkeypatch):
+    wav_LC, heard = np.arange(1.0, 41.0).reshape(20, 2), []
+    monkeypatch.setattr(aar_songs.files, "read", lambda *_: (wav_LC, 100))
+    monkeypatch.setattr(aar_songs, "encode_long", lambda coder, wav: heard.append(wav) or np.zeros((3, 5)))
+    codes_PS, skip = aar_songs._known(SimpleNamespace(packet=8, sample_rate=100, channels=2), "in.wav")
+    assert (codes_PS.shape, codes_PS.dtype, skip) == ((3, 5), np.int32, 4)
+    np.testing.assert_array_equal(heard, [np.concatenate([np.zeros((4, 2)), wav_LC])])
+
+
 def test_what_goes_on_sounds_like_itself_where_nothing_else_is_named(prior):
     prior.known = (np.zeros((1, 3), int), 0)
     prior.config.model.listener = 4

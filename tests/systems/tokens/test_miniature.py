@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from hiermusic.systems import workdir
+from hiermusic.systems.lm import models
 
 from ..conftest import CONFIGS, TOKEN_LM, work
 
@@ -62,5 +63,7 @@ def test_what_is_compiled_to_generate_follows_the_pattern():
         settings = {"model.pattern": name, "model.layers": 1, "model.width": 16, "model.length": 300}
         config = presets.load("configs/tokens/lm.py:tiny", settings)
         made = workdir.system(config).rooms.program(config, 2)
-        assert made.name.split(": ")[1] in ("64 steps", "one pass", "a window") and made.tokens > 0 and made.seconds > 0
+        assert made.name.split(": ")[1] in ("64 steps", "one pass", "a window") and made.seconds > 0
+        drawn = models.hierarchy(config).rates[models.pattern_of(config).given :]
+        assert made.tokens / made.seconds == pytest.approx(float(sum(drawn)))
         made.function.lower(*made.arguments, **made.static)
