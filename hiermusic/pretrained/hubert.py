@@ -122,7 +122,7 @@ class Positions(nnx.Module):
         size = self.kernel.shape[0]
         y = jax.lax.conv_general_dilated(
             x_BTD,
-            weight_norm(self.kernel[...], self.gain[...], 0),
+            weight_norm(self.kernel[...], self.gain[:, 0, 0], 0),
             (1,),
             [(size // 2, size - 1 - size // 2)],  # the frame too many of an even kernel is dropped at the end
             dimension_numbers=("NHC", "HIO", "NHC"),

@@ -99,7 +99,7 @@ def test_pieces_do_little_twice_and_have_few_lengths(margin):
             return rows_BP
 
         def cut(start, row_P=row_P, packets=packets):
-            return row_P[start : start + packets]
+            return (row_P[start : start + packets],)
 
         np.testing.assert_array_equal(_assemble(run, {}, cut, total, packets, margin, 1), np.arange(total))
         assert packets <= most and all(shape[0] <= 8 and shape[1] == packets for shape in seen)

@@ -213,7 +213,7 @@ def test_the_verbs_take_it_in_place_of_a_workdir(published, imported, tmp_path, 
     codec = hiermusic.load(imported)
     frames = -(-4001 // codec.codec.hop)
     with np.load(codes) as stored:
-        assert stored["codes"].shape == (2, frames) and len(np.unique(stored["codes"])) > 2
+        assert stored["codes"].shape == (2, frames) and len(np.unique(stored["codes"])) > 1
         np.testing.assert_array_equal(stored["codes"], codec.encode(wav, 8000, levels=2))
     assert soundfile.info(out).frames == 4001 and np.isfinite(soundfile.read(out)[0]).all()
 
@@ -250,13 +250,9 @@ def test_bad_sources_are_one_line_and_leave_nothing(published, imported, tmp_pat
         assert words in refused(capsys, "import", named, place, out)
     wrong = source(config, tensors | {name: np.ones(1000, np.float32)})
     assert f"{name} is (1000,), its configuration asks for" in refused(capsys, "import", kind, wrong, out)
-    assert (
-        "give whole"
-        in refused(
-            capsys, "import", kind, source({**config, "upsampling_ratios": 3, "downsampling_ratios": [0]}, tensors), out
-        )
-        or kind == "encodec"
-    )
+    strides = {"dac": "downsampling_ratios", "encodec": "upsampling_ratios"}[kind]
+    wrong = source({**config, strides: [0]}, tensors)
+    assert f"{strides} is [0] in its configuration: whole numbers" in refused(capsys, "import", kind, wrong, out)
     assert "is no identifier" in refused(capsys, "import", kind, str(folder), out, "--licence=my own")
     assert f"{imported} is not empty: give a new folder" in refused(capsys, "import", kind, str(folder), str(imported))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
@@ -298,7 +294,7 @@ def test_a_backbone_learns_tokens_of_an_imported_codec_by_configuration_alone(im
             f"--workdir={run}",
             f"--config.data.path={tokens}",
             "--config.train.steps=3",
-            "--config.train.batch_size=2",
+            "--config.train.batch_size=8",
             "--config.model.layers=1",
             "--noprogress",
         ]
@@ -321,7 +317,7 @@ def test_an_imported_codec_is_trained_on(imported, tmp_path):
     small = [
         "--config.discriminator.filters=2",
         "--config.discriminator.fft_sizes=(64,)",
-        "--config.train.batch_size=2",
+        "--config.train.batch_size=8",
     ]
     if preset == "dac_44khz":
         small += ["--config.discriminator.periods=(2,)", "--config.discriminator.period_widths=(2,2)"]
