@@ -60,12 +60,13 @@ def codecs(tmp_path, monkeypatch):
         share = made[str(folder)].share
         return SimpleNamespace(folder=str(folder), data=SimpleNamespace(segment_seconds=1.0, valid_fraction=share))
 
-    def load(folder, step):
+    def load(folder, *stages, step):
+        assert "codec" in stages
         made[folder].loaded.append(step)
-        return made[folder]
+        return None, made[folder]
 
     monkeypatch.setattr(workdir, "read", read)
-    monkeypatch.setattr(workdir, "load_codec", load)
+    monkeypatch.setattr(workdir, "load", load)
     monkeypatch.setattr(workdir, "_codec_config", lambda config: made[config.folder])
     monkeypatch.setattr(chunked, "encode_long", peaks)
     return SimpleNamespace(**{name: str(tmp_path / name) for name in shapes}, made=made)
