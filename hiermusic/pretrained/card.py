@@ -84,10 +84,16 @@ def front(licence: str | None, licences: Sequence[str], tags: Sequence[str], **m
     Raises:
       UserError: for a licence that is no identifier.
     """
-    if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
-        raise UserError(f"the licence '{licence}' is no identifier such as cc-by-4.0 or apache-2.0")
+    if licence is not None:
+        check_licence(licence)
     carried = licences[0] if len(licences) == 1 else "other" if licences else "unknown"
     return "\n".join(["---", *_yaml({"license": licence or carried, **more, "tags": list(tags)}), "---", ""])
+
+
+def check_licence(licence: str) -> None:
+    """UserError for a licence that is no identifier."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", licence):
+        raise UserError(f"the licence '{licence}' is no identifier such as cc-by-4.0 or apache-2.0")
 
 
 def _training(config: Mapping[str, Any], facts: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hiermusic.errors import UserError, reading
+from hiermusic.pretrained.pickles import Plain
 
 _ROOMS = ("sklearn.", "numpy.", "joblib.numpy_pickle.")
 _CLUSTERS = "cluster_centers_"
@@ -65,10 +66,10 @@ class _Stored(_Stand):
     """joblib's description of an array whose numbers follow in the file."""
 
 
-class _Reader(pickle._Unpickler):
+class _Reader(Plain):
     """Unpickles stand-ins, and the arrays that joblib writes between them."""
 
-    dispatch = pickle._Unpickler.dispatch.copy()
+    dispatch = Plain.dispatch.copy()
 
     def __init__(self, path: Path, file: BinaryIO):
         super().__init__(file, encoding="latin1")

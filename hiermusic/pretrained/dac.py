@@ -14,15 +14,16 @@ from hiermusic.pretrained.family import Family, Imported
 from hiermusic.pretrained.source import Source, folded
 
 _DILATIONS = (1, 3, 9)
+_MOST_LEVELS = 1000  # as many as a stranger's configuration names would fill the memory
 # what stands where in a residual unit of Descript's, in transformers' names
 _UNIT = {"0.alpha": "snake1.alpha", "1": "conv1", "2.alpha": "snake2.alpha", "3": "conv2"}
 
 
 def read(source: Source) -> Imported:
     """The codec; UserError where the weights are of another family."""
-    if "model_type" not in source.config:
-        source = _as_transformers(source)
-    model = _model(source)
+    with source.understood():
+        source = source if "model_type" in source.config else _as_transformers(source)
+        model = _model(source)
     table = list(_table(model))
     source = replace(source, tensors=pairs.unfolded(source.tensors, table))
     weights = pairs.read(source, table)
@@ -77,15 +78,13 @@ def _model(source: Source) -> dict[str, Any]:
     if (kind := source.config.get("model_type")) != "dac":
         raise UserError(f"{source.where} is a model of the type '{kind}': dac is wanted here")
     model = {
-        "sample_rate": source.field("sampling_rate", int, 16_000),
-        "encoder_width": source.field("encoder_hidden_size", int, 64),
-        "decoder_width": source.field("decoder_hidden_size", int, 1536),
-        "levels": source.field("n_codebooks", int, 9),
-        "codes": source.field("codebook_size", int, 1024),
-        "code_width": source.field("codebook_dim", int, 8),
+        "sample_rate": source.size("sampling_rate", 16_000),
+        "encoder_width": source.size("encoder_hidden_size", 64),
+        "decoder_width": source.size("decoder_hidden_size", 1536),
+        "levels": source.size("n_codebooks", 9, most=_MOST_LEVELS),
+        "codes": source.size("codebook_size", 1024),
+        "code_width": source.size("codebook_dim", 8),
     }
-    if any(value < 1 for value in model.values()):
-        raise UserError(f"{source.where}: its configuration has sizes below 1")
     strides = source.whole("downsampling_ratios", (2, 4, 8, 8))
     if (back := source.whole("upsampling_ratios", strides[::-1])) != strides[::-1]:
         raise UserError(
@@ -98,7 +97,7 @@ def _model(source: Source) -> dict[str, Any]:
         "quantiser": "factorised",
         "strides": strides,
         "dilations": _DILATIONS,
-        "latent": source.field("hidden_size", int, inner),
+        "latent": source.size("hidden_size", inner),
         "tanh": True,
         "short": True,
     }

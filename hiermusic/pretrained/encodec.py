@@ -13,6 +13,7 @@ from hiermusic.pretrained import pairs
 from hiermusic.pretrained.family import Family, Imported
 from hiermusic.pretrained.source import Source
 
+_MOST_LAYERS = 100  # of an LSTM
 _AT_LEAST = 2  # levels of the lowest bandwidth that EnCodec offers
 
 # the originals' names -> transformers'
@@ -26,9 +27,9 @@ _NAMES = (
 
 def read(source: Source) -> Imported:
     """The codec; UserError where the weights are of another family, or of a form that is not known here."""
-    if "model_type" not in source.config:
-        source = _as_transformers(source)
-    model = _model(source)
+    with source.understood():
+        source = source if "model_type" in source.config else _as_transformers(source)
+        model = _model(source)
     table = list(_table(model))
     source = replace(source, tensors=pairs.unfolded(source.tensors, table))
     weights = pairs.read(source, table)
@@ -120,21 +121,19 @@ def _model(source: Source) -> dict[str, Any]:
     if (norm := source.field("norm_type", str, "weight_norm")) not in norms:
         raise UserError(f"{source.where}: norm_type is {norm}; known are {', '.join(norms)}")
     number = {
-        "sample_rate": source.field("sampling_rate", int, 24_000),
-        "channels": source.field("audio_channels", int, 1),
-        "width": source.field("num_filters", int, 32),
-        "kernel": source.field("kernel_size", int, 7),
-        "last_kernel": source.field("last_kernel_size", int, 7),
-        "residual_kernel": source.field("residual_kernel_size", int, 3),
-        "compress": source.field("compress", int, 2),
-        "lstm_layers": source.field("num_lstm_layers", int, 2),
-        "codes": source.field("codebook_size", int, 1024),
-        "latent": source.field("hidden_size", int, 128),
+        "sample_rate": source.size("sampling_rate", 24_000),
+        "channels": source.size("audio_channels", 1),
+        "width": source.size("num_filters", 32),
+        "kernel": source.size("kernel_size", 7),
+        "last_kernel": source.size("last_kernel_size", 7),
+        "residual_kernel": source.size("residual_kernel_size", 3),
+        "compress": source.size("compress", 2),
+        "lstm_layers": source.size("num_lstm_layers", 2, most=_MOST_LAYERS),
+        "codes": source.size("codebook_size", 1024),
+        "latent": source.size("hidden_size", 128),
     }
     strides = source.whole("upsampling_ratios", [8, 5, 4, 2])[::-1]
-    layers, growth = source.field("num_residual_layers", int, 1), source.field("dilation_growth_rate", int, 2)
-    if any(value < 1 for value in (*number.values(), layers, growth)):
-        raise UserError(f"{source.where}: its configuration has sizes below 1")
+    layers, growth = source.size("num_residual_layers", 1, most=8), source.size("dilation_growth_rate", 2)
     if (source.config.get("codebook_dim") or number["latent"]) != number["latent"]:
         raise UserError(f"{source.where}: codebook_dim and hidden_size differ; only equal ones are known here")
     found = [re.fullmatch(r"quantizer\.layers\.(\d+)\.codebook\.embed", name) for name in source.tensors]
@@ -142,7 +141,7 @@ def _model(source: Source) -> dict[str, Any]:
         "trunk": "seanet",
         "quantiser": "residual",
         "strides": strides,
-        "dilations": tuple(growth**i for i in range(min(layers, 8))),
+        "dilations": tuple(growth**i for i in range(layers)),
         "causal": source.field("use_causal_conv", bool, True),
         "norm": norms[norm],
         "shortcut": source.field("use_conv_shortcut", bool, True),
@@ -256,6 +255,7 @@ def _sizes(source: Source, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     told = str(source.config.get("xp.cfg", ""))  # audiocraft's, as YAML
     rate = re.search(r"^sample_rate: (\d+)$", told, re.MULTILINE)
     causal = re.search(r"^ +causal: (true|false)$", told, re.MULTILINE)
+    padding = re.search(r"^ +pad_mode: (\w+)$", told, re.MULTILINE)
     return {
         "sampling_rate": int(rate[1]) if rate else 24_000,
         "audio_channels": channels,
@@ -268,6 +268,7 @@ def _sizes(source: Source, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "num_residual_layers": len(units) // len(downs),
         "upsampling_ratios": [shape(f"{place}.conv")[2] // 2 for place in downs[::-1]],
         "num_lstm_layers": sum(".lstm.bias_ih_l" in name and name.startswith("encoder.") for name in tensors),
+        "pad_mode": padding[1] if padding else "reflect",
         "use_causal_conv": causal is None or causal[1] == "true",
         "use_conv_shortcut": any(".shortcut." in name for name in tensors),
         "codebook_size": codebook.shape[0],

@@ -158,7 +158,7 @@ def _frames(encoder: Any, wav_L: np.ndarray, window: float) -> Float[np.ndarray,
         raise UserError(
             f"a sound of {len(wav_L)} samples is shorter than one frame, which has {c.span}: take a longer one"
         )
-    size = min(round(window * c.sample_rate / c.hop) or total, total)
+    size = min(max(round(window * c.sample_rate / c.hop), 1), total) if window else total
     starts = [min(start, total - size) for start in range(0, total, size)]
     reach = (size - 1) * c.hop + c.span
     if len(starts) == 1:

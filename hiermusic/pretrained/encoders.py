@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ def read_hubert(source: Source) -> Imported:
     """
     tensors = source.tensors
     if "post_extract_proj.weight" in tensors:
-        with _at(source):
+        with source.understood():
             config = _checked(hubert.of_fairseq({name: tensor.shape for name, tensor in tensors.items()}))
         table, spare = hubert.fairseq_names(config), ("mask_emb", "final_proj.", "label_embs_concat")
     else:
         _of_type(source, "hubert")
         if any(name.startswith("hubert.") for name in tensors):  # with a head on it, which is left where it is
             tensors = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("hubert.")}
-        with _at(source):
+        with source.understood():
             config = _checked(hubert.of_transformers(source.config))
         table, spare = hubert.transformers_names(config), ("masked_spec_embed",)
     return _imported(config, names.take(tensors, table, encoder.shapes(config), str(source.where), spare))
@@ -45,7 +44,7 @@ def read_clap(source: Source) -> Imported:
     Raises:
       UserError: another model, or a fused one.
     """
-    with _at(source):
+    with source.understood():
         if source.where.is_dir():
             _of_type(source, "clap")
             front = clap.front_of(source.where)
@@ -64,7 +63,7 @@ def read_vggish(source: Source) -> Imported:
     Raises:
       UserError: another model.
     """
-    with _at(source):
+    with source.understood():
         config = vggish.of_torchvggish({name: tensor.shape for name, tensor in source.tensors.items()})
     shapes = encoder.shapes(config)
     weights = names.take(source.tensors, vggish.torchvggish_names(), shapes, str(source.where), ("pproc.",))
@@ -80,6 +79,8 @@ def read_kmeans(source: Source, encoder: str = "", layer: int | None = None) -> 
     """A tokenizer of these clusters and an encoder's features; see `semantic.of_centroids`."""
     if not encoder:
         raise UserError(f"{source.where} says nothing of what it clusters: give --encoder=HUBERT, an imported folder")
+    if encoder == semantic.LOG_MEL and layer is not None:
+        raise UserError(f"--layer={layer}: {encoder} has no layers: leave it out")
     config, weights = semantic.of_centroids(source.where, source.tensors[_CENTRES], encoder, layer)
     place = os.path.abspath(encoder) if os.path.isdir(encoder) else encoder
     heard = {} if encoder == semantic.LOG_MEL else {"layer": config.features.layer}
@@ -125,18 +126,6 @@ def _of_type(source: Source, wanted: str) -> None:
         raise UserError(
             f"{source.where}: its config.json is of a {found}, not of a {wanted}: give another KIND or folder"
         )
-
-
-@contextmanager
-def _at(source: Source) -> Iterator[None]:
-    """Tells of what is read of a configuration or of shapes where it lies."""
-    try:
-        yield
-    except UserError as error:
-        told = str(error)
-        raise UserError(told if told.startswith(str(source.where)) else f"{source.where}: {told}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{source.where} cannot be understood ({type(error).__name__}: {error})") from error
 
 
 def _owns(family: str) -> Callable[[Mapping[str, Any]], bool]:

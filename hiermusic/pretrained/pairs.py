@@ -40,7 +40,7 @@ class Pair:
         return {name: np.ascontiguousarray(part.reshape(turned).transpose(back)) for name, part in parts.items()}
 
     def _turned(self, tensor: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(tensor.transpose(self.order).reshape(self.sizes))
+        return np.ascontiguousarray(tensor.transpose(self.order).reshape(self.sizes), np.float32)
 
 
 def vector(ours: str, theirs: str | tuple[str, ...], size: int, around: tuple[int, int] = (0, 0)) -> Pair:

@@ -31,6 +31,7 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
+_UNFINISHED = object()
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -98,7 +99,17 @@ class _Tensor:
         return np.array(view, np.float32 if kind == np.float16 else kind, order="C")
 
 
-class _Reader(pickle.Unpickler):
+class Plain(pickle._Unpickler):
+    """Unpickles with memory for what a file holds, not for what it says.
+
+    The fast reader of the standard library makes its memo as large as the highest number that a file gives a place in
+    it: ten bytes ask for gigabytes. A bytearray is made, of zeros, as large as it is said to be, and has no use here.
+    """
+
+    dispatch = {key: load for key, load in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
+
+
+class _Reader(Plain):
     """Unpickles descriptions of tensors in plain containers; what it may call is made anew for every reader."""
 
     def __init__(self, path: Path, file: BinaryIO):
@@ -139,20 +150,26 @@ def _tensor(storage: Any, offset: int, shape: Any, strides: Any) -> _Tensor:
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _filled(value: Any, raw: Callable[[_Storage], bytes], around: tuple[int, ...] = ()) -> Any:
-    """Plain containers again, with arrays in place of the descriptions of tensors."""
-    if isinstance(value, _Tensor):
-        return value.of(raw(value.storage))
+def _filled(value: Any, raw: Callable[[_Storage], bytes], made: dict[int, Any]) -> Any:
+    """Plain containers again, with arrays in place of the descriptions of tensors.
+
+    What lies in several places is `made` once: a few lists that each hold another twice would be millions.
+    """
     if isinstance(value, _PLAIN):
         return value
-    if id(value) in around:
+    if id(value) not in made:
+        made[id(value)] = _UNFINISHED
+        if isinstance(value, _Tensor):
+            made[id(value)] = value.of(raw(value.storage))
+        elif isinstance(value, dict):
+            made[id(value)] = {key: _filled(item, raw, made) for key, item in value.items()}
+        elif isinstance(value, list | tuple):
+            made[id(value)] = [_filled(item, raw, made) for item in value]
+        else:
+            raise ValueError(f"it holds a {type(value).__name__}, which is no tensor or plain value")
+    if made[id(value)] is _UNFINISHED:
         raise ValueError("a container lies within itself")
-    around = (*around, id(value))
-    if isinstance(value, dict):
-        return {key: _filled(item, raw, around) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_filled(item, raw, around) for item in value]
-    raise ValueError(f"it holds a {type(value).__name__}, which is no tensor or plain value")
+    return made[id(value)]
 
 
 def _zipped(path: Path, file: BinaryIO) -> Any:
@@ -164,9 +181,11 @@ def _zipped(path: Path, file: BinaryIO) -> Any:
             raise ValueError("it is a TorchScript program")
         if "byteorder" in names and archive.read(names["byteorder"]) != b"little":
             raise ValueError("its numbers are big-endian")
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("it is compressed, which PyTorch's own files are not")
         with archive.open(names["data.pkl"]) as pickled:
             value = _Reader(path, pickled).load()
-        return _filled(value, lru_cache(1)(lambda storage: archive.read(names[f"data/{storage.key}"])))
+        return _filled(value, lru_cache(1)(lambda storage: archive.read(names[f"data/{storage.key}"])), {})
 
 
 def _plain_stream(path: Path, file: BinaryIO) -> Any:
@@ -187,4 +206,4 @@ def _plain_stream(path: Path, file: BinaryIO) -> Any:
         file.seek(where[storage.key])
         return file.read(storage.bytes)
 
-    return _filled(value, lru_cache(1)(raw))
+    return _filled(value, lru_cache(1)(raw), {})

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hiermusic.pretrained import pickles
 
 UNKNOWN = "unknown"  # a licence that nothing tells
 
+_LARGEST, _MOST_NUMBERS = 1 << 24, 64  # sizes, and numbers in a row, beyond what any model has
 _AGAIN = "get the file again"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _FILES = (".pt", ".pth", ".ckpt", ".th", ".bin")
@@ -57,13 +59,34 @@ class Source:
         return value
 
     def whole(self, name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        """A field of whole numbers of 1 or more; UserError where it holds anything else."""
+        """A field of a few whole numbers of 1 or more; UserError where it holds anything else."""
         values = self.field(name, (list, tuple), ... if default is None else list(default))
-        if not values or not all(type(value) is int and value > 0 for value in values):
+        if not 0 < len(values) <= _MOST_NUMBERS or not all(type(one) is int and 0 < one <= _LARGEST for one in values):
             raise UserError(
                 f"{self.where}: {name} is {brief(values, 100)} in its configuration: whole numbers belong there"
             )
         return tuple(values)
+
+    def size(self, name: str, default: int, most: int = _LARGEST) -> int:
+        """A field that holds a whole number from 1 to `most`; UserError where it holds anything else."""
+        value = self.field(name, int, default)
+        if isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(
+                f"{self.where}: {name} is {brief(value, 100)} in its configuration: a whole number from 1 to {most:,} "
+                "belongs there"
+            )
+        return value
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Tells in one line, and where it lies, of whatever goes wrong with what a source says of itself."""
+        try:
+            yield
+        except UserError as error:
+            told = str(error)
+            raise UserError(told if told.startswith(str(self.where)) else f"{self.where}: {told}") from error
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise UserError(f"{self.where} cannot be understood ({type(error).__name__}: {error})") from error
 
 
 def read_source(path: str | Path) -> Source:

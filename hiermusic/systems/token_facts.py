@@ -39,6 +39,12 @@ def learn(config: ConfigDict) -> None:
         config.prefix = ConfigDict({str(i): asdict(stored_facts(other)) for i, other in enumerate(others)})
 
 
+def makers_of_prefix(config: ConfigDict) -> list[str]:
+    """The workdirs of what made the streams that a token model reads in front of its own, where these lie there."""
+    paths = [path for path in config.data.get("prefix", ()) if (Path(path) / "info.json").is_file()]
+    return [read_stream(path).tokenizer.workdir for path in paths]
+
+
 def learn_features(config: ConfigDict) -> None:
     """Lets a tokenizer's configuration say what the encoder of `model.encoder` is made of, in place: `features`.
 

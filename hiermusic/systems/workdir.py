@@ -116,6 +116,7 @@ def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDic
         token_facts.learn_features(config)
     codec, encoder = config.data.get("codec", ""), config.model.get("encoder", "")
     sources = (config.get("init_from"), codec and Tokenizer.named(codec).workdir, encoder, workdir)
+    sources += tuple(token_facts.makers_of_prefix(config))
     if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
         with config.unlocked():  # the command line locks what it makes
             config.licences = licences

@@ -38,7 +38,8 @@ def _import(values: Values, given: list[str]) -> None:
         "from": Path(source).resolve().name,
     }
     shapes = {name: export.shape(weight) for name, weight in model.weights.items()}
-    text = card.write(config, facts, shapes, [], None, values.licence, family.use or _use(config))
+    card.check_licence(licence)
+    text = card.write(config, facts, shapes, [], None, None, family.use or _use(config))
 
     def read(names):
         return {name: model.weights[name] for name in names}

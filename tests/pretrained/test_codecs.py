@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from ml_collections import ConfigDict
 
 import hiermusic
 from hiermusic import cli, presets
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError
-from hiermusic.pretrained import dac, encodec, export
+from hiermusic.pretrained import dac, encodec, export, pairs
 from hiermusic.pretrained.family import Imported
 from hiermusic.pretrained.kinds import KINDS
 from hiermusic.pretrained.source import Source
-from hiermusic.systems import workdir
+from hiermusic.systems import token_facts, workdir
 
 from .torch_files import save, stand_in, tensor
 
@@ -275,6 +277,45 @@ def test_a_form_of_encodec_that_is_not_known_is_told(field):
     odd = {"pad_mode": "constant", "trim_right_ratio": 0.5, "normalize": True, "chunk_length_s": 1.0, "norm_type": "x"}
     with pytest.raises(UserError, match=f"m.*{field}"):
         KINDS["encodec"].read(Source("m", TINY["encodec"] | {field: odd[field]}, {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("dac", "n_codebooks", 1001),
+        ("dac", "encoder_hidden_size", 0),
+        ("dac", "downsampling_ratios", [2] * 65),
+        ("encodec", "num_lstm_layers", 101),
+        ("encodec", "num_residual_layers", 9),
+        ("encodec", "hidden_size", 1 << 25),
+    ],
+)
+def test_sizes_that_no_model_has_are_told_before_anything_is_made_of_them(kind, field, value):
+    with pytest.raises(UserError, match=rf"m: {field} is .* in its configuration: "):
+        KINDS[kind].read(Source("m", TINY[kind] | {field: value}, {}))
+
+
+def test_what_the_originals_say_is_heeded_or_told_in_one_line():
+    with pytest.raises(UserError, match="m cannot be understood"):
+        KINDS["dac"].read(Source("m", {"metadata": {"kwargs": {"encoder_rates": None}}}, {}))
+    state = {_original("encodec", name): weight for name, weight in theirs("encodec")[1].items()}
+    with pytest.raises(UserError, match="m: pad_mode is constant; only reflect is known here"):
+        KINDS["encodec"].read(Source("m", {"xp.cfg": "seanet:\n  pad_mode: constant\n"}, state))
+    state["quantizer.vq.layers.0._codebook.embed"] = np.float32(1.0)
+    with pytest.raises(UserError, match="m cannot be understood"):
+        KINDS["encodec"].read(Source("m", {}, state))
+
+
+def test_weights_of_other_precisions_become_float32():
+    assert pairs.vector("a", "b", 3).read(Source("m", {}, {"b": np.ones(3)})).dtype == np.float32
+
+
+def test_streams_that_are_read_in_front_carry_their_licences(imported, tmp_path, monkeypatch):
+    made_by = SimpleNamespace(tokenizer=Tokenizer(str(imported), 0))
+    monkeypatch.setattr(token_facts, "read_stream", lambda path: made_by)
+    (tmp_path / "info.json").write_text("{}")
+    config = presets.load("configs/tokens/lm.py:tiny", {"data.prefix": (str(tmp_path), str(tmp_path / "gone"))})
+    assert list(workdir.resolved(config).licences) == ["cc-by-nc-4.0"]
 
 
 def test_the_original_that_codes_seconds_is_told(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from hiermusic.pretrained import clap, encoder, encoders, export, hubert
 from hiermusic.pretrained.clap import ClapConfig
 from hiermusic.pretrained.hubert import HubertConfig
 from hiermusic.pretrained.roberta import RobertaConfig
+from hiermusic.pretrained.semantic import LogMelConfig
 from hiermusic.pretrained.source import Source
 from hiermusic.pretrained.swin import SwinConfig
 
@@ -196,6 +198,20 @@ def test_words_become_ids(tmp_path):
         clap.ids_of(["piano"], tmp_path, RobertaConfig(ids=3))
     with pytest.raises(UserError, match="cannot be read as a tokenizer"):
         clap.ids_of(["piano"], tmp_path / "none", RobertaConfig())
+
+
+@pytest.mark.parametrize(("window", "heard"), [(0.005, 1), (0.02, 1), (0.1, 5), (0.0, 24)])
+def test_a_window_of_less_than_a_frame_is_one_frame_and_none_is_the_whole(monkeypatch, window, heard):
+    config = LogMelConfig()
+    found = []
+
+    def made(_, pieces_BL):
+        found.append(encoder.frame_count(config, pieces_BL.shape[1]))
+        return np.zeros((len(pieces_BL), found[0], 1), np.float32)
+
+    monkeypatch.setattr(encoder, "_batched", made)
+    assert len(encoder.embed(SimpleNamespace(config=config), np.zeros(8000), window)) == 24
+    assert found == [heard]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -119,6 +120,10 @@ def test_other_archives_and_pickles_are_refused(tmp_path):
     path.write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(UserError, match="does not begin as one"):
         pickles.read(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({"a": [0] * 1000}))
+    with pytest.raises(UserError, match="it is compressed, which PyTorch's own files are not"):
+        pickles.read(path)
     inside: list = []
     inside.append(inside)
     with pytest.raises(UserError, match="within itself"):
@@ -127,3 +132,31 @@ def test_other_archives_and_pickles_are_refused(tmp_path):
         archive.writestr("a/data.pkl", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")
     with pytest.raises(UserError, match="cannot be read"):
         pickles.read(path)
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02}r\x00\x00\x20\x00.", b"\x80\x05\x96" + bytes([0, 0, 0, 2, 0, 0, 0, 0])])
+def test_a_few_bytes_take_no_memory_for_what_they_only_speak_of(tmp_path, pickled):
+    """A place of two millions in the memo; a bytearray of 32 MB that does not follow."""
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("a/data.pkl", pickled)
+    tracemalloc.start()
+    try:
+        if pickled.endswith(b"."):
+            assert pickles.read(tmp_path / "x.pt") == {}
+        else:
+            with pytest.raises(UserError, match="cannot be read as a file of PyTorch's"):
+                pickles.read(tmp_path / "x.pt")
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_lies_in_several_places_is_made_once(tmp_path):
+    deep: list = [tensor(np.ones(2, np.float32))]
+    for _ in range(12):
+        deep = [deep, deep]
+    found = pickles.read(save({"a": deep}, tmp_path / "x.pt"))["a"]
+    for _ in range(12):
+        assert found[0] is found[1]
+        found = found[0]
+    assert found[0].tolist() == [1, 1]

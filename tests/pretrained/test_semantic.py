@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic import cli
 from hiermusic.errors import UserError
-from hiermusic.pretrained import encoder, semantic
+from hiermusic.pretrained import encoder, encoders, semantic
 from hiermusic.pretrained.hubert import HubertConfig
 from hiermusic.pretrained.semantic import LogMelConfig, Semantic, SemanticConfig
+from hiermusic.pretrained.source import Source
+from hiermusic.systems import workdir
 
 
 def noise(*shape, seed=0):
@@ -128,3 +131,18 @@ def test_somebody_elses_clusters_name_the_frames():
     np.testing.assert_array_equal(weights["clusters.codebooks"][0], centres_VD)
     with pytest.raises(UserError, match=r"km.npy has clusters of 63 numbers, the features of log_mel have 64"):
         semantic.of_centroids("km.npy", noise(5, 63), semantic.LOG_MEL, None)
+
+
+def test_clusters_of_log_mel_have_no_layer(tmp_path):
+    source = Source(tmp_path / "km.npy", {}, {"cluster_centers_": noise(5, 64)})
+    with pytest.raises(UserError, match=r"--layer=3: log_mel has no layers: leave it out"):
+        encoders.read_kmeans(source, semantic.LOG_MEL, 3)
+
+
+def test_the_card_of_clusters_tells_of_the_encoders_licence_too(tmp_path, monkeypatch):
+    np.save(tmp_path / "km.npy", noise(5, 64))
+    monkeypatch.setattr(workdir, "_licences", lambda place: ["cc-by-nc-4.0"])
+    words = ["import", "kmeans", str(tmp_path / "km.npy"), str(tmp_path / "out"), "--encoder=log_mel", "--licence=mit"]
+    cli.main(words)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: other\n") and "of the licence cc-by-nc-4.0, mit." in card

@@ -112,7 +112,8 @@ def test_what_is_no_source_is_said_in_one_line(folder, tmp_path):
 
 
 def test_what_a_source_lacks_or_has_otherwise_is_said(tmp_path):
-    source = Source(tmp_path / "m", {"size": 3, "rates": [2, 0], "one": [2, 4], "word": "x"}, {"a": A})
+    told = {"size": 3, "rates": [2, 0], "one": [2, 4], "word": "x", "many": [2] * 65, "great": [1 << 25], "yes": True}
+    source = Source(tmp_path / "m", told, {"a": A})
     assert source.tensor("a", (3, 2)) is A and source.field("size", int) == 3 and source.whole("one") == (2, 4)
     assert source.field("gone", int, 5) == 5 and source.whole("gone", (1,)) == (1,)
     for ask, words in (
@@ -120,6 +121,10 @@ def test_what_a_source_lacks_or_has_otherwise_is_said(tmp_path):
         (lambda: source.tensor("a", (2, 3)), r"m: a is \(3, 2\), its configuration asks for \(2, 3\)"),
         (lambda: source.field("gone"), "m: the configuration has no gone"),
         (lambda: source.field("word", int), "m: word is x in its configuration"),
+        (lambda: source.whole("many"), r"many is .* in its configuration: whole numbers belong there"),
+        (lambda: source.whole("great"), r"great is .* in its configuration: whole numbers belong there"),
+        (lambda: source.size("size", 1, most=2), "m: size is 3 in .*: a whole number from 1 to 2 belongs"),
+        (lambda: source.size("yes", 1), "m: yes is True in its configuration: a whole number from 1 to 16,777,216"),
         (lambda: source.whole("rates"), r"rates is \[2, 0\] in its configuration: whole numbers belong there"),
     ):
         with pytest.raises(UserError, match=words):
