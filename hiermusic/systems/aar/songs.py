@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -87,6 +87,7 @@ def generate(
     if audio and config.model.listener:
         requests = [replace(request, like=request.like or audio) for request in requests]
     conditions = [_condition(request, config, clap) for request in requests]
+    _clap.cache_clear()  # it makes no music, and gives its memory to what does
 
     def make(chosen: Sequence[Request]) -> list[songs.Song]:
         coder = workdirs.load_codec(codec, step)
@@ -166,6 +167,7 @@ def _condition(request: Request, config: ConfigDict, clap: str | None = None) ->
     return wav_LC[start : start + round(HEARD_SECONDS * rate)], rate
 
 
+@lru_cache(1)
 def _clap(folder: str) -> claps.Clap:
     model = encoders.load(folder)
     if not isinstance(model, claps.Clap):

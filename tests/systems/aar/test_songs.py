@@ -294,12 +294,16 @@ def test_what_a_clap_hears_and_reads(monkeypatch, tmp_path):
         def read(self, ids_BS):
             return np.asarray(ids_BS) * 2.0
 
-    monkeypatch.setattr(aar_songs.encoders, "load", lambda folder: Ear() if folder == "clap" else "another")
+    loaded = []
+    ears = {"clap": Ear(), "hubert": "another"}
+    monkeypatch.setattr(aar_songs.encoders, "load", lambda folder: loaded.append(folder) or ears[folder])
+    aar_songs._clap.cache_clear()
     monkeypatch.setattr(aar_songs.files, "read", lambda path, rate, channels: (np.full((rate, channels), 0.5), rate))
     heard = lambda model, wav_L: np.array([[1.0, wav_L[0]], [3.0, len(wav_L)]])  # noqa: E731
     monkeypatch.setattr(aar_songs.encoders, "embed", heard)
     np.testing.assert_array_equal(aar_songs._of_clip("clap", "long.wav"), [2.0, 240.25])
     monkeypatch.setattr(aar_songs.claps, "ids_of", lambda texts, folder, config: [[len(texts[0]), folder == "clap"]])
     np.testing.assert_array_equal(aar_songs._of_words("clap", "slow"), [8.0, 2.0])
+    assert loaded == ["clap"]  # once for all that is asked for
     with pytest.raises(UserError, match="--clap=hubert is another encoder"):
         aar_songs._of_words("hubert", "slow")
