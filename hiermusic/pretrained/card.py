@@ -10,6 +10,11 @@ import jax
 
 from hiermusic.errors import UserError
 
+_TASKS = {  # of stages that make no music, what the hub calls them, and a tag
+    "codec": ("audio-to-audio", "audio-codec"),
+    "encoder": ("feature-extraction", "audio-encoder"),
+    "semantic": ("feature-extraction", "audio-tokenizer"),
+}
 _UNWRITTEN = "*Not yet written: to be filled in by the author of this model.*"
 
 
@@ -37,10 +42,10 @@ def write(
       UserError: for a licence that is no identifier.
     """
     system, stage = config.get("system", "unknown"), config.get("stage", "unknown")
-    codec = stage == "codec"
     licences = config.get("licences", ())
-    tags = ["music", "audio-codec" if codec else "music-generation", "jax", system, stage]
-    more = {"library_name": "hiermusic", "pipeline_tag": "audio-to-audio" if codec else "text-to-audio"}
+    task, tag = _TASKS.get(stage, ("text-to-audio", "music-generation"))
+    tags = ["music", tag, "jax", *([system] if "system" in config else []), stage]
+    more = {"library_name": "hiermusic", "pipeline_tag": task}
     averaged = "an average over the last updates" if facts["weights"] == "ema" else "as the last update left them"
     lines = front(licence, licences, tags, **more).split("\n")
     if family := facts.get("family"):

@@ -164,6 +164,8 @@ def test_the_card_tells_what_is_known_and_leaves_the_rest():
         assert f"| {row} |" in body
     assert "```sh\nhiermusic encode FOLDER\n```" in body
     assert "a table" in body and body.count("Not yet written") == 3 and "data_wait" not in body
+    heard = card.write({"stage": "encoder"}, FACTS, sizes, [], None, None, None)
+    assert "pipeline_tag: feature-extraction\n" in heard and "- music\n- audio-encoder\n- jax\n- encoder\n" in heard
     other = card.write({**CONFIG, "stage": "backbone"}, FACTS, sizes, [], None, None, None)
     assert "hiermusic inspect --workdir=FOLDER" in other  # of a system that nobody here knows
     assert "license: unknown" in other and "pipeline_tag: text-to-audio" in other and "Not measured" in other
