@@ -13,7 +13,7 @@ from .calls import called, record
 from .table import CASES, CODEC, GONE
 
 HOSTS = {"coordinator": "h:1", "processes": 3, "process": 2, "start_timeout": 9.0}
-PROMPTS = [{"tags": "a", "seconds": 2}, {"name": "x", "seconds": 2, "seed": 3, "like": "clip.wav"}, {"seconds": 2}]
+PROMPTS = [{"tags": "a", "seconds": 2}, {"name": "x", "seconds": 2, "seed": 3, "like": "clip.wav"}, {}]
 ROWS = [(name, flag) for name, case in CASES.items() for flag in case.flags]
 
 
