@@ -400,8 +400,7 @@ CASES = {
         {
             "licence": (
                 ("--licence=cc0",),
-                {"card.write.licence": "cc0", "card.write.config": {"licences": ["cc0"]}}
-                | {"export.write.config": {"licences": ["cc0"]}},
+                {"card.write.config": {"licences": ["cc0"]}, "export.write.config": {"licences": ["cc0"]}},
             )
         }
         | one("encoder", "log_mel", "published._read.encoder")
