@@ -92,7 +92,7 @@ def pytest_terminal_summary(terminalreporter):
             file, _, name = report.nodeid.partition("::")
             left_out[file].append(name)
     for file, names in left_out.items():
-        terminalreporter.write_line(f"{NO_TIME} for {file}: {', '.join(names)}")
+        terminalreporter.write_line(f"{NO_TIME} for {file}: {', '.join(sorted(names))}")
 
 
 @pytest.fixture(scope="session")
