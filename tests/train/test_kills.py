@@ -22,7 +22,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 import toy
 settings = toy.config(steps=100_000, checkpoint_every=int(sys.argv[3]))
-settings.model.width = int(sys.argv[4])
+settings["model"]["width"] = int(sys.argv[4])
 toy.run(toy.ToyStage(settings), sys.argv[2], progress=False)
 """
 
