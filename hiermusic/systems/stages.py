@@ -22,6 +22,31 @@ def run_config(config: ConfigDict) -> RunConfig:
     return RunConfig.of(json.loads(config.to_json_best_effort()), catalogue.systems()[config.system].places)
 
 
+class Crops:
+    """Crops of the audio that a run is trained on, which is found when the run begins.
+
+    Args:
+      config: of the run.
+      sample_rate, channels: of what its model hears.
+      samples: in a crop.
+    """
+
+    def __init__(self, config: ConfigDict, sample_rate: int, channels: int, samples: int):
+        self._config, self._heard, self._samples = config, (sample_rate, channels), samples
+        self._records: Path | None = None
+
+    def open(self, workdir: Path) -> None:
+        """Finds the audio records, or makes them in the workdir."""
+        data = self._config.data
+        how = {"kind": data.kind, "segment_seconds": data.segment_seconds, "valid_fraction": data.valid_fraction}
+        self._records = pipeline.resolve(data.path, workdir / "data", *self._heard, **how)
+
+    def of(self, split: str, rows: Sequence[int]):
+        """Batches of a split, float32 [B, L, C]."""
+        train = self._config.train
+        return pipeline.waveform_batches(self._records, split, self._samples, train.batch_size, train.seed, rows)
+
+
 def codec_stage(
     config: ConfigDict,
     codec: CodecConfig,
@@ -36,7 +61,7 @@ def codec_stage(
     Raises:
       UserError: crops that are not whole packets of codes, or other weights of levels than there are levels.
     """
-    settings, data = config.train, config.data
+    settings = config.train
     samples = settings.crop_frames * codec.hop
     if samples % codec.packet:
         raise UserError(
@@ -49,23 +74,7 @@ def codec_stage(
             f"loss.level_weights has {len(objective.level_weights)} numbers for a codec of {len(codec.factors)} "
             "levels: give one for each"
         )
-    records: Path | None = None
-
-    def open_records(workdir: Path) -> None:
-        nonlocal records
-        records = pipeline.resolve(
-            data.path,
-            workdir / "data",
-            codec.sample_rate,
-            codec.channels,
-            kind=data.kind,
-            segment_seconds=data.segment_seconds,
-            valid_fraction=data.valid_fraction,
-        )
-
-    def batches(split: str, rows: Sequence[int]):
-        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, rows)
-
+    crops = Crops(config, codec.sample_rate, codec.channels, samples)
     return CodecStage(
         run_config(config),
         PhasesConfig(settings.quantise_start, settings.adversarial_start, tuple(settings.discriminator_updates)),
@@ -74,8 +83,8 @@ def codec_stage(
         objective,
         crop=(samples, codec.channels),
         discriminator_clip_norm=settings.get("discriminator_clip_norm"),
-        train=lambda rows: batches("train", rows),
-        valid=lambda rows: batches("valid", rows),
+        train=lambda rows: crops.of("train", rows),
+        valid=lambda rows: crops.of("valid", rows),
         prepare=lambda module: from_run(config.init_from, module.model),
-        open=open_records,
+        open=crops.open,
     )

@@ -4,7 +4,7 @@
 
 | preset | where                   | expect                                                                       |
 |--------|-------------------------|------------------------------------------------------------------------------|
-| tiny   | two CPU cores, minutes  | fewer bits than counting codes on held-out songs; noise of music's colour      |
+| tiny   | two CPU cores, minutes  | fewer bits than counting codes on held-out songs; pitches held, no beat yet     |
 | small  | one GPU, days           | untried; d8, 39.7 M parameters                                                |
 | paper  | GPUs, 100 epochs        | d16, 307.6 M parameters; `--config.model.depth` is 8 to 24 in the release     |
 

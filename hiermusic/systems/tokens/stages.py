@@ -1,12 +1,8 @@
 """What trains the codecs, tokenizers of meaning and token models that are of no system of their own."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from flax import nnx
 from ml_collections import ConfigDict
 
-from hiermusic.data import pipeline
 from hiermusic.pretrained import encoder, semantic
 from hiermusic.systems import stages
 from hiermusic.systems.lm import stages as lm
@@ -25,24 +21,9 @@ def stage(config: ConfigDict) -> CodecStage | ClusterStage | LMStage:
 
 
 def _semantic(config: ConfigDict) -> ClusterStage:
-    settings, data, tokenizer = config.train, config.data, semantic_config(config)
-    samples = round(settings.crop_seconds * tokenizer.sample_rate)
-    records: Path | None = None
-
-    def open_records(workdir: Path) -> None:
-        nonlocal records
-        records = pipeline.resolve(
-            data.path,
-            workdir / "data",
-            tokenizer.sample_rate,
-            tokenizer.channels,
-            kind=data.kind,
-            segment_seconds=data.segment_seconds,
-            valid_fraction=data.valid_fraction,
-        )
-
-    def batches(split: str, rows: Sequence[int]):
-        return pipeline.waveform_batches(records, split, samples, settings.batch_size, settings.seed, rows)
+    tokenizer = semantic_config(config)
+    samples = round(config.train.crop_seconds * tokenizer.sample_rate)
+    crops = stages.Crops(config, tokenizer.sample_rate, tokenizer.channels, samples)
 
     def prepare(module: nnx.Module) -> None:
         if config.model.encoder != semantic.LOG_MEL:
@@ -53,8 +34,8 @@ def _semantic(config: ConfigDict) -> ClusterStage:
         stages.run_config(config),
         make_model(config),
         samples=samples,
-        train=lambda rows: batches("train", rows),
-        valid=lambda rows: batches("valid", rows),
+        train=lambda rows: crops.of("train", rows),
+        valid=lambda rows: crops.of("valid", rows),
         prepare=prepare,
-        open=open_records,
+        open=crops.open,
     )
