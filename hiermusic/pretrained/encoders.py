@@ -138,6 +138,6 @@ FAMILIES = {
     "clap": Family("CLAP", read_clap, write_clap, use=_EMBED, owns=_owns("clap"), beside=beside_clap),
     "vggish": Family("VGGish", read_vggish, use=_EMBED, owns=_owns("vggish")),
     "kmeans": Family(
-        "k-means", read_kmeans, config="configs/tokens/semantic.py:hubert", open=open_kmeans, over_encoder=True
+        "k-means", read_kmeans, config="configs/tokens/semantic.py:hubert", open=open_kmeans, takes=("encoder", "layer")
     ),
 }

@@ -102,7 +102,7 @@ def write(
     with whole_folder(out) as folder:
         for file, names in zip(files, groups, strict=True):
             weights = {name: np.asarray(array, order="C") for name, array in read(names).items()}
-            _save(folder / file, weights)
+            save(folder / file, weights)
         if count > 1:
             where = {name: file for file, names in zip(files, groups, strict=True) for name in names}
             _write_json(folder / _INDEX, {"metadata": {"total_size": total_bytes(shapes)}, "weight_map": where})
@@ -133,7 +133,7 @@ def write_transformers(
       UserError: as `whole_folder`.
     """
     with whole_folder(out) as folder:
-        _save(folder / _WHOLE, tensors, "pt")
+        save(folder / _WHOLE, tensors, "pt")
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         _write_json(folder / _CONFIG, config)
@@ -158,7 +158,8 @@ def _groups(shapes: Shapes, limit: int) -> list[list[str]]:
     return groups
 
 
-def _save(path: Path, weights: Mapping[str, np.ndarray], form: str = "flax") -> None:
+def save(path: Path, weights: Mapping[str, np.ndarray], form: str = "flax") -> None:
+    """Writes a safetensors file; `form` is the library that it tells that it is of."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 

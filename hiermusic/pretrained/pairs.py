@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hiermusic.pretrained.later import Later
 from hiermusic.pretrained.source import Source
+
+_HALVES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Pair:
       shape: of theirs.
       order: their dimensions in our order.
       sizes: of ours, less the stacked dimension; the same numbers but for dimensions of 1.
+      times: ours over theirs.
     """
 
     ours: str
@@ -25,22 +29,41 @@ class Pair:
     shape: tuple[int, ...]
     order: tuple[int, ...]
     sizes: tuple[int, ...]
+    times: float = 1.0
 
     def read(self, source: Source) -> np.ndarray:
         """Our weight; UserError where theirs is missing or of another shape."""
-        if isinstance(self.theirs, str):
-            return self._turned(source.tensor(self.theirs, self.shape))
-        return np.stack([self._turned(source.tensor(name, self.shape)) for name in self.theirs])
+        return np.asarray(self.later(source))
+
+    def later(self, source: Source) -> Later:
+        """Our weight, made when it is asked for; UserError, now, where theirs is missing or of another shape.
+
+        It is float32, or of 16 bits where the source keeps theirs so.
+        """
+        stacked = not isinstance(self.theirs, str)
+        parts = [source.tensor(name, self.shape) for name in (self.theirs if stacked else (self.theirs,))]
+        dtype = parts[0].dtype if parts[0].dtype.name in _HALVES else np.dtype(np.float32)
+
+        def rows(which: slice) -> np.ndarray:
+            if stacked:
+                return np.stack([self._turned(part, dtype) for part in parts[which]])
+            return self._turned(parts[0], dtype)[which] if self.sizes else self._turned(parts[0], dtype)
+
+        return Later(((len(parts),) if stacked else ()) + self.sizes, dtype, rows)
 
     def write(self, weight: np.ndarray) -> dict[str, np.ndarray]:
         """Their weights."""
         parts = {self.theirs: weight} if isinstance(self.theirs, str) else dict(zip(self.theirs, weight, strict=True))
         turned = tuple(self.shape[axis] for axis in self.order)
         back = np.argsort(self.order)
-        return {name: np.ascontiguousarray(part.reshape(turned).transpose(back)) for name, part in parts.items()}
+        less = 1 / self.times
+        return {name: self._scaled(part.reshape(turned).transpose(back), less) for name, part in parts.items()}
 
-    def _turned(self, tensor: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(tensor.transpose(self.order).reshape(self.sizes), np.float32)
+    def _turned(self, tensor: np.ndarray | Later, dtype: np.dtype) -> np.ndarray:
+        return self._scaled(np.asarray(tensor, dtype).transpose(self.order).reshape(self.sizes), self.times)
+
+    def _scaled(self, weight: np.ndarray, times: float) -> np.ndarray:
+        return np.ascontiguousarray(weight if times == 1 else weight * np.asarray(times, weight.dtype))
 
 
 def vector(ours: str, theirs: str | tuple[str, ...], size: int, around: tuple[int, int] = (0, 0)) -> Pair:

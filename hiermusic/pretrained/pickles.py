@@ -8,7 +8,7 @@ import dataclasses
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,25 +35,27 @@ _UNFINISHED = object()
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
-def read(path: str | Path) -> Any:
+def read(path: str | Path, strangers: Sequence[str] = ()) -> Any:
     """What `torch.save` wrote: containers of plain values, with NumPy arrays where tensors were.
 
     Floating-point tensors of 16 bits come as float32.
 
     Args:
       path: a .pt, .pth, .ckpt, .th or .bin file, of the zip form or the one before it.
+      strangers: beginnings of the names of classes that a trainer keeps beside the weights; None stands where an object
+        of theirs was.
     Raises:
       UserError: a file that is none, is cut short, or asks for anything but tensors and plain values.
     """
     path = Path(path)
     with reading(path, "a file of PyTorch's", "get it again, or as safetensors"), path.open("rb") as file:
         if zipfile.is_zipfile(file):
-            return _zipped(path, file)
+            return _zipped(path, file, strangers)
         file.seek(0)
         if file.read(2) == b"PK":
             raise ValueError("it is cut short")
         file.seek(0)
-        return _plain_stream(path, file)
+        return _plain_stream(path, file, strangers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +111,22 @@ class Plain(pickle._Unpickler):
     dispatch = {key: load for key, load in pickle._Unpickler.dispatch.items() if key != pickle.BYTEARRAY8[0]}
 
 
+class _Stranger(dict):
+    """An object of a class that is not known here, of which nothing is kept."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
 class _Reader(Plain):
     """Unpickles descriptions of tensors in plain containers; what it may call is made anew for every reader."""
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path, file: BinaryIO, strangers: Sequence[str] = ()):
         super().__init__(file, encoding="utf-8")
-        self.path = path
+        self.path, self.strangers = path, tuple(strangers)
         self.storages: dict[str, _Storage] = {}
         self.known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
@@ -130,6 +142,8 @@ class _Reader(Plain):
 
     def find_class(self, module: str, name: str) -> Any:
         asked = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        if self.strangers and asked.startswith(self.strangers):
+            return _Stranger
         if asked not in self.known:
             raise UserError(
                 f"{self.path} asks for {asked}, which is no tensor or plain value: nothing of it was run; "
@@ -157,6 +171,8 @@ def _filled(value: Any, raw: Callable[[_Storage], bytes], made: dict[int, Any]) 
     """
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, _Stranger):
+        return None
     if id(value) not in made:
         made[id(value)] = _UNFINISHED
         if isinstance(value, _Tensor):
@@ -172,7 +188,7 @@ def _filled(value: Any, raw: Callable[[_Storage], bytes], made: dict[int, Any]) 
     return made[id(value)]
 
 
-def _zipped(path: Path, file: BinaryIO) -> Any:
+def _zipped(path: Path, file: BinaryIO, strangers: Sequence[str]) -> Any:
     with zipfile.ZipFile(file) as archive:
         names = {name.partition("/")[2]: name for name in archive.namelist()}
         if "data.pkl" not in names:
@@ -184,17 +200,17 @@ def _zipped(path: Path, file: BinaryIO) -> Any:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("it is compressed, which PyTorch's own files are not")
         with archive.open(names["data.pkl"]) as pickled:
-            value = _Reader(path, pickled).load()
+            value = _Reader(path, pickled, strangers).load()
         return _filled(value, lru_cache(1)(lambda storage: archive.read(names[f"data/{storage.key}"])), {})
 
 
-def _plain_stream(path: Path, file: BinaryIO) -> Any:
+def _plain_stream(path: Path, file: BinaryIO, strangers: Sequence[str]) -> Any:
     if _Reader(path, file).load() != _MAGIC:
         raise ValueError("it does not begin as one")
     _Reader(path, file).load()  # the version of the form
     if not _Reader(path, file).load().get("little_endian", True):
         raise ValueError("its numbers are big-endian")
-    reader = _Reader(path, file)
+    reader = _Reader(path, file, strangers)
     value = reader.load()
     where = {}
     for key in map(str, _Reader(path, file).load()):
@@ -207,3 +223,44 @@ def _plain_stream(path: Path, file: BinaryIO) -> Any:
         return file.read(storage.bytes)
 
     return _filled(value, lru_cache(1)(raw), {})
+
+
+# MARK: the way back
+
+
+def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Tensors by name, as `torch.save` writes a state_dict in the zip form; `torch.load` needs no trust to read it."""
+    names = {np.dtype(dtype): name for name, dtype in _STORAGES.items() if dtype != "bfloat16"}
+    pickled = [b"\x80\x02}"]  # the second protocol, an empty dictionary
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for key, (name, tensor) in enumerate(tensors.items()):
+            tensor = np.ascontiguousarray(tensor).reshape(tensor.shape)
+            strides = tuple(step // tensor.itemsize for step in tensor.strides)
+            storage = [_text("storage"), _called("torch", names[tensor.dtype]), _text(key), _text("cpu")]
+            pickled += [_text(name), _called("torch._utils", "_rebuild_tensor_v2"), b"(", b"(", *storage]
+            pickled += [_whole(tensor.size), b"tQ"]
+            pickled += [_whole(0), *_sizes(tensor.shape), *_sizes(strides), b"\x89"]  # which learns no gradients
+            pickled += [_called("collections", "OrderedDict"), b")R", b"tR", b"s"]
+        archive.writestr("archive/data.pkl", b"".join([*pickled, b"."]))
+        archive.writestr("archive/byteorder", "little")
+        for key, tensor in enumerate(tensors.values()):
+            archive.writestr(f"archive/data/{key}", np.ascontiguousarray(tensor).tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+def _text(value: object) -> bytes:
+    raw = str(value).encode()
+    return b"X" + len(raw).to_bytes(4, "little") + raw
+
+
+def _whole(value: int) -> bytes:
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + len(raw).to_bytes(1, "little") + raw
+
+
+def _called(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def _sizes(values: Sequence[int]) -> list[bytes]:
+    return [b"(", *map(_whole, values), b"t"]

@@ -141,11 +141,11 @@ def _folder(path: Path) -> Source:
     config = _json(path / "config.json", "a configuration")
     for name in _WHOLE:
         if (path / name).is_file():
-            return Source(path, config, _named(_of(path / name)), _licence(path))
+            return Source(path, config, _named(_of(path / name)), licence_of(path))
     for name in _WHOLE:
         index = path / f"{name}.index.json"
         if index.is_file():
-            return Source(path, config, _named(_sharded(path, index)), _licence(path))
+            return Source(path, config, _named(_sharded(path, index)), licence_of(path))
     raise UserError(f"{path} has config.json but neither {_WHOLE[0]} nor {_WHOLE[1]}, nor the index of their shards")
 
 
@@ -189,12 +189,12 @@ def _wide(tensor: np.ndarray) -> np.ndarray:
     return tensor.astype(np.float32) if tensor.dtype.name in ("float16", "bfloat16") else tensor
 
 
-def _licence(folder: Path) -> str:
-    """What the front matter of README.md says, where it says anything."""
+def licence_of(folder: Path, default: str = UNKNOWN) -> str:
+    """What the front matter of README.md says, where it says anything; `default` where there is none."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return UNKNOWN
+        return default
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     named = front and re.search(r"^license: *[\"']?([A-Za-z0-9][A-Za-z0-9.+-]*)[\"']? *$", front[1], re.MULTILINE)
     return named[1] if named else UNKNOWN

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -189,11 +189,11 @@ def _sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]
     return facts | {"loudness": loudness if math.isfinite(loudness) else None}
 
 
-def tell_cut(requests: Sequence[Request], words: TextTokenizer, keep_description: bool, limit: int) -> None:
-    """Says which prompts are longer than a model reads, and by how much."""
+def tell_cut(requests: Sequence[Request], words: TextTokenizer, how: Mapping[str, Any]) -> None:
+    """Says which prompts, composed as `how` says, are longer than a model reads, and by how much."""
     for request in requests:
-        if lost := excess(request.prompt, words, keep_description=keep_description, limit=limit):
-            told = f"its prompt is {lost} ids longer than the {limit} read"
+        if lost := excess(request.prompt, words, **how):
+            told = f"its prompt is {lost} ids longer than the {how['limit']} read"
             warn(f"{request.name}: {told}: the end of its words is left out")
 
 

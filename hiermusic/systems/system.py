@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from ml_collections import ConfigDict
 
+    from hiermusic.pretrained.family import Family
     from hiermusic.systems.demos import Demo
     from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
@@ -96,6 +97,9 @@ class Rooms:
         mesh=axis -> devices, rows=songs made at once, and by its name each flag of "model" or "else" that was given) ->
         songs as JSON objects, each written as NAME.wav and NAME.json.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
+      families: what its authors have published, by kind.
+      formats: by name, what writes models as its authors publish them: (folder, of each model the configuration, its
+        weights by dotted name and its folder) -> the names of the files.
     """
 
     make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
@@ -105,6 +109,8 @@ class Rooms:
     program: "Callable[[ConfigDict, int], Generation]"
     generate: Callable[..., list[dict[str, Any]]]
     demo: "Callable[[Path, Path], Demo]"
+    families: "Mapping[str, Family]" = field(default_factory=dict)
+    formats: Mapping[str, Callable[..., list[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,8 @@ class System:
       load: imports the rooms, which is much to load.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
+      kinds: of published models that `hiermusic import` takes.
+      formats: of `hiermusic export`: what its help says of each, by name.
     """
 
     name: str
@@ -134,6 +142,8 @@ class System:
     load: Callable[[], Rooms]
     versions: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def rooms(self) -> Rooms:

@@ -98,13 +98,25 @@ def _define_export(values: Values) -> None:
     integer(values, "step", "which checkpoint; default: the newest", lower=0)
     string(values, "dtype", "float32 or bfloat16; default: as they are")
     string(values, "licence", "identifier for the model card, such as cc-by-4.0; default: what it was made from has it")
-    told = "transformers: a folder that its classes load, of EnCodec, DAC, HuBERT and CLAP"
-    choice(values, "format", told, ("transformers",))
+    formats = {"transformers": "a folder that its classes load, of EnCodec, DAC, HuBERT and CLAP", **_formats()}
+    told = "; ".join(f"{name}: {text}" for name, text in formats.items())
+    choice(values, "format", told, tuple(formats))
+    integer(values, "bias", "of a system's format: times its readers add biases of gates; default: 2", lower=1, upper=2)
     boolean(values, "json", "print one JSON object")
 
 
+def _formats() -> dict[str, str]:
+    """Formats of systems' authors, and what is told of them."""
+    from hiermusic.systems import catalogue
+
+    return {name: text for system in catalogue.systems().values() for name, text in system.formats.items()}
+
+
 def _export(values: Values, given: list[str]) -> None:
-    positional(given)
+    if values.format not in _formats():
+        positional(given)
+        if values.bias:
+            raise UserError(f"--bias={values.bias} goes with --format={' or '.join(_formats())}: leave it out")
     need(values, "workdir", "out")
     _on_cpu()
     import jax.numpy as jnp
@@ -114,6 +126,10 @@ def _export(values: Values, given: list[str]) -> None:
     from hiermusic.train import log, stored
 
     config = workdir.read(values.workdir)
+    if values.format in _formats():
+        made = _as_published(values, given)
+        answer(values, made, [f"{values.out}: {', '.join(made['files'])} ({made['bytes'] / 1e6:,.1f} MB)"])
+        return
     if values.format:
         if values.dtype:
             raise UserError("--dtype does not go with --format=transformers: weights are written as they are")
@@ -138,6 +154,35 @@ def _export(values: Values, given: list[str]) -> None:
     size = export.total_bytes(weights.shapes)
     result = {"out": values.out, "files": files, "bytes": size, "arrays": len(weights.shapes), **facts}
     answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB, {facts['dtype']})"])
+
+
+def _as_published(values: Values, others: list[str]) -> dict:
+    """Writes the models of --workdir and of `others` into one folder, as the authors of their system publish them."""
+    import jax.numpy as jnp
+
+    from hiermusic.pretrained import card, export
+    from hiermusic.systems import catalogue, workdir
+    from hiermusic.train import checkpoint
+
+    ours = next(system for system in catalogue.systems().values() if values.format in system.formats)
+    models, licences, dtype = [], set(), _dtype(values)
+    for run in (values.workdir, *others):
+        fields = workdir.read(run).to_dict()
+        if fields["system"] != ours.name:
+            raise UserError(f"--format={values.format}: {run} is of the system {fields['system']}, not of {ours.name}")
+        weights = export.dotted(checkpoint.load_weights(run, values.step if run == values.workdir else None))
+        if dtype and fields["stage"] != "codec":
+            weights = {name: weight.astype(jnp.dtype(dtype)) for name, weight in weights.items()}
+        models.append((fields, weights, run))
+        licences |= set(fields.get("licences", ()))
+    front = card.front(values.licence, sorted(licences), ["music", "audio"])
+    names = ", ".join(Path(run).resolve().name for *_, run in models)
+    told = f"{front}\n# {ours.title}\n\nWritten by hiermusic from {names}.\n"
+    with export.whole_folder(values.out) as folder:
+        files = ours.rooms.formats[values.format](folder, models, values.bias or 0)
+        (folder / "README.md").write_text(told, encoding="utf-8")
+        size = sum((folder / file).stat().st_size for file in files)
+    return {"out": values.out, "files": files, "bytes": size, "format": values.format}
 
 
 def _to_transformers(config: ConfigDict, run: str, out: str, step: int | None, licence: str | None) -> dict:
@@ -185,5 +230,6 @@ VERBS = {
         "hiermusic export --workdir=out/codec --out=out/codec-export --licence=cc-by-4.0",
         _define_export,
         _export,
+        "[WORKDIR ...]",
     ),
 }

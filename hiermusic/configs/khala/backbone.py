@@ -44,6 +44,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.duration_unit = 60.0
     config.model.text_limit = 4096
     config.model.keep_description = True
+    config.model.as_released = False
     config.model.length = 16_384
     config.model.head = "window"
     config.model.z_loss = 0.0

@@ -43,6 +43,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.duration_unit = 60.0
     config.model.text_limit = 2048
     config.model.keep_description = False
+    config.model.as_released = False
     config.model.length = 8192
     config.model.head = "window"
     config.model.z_loss = 0.0

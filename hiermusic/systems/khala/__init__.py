@@ -10,7 +10,7 @@ from hiermusic.systems.system import CODEC, SAMPLING, USE_OF_A_CODEC, Flag, Room
 
 
 def _rooms() -> Rooms:
-    from hiermusic.systems.khala import demo, measures, models, songs, stages
+    from hiermusic.systems.khala import demo, measures, models, published, songs, stages
 
     return Rooms(
         make_model=models.make_model,
@@ -20,6 +20,8 @@ def _rooms() -> Rooms:
         program=songs.program,
         generate=songs.generate,
         demo=demo.demo,
+        families={"khala": published.FAMILY},
+        formats={"shao": published.write},
     )
 
 
@@ -65,4 +67,6 @@ SYSTEM = System(
     },
     load=_rooms,
     versions=("backbone",),
+    kinds=("khala",),
+    formats={"shao": "the files of Khala's release, of each model that is named"},
 )

@@ -85,6 +85,12 @@ def tokenizer(model: ConfigDict) -> TextTokenizer | None:
     return TextTokenizer(vocabulary(model), model.tokenizer_file or None)
 
 
+def prompting(model: ConfigDict) -> dict[str, int | bool]:
+    """How a model's prompts are composed, as `tokens.prompt.compose` is told it."""
+    how = {"keep_description": model.keep_description, "limit": model.text_limit}
+    return how | {"as_released": model.get("as_released", False)}
+
+
 def marker(model: ConfigDict, level: int) -> int:
     """The id that says that this level is predicted: by a row of its own, or from there on."""
     return level if model.tokenizer == "none" else vocabulary(model).task_marker(level)

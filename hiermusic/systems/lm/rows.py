@@ -93,7 +93,7 @@ class Rows:
         prompt = _asked(meta)
         if rng.random() < model.get("prompt_dropout", 0.0):
             prompt = Prompt(seconds=prompt.seconds)
-        ids = compose(prompt, self.tokenizer, keep_description=model.keep_description, limit=model.text_limit)
+        ids = compose(prompt, self.tokenizer, **models.prompting(model))
         return ids if level is None else [*ids[:-1], models.marker(model, level)]
 
     def crop(self, codes: Codes, most: int, rng: np.random.Generator) -> tuple[list[np.ndarray], bool]:
@@ -134,7 +134,7 @@ def tell_cut(config: ConfigDict) -> None:
         return
     tracks = TokenSource(config.data.path, slice(0, 1), "train").tracks
     looked_at = tracks[:: -(-len(tracks) // _LOOKED_AT) or 1]  # evenly spread: a corpus may hold millions
-    how = {"keep_description": model.keep_description, "limit": model.text_limit}
+    how = models.prompting(model)
     lost = [excess(_asked(track["meta"] | {"seconds": track["seconds"]}), words, **how) for track in looked_at]
     if (count := sum(map(bool, lost))) and workers()[0] == 0:
         warn(

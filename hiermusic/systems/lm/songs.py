@@ -152,7 +152,7 @@ def draw_long(
 def tell_cut(requests: Sequence[Request], config: ConfigDict, given: Sequence[packets.Streams] | None = None) -> None:
     """Says which prompts are longer than a model reads, where it is the one that begins."""
     if (words := tokenizer(config.model)) and given is None:
-        songs.tell_cut(requests, words, config.model.keep_description, config.model.text_limit)
+        songs.tell_cut(requests, words, models.prompting(config.model))
 
 
 def _draw(
@@ -260,7 +260,7 @@ def prompt_of(config: ConfigDict, words: TextTokenizer | None, request: Request,
     asked = Prompt(seconds=request.prompt.seconds) if bare else request.prompt
     ids = [sequence.START]
     if words:
-        ids = compose(asked, words, keep_description=model.keep_description, limit=model.text_limit)
+        ids = compose(asked, words, **models.prompting(model))
     return ids if order.stepwise or order.isolated else models.fill(config, ids)
 
 
