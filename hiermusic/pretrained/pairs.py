@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hiermusic.errors import UserError
 from hiermusic.pretrained.later import Later
 from hiermusic.pretrained.source import Source
 
@@ -87,6 +88,17 @@ def conv(ours: str, theirs: str, inputs: int, outputs: int, taps: int, *, transp
     return [weight, *gain, vector(f"{ours}.bias", f"{theirs}.bias", outputs)]
 
 
+def named(pairs: Iterable[Pair]) -> list[str]:
+    """The names of all of theirs."""
+    return [name for pair in pairs for name in ((pair.theirs,) if isinstance(pair.theirs, str) else pair.theirs)]
+
+
+def check_known(source: Source, names: Iterable[str]) -> None:
+    """UserError where a source has weights besides these."""
+    if more := sorted(set(source.tensors) - set(names)):
+        raise UserError(f"{source.where} has the weight {more[0]}, which this model has not: it is of another model")
+
+
 def read(source: Source, pairs: Iterable[Pair]) -> dict[str, np.ndarray]:
     """Our weights; UserError where one of theirs is missing or of another shape."""
     return {pair.ours: pair.read(source) for pair in pairs}
@@ -113,7 +125,6 @@ def norm(weight: np.ndarray) -> np.ndarray:
 
 
 def _normed(pairs: Sequence[Pair]) -> Iterator[str]:
-    for pair in pairs:
-        for name in (pair.theirs,) if isinstance(pair.theirs, str) else pair.theirs:
-            if name.endswith(".weight_v"):
-                yield name.removesuffix(".weight_v")
+    for name in named(pairs):
+        if name.endswith(".weight_v"):
+            yield name.removesuffix(".weight_v")

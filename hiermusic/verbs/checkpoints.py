@@ -127,7 +127,8 @@ def _export(values: Values, given: list[str]) -> None:
 
     config = workdir.read(values.workdir)
     if values.format in _formats():
-        made = _as_published(values, given)
+        how = {"step": values.step, "dtype": _dtype(values), "licence": values.licence, "bias": values.bias}
+        made = _as_published(values.format, [values.workdir, *given], values.out, **how)
         answer(values, made, [f"{values.out}: {', '.join(made['files'])} ({made['bytes'] / 1e6:,.1f} MB)"])
         return
     if values.format:
@@ -156,33 +157,35 @@ def _export(values: Values, given: list[str]) -> None:
     answer(values, result, [f"{values.out}: {', '.join(files)} ({size / 1e6:,.1f} MB, {facts['dtype']})"])
 
 
-def _as_published(values: Values, others: list[str]) -> dict:
-    """Writes the models of --workdir and of `others` into one folder, as the authors of their system publish them."""
+def _as_published(
+    form: str, runs: list[str], out: str, *, step: int | None, dtype: str | None, licence: str | None, bias: int | None
+) -> dict:
+    """Writes the models of runs, the first at a step, into one folder as their system's authors publish them."""
     import jax.numpy as jnp
 
     from hiermusic.pretrained import card, export
     from hiermusic.systems import catalogue, workdir
     from hiermusic.train import checkpoint
 
-    ours = next(system for system in catalogue.systems().values() if values.format in system.formats)
-    models, licences, dtype = [], set(), _dtype(values)
-    for run in (values.workdir, *others):
+    ours = next(system for system in catalogue.systems().values() if form in system.formats)
+    models, licences = [], set()
+    for run in runs:
         fields = workdir.read(run).to_dict()
         if fields["system"] != ours.name:
-            raise UserError(f"--format={values.format}: {run} is of the system {fields['system']}, not of {ours.name}")
-        weights = export.dotted(checkpoint.load_weights(run, values.step if run == values.workdir else None))
+            raise UserError(f"--format={form}: {run} is of the system {fields['system']}, not of {ours.name}")
+        weights = export.dotted(checkpoint.load_weights(run, step if run == runs[0] else None))
         if dtype and fields["stage"] != "codec":
             weights = {name: weight.astype(jnp.dtype(dtype)) for name, weight in weights.items()}
         models.append((fields, weights, run))
         licences |= set(fields.get("licences", ()))
-    front = card.front(values.licence, sorted(licences), ["music", "audio"])
+    front = card.front(licence, sorted(licences), ["music", "audio"])
     names = ", ".join(Path(run).resolve().name for *_, run in models)
     told = f"{front}\n# {ours.title}\n\nWritten by hiermusic from {names}.\n"
-    with export.whole_folder(values.out) as folder:
-        files = ours.rooms.formats[values.format](folder, models, values.bias or 0)
+    with export.whole_folder(out) as folder:
+        files = ours.rooms.formats[form](folder, models, bias or 0)
         (folder / "README.md").write_text(told, encoding="utf-8")
         size = sum((folder / file).stat().st_size for file in files)
-    return {"out": values.out, "files": files, "bytes": size, "format": values.format}
+    return {"out": out, "files": files, "bytes": size, "format": form}
 
 
 def _to_transformers(config: ConfigDict, run: str, out: str, step: int | None, licence: str | None) -> dict:

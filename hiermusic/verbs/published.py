@@ -20,11 +20,12 @@ def _define_import(values: Values) -> None:
     integer(values, "layer", "of a kmeans: the layer of these features; default: the folder's", lower=0)
     string(values, "tokenizer", "tokenizer.json of models that read words, where it does not lie beside the weights")
     integer(values, "bias", "times that biases in front of gates count, 1 or 2; default: 2", lower=1, upper=2)
+    string(values, "codec", "of a model of tokens that does not come with its codec: that codec's folder")
     string(values, "audio", "music by whose likelihood to choose between --bias=1 and 2")
     boolean(values, "json", "print one JSON object")
 
 
-_GIVEN = ("encoder", "layer", "tokenizer", "bias", "audio")  # flags that a family may take
+_GIVEN = ("encoder", "layer", "tokenizer", "bias", "codec", "audio")  # flags that a family may take
 
 
 def _import(values: Values, given: list[str]) -> None:

@@ -160,3 +160,30 @@ def test_what_lies_in_several_places_is_made_once(tmp_path):
         assert found[0] is found[1]
         found = found[0]
     assert found[0].tolist() == [1, 1]
+
+
+def test_what_a_trainer_keeps_beside_the_weights_is_passed_over(tmp_path):
+    """Where its classes are named: nothing of them runs, and None stands in their place."""
+    value = {"state_dict": {"a": tensor(np.ones(3, np.float32))}, "args": argparse.Namespace(rate=2), "epoch": 3}
+    path = save(value, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"asks for argparse\.Namespace"):
+        pickles.read(path)
+    found = pickles.read(path, strangers=["argparse."])
+    assert found["args"] is None and found["epoch"] == 3 and found["state_dict"]["a"].tolist() == [1, 1, 1]
+
+
+def test_what_is_written_comes_back(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "a": rng.normal(size=(300, 4)).astype(np.float32),
+        "b.c": rng.normal(size=5),
+        "half": rng.normal(size=(2, 1, 3)).astype(np.float32).astype(np.float16).astype(np.float32),
+        "flag": np.ones((), bool),
+        "none": np.zeros((0, 2), np.float32),
+    }
+    pickles.write(tmp_path / "x.pt", tensors)
+    found = pickles.read(tmp_path / "x.pt")
+    assert list(found) == list(tensors)
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape
+        np.testing.assert_array_equal(found[name], value)

@@ -101,10 +101,10 @@ def test_an_empty_file_is_no_song(produce, tmp_path, name):
 def test_a_prompt_that_is_cut_is_told(capsys):
     asked = requests.single(1.0, 0, tags="pop", lyrics="la " * 100)
     words = TextTokenizer(Vocabulary.byte_level())
-    songs.tell_cut(asked, words, True, 128)
-    told = "song: its prompt is 184 ids longer than the 128 read: the end of its words is left out\n"
+    songs.tell_cut(asked, words, {"limit": 128})
+    told = "song: its prompt is 183 ids longer than the 128 read: the end of its words is left out\n"
     assert capsys.readouterr().err == told
-    songs.tell_cut(asked, words, True, 1000)
+    songs.tell_cut(asked, words, {"limit": 1000})
     assert capsys.readouterr().err == ""
 
 
@@ -113,7 +113,7 @@ def test_prompts_that_are_cut_in_training_are_counted(capsys, monkeypatch):
     monkeypatch.setattr(lm_rows, "TokenSource", lambda *_: SimpleNamespace(tracks=tracks))
     model = {"tokenizer": "bytes", "tokenizer_file": "", "duration_unit": 1.0, "keep_description": False}
     lm_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 128}}))
-    told = "tokens: 2 of 4 prompts are longer than model.text_limit=128 ids, by 181 at most: "
+    told = "tokens: 2 of 4 prompts are longer than model.text_limit=128 ids, by 180 at most: "
     assert capsys.readouterr().err == told + "the ends of their words are left out\n"
     lm_rows.tell_cut(ConfigDict({"data": {"path": "tokens"}, "model": model | {"text_limit": 1000}}))
     assert capsys.readouterr().err == ""

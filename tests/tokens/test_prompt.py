@@ -68,10 +68,10 @@ def test_any_newline_ends_a_line():
 @given(st.text(), st.text())
 def test_any_text_is_only_text(tags, lyrics):
     ids = compose(Prompt(tags=tags, lyrics=lyrics, seconds=9), BYTES, limit=10**6)
-    lines = lyrics.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
+    lines = lyrics.strip().replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1
     assert [ids.count(i) for i in (IDS.bos, IDS.eom, IDS.bol, IDS.eol, IDS.eot, IDS.boa)] == [1, 3, 1, lines, 1, 1]
     first, last = 1, ids.index(IDS.eom)
-    assert bytes(ids[first:last]) == tags.encode("utf-8", "replace")
+    assert bytes(ids[first:last]) == tags.strip().encode("utf-8", "replace")
 
 
 def test_a_lone_surrogate_does_not_break_a_prompt():
@@ -79,7 +79,7 @@ def test_a_lone_surrogate_does_not_break_a_prompt():
 
 
 def test_of_a_long_prompt_the_lyrics_are_cut_and_the_structure_kept():
-    long = Prompt(tags="pop", language="English", lyrics="la " * 500, seconds=60)
+    long = Prompt(tags="pop", language="English", lyrics="la " * 500 + "lu", seconds=60)
     whole, cut = compose(long, BYTES), compose(long, BYTES, limit=100)
     assert len(cut) == 100 and cut == whole[:96] + whole[-4:]
     assert cut[-4:] == [IDS.eom, IDS.duration_id(60), IDS.eot, IDS.boa]
@@ -95,6 +95,27 @@ def test_metadata_is_cut_only_where_no_lyrics_are_left():
         tail = [IDS.eom, *raw(language), IDS.eom, *sung, IDS.duration_id(60), IDS.eot, IDS.boa]
         assert cut == [IDS.bos, *raw("pop " * 50)[: 49 - len(tail)], *tail]
         assert excess(long, BYTES, limit=50) == len(compose(long, BYTES)) - 50
+
+
+def test_words_are_stripped():
+    bare, wide = (
+        Prompt("a b", "t", "g", lyrics="la\nlu", seconds=9),
+        Prompt(" a b\n", "t", "g", lyrics="\n la\nlu \n", seconds=9),
+    )
+    assert compose(wide, BYTES) == compose(bare, BYTES)
+    assert compose(Prompt(" ", "\n", " g ", seconds=9), BYTES)[1:3] == [*raw("g"), IDS.eom]
+
+
+def test_as_released_the_beginning_is_kept_and_tags_go_with_the_description():
+    long = Prompt(tags="pop", lyrics="la " * 40, seconds=60)
+    whole, cut = compose(long, BYTES), compose(long, BYTES, limit=50, as_released=True)
+    assert cut == [*whole[:49], IDS.boa] and compose(long, BYTES, as_released=True) == whole
+    assert excess(long, BYTES, limit=50, as_released=True) == len(whole) - 50
+    assert excess(long, BYTES, as_released=True) == 0
+    for prompt, expected in ((Prompt("D", "T", "G", seconds=9), "G"), (Prompt("", "T", "G", seconds=9), "T")):
+        assert compose(prompt, BYTES, keep_description=False, as_released=True)[1:3] == [*raw(expected), IDS.eom]
+    assert compose(Prompt("D", "T", seconds=9), BYTES, keep_description=False, as_released=True)[1] == IDS.eom
+    assert compose(Prompt("D", "T", seconds=9), BYTES, as_released=True)[1:3] == [*raw("D"), IDS.eom]
 
 
 @pytest.mark.parametrize("limit", range(1, 12))

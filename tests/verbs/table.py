@@ -404,7 +404,25 @@ CASES = {
             )
         }
         | one("encoder", "log_mel", "published._read.encoder")
-        | one("layer", "9", "published._read.layer", to=9),
+        | one("layer", "9", "published._read.layer", to=9)
+        | one("tokenizer", "t.json", "published._read.tokenizer")
+        | one("bias", "1", "published._read.bias", to=1)
+        | one("codec", "c", "published._read.codec")
+        | one("audio", "a.wav", "published._read.audio"),
+    ),
+    "export shao": Case(
+        ("--workdir=w", "--out=o", "--format=shao", "v"),
+        {
+            "hiermusic.systems.workdir.read": configuration,
+            "hiermusic.verbs.checkpoints._on_cpu": None,
+            "hiermusic.verbs.checkpoints._as_published": {"files": ["a"], "bytes": 8},
+        },
+        one("bias", "1", "checkpoints._as_published.bias", to=1)
+        | {"workdir": (("--workdir=x",), {"workdir.read.workdir": "x", "checkpoints._as_published.runs": ["x", "v"]})}
+        | {"out": (("--out=p",), {"checkpoints._as_published.out": "p", "out": "p: a (0.0 MB)"})}
+        | one("step", "0", "checkpoints._as_published.step", to=0)
+        | one("dtype", "bfloat16", "checkpoints._as_published.dtype")
+        | one("licence", "cc0", "checkpoints._as_published.licence"),
     ),
     "compile": Case(
         (f"--config={CODEC}:tiny", "--topology=v5e:2x2"),

@@ -13,7 +13,7 @@ from hiermusic.systems.system import CODEC, SAMPLING, USE_OF_A_CODEC, Flag, Room
 
 
 def _rooms() -> Rooms:
-    from hiermusic.systems.aar import demo, measures, models, songs, stages
+    from hiermusic.systems.aar import demo, measures, models, published, songs, stages
 
     return Rooms(
         make_model=models.make_model,
@@ -23,6 +23,7 @@ def _rooms() -> Rooms:
         program=songs.program,
         generate=songs.generate,
         demo=demo.demo,
+        families=published.FAMILIES,
     )
 
 
@@ -55,4 +56,5 @@ SYSTEM = System(
     },
     load=_rooms,
     places=("data.clap",),
+    kinds=("sat", "aar"),
 )

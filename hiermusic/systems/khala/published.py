@@ -174,9 +174,8 @@ def _codec(source: Source) -> Imported:
                 raise UserError(f"{source.where}: {weights.alias(k)} are other codes than those of level {k}")
     if not all(np.all(one) for one in inited):
         raise UserError(f"{source.where}: its codebooks have not begun to learn: is it whole?")
-    known = {name for pair in table for name in ((pair.theirs,) if isinstance(pair.theirs, str) else pair.theirs)}
-    known |= {*weights.books(model, "inited"), *(weights.alias(k) for k in range(model["levels"]))}
-    _check_known(source, known)
+    aliases = map(weights.alias, range(model["levels"]))
+    pairs.check_known(source, [*pairs.named(table), *weights.books(model, "inited"), *aliases])
     # a code that replaced a dead one has left its average behind, to which training would take it back
     expected = found["quantiser.codebooks"] * found["quantiser.ema_counts"][..., None]
     apart = np.linalg.norm(found["quantiser.ema_sums"] - expected, axis=-1) > _NEAR * np.linalg.norm(expected, axis=-1)
@@ -248,8 +247,7 @@ def _token_model(source: Source, stage: str, tokens: Mapping[str, Any] | None, b
     found = {pair.ours: pair.later(source) for pair in table}
     for part, name in weights.TABLES.items():
         found |= _tables(source, part, name, (text, levels, codes, model["width"]))
-    known = {name for pair in table for name in ((pair.theirs,) if isinstance(pair.theirs, str) else pair.theirs)}
-    _check_known(source, known | set(weights.TABLES.values()))
+    pairs.check_known(source, [*pairs.named(table), *weights.TABLES.values()])
     fields = {"tokens": tokens} if tokens else {}
     return Imported(model, found, preset=f"configs/khala/{stage}.py:paper", fields=fields)
 
@@ -275,11 +273,6 @@ def _tables(source: Source, part: str, name: str, sizes: tuple[int, int, int, in
         f"text_{part}": Later((text, width), dtype, words),
         f"code_{part}": Later((levels, codes, width), dtype, rows),
     }
-
-
-def _check_known(source: Source, known: set[str]) -> None:
-    if more := sorted(set(source.tensors) - known):
-        raise UserError(f"{source.where} has the weight {more[0]}, which this model has not: it is of another model")
 
 
 def _likelier(

@@ -22,8 +22,12 @@ TINY = SimpleNamespace(
     layers=2, width=16, heads=4, kv_heads=2, head_dim=4, ffn=24, codes=16, levels=5, base=10_000.0,
     channels=2, strides=(4, 2), encoder=4, decoder=16, latent=8,
 )  # fmt: skip
-FILES = ("decoder_config.yaml", "decoder_weights.pt") + tuple(
-    name for model in ("backbone", "superres") for name in (f"{model}_megatron_args.json", f"khala_{model}.safetensors")
+MODELS = ("backbone", "superres")
+FILES = (
+    "decoder_config.yaml",
+    "decoder_weights.pt",
+    *(f"{name}_megatron_args.json" for name in MODELS),
+    *(f"khala_{name}.safetensors" for name in MODELS),
 )
 
 
@@ -35,7 +39,8 @@ def rows(levels: int, codes: int) -> int:
 def transformer(s: SimpleNamespace, levels: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a token model."""
     D, q, kv = s.width, s.heads * s.head_dim, s.kv_heads * s.head_dim
-    found = {"embed.weight": (rows(levels, s.codes), D), "lm_head.weight": (rows(levels, s.codes), D), "norm.weight": (D,)}
+    table = (rows(levels, s.codes), D)
+    found = {"embed.weight": table, "lm_head.weight": table, "norm.weight": (D,)}
     for i in range(s.layers):
         one = {"input_norm.weight": (D,), "post_attn_norm.weight": (D,)}
         for name, out, inputs in (
@@ -127,8 +132,8 @@ def tensors(s: SimpleNamespace = TINY) -> dict[str, dict[str, np.ndarray]]:
     for k in range(s.levels):
         book = f"quantizer.vq_layer_{k}._codebook"
         found[f"{book}.embed"] *= (spread * 0.7**k).astype(np.float32)
-        found[f"{book}.cluster_size"] = np.abs(found[f"{book}.cluster_size"]) + 1
-        found[f"{book}.embed_avg"] = found[f"{book}.embed"] * found[f"{book}.cluster_size"][:, None] * np.float32(1.0001)
+        found[f"{book}.cluster_size"] = counts = np.abs(found[f"{book}.cluster_size"]) + 1
+        found[f"{book}.embed_avg"] = found[f"{book}.embed"] * counts[:, None] * np.float32(1.0001)
         found[f"{book}.inited"][...] = 1
         found[f"quantizer.embed_{k}"] = found[f"{book}.embed"]
     return made | {"codec": found}
@@ -150,7 +155,7 @@ def write(folder: Path, made: dict[str, dict[str, np.ndarray]], s: SimpleNamespa
     from safetensors.numpy import save_file
 
     folder.mkdir(exist_ok=True)
-    for name, levels, length in (("backbone", 2, 256), ("superres", s.levels, 192)):
+    for name, levels, length in (("backbone", 2, 1536), ("superres", s.levels, 768)):
         save_file(made[name], folder / f"khala_{name}.safetensors")
         (folder / f"{name}_megatron_args.json").write_text(json.dumps(arguments(s, levels, length)))
     save({name: tensor(value) for name, value in made["codec"].items()}, folder / "decoder_weights.pt")

@@ -1,4 +1,4 @@
-"""Khala's release: every tensor has one place, what is computed is theirs, and the six files come out as they came in."""
+"""Khala's release: every tensor has one place, what is computed is theirs, the six files come out as they came in."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from hiermusic import cli, presets
-from hiermusic.pretrained import export, pickles
+from hiermusic.pretrained import export, pairs, pickles
 from hiermusic.pretrained.later import Later
 from hiermusic.pretrained.source import Source
 from hiermusic.systems import workdir
@@ -72,7 +72,7 @@ def test_every_tensor_of_a_token_model_has_one_place(stage, levels, count):
     model = published._token_model(told, stage, tokens, 2)
     assert {name: weight.shape for name, weight in model.weights.items()} == wanted(stage)
     table = list(weights.transformer(model.config, 2))
-    used = Counter(name for pair in table for name in ([pair.theirs] if isinstance(pair.theirs, str) else pair.theirs))
+    used = Counter(pairs.named(table))
     assert used + Counter(weights.TABLES.values()) == Counter(shapes.keys())
     for more in ("layers.24.norm", "extra"):
         with pytest.raises(published.UserError, match=f"has the weight {more}, which this model has not"):
@@ -87,7 +87,7 @@ def test_every_tensor_of_the_codec_has_one_place():
     table = list(weights.codec(model))
     found = {pair.ours: pair.later(told).shape for pair in table} | {"quantiser.initialised": ()}
     assert found == wanted("codec")
-    used = Counter(name for pair in table for name in ([pair.theirs] if isinstance(pair.theirs, str) else pair.theirs))
+    used = Counter(pairs.named(table))
     used += Counter([*weights.books(model, "inited"), *map(weights.alias, range(64))])
     assert used == Counter(shapes.keys())
 
@@ -204,7 +204,7 @@ def test_biases_count_as_often_as_is_said(made, source, tmp_path, capsys):
 
 
 def test_music_tells_how_often_biases_count(made, source, tmp_path, monkeypatch, capsys):
-    """A backbone that is certain of silence's first code where they count once, and of another where they count twice."""
+    """A backbone that is sure of silence's first code where they count once, and one that is where they count twice."""
     soundfile.write(tmp_path / "a.wav", np.zeros((400, 2)), 44_100)
     (first, *_), *_ = release.encode(made["codec"], TINY, np.zeros((400, 2)))[1]
     for often, best in ((1, "once"), (2, "twice")):
@@ -269,7 +269,7 @@ def test_bad_sources_are_one_line_and_leave_nothing(made, source, imported, tmp_
 
     def arguments(name: str, **changes) -> Path:
         place = folder(name, "backbone_megatron_args.json")
-        told = release.arguments(TINY, 2, 256) | changes
+        told = release.arguments(TINY, 2, 1536) | changes
         (place / "backbone_megatron_args.json").write_text(json.dumps(told))
         return place
 
@@ -291,7 +291,7 @@ def test_bad_sources_are_one_line_and_leave_nothing(made, source, imported, tmp_
     file = "khala_backbone.safetensors"
     cases = {
         "shards of Megatron's (.distcp), which only PyTorch reads: convert them with": shards.parent.parent,
-        "holds none of decoder_weights.pt": tmp_path / "sources" / "original" / "backbone" / "..",
+        "holds none of decoder_weights.pt": tmp_path / "sources" / "empty",
         "no release at": tmp_path / "nowhere",
         "has no tokenizer.json": folder("wordless", "tokenizer.json"),
         "backbone_megatron_args.json cannot be read": folder("untold", "backbone_megatron_args.json"),
@@ -306,7 +306,6 @@ def test_bad_sources_are_one_line_and_leave_nothing(made, source, imported, tmp_
         "lm_head.weight is (128287, 16)": weights_of("short", file, short),
     }
     (tmp_path / "sources" / "empty").mkdir()
-    cases["holds none of decoder_weights.pt"] = tmp_path / "sources" / "empty"
     for words, place in cases.items():
         told = refused(capsys, "import", "khala", str(place), out)
         assert words in told, told
