@@ -17,6 +17,7 @@ from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.pyramid import PyramidConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.codec.spectro import SpectroConfig
 from hiermusic.errors import UserError
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
@@ -48,7 +49,7 @@ class CodecConfig:
 
     sample_rate: int = 44_100
     channels: int = 2
-    trunk: DacConfig | SeanetConfig = dataclasses.field(default_factory=DacConfig)
+    trunk: DacConfig | SeanetConfig | SpectroConfig = dataclasses.field(default_factory=DacConfig)
     quantiser: AnyQuantiser = dataclasses.field(default_factory=QuantiserConfig)
     windowed: bool = False
     noise_db: tuple[float, ...] = ()

@@ -256,8 +256,14 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         sections.reconstruction(results, results["baselines"]),
         sections.rebuilt_music(results),
         sections.code_use(results),
-        sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
+        *_training(config, workdir),
     ]
+
+
+def _training(config: ConfigDict, workdir: str) -> list[report.Section]:
+    """How the losses went, which nobody knows of a model that was imported."""
+    log = Path(workdir) / "metrics.jsonl"
+    return [sections.training({config.stage: log})] if log.is_file() else []
 
 
 def narrowed(wav_LC: np.ndarray, factor: int) -> np.ndarray:
@@ -296,5 +302,5 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
     results = {"tracks": min(len(valid), tracks), "predictability": table}
     return results, lambda: [
         sections.predictability(table),
-        sections.training({config.stage: Path(workdir) / "metrics.jsonl"}),
+        *_training(config, workdir),
     ]

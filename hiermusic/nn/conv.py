@@ -91,8 +91,10 @@ class Conv(nnx.Module):
         keeps the length at stride 1 and odd kernels.
       padding_mode: what they hold: "zeros", or in one dimension "reflect", the signal mirrored about its end, which is
         then also mirrored as far as the last stride needs.
-      norm: "weight", of each output's weights (arXiv 1602.07868), or "group", of what comes out: one group of all
-        positions and channels, with a scale and a shift for each channel (arXiv 1803.08494).
+      spread: how far the input's positions are moved apart before, zeros between them: a transposed convolution, whose
+        taps lie in the order in which they meet the output; per spatial dimension, 1 when left out.
+      norm: "weight", of each output's weights (arXiv 1602.07868), "group", of what comes out: one group of all
+        positions and channels, with a scale and a shift for each channel (arXiv 1803.08494), or "none".
       dtype: compute type; parameters and the weight norm stay float32.
       init: of the weights: "dac", a normal of deviation 0.02, or "fan_in", 1 / sqrt(fan-in).
       axes: logical axes of the input and of the output channels (see `parallel.mesh.Rules`).
@@ -106,6 +108,7 @@ class Conv(nnx.Module):
         *,
         stride: Sequence[int] | None = None,
         dilation: Sequence[int] | None = None,
+        spread: Sequence[int] | None = None,
         padding: Sequence[int | tuple[int, int]] | None = None,
         padding_mode: str = "zeros",
         norm: str = "weight",
@@ -116,7 +119,7 @@ class Conv(nnx.Module):
     ):
         rank = len(kernel)
         self.stride = tuple(stride or (1,) * rank)
-        self.dilation = tuple(dilation or (1,) * rank)
+        self.dilation, self.spread = tuple(dilation or (1,) * rank), tuple(spread or (1,) * rank)
         if self.stride[-1] > 1 and self.dilation[-1] > 1:
             raise ValueError(f"stride {self.stride} over taps dilated by {self.dilation}: the last axis takes only one")
         padding = padding or [d * (k - 1) // 2 for k, d in zip(kernel, self.dilation, strict=True)]
@@ -124,15 +127,15 @@ class Conv(nnx.Module):
         self.reflect = padding_mode == "reflect"
         self.dtype = dtype
         self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), (None,) * rank + axes, _INITS[init])
+        self.weight_g = param.ones(rngs, (outputs,), axes[1:]) if norm == "weight" else None
         if norm == "weight":
-            self.weight_g = param.ones(rngs, (outputs,), axes[1:])
             param.put(self.weight_g, jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1)))))
         self.norm = GroupNorm(outputs, axes[1], rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
     def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *T O"]:
         w = self.weight_v[...]
-        if self.norm is None:
+        if self.weight_g is not None:
             w = weight_norm(w, self.weight_g[...], w.ndim - 1)
         x, w = x.astype(self.dtype), w.astype(self.dtype)
         stride, padding = self.stride, self.padding
@@ -145,7 +148,8 @@ class Conv(nnx.Module):
             stride, padding = (*stride[:-1], 1), (*padding[:-1], (0, 0))
         spatial = "HW"[: len(stride)]
         layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-        y = lax.conv_general_dilated(x, w, stride, padding, rhs_dilation=self.dilation, dimension_numbers=layout)
+        apart = {"lhs_dilation": self.spread, "rhs_dilation": self.dilation}
+        y = lax.conv_general_dilated(x, w, stride, padding, **apart, dimension_numbers=layout)
         y += self.bias[...].astype(self.dtype)
         return y if self.norm is None else self.norm(y)
 

@@ -191,6 +191,13 @@ def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
         run._tokens("w", tmp_path, None, 4.0, 1)
 
 
+def test_losses_are_shown_where_they_were_logged(tmp_path):
+    """Nobody knows those of a model that was imported."""
+    assert run._training(configuration(), str(tmp_path)) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    assert [section.title for section in run._training(configuration(), str(tmp_path))] == ["Training"]
+
+
 # MARK: songs
 
 

@@ -1,4 +1,5 @@
-"""The codecs that the world has: EnCodec (arXiv 2210.13438) and DAC (arXiv 2306.06546), to train, or to go on from.
+"""The codecs that the world has, to train, or to go on from: EnCodec (arXiv 2210.13438), DAC (arXiv 2306.06546),
+SpectroStream (arXiv 2508.05207).
 
     hiermusic import encodec FOLDER out/encodec
     hiermusic train --config=configs/tokens/codec.py:encodec_24khz --workdir=out/mine --config.init_from=out/encodec \\
@@ -13,9 +14,11 @@
 | dac_24khz        | 32 levels of 1024 codes at 75 frames/s                                               |
 | dac_44khz        | 9 levels of 1024 codes at 86.13 frames/s, 8 kbit/s                                   |
 | dac_44khz_16kbps | 18 levels of 1024 codes at 86.13 frames/s                                            |
+| spectrostream    | 48 kHz stereo, 64 levels of 1024 codes at 25 frames/s: 16 kbit/s                     |
 
 Sizes are those of the releases. Recipes are their papers', and untried here: EnCodec's with its discriminator on STFTs
-and its balancer, DAC's with its discriminators on periods and bands.
+and its balancer, DAC's with its discriminators on periods and bands; SpectroStream's is not published, and EnCodec's
+stands in its place.
 """
 
 from ml_collections import ConfigDict
@@ -70,10 +73,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     if preset.startswith("encodec_"):
         _encodec(config)
+    elif preset == "spectrostream":
+        _spectrostream(config)
     else:
         _dac(config)
     match preset:
-        case "encodec_24khz":
+        case "encodec_24khz" | "spectrostream":
             pass
         case "encodec_32khz":
             config.model.sample_rate = 32_000
@@ -125,7 +130,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.checkpoint_every = 400
             config.train.show_every = 800
         case _:
-            names = ", ".join(("tiny", "encodec_24khz", "encodec_32khz", *_DAC))
+            names = ", ".join(("tiny", "encodec_24khz", "encodec_32khz", *_DAC, "spectrostream"))
             raise UserError(f"unknown preset '{preset}' of configs/tokens/codec.py: choose one of {names}")
     return config
 
@@ -150,7 +155,10 @@ def _encodec(config: ConfigDict) -> None:
     config.model.level_dropout = "uniform"
     config.model.kmeans_iterations = 50
     config.model.dead_share = 0.02
+    _encodec_recipe(config)
 
+
+def _encodec_recipe(config: ConfigDict) -> None:
     config.discriminator.fft_sizes = (1024, 2048, 512, 256, 128)
     config.discriminator.hop = 0.25
 
@@ -171,6 +179,25 @@ def _encodec(config: ConfigDict) -> None:
     config.train.weight_decay = 0.0
     config.train.clip_norm = 0.0
     config.train.discriminator_updates = (2, 3)
+
+
+def _spectrostream(config: ConfigDict) -> None:
+    config.model.trunk = "spectro"
+    config.model.sample_rate = 48_000
+    config.model.channels = 2
+    config.model.spectrum = 480
+    config.model.strides = (2, 2, 3, 2, 2, 2, 1)
+    config.model.time_strides = (1, 1, 1, 1, 1, 2, 2)
+    config.model.width = 32
+    config.model.latent = 256
+    config.model.init = "fan_in"
+    config.model.quantiser = "residual"
+    config.model.levels = 64
+    config.model.level_dropout = "low_biased"
+    config.model.kmeans_iterations = 50
+    config.model.dead_share = 0.02
+    _encodec_recipe(config)
+    config.train.crop_frames = 25
 
 
 def _dac(config: ConfigDict) -> None:

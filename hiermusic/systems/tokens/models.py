@@ -12,6 +12,7 @@ from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.codec.spectro import SpectroConfig
 from hiermusic.errors import UserError
 from hiermusic.pretrained import semantic
 from hiermusic.pretrained.semantic import Semantic, SemanticConfig
@@ -19,13 +20,16 @@ from hiermusic.systems.lm import models
 
 
 def codec_config(model: ConfigDict) -> CodecConfig:
-    """The codec of a configuration's `model`: EnCodec, or DAC."""
+    """The codec of a configuration's `model`: EnCodec, DAC or SpectroStream."""
     return CodecConfig(model.sample_rate, model.channels, _trunk(model), _quantiser(model))
 
 
-def _trunk(model: ConfigDict) -> SeanetConfig | DacConfig:
-    shared = {"strides": tuple(model.strides), "dilations": tuple(model.dilations)}
-    shared |= {name: model[name] for name in ("latent", "init", "dtype", "remat", "fold")}
+def _trunk(model: ConfigDict) -> SeanetConfig | DacConfig | SpectroConfig:
+    shared = {"strides": tuple(model.strides), **{name: model[name] for name in ("latent", "init", "dtype", "remat")}}
+    if model.trunk == "spectro":
+        own = {"spectrum": model.spectrum, "width": model.width, "time_strides": tuple(model.time_strides)}
+        return SpectroConfig(**shared, **own)
+    shared |= {"dilations": tuple(model.dilations), "fold": model.fold}
     match model.trunk:
         case "seanet":
             own = ("width", "kernel", "last_kernel", "residual_kernel", "compress", "lstm_layers")
@@ -34,7 +38,7 @@ def _trunk(model: ConfigDict) -> SeanetConfig | DacConfig:
         case "dac":
             own = ("encoder_width", "decoder_width", "tanh", "short")
             return DacConfig(**shared, **{name: model[name] for name in own})
-    raise UserError(f"model.trunk is '{model.trunk}': choose seanet or dac")
+    raise UserError(f"model.trunk is '{model.trunk}': choose seanet, dac or spectro")
 
 
 def _quantiser(model: ConfigDict) -> QuantiserConfig | FactorisedConfig:
