@@ -305,7 +305,7 @@ def test_bad_sources_are_one_line_and_leave_nothing(made, tmp_path, capsys):
         "has no encoder.safetensors": str(tmp_path / "sources" / "empty"),
         f"has no weight {bias}": changed("less", **{bias: None}),
         f"{bias} is (9,)": changed("wide", **{bias: np.ones(9, np.float32)}),
-        "has the weight decoder/params/soundstream/decoder/more": changed("more", **{"decoder/more": np.ones(1, np.float32)}),
+        "has the weight decoder/params/soundstream/decoder/more": changed("more", **{"decoder/more": np.ones(1)}),
         "has no strided convolution in encoder/encoder_4": changed(
             "flat", **{"encoder/encoder_4/conv2d_3x4_a/conv/kernel": None}
         ),

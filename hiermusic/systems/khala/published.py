@@ -96,7 +96,7 @@ def _arguments(path: Path) -> dict[str, Any]:
         told = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(told, dict):
             raise ValueError("it is no object")
-        return told
+        return {name: value for name, value in told.items() if value is not None}
 
 
 def _checkpoint(path: Path) -> Source:
@@ -229,6 +229,8 @@ def _token_model(source: Source, stage: str, tokens: Mapping[str, Any] | None, b
             f"{source.where}: vocab_size is {source.config.get('vocab_size')}, which is not {text:,} text ids and two "
             f"levels or more of {codes:,} codes, at most those of its codec"
         )
+    if not 1 < (base := float(source.field("rotary_base", (int, float), 500_000.0))) < 1e12:
+        raise UserError(f"{source.where}: rotary_base is {base:g}: a number above 1 belongs there")
     heads = source.size("num_attention_heads", 32)
     shared = source.field("group_query_attention", bool, True)
     model = {
@@ -240,7 +242,7 @@ def _token_model(source: Source, stage: str, tokens: Mapping[str, Any] | None, b
         "kv_heads": source.size("num_query_groups", 8) if shared else heads,
         "head_dim": source.size("kv_channels", 64),
         "ffn_width": source.size("ffn_hidden_size", 5632),
-        "rope_base": float(source.field("rotary_base", (int, float), 500_000.0)),
+        "rope_base": base,
         "as_released": True,
     }
     table = list(weights.transformer(model, bias))

@@ -299,6 +299,7 @@ def test_bad_sources_are_one_line_and_leave_nothing(made, source, imported, tmp_
         "swiglu is False": arguments("gelu", swiglu=False),
         "vocab_size is 128260": arguments("vocabulary", vocab_size=128_260),
         "its configuration asks for": arguments("wide", ffn_hidden_size=32),
+        "rotary_base is 0: a number above 1": arguments("base", rotary_base=0),
         "num_layers is 0": arguments("flat", num_layers=0),
         "embed_2 are other codes than those of level 2": weights_of("alias", "decoder_weights.pt", alias),
         "has no weight layers.1.attn.o_proj.bias": weights_of("less", file, less),
