@@ -89,7 +89,7 @@ def _read(kind: str, source: str, **over: str | int) -> "tuple[Family, str, Impo
     """The family, the licence that the source tells, and the model or models, made with what flags say besides."""
     family = _family(kind)
     if foreign := [name for name in over if name not in family.takes]:
-        raise UserError(f"--{foreign[0]} means nothing to the import of a {kind}: leave it out")
+        raise UserError(f"--{foreign[0]} means nothing to the import of {kind}: leave it out")
     published = family.open(source)
     return family, published.licence, family.read(published, **over)
 

@@ -334,7 +334,7 @@ def test_hubert_and_its_clusters_come_in_and_go_out_by_the_verbs(tmp_path, wav, 
     assert "says nothing of what it clusters: give --encoder=HUBERT" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("import", "hubert", theirs, tmp_path / "km", "--layer=1")
-    assert "--layer is of a kmeans" in capsys.readouterr().err and not (tmp_path / "km").exists()
+    assert "--layer means nothing to the import of" in capsys.readouterr().err and not (tmp_path / "km").exists()
     run("import", "kmeans", tmp_path / "km.npy", tmp_path / "km", f"--encoder={tmp_path / 'hubert'}", "--layer=1")
     told = json.loads((tmp_path / "km" / "config.json").read_text())
     assert told["licences"] == ["apache-2.0", "unknown"] and told["features"]["model"]["layer"] == 1

@@ -16,6 +16,8 @@ width (`base_width`). What fits where stands in docs/scale.md.
 `model.pattern` is the order of its codes: `flatten`, or in its place `delay`, `parallel` or `level_major`
 (docs/patterns.md). In the last a song has the length that is asked for, in the others it ends itself.
 
+`model.as_released` composes prompts as Khala's release does, which imported models have (docs/pretrained.md).
+
 Learning rate, decay and betas are not in the paper: they are TinyLlama's, whose block and warm-up it shares.
 """
 

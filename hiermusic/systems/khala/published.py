@@ -103,6 +103,7 @@ def _checkpoint(path: Path) -> Source:
     """The codec's weights, of a whole checkpoint those of what is no discriminator."""
     value = pickles.read(path, strangers=_TRAINER)
     state = value.get("state_dict", value) if isinstance(value, dict) else {}
+    state = state if isinstance(state, dict) else {}
     found = {name: one for name, one in state.items() if isinstance(name, str) and isinstance(one, np.ndarray)}
     own = "generator."
     if any(name.startswith(own) for name in found):
@@ -132,10 +133,11 @@ def read(release: Release, tokenizer: str = "", bias: int = 0, audio: str = "") 
         made["codec"] = _codec(source)
         model = made["codec"].config
         hop = int(np.prod(model["strides"]))
-        tokens = TokenFacts(
-            model["sample_rate"], hop, "residual", model["levels"], model["codes"], model["latent"]
-        ).to_json()
+        sizes = (model[name] for name in ("levels", "codes", "latent"))
+        tokens = TokenFacts(model["sample_rate"], hop, "residual", *sizes).to_json()
     models = [name for name in _MODELS if name in release.parts]
+    if not models and (tokenizer or bias or audio):
+        raise UserError(f"--tokenizer, --bias and --audio are of token models, of which {release.where} has none")
     words = _words(release.where, tokenizer) if models else None
     if audio:
         bias = _likelier(made, release, tokens, words, audio)

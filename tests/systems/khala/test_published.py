@@ -315,6 +315,8 @@ def test_bad_sources_are_one_line_and_leave_nothing(made, source, imported, tmp_
     assert "cannot be read" in refused(capsys, "import", "khala", str(cut), out)
     given = str(source)
     assert "--audio chooses what --bias says" in refused(capsys, "import", "khala", given, out, "--audio=a", "--bias=1")
+    codec_alone = [str(folder("codec", *FILES[2:])), out, "--bias=1"]
+    assert "are of token models, of which" in refused(capsys, "import", "khala", *codec_alone)
     assert "--layer means nothing" in refused(capsys, "import", "khala", given, out, "--layer=1")
     assert "no tokenizer file at" in refused(capsys, "import", "khala", given, out, "--tokenizer=nowhere")
     assert "is not empty" in refused(capsys, "import", "khala", given, str(imported))
