@@ -290,7 +290,8 @@ def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -
 
 def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, model = workdirs.load(workdir)
-    path = data or config.data.path
+    if not (path := data or config.data.path):
+        raise UserError(f"{workdir} does not know the tokens of any music: give token records with --data=DIR")
     valid = TokenSource(path, slice(0, 1), "valid")  # what is measured of it is read by the system
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")

@@ -189,6 +189,9 @@ def test_a_token_model_is_measured_on_held_out_tracks(monkeypatch, tmp_path):
     monkeypatch.setattr(Source, "__len__", lambda self: 0)
     with pytest.raises(UserError, match="own has no held-out tracks"):
         run._tokens("w", tmp_path, None, 4.0, 1)
+    monkeypatch.setattr(run.workdirs, "load", lambda workdir: (configuration("backbone", path=""), "the model"))
+    with pytest.raises(UserError, match="w does not know the tokens of any music: give token records with --data"):
+        run._tokens("w", tmp_path, None, 4.0, 1)
 
 
 def test_losses_are_shown_where_they_were_logged(tmp_path):

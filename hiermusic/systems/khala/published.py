@@ -32,6 +32,7 @@ _PLACES = ("", "Tokenizer", "models/Tokenizer")  # of the tokenizer
 _TRAINER = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "typing.", "argparse.", "pathlib.")
 _SAMPLE_RATE, _ROWS = 44_100, 128  # which nothing tells; rows of their tables come in so many
 _NEAR = 0.01  # by so much an average may differ from a code that follows it
+_TABLES = tuple(f"{kind}_{part}" for part in weights.TABLES for kind in ("text", "code"))
 _VOCABULARY = Vocabulary.llama31()
 # what their program could do otherwise, and ours could not
 _ONLY = {
@@ -323,9 +324,16 @@ def write(folder: Path, models: Sequence[Model], bias: int) -> list[str]:
         if told := _formless(config):
             raise UserError(f"{run} cannot be written as the release's files have it: {told}")
         if stage == "codec":
-            files += _write_codec(folder, config["model"], found)
+            table, beside = list(weights.codec(config["model"])), ("quantiser.initialised",)
         else:
-            files += _write_token_model(folder, config, found, bias or BIAS)
+            table, beside = list(weights.transformer(config["model"], bias or BIAS)), _TABLES
+        if more := sorted(set(found) - {pair.ours for pair in table} - set(beside)):
+            raise UserError(f"{run} has the weight {more[0]}, for which the release's files have no place")
+        tensors = pairs.write(found, table)
+        if stage == "codec":
+            files += _write_codec(folder, config["model"], tensors)
+        else:
+            files += _write_token_model(folder, config, found, tensors)
     return files
 
 
@@ -345,12 +353,10 @@ def _formless(config: Mapping[str, Any]) -> str:
     return odd[0] if odd else ""
 
 
-def _write_codec(folder: Path, model: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> list[str]:
-    tensors = pairs.write(found, weights.codec(model))
-    for k, name in enumerate(weights.books(model, "inited")):
-        tensors[name] = np.ones(1, np.float32)
-        tensors[weights.alias(k)] = found["quantiser.codebooks"][k]
-    pickles.write(folder / _CODEC[0], tensors)
+def _write_codec(folder: Path, model: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> list[str]:
+    for k, (inited, book) in enumerate(zip(weights.books(model, "inited"), weights.books(model, "embed"), strict=True)):
+        tensors |= {inited: np.ones(1, np.float32), weights.alias(k): tensors[book]}
+    pickles.write(folder / _CODEC[0], {name: tensor.astype(np.float32) for name, tensor in tensors.items()})
     narrow = model["decoder_width"] // 2 ** len(model["strides"])
     lines = ["encoder:", f"  input_channel: {model['channels']}", f"  n_filters: {model['encoder_width']}"]
     lines += [f"  strides: {list(model['strides'])}", f"  d_latent: {model['latent']}", "decoder:"]
@@ -362,10 +368,9 @@ def _write_codec(folder: Path, model: Mapping[str, Any], found: Mapping[str, np.
 
 
 def _write_token_model(
-    folder: Path, config: Mapping[str, Any], found: Mapping[str, np.ndarray], bias: int
+    folder: Path, config: Mapping[str, Any], found: Mapping[str, np.ndarray], tensors: dict[str, np.ndarray]
 ) -> list[str]:
     model, (file, told) = config["model"], _MODELS[config["stage"]]
-    tensors = pairs.write(found, weights.transformer(model, bias))
     levels, codes, width = found["code_embed"].shape
     size = _VOCABULARY.text_size + levels * codes
     padding = -(size + 1) % _ROWS + 1  # their null tokenizer counts an end of its own

@@ -334,4 +334,7 @@ def test_what_the_files_have_no_form_for_is_told(imported, tmp_path, capsys):
         config["model"] |= change
         with pytest.raises(published.UserError, match=next(iter(change))):
             published.write(tmp_path, [(config, {}, "a")], 0)
+    found = {"extra.scale": np.ones(2, np.float32)}
+    with pytest.raises(published.UserError, match=r"a has the weight extra\.scale, for which"):
+        published.write(tmp_path, [(workdir.read(imported / "codec").to_dict(), found, "a")], 0)
     assert not list(tmp_path.iterdir())
