@@ -18,6 +18,11 @@ import numpy as np
 from hiermusic.errors import UserError, reading
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the form that PyTorch wrote before it wrote zip archives
+# what trainers keep beside the weights is of these: see `strangers` of `read`
+TRAINERS = (
+    *("accelerate.", "argparse.", "collections.", "functools.", "lightning.", "lightning_fabric.", "numpy."),
+    *("omegaconf.", "pathlib.", "pytorch_lightning.", "torch.optim.", "typing."),
+)
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _STORAGES = {
     "FloatStorage": "<f4",
@@ -120,6 +125,12 @@ class _Stranger(dict):
     def __setstate__(self, _: Any) -> None:
         pass
 
+    def append(self, _: Any) -> None:
+        """As of a list, which some of these are."""
+
+    def extend(self, _: Any) -> None:
+        """As of a list."""
+
 
 class _Reader(Plain):
     """Unpickles descriptions of tensors in plain containers; what it may call is made anew for every reader."""
@@ -142,7 +153,7 @@ class _Reader(Plain):
 
     def find_class(self, module: str, name: str) -> Any:
         asked = f"{module.replace('__builtin__', 'builtins')}.{name}"
-        if self.strangers and asked.startswith(self.strangers):
+        if asked not in self.known and asked.startswith(self.strangers):
             return _Stranger
         if asked not in self.known:
             raise UserError(

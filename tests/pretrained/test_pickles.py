@@ -5,7 +5,7 @@ import os
 import pickle
 import tracemalloc
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 
 import numpy as np
 import pytest
@@ -164,12 +164,21 @@ def test_what_lies_in_several_places_is_made_once(tmp_path):
 
 def test_what_a_trainer_keeps_beside_the_weights_is_passed_over(tmp_path):
     """Where its classes are named: nothing of them runs, and None stands in their place."""
-    value = {"state_dict": {"a": tensor(np.ones(3, np.float32))}, "args": argparse.Namespace(rate=2), "epoch": 3}
+    value = {
+        "state_dict": OrderedDict(a=tensor(np.ones(3, np.float32))),
+        "args": argparse.Namespace(rate=2),
+        "epoch": 3,
+    }
+    value |= {"milestones": Counter([3, 3]), "score": np.float32(0.5), "last": deque([1, 2])}
     path = save(value, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"asks for argparse\.Namespace"):
         pickles.read(path)
-    found = pickles.read(path, strangers=["argparse."])
-    assert found["args"] is None and found["epoch"] == 3 and found["state_dict"]["a"].tolist() == [1, 1, 1]
+    found = pickles.read(path, strangers=pickles.TRAINERS)
+    assert (
+        found["args"] is found["milestones"] is found["score"] is found["last"] is None
+        and found["epoch"] == 3
+        and found["state_dict"]["a"].tolist() == [1, 1, 1]
+    )
 
 
 def test_what_is_written_comes_back(tmp_path):

@@ -18,7 +18,6 @@ from hiermusic.tokens.scales import schedule
 from hiermusic.train import checkpoint
 
 _STATES = ("generator_state_dict", "model_state_dict")
-_TRAINER = ("accelerate.", "omegaconf.", "argparse.", "typing.", "pathlib.")
 _SAMPLE_RATE, _WINDOW = 24_000, 75  # which nothing tells
 
 
@@ -31,7 +30,7 @@ def open_checkpoint(path: str) -> Source:
     where = Path(path)
     if not where.is_file():
         raise UserError(f"no weights at {where}: give the .pth file that was published")
-    value = pickles.read(where, strangers=_TRAINER)
+    value = pickles.read(where, strangers=pickles.TRAINERS)
     state = value if isinstance(value, dict) else {}
     state = next((state[name] for name in _STATES if isinstance(state.get(name), dict)), state)
     found = {name: one for name, one in state.items() if isinstance(name, str) and isinstance(one, np.ndarray)}

@@ -29,7 +29,6 @@ _CODEC = ("decoder_weights.pt", "decoder_config.yaml")
 _MODELS = {name: (f"khala_{name}.safetensors", f"{name}_megatron_args.json") for name in ("backbone", "superres")}
 _AGAIN = "get the file again"
 _PLACES = ("", "Tokenizer", "models/Tokenizer")  # of the tokenizer
-_TRAINER = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "typing.", "argparse.", "pathlib.")
 _SAMPLE_RATE, _ROWS = 44_100, 128  # which nothing tells; rows of their tables come in so many
 _NEAR = 0.01  # by so much an average may differ from a code that follows it
 _TABLES = tuple(f"{kind}_{part}" for part in weights.TABLES for kind in ("text", "code"))
@@ -102,7 +101,7 @@ def _arguments(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> Source:
     """The codec's weights, of a whole checkpoint those of what is no discriminator."""
-    value = pickles.read(path, strangers=_TRAINER)
+    value = pickles.read(path, strangers=pickles.TRAINERS)
     state = value.get("state_dict", value) if isinstance(value, dict) else {}
     state = state if isinstance(state, dict) else {}
     found = {name: one for name, one in state.items() if isinstance(name, str) and isinstance(one, np.ndarray)}

@@ -338,3 +338,23 @@ def test_what_the_files_have_no_form_for_is_told(imported, tmp_path, capsys):
     with pytest.raises(published.UserError, match=r"a has the weight extra\.scale, for which"):
         published.write(tmp_path, [(workdir.read(imported / "codec").to_dict(), found, "a")], 0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_songs_and_tokens_come_of_what_was_imported(imported, tmp_path):
+    """With no token records about: the codec is the one that came along."""
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "in.wav", 0.2 * rng.normal(size=(400, 2)), 44_100)
+    (tmp_path / "music").mkdir()
+    for i in range(10):
+        soundfile.write(tmp_path / "music" / f"{i}.wav", 0.2 * rng.normal(size=(3000, 2)), 44_100)
+    asked = [f"--superres={imported / 'superres'}", "--tags=slow piano", "--seconds=0.1", "--min_share=1"]
+    cli.main(["generate", *asked, f"--out={tmp_path / 'songs'}"])
+    cli.main(["continue", *asked, f"--out={tmp_path / 'more'}", str(tmp_path / "in.wav")])
+    for folder in ("songs", "more"):
+        assert soundfile.info(tmp_path / folder / "song.wav").duration == pytest.approx(0.1, abs=1e-3)
+    words = [f"--data={tmp_path / 'music'}", f"--out={tmp_path / 'tokens'}"]
+    cli.main(["tokenize", f"--codec={imported / 'codec'}", *words])
+    words = [f"--data={tmp_path / 'tokens'}", "--tracks=1", f"--out={tmp_path / 'report'}"]
+    cli.main(["evaluate", f"--workdir={imported / 'backbone'}", *words])
+    assert json.loads((tmp_path / "report" / "results.json").read_text())["stage"] == "backbone"
