@@ -142,6 +142,7 @@ class _Reader(Plain):
         self.known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
             "collections.defaultdict": lambda *_: {},
+            "_codecs.encode": lambda text, _: str(text).encode("latin1"),  # how the second protocol writes bytes
             "torch.Size": lambda sizes: tuple(sizes),
             "torch.device": lambda *named: ":".join(map(str, named)),
             "torch._utils._rebuild_tensor": lambda *of: _tensor(*of),
