@@ -183,7 +183,9 @@ def load_codec(workdir: str | Path, step: int | None = None) -> Codec:
 # MARK: codes
 
 
-def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -> "dict[str, Summary]":
+def tokenise(
+    codecs: Mapping[str, str], data: str, out: str, *, split_at: int, vocal_noise: float = 0.0
+) -> "dict[str, Summary]":
     """Token records of `data` by trained codecs, one stream after the other; goes on where an earlier call stopped.
 
     Args:
@@ -192,13 +194,14 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
       data: audio records, or music; records may have a higher rate and more channels than a codec hears.
       out: the folder of the streams.
       split_at: levels that lie apart from the finer ones; in a named stream of fewer levels they all do.
+      vocal_noise: standard deviation of the noise that is added to vocals, and to no other stem.
     Returns:
       The summary of each stream.
     Raises:
       UserError: no such codec, or no such stem in the data; nothing is written then.
     """
     from hiermusic.codec.chunked import encode_long
-    from hiermusic.data import records, streams, tokenise
+    from hiermusic.data import records, stems, streams, tokenise
     from hiermusic.tokens import packets
 
     made_by = {name: _codec_of(text) for name, text in codecs.items()}
@@ -222,6 +225,7 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
             stem=streams.stem_of(name),
             sample_rate=codec.sample_rate,
             channels=codec.channels,
+            noise=vocal_noise if streams.stem_of(name) == stems.VOCALS else 0.0,
             worker=workers(),
         )
         wait_for_all(f"tokens {Path(out) / name}")

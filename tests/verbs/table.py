@@ -156,6 +156,14 @@ CASES = {
         | one("valid_fraction", "0", f"{WRITE}.valid_fraction", to=0.0)
         | one("segment_seconds", "5", f"{WRITE}.segment_seconds", to=5.0)
         | one("stems", "vocals,mix", "sources.open_source.stems", f"{WRITE}.stems", to=("mix", "vocals"))
+        | one("sounding", "mix", f"{WRITE}.sounding", to=("mix",))
+        | {
+            "separate": (
+                ("--stems=vocals", "--separate"),
+                at(("vocals",), "sources.open_source.stems", f"{WRITE}.stems")
+                | {"sources.open_source.separate": Path("o/separated")},
+            )
+        }
         | TFDS,
     ),
     "tokenize": Case(
@@ -170,7 +178,8 @@ CASES = {
     "tokenize streams": Case(
         ("--stream=vocals:c", "--data=d", "--out=o"),
         {"hiermusic.systems.workdir.tokenise": {"vocals": SUMMARY}},
-        one("stream", "mix/fine:k", "workdir.tokenise.codecs", to={"vocals": "c", "mix/fine": "k"}),
+        one("stream", "mix/fine:k", "workdir.tokenise.codecs", to={"vocals": "c", "mix/fine": "k"})
+        | one("vocal_noise", "0.01", "workdir.tokenise.vocal_noise", to=0.01),
     ),
     "encode": Case(
         ("--codec=c", "in.wav", "codes.npz"),
