@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from ml_collections import ConfigDict
 
+    from hiermusic.generate.windows import Player
     from hiermusic.systems.demos import Demo
     from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
@@ -96,6 +97,9 @@ class Rooms:
         mesh=axis -> devices, rows=songs made at once, and by its name each flag of "model" or "else" that was given) ->
         songs as JSON objects, each written as NAME.wav and NAME.json.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
+      accompanist: workdirs of its chain's stages, by their names -> what plays windows of an accompaniment
+        (`generate.windows.Player`), with the `tokenizers` that made its tokens, the `levels` that it makes and its
+        `sampling`; None of a system that accompanies nothing.
     """
 
     make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
@@ -105,6 +109,7 @@ class Rooms:
     program: "Callable[[ConfigDict, int], Generation]"
     generate: Callable[..., list[dict[str, Any]]]
     demo: "Callable[[Path, Path], Demo]"
+    accompanist: "Callable[[Mapping[str, str]], Player] | None" = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,7 @@ class System:
       examples: verb -> the command that its help shows.
       load: imports the rooms, which is much to load.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
+      chain: stages that together accompany a vocal, in their order; the last one may be left out.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
     """
 
@@ -133,6 +139,7 @@ class System:
     examples: Mapping[str, str]
     load: Callable[[], Rooms]
     versions: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
 
     @cached_property

@@ -1,0 +1,269 @@
+"""Whether an accompaniment goes with its vocal: beats and harmony, without weights, between chance and the true pair.
+
+Chance is the same accompaniment behind the vocals of other songs of its style, so that what all songs of a style share
+counts for nothing. Where the corpus knows its beats and chords, accompaniments are held against these as well.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from hiermusic.audio import files, music
+from hiermusic.data.composer import NAMES
+from hiermusic.errors import write_atomically
+from hiermusic.evaluate import plots, report, seams
+from hiermusic.evaluate.music import Lead, agreement, lead
+from hiermusic.evaluate.scores import difference, interval, to_json
+from hiermusic.systems.accompany import Vocal
+
+FEWEST = 8  # songs: over fewer, no interval says anything
+MEASURES = {  # name: heading
+    "beat_agreement": "beats with the vocal's, F",
+    "chroma_agreement": "chroma with the vocal's, correlation",
+    "true_beat_agreement": "beats with the true ones, F",
+    "true_chroma_agreement": "chroma with the true chords, correlation",
+}
+OWN, OTHERS = "accompaniments, with their vocals", "... with other songs of their style"
+TRUE, TRUE_OTHERS = "true accompaniments, with their vocals", "... of theirs with other songs of their style"
+FRAME = music.HOP / music.RATE  # seconds from one chroma to the next
+_THIRDS = {"maj": 4, "min": 3}
+_SMOOTH = 0.5  # seconds of harmony that a chord is told by
+
+
+class Heard(NamedTuple):
+    """What is measured of a sound, and how long it lasts in seconds."""
+
+    lead: Lead
+    seconds: float
+
+    @classmethod
+    def of(cls, wav_LC: Float[np.ndarray, "L C"], sample_rate: int) -> "Heard":
+        return cls(lead(wav_LC, sample_rate), len(wav_LC) / sample_rate)
+
+
+class Pair(NamedTuple):
+    """A vocal, what was made to it, and what is known.
+
+    Attributes:
+      style: only pairs of one style are exchanged; None is a style too.
+      vocal, made: what is heard of both.
+      true: of the accompaniment that the vocal has; None where there is none.
+      truth: of the beats and chords that the song has, as a sound of nothing else would have them; None likewise.
+    """
+
+    style: str | None
+    vocal: Heard
+    made: Heard
+    true: Heard | None = None
+    truth: Heard | None = None
+
+
+def chord_chroma(name: str) -> Float[np.ndarray, "n"]:
+    """The pitch classes of a triad such as A:min, C first."""
+    root, _, mode = name.partition(":")
+    notes = (0, _THIRDS[mode], 7)
+    return np.isin(np.arange(12), [(NAMES.index(root) + note) % 12 for note in notes]).astype(float)
+
+
+def truth_of(meta: Mapping[str, Any], seconds: float) -> Heard | None:
+    """The beats and chords that the metadata of a song tells of; None where it tells of none."""
+    told = meta.get("truth") or {}
+    if not told.get("beats") or not told.get("chords"):
+        return None
+    chroma_Tn, times_T = np.zeros((int(seconds / FRAME) + 1, 12)), np.arange(int(seconds / FRAME) + 1) * FRAME
+    for name, start, end in told["chords"]:
+        chroma_Tn[(times_T >= start) & (times_T < end)] = chord_chroma(name)
+    return Heard(Lead(chroma_Tn, np.asarray(told["beats"], float)), seconds)
+
+
+def agree(ref: Heard, est: Heard) -> dict[str, float]:
+    """How a sound goes with another over the time that both last: see `music.agreement`."""
+    seconds = min(ref.seconds, est.seconds)
+    return agreement(*(Lead(one.chroma_Tn, one.beats_N[one.beats_N < seconds]) for one, _ in (ref, est)))
+
+
+def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How accompaniments go with their vocals, with those of other songs, and how true ones do.
+
+    Returns:
+      {songs, rows: {row: {measure: interval}}, above: {measure: interval of what pairs gain over chance, song by song},
+      of_the_way: {measure: share of the way from chance to the true pairs}, verdict}. Rows and measures that nothing is
+      known for are left out. Each song's chance is its mean over all others of its style; a song without another has
+      none.
+    """
+    rows = {OWN: [_with(pair, pair.made) for pair in pairs], OTHERS: _exchanged(pairs, lambda other: other.made)}
+    if all(pair.true for pair in pairs):
+        rows[TRUE] = [_with(pair, pair.true) for pair in pairs]
+        rows[TRUE_OTHERS] = _exchanged(pairs, lambda other: other.true)
+    found = {
+        name: {key: interval([one.get(key, math.nan) for one in row]) for key in MEASURES if any(key in x for x in row)}
+        for name, row in rows.items()
+    }
+    above = {key: difference(cell, found[OTHERS][key]) for key, cell in found[OWN].items() if key in found[OTHERS]}
+    way = {}
+    if TRUE in found:
+        for key, gained in above.items():
+            whole = found[TRUE][key]["mean"] - found[OTHERS][key]["mean"]
+            way[key] = gained["mean"] / whole if whole > 0 else math.nan
+    return {"songs": len(pairs), "rows": found, "above": above, "of_the_way": way, "verdict": _verdict(pairs, above)}
+
+
+def _with(pair: Pair, est: Heard) -> dict[str, float]:
+    told = agree(pair.vocal, est)
+    return told | ({f"true_{key}": value for key, value in agree(pair.truth, est).items()} if pair.truth else {})
+
+
+def _exchanged(pairs: Sequence[Pair], of: Callable[[Pair], Heard]) -> list[dict[str, float]]:
+    """Of each pair, the mean of its measures with what other pairs of its style have in its accompaniment's place."""
+    rows = []
+    for pair in pairs:
+        told = [_with(pair, of(other)) for other in pairs if other is not pair and other.style == pair.style]
+        values = {key: [one[key] for one in told if not math.isnan(one.get(key, math.nan))] for key in MEASURES}
+        rows.append({key: float(np.mean(given)) for key, given in values.items() if given})
+    return rows
+
+
+def _verdict(pairs: Sequence[Pair], above: Mapping[str, Mapping[str, Any]]) -> str:
+    if len(pairs) < FEWEST:
+        return (
+            f"{len(pairs)} song{'s' * (len(pairs) != 1)}: over fewer than {FEWEST} nothing can be said of whether "
+            "accompaniments follow their vocals, and intervals mean nothing."
+        )
+    words = []
+    for key, cell in above.items():
+        if not cell["count"]:
+            continue
+        how = "above" if cell["low"] > 0 else "below" if cell["high"] < 0 else "not beyond doubt above"
+        words.append(
+            f"{MEASURES[key]}: {how} chance, by {cell['mean']:+.3f} ({cell['low']:+.3f} … {cell['high']:+.3f})"
+        )
+    if not words:
+        return "No song has another of its style: chance is not known."
+    return f"Of {len(pairs)} songs, against other songs of their style: {'; '.join(words)}."
+
+
+# MARK: chords
+
+
+def chords(chroma_Tn: Float[np.ndarray, "T n"]) -> list[tuple[str, float, float]]:
+    """The triads that a chroma is most like, as (name, start, end) in seconds; silence has none."""
+    width = max(round(_SMOOTH / FRAME), 1)
+    if not len(chroma_Tn):
+        return []
+    padded = np.pad(chroma_Tn, ((width // 2, width - 1 - width // 2), (0, 0)), mode="edge")
+    smooth_Tn = np.lib.stride_tricks.sliding_window_view(padded, width, axis=0).mean(axis=2)
+    names = [f"{root}:{mode}" for root in NAMES for mode in _THIRDS]
+    book_Mn = np.stack([chord_chroma(name) for name in names])
+    book_Mn -= book_Mn.mean(axis=1, keepdims=True)
+    likeness_TM = (smooth_Tn - smooth_Tn.mean(axis=1, keepdims=True)) @ book_Mn.T
+    best_T = np.where(smooth_Tn.sum(axis=1) > music.AUDIBLE * smooth_Tn.sum(axis=1).mean(), likeness_TM.argmax(1), -1)
+    runs = pairwise([0, *(np.flatnonzero(np.diff(best_T)) + 1), len(best_T)])
+    return [(names[best_T[a]], a * FRAME, b * FRAME) for a, b in runs if best_T[a] >= 0]
+
+
+# MARK: report
+
+
+def evaluate(songs: Sequence[Mapping[str, Any]], vocals: Sequence[Vocal], out: Path) -> dict[str, Any]:
+    """Measures accompaniments that were written, and shows them on a page: results.json and report.html.
+
+    Args:
+      songs: what `systems.accompany.accompany` returned.
+      vocals: what it was given.
+      out: where it wrote.
+    """
+    pairs, met = [], {"jump": [], "flux": []}
+    for song, vocal in zip(songs, vocals, strict=True):
+        wav_LC, rate = files.read(song["sounds"]["wav"]["path"])
+        true = None if vocal.true_LC is None else Heard.of(vocal.true_LC, vocal.sample_rate)
+        style, truth = vocal.meta.get("genre"), truth_of(vocal.meta, len(vocal.wav_LC) / vocal.sample_rate)
+        heard = Heard.of(vocal.wav_LC, vocal.sample_rate)
+        pairs.append(Pair(style, heard, Heard.of(wav_LC, rate), true, truth))
+        for key, values in seams.measure(wav_LC, rate, [seam * rate for seam in song["seams"]]).items():
+            met[key] += values
+    results = measure(pairs)
+    results["seams"] = {key: interval(values) for key, values in met.items()}
+    write_atomically(out / "results.json", json.dumps(to_json(results), indent=1) + "\n")
+    report.write(_page(results, songs, pairs, out), out / "report.html")
+    return to_json(results)
+
+
+def lines(results: Mapping[str, Any]) -> list[str]:
+    """The results in plain lines."""
+    rows = [
+        f"{name}: " + ", ".join(f"{MEASURES[key].split(',')[0]} {_shown(cell)}" for key, cell in row.items())
+        for name, row in results["rows"].items()
+        if row
+    ]
+    return [results["verdict"], *rows]
+
+
+def _shown(cell: Mapping[str, Any]) -> str:
+    if not cell["count"]:
+        return report.DASH
+    mean, low, high = (f"{cell[key]:.2f}".replace("-", report.MINUS) for key in ("mean", "low", "high"))
+    return mean if cell["count"] < FEWEST else f"{mean} ({low} … {high})"
+
+
+def _page(results: Mapping[str, Any], songs: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], out: Path):
+    rows = results["rows"]
+    shown = [key for key in MEASURES if any(key in row for row in rows.values())]
+    cells = [[name, *(_shown(row[key]) if key in row else None for key in shown)] for name, row in rows.items()]
+    gained = [_shown(results["above"][key]) if key in results["above"] else None for key in shown]
+    cells.append(["what pairs gain over chance", *gained])
+    caption = (
+        f"Mean over songs, with the 95 % bootstrap interval from {FEWEST} songs on. Beats: F-measure within 70 ms of "
+        "those that a tracker finds. Chroma: correlation frame by frame. Chance: the same accompaniments with the "
+        "vocals of other songs of their style, over the time that both last."
+    )
+    met = results["seams"]
+    joined = [["at seams over elsewhere", met["jump"]["count"], _shown(met["jump"]), _shown(met["flux"])]]
+    seam_words = (
+        "Mean over the places where a window's own codes begin; 1 is a seam that nothing shows. Jump: second "
+        "difference of the waveform. Flux: change from one mel spectrum to the next."
+    )
+    chapters = [
+        report.Section(
+            "Does it go with its vocal?",
+            results["verdict"],
+            [report.Table(["", *(MEASURES[key] for key in shown)], cells, caption)],
+        ),
+        report.Section(
+            "Are seams heard?",
+            "" if met["jump"]["count"] else "Every vocal fits one window: there is no seam.",
+            [report.Table(["", "seams", "jump", "flux"], joined, seam_words)] if met["jump"]["count"] else (),
+        ),
+        *(_song(song, pair) for song, pair in zip(songs, pairs, strict=True)),
+    ]
+    intro = (
+        f"What was played to {len(songs)} vocal{'s' * (len(songs) != 1)}. Tokens of the vocal: "
+        f"{songs[0]['tokens']['vocal']}. Codes: {songs[0]['tokens']['codes']}."
+    )
+    return report.Page("Accompaniments", intro, chapters)
+
+
+_PLAYERS = {"mix": "both", "wav": "accompaniment", "vocal": "vocal", "true": "the true accompaniment"}
+
+
+def _song(song: Mapping[str, Any], pair: Pair) -> report.Section:
+    players = [
+        report.Player(words, song["sounds"][name]["path"]) for name, words in _PLAYERS.items() if name in song["sounds"]
+    ]
+    lanes = {"beats of the vocal": pair.vocal.lead.beats_N, "beats of the accompaniment": pair.made.lead.beats_N}
+    harmony = {"accompaniment": chords(pair.made.lead.chroma_Tn)}
+    if pair.truth:
+        lanes["true beats"] = pair.truth.lead.beats_N
+        harmony["true chords"] = chords(pair.truth.lead.chroma_Tn)
+    elif pair.true:
+        harmony["true accompaniment"] = chords(pair.true.lead.chroma_Tn)
+    picture = plots.timeline(pair.vocal.seconds, lanes, harmony, song["seams"])
+    told = {MEASURES[key]: f"{value:.2f}" for key, value in _with(pair, pair.made).items() if not math.isnan(value)}
+    facts = {"vocal": song["vocal"], "style": pair.style, "seed": song["seed"], "noise": song["noise"], **told}
+    items = [*players, report.Figure(picture, "Beats as a tracker finds them, chords as triads nearest to the chroma")]
+    return report.Section(song["name"], "", [*items, report.KeyValues({k: v for k, v in facts.items() if v})])
