@@ -92,7 +92,7 @@ def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
     """How accompaniments go with their vocals, with those of other songs, and how true ones do.
 
     Returns:
-      {songs, rows: {row: {measure: interval}}, above: {measure: interval of what pairs gain over chance, song by song},
+      {pairs, rows: {row: {measure: interval}}, above: {measure: interval of what pairs gain over chance, song by song},
       of_the_way: {measure: share of the way from chance to the true pairs}, verdict}. Rows and measures that nothing is
       known for are left out. Each song's chance is its mean over all others of its style; a song without another has
       none.
@@ -111,7 +111,7 @@ def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
         for key, gained in above.items():
             whole = found[TRUE][key]["mean"] - found[OTHERS][key]["mean"]
             way[key] = gained["mean"] / whole if whole > 0 else math.nan
-    return {"songs": len(pairs), "rows": found, "above": above, "of_the_way": way, "verdict": _verdict(pairs, above)}
+    return {"pairs": len(pairs), "rows": found, "above": above, "of_the_way": way, "verdict": _verdict(pairs, above)}
 
 
 def _with(pair: Pair, est: Heard) -> dict[str, float]:
@@ -152,7 +152,10 @@ def _verdict(pairs: Sequence[Pair], above: Mapping[str, Mapping[str, Any]]) -> s
 
 
 def chords(chroma_Tn: Float[np.ndarray, "T n"]) -> list[tuple[str, float, float]]:
-    """The triads that a chroma is most like, as (name, start, end) in seconds; silence has none."""
+    """The triads that a chroma is most like, as (name, start, end) in seconds.
+
+    Silence has none, nor what lies between two of them and is like a third for less than a quarter of a second.
+    """
     width = max(round(_SMOOTH / FRAME), 1)
     if not len(chroma_Tn):
         return []
@@ -164,7 +167,7 @@ def chords(chroma_Tn: Float[np.ndarray, "T n"]) -> list[tuple[str, float, float]
     likeness_TM = (smooth_Tn - smooth_Tn.mean(axis=1, keepdims=True)) @ book_Mn.T
     best_T = np.where(smooth_Tn.sum(axis=1) > music.AUDIBLE * smooth_Tn.sum(axis=1).mean(), likeness_TM.argmax(1), -1)
     runs = pairwise([0, *(np.flatnonzero(np.diff(best_T)) + 1), len(best_T)])
-    return [(names[best_T[a]], a * FRAME, b * FRAME) for a, b in runs if best_T[a] >= 0]
+    return [(names[best_T[a]], a * FRAME, b * FRAME) for a, b in runs if best_T[a] >= 0 and b - a >= width // 2]
 
 
 # MARK: report

@@ -22,7 +22,7 @@ from hiermusic.generate import windows
 from hiermusic.pretrained.semantic import Semantic
 from hiermusic.systems import catalogue
 from hiermusic.systems.songs import progress, write_sound
-from hiermusic.systems.workdir import TOKENIZERS, load
+from hiermusic.systems.workdir import TOKENIZERS, encoded, load
 from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
 
@@ -119,7 +119,7 @@ def accompany(
     folder: str,
     *,
     seed: int = 0,
-    overlap: float = 2.0,
+    overlap: float | None = None,
     noise: float = NOISE,
     rows: int = 8,
     **sampling: Any,
@@ -134,7 +134,7 @@ def accompany(
       out: the folder.
       folder: of the stages' workdirs.
       seed: of the first vocal; the next one takes the next.
-      overlap: seconds that neighbouring windows share at least.
+      overlap: seconds that neighbouring windows share at least; a quarter of one when left out.
       noise: standard deviation of the Gaussian noise that a vocal is put under before it is tokenized, as it was for
         training; what is heard has none.
       rows: windows that are played at once.
@@ -148,7 +148,8 @@ def accompany(
     player = system.rooms.accompanist(stages)
     tokenizer = load(player.tokenizers["vocal"].workdir, *TOKENIZERS, step=player.tokenizers["vocal"].step)[1]
     codec = load(player.tokenizers["codes"].workdir, "codec", step=player.tokenizers["codes"].step)[1]
-    shared = round(overlap * float(player.vocal.frame_rate))
+    rate = float(player.vocal.frame_rate)
+    shared = player.window // 4 if overlap is None else round(overlap * rate)
     windows.spans(player.window + 1, player.window, shared, windows.unit(player))  # before any token is made
     tokens = [_tokens(tokenizer, one, noise, seed + n) for n, one in enumerate(vocals)]
     seeds = [seed + n for n in range(len(vocals))]
@@ -160,7 +161,7 @@ def accompany(
         "steps": {stage: latest_step(place) for stage, place in stages.items()},
         "tokenizers": {name: str(one) for name, one in player.tokenizers.items()},
         "tokens": {"vocal": _spoken(tokenizer, player.vocal), "codes": _spoken(codec, player.codes, player.levels)},
-        "overlap": overlap,
+        "overlap": shared / rate,
         "noise": noise,
     }
     return [
@@ -172,9 +173,7 @@ def accompany(
 def _tokens(tokenizer: Any, vocal: Vocal, noise: float, seed: int) -> Int[np.ndarray, "T"]:
     wav_LC = files.to_channels(vocal.wav_LC, tokenizer.channels)
     wav_LC = noisy(files.resample(wav_LC, vocal.sample_rate, tokenizer.sample_rate), noise, f"{vocal.name} {seed}")
-    if not isinstance(tokenizer, Semantic):
-        raise UserError("the vocal's tokens are those of a codec: train the stages on semantic tokens of it")
-    return tokenizer.encode(wav_LC)[:, 0].astype(np.int32)
+    return np.asarray(encoded(tokenizer, wav_LC), np.int32)[:, 0]
 
 
 def _spoken(model: Semantic | Codec, facts: Any, levels: int = 1) -> str:

@@ -25,6 +25,7 @@ from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.systems import catalogue, token_facts
 from hiermusic.systems.requests import Request
 from hiermusic.systems.system import System
+from hiermusic.tokens import packets
 from hiermusic.train import checkpoint, stored
 from hiermusic.train.stage import Stage
 
@@ -200,22 +201,14 @@ def tokenise(
     Raises:
       UserError: no such codec, or no such stem in the data; nothing is written then.
     """
-    from hiermusic.codec.chunked import encode_long
     from hiermusic.data import records, stems, streams, tokenise
-    from hiermusic.tokens import packets
 
     made_by = {name: _codec_of(text) for name, text in codecs.items()}
     audio_dir = _audio_for(made_by, data, Path(out) / "audio")
     for name, (workdir, step) in made_by.items():
         codec = load(workdir, *TOKENIZERS, step=step)[1]
-
-        def encode(wav_LC: np.ndarray, codec: Codec | Semantic = codec) -> packets.Streams:
-            if isinstance(codec, Semantic):
-                return codec.encode(wav_LC)
-            return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
-
         tokenise.tokenise(
-            encode,
+            partial(encoded, codec),
             audio_dir,
             Path(out) / name,
             codec.hierarchy,
@@ -230,6 +223,15 @@ def tokenise(
         )
         wait_for_all(f"tokens {Path(out) / name}")
     return {name: records.read_summary(Path(out) / name) for name in codecs}
+
+
+def encoded(codec: Codec | Semantic, wav_LC: np.ndarray) -> packets.Streams:
+    """The tokens of a sound of any length, at its tokenizer's rate and channels."""
+    from hiermusic.codec.chunked import encode_long
+
+    if isinstance(codec, Semantic):
+        return codec.encode(wav_LC)
+    return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
 
 
 def _codec_of(text: str) -> Tokenizer:
