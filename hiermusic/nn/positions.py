@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hiermusic.tokens.pattern import SEGMENT
+
 Rotation = tuple[Float[Array, "B 1 S h"], Float[Array, "B 1 S h"]]
 
 
@@ -47,7 +49,32 @@ def t5_bias(
       table_WN: one row a bucket.
       q_Bq, k_Bk: positions; a leading 1 when all examples share them.
     """
-    bucket_Bqk = t5_bucket(q_Bq[:, :, None] - k_Bk[:, None, :], table_WN.shape[0], max_distance)
-    # A look-up as a matrix product: its gradient is one too, where a gather's would be a scatter into a few hot rows.
-    member_BqkW = jax.nn.one_hot(bucket_Bqk, table_WN.shape[0], dtype=jnp.float32)
+    return _look_up(table_WN, t5_bucket(q_Bq[:, :, None] - k_Bk[:, None, :], table_WN.shape[0], max_distance))
+
+
+def aligned_bias(
+    table_WN: Float[Array, "W N"],
+    pairs_GGN: Float[Array, "G G N"],
+    q_Bq: Int[Array, "B q"],
+    k_Bk: Int[Array, "B k"],
+    max_distance: int,
+) -> Float[Array, "B N q k"]:
+    """T5's bias of distances in time, and one for each pair of segments, for a block of queries and keys, float32.
+
+    Args:
+      table_WN: one row a bucket of the keys at or behind the query's time, then as many of those ahead of it.
+      pairs_GGN: by the query's segment, then the key's.
+      q_Bq, k_Bk: places (`tokens.pattern.Pattern.places`); a leading 1 when all examples share them.
+    """
+    buckets, segments = table_WN.shape[0] // 2, pairs_GGN.shape[0]
+    (q_segment, q_tick), (k_segment, k_tick) = (divmod(at, SEGMENT) for at in (q_Bq[:, :, None], k_Bk[:, None, :]))
+    distance = q_tick - k_tick
+    bucket_Bqk = t5_bucket(jnp.abs(distance), buckets, max_distance) + jnp.where(distance < 0, buckets, 0)
+    pair_Bqk = q_segment * segments + k_segment
+    return _look_up(table_WN, bucket_Bqk) + _look_up(pairs_GGN.reshape(segments**2, -1), pair_Bqk)
+
+
+def _look_up(table_WN: Float[Array, "W N"], row_Bqk: Int[Array, "B q k"]) -> Float[Array, "B N q k"]:
+    """As a matrix product: its gradient is one too, where a gather's would be a scatter into a few hot rows."""
+    member_BqkW = jax.nn.one_hot(row_Bqk, table_WN.shape[0], dtype=jnp.float32)
     return jnp.einsum("bqkw,wn->bnqk", member_BqkW, table_WN.astype(jnp.float32))

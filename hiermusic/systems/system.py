@@ -123,8 +123,10 @@ class System:
       sizes: fields of `model` that mean nothing unless they are whole numbers of 1 or more.
       flags: of generation.
       uses: stage -> the command that a model card shows.
-      examples: verb -> the command that its help shows.
+      examples: verb -> the command that its help shows; of `generate` and `continue` none where its songs do not begin
+        with a prompt.
       load: imports the rooms, which is much to load.
+      tokenizers: of the stages, those whose models make tokens of sound.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
       chain: stages that together accompany a vocal, in their order; the last one may be left out.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
@@ -138,6 +140,7 @@ class System:
     uses: Mapping[str, str]
     examples: Mapping[str, str]
     load: Callable[[], Rooms]
+    tokenizers: tuple[str, ...] = ("codec",)
     versions: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
     places: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ from hiermusic.train.stage import Stage
 if TYPE_CHECKING:
     from hiermusic.data.records import Summary
 
-TOKENIZERS = ("codec", "semantic")  # stages whose models make tokens of sound
+TOKENIZERS = ("codec", "semantic")  # stages whose models make tokens of sound, of the systems that say so
 
 _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
@@ -88,7 +88,16 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
         ours = system(config, str(place))
         with _understood(str(place), ", as another version wrote it: train or export it anew with this one"):
             ours.rooms.make_model(config)
+    if stages == TOKENIZERS and not makes_tokens(config):
+        wanted = " or ".join(stages)
+        raise UserError(f"{workdir} was trained as the {config.stage} of {ours.title}: give the workdir of a {wanted}")
     return config
+
+
+def makes_tokens(config: ConfigDict) -> bool:
+    """Whether what a configuration trains makes tokens of sound."""
+    known = catalogue.systems().get(config.get("system"))
+    return config.stage in (known.tokenizers if known else TOKENIZERS)
 
 
 def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
