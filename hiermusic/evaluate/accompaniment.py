@@ -19,7 +19,7 @@ from hiermusic.data.composer import NAMES
 from hiermusic.errors import write_atomically
 from hiermusic.evaluate import plots, report, seams
 from hiermusic.evaluate.music import Lead, agreement, lead
-from hiermusic.evaluate.scores import difference, interval, to_json
+from hiermusic.evaluate.scores import difference, from_json, interval, to_json
 from hiermusic.systems.accompany import Vocal
 
 FEWEST = 8  # songs: over fewer, no interval says anything
@@ -190,11 +190,35 @@ def evaluate(songs: Sequence[Mapping[str, Any]], vocals: Sequence[Vocal], out: P
         pairs.append(Pair(style, heard, Heard.of(wav_LC, rate), true, truth))
         for key, values in seams.measure(wav_LC, rate, [seam * rate for seam in song["seams"]]).items():
             met[key] += values
-    results = measure(pairs)
-    results["seams"] = {key: interval(values) for key, values in met.items()}
-    write_atomically(out / "results.json", json.dumps(to_json(results), indent=1) + "\n")
-    report.write(_page(results, songs, pairs, out), out / "report.html")
-    return to_json(results)
+    results = measure(pairs) | {"seams": {key: interval(values) for key, values in met.items()}}
+    results["heard"] = [_heard(pair) for pair in pairs]
+    results = to_json(results)
+    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    report.write(report.Page("Accompaniments", _intro(songs), chapters(results, songs)), out / "report.html")
+    return results
+
+
+def _heard(pair: Pair) -> dict[str, Any]:
+    """What the page shows of a pair: beats and chords by where they are heard, and the measures of this pair alone."""
+    lanes = {"beats of the vocal": pair.vocal, "beats of the accompaniment": pair.made}
+    harmony = {"accompaniment": pair.made}
+    if pair.truth:
+        lanes["true beats"] = harmony["true chords"] = pair.truth
+    elif pair.true:
+        harmony["true accompaniment"] = pair.true
+    return {
+        "style": pair.style,
+        "seconds": pair.vocal.seconds,
+        "beats": {name: one.lead.beats_N.round(3).tolist() for name, one in lanes.items()},
+        "chords": {name: chords(one.lead.chroma_Tn) for name, one in harmony.items()},
+        "measures": _with(pair, pair.made),
+    }
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results of accompaniments that lie in a folder, and what is told of each of them."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "results.json"]
+    return json.loads((folder / "results.json").read_text()), [one for one in found if "vocal" in one]
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:
@@ -214,8 +238,17 @@ def _shown(cell: Mapping[str, Any]) -> str:
     return mean if cell["count"] < FEWEST else f"{mean} ({low} … {high})"
 
 
-def _page(results: Mapping[str, Any], songs: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], out: Path):
-    rows = results["rows"]
+def _intro(songs: Sequence[Mapping[str, Any]]) -> str:
+    return (
+        f"What was played to {len(songs)} vocal{'s' * (len(songs) != 1)}. Tokens of the vocal: "
+        f"{songs[0]['tokens']['vocal']}. Codes: {songs[0]['tokens']['codes']}."
+    )
+
+
+def chapters(results: Mapping[str, Any], songs: Sequence[Mapping[str, Any]]) -> list[report.Section]:
+    """What a page shows of accompaniments: whether they go with their vocals, their seams, and each to hear."""
+    results = from_json(results)
+    rows, met = results["rows"], results["seams"]
     shown = [key for key in MEASURES if any(key in row for row in rows.values())]
     cells = [[name, *(_shown(row[key]) if key in row else None for key in shown)] for name, row in rows.items()]
     gained = [_shown(results["above"][key]) if key in results["above"] else None for key in shown]
@@ -225,48 +258,33 @@ def _page(results: Mapping[str, Any], songs: Sequence[Mapping[str, Any]], pairs:
         "those that a tracker finds. Chroma: correlation frame by frame. Chance: the same accompaniments with the "
         "vocals of other songs of their style, over the time that both last."
     )
-    met = results["seams"]
     joined = [["at seams over elsewhere", met["jump"]["count"], _shown(met["jump"]), _shown(met["flux"])]]
     seam_words = (
         "Mean over the places where a window's own codes begin; 1 is a seam that nothing shows. Jump: second "
         "difference of the waveform. Flux: change from one mel spectrum to the next."
     )
-    chapters = [
-        report.Section(
-            "Does it go with its vocal?",
-            results["verdict"],
-            [report.Table(["", *(MEASURES[key] for key in shown)], cells, caption)],
-        ),
-        report.Section(
-            "Are seams heard?",
-            "" if met["jump"]["count"] else "Every vocal fits one window: there is no seam.",
-            [report.Table(["", "seams", "jump", "flux"], joined, seam_words)] if met["jump"]["count"] else (),
-        ),
-        *(_song(song, pair) for song, pair in zip(songs, pairs, strict=True)),
+    table = report.Table(["", *(MEASURES[key] for key in shown)], cells, caption)
+    met_table = report.Table(["", "seams", "jump", "flux"], joined, seam_words)
+    return [
+        report.Section("Does it go with its vocal?", results["verdict"], [table]),
+        report.Section("Are seams heard?", "", [met_table])
+        if met["jump"]["count"]
+        else report.Section("Are seams heard?", "Every vocal fits one window: there is no seam."),
+        *(_song(song, heard) for song, heard in zip(songs, results["heard"], strict=True)),
     ]
-    intro = (
-        f"What was played to {len(songs)} vocal{'s' * (len(songs) != 1)}. Tokens of the vocal: "
-        f"{songs[0]['tokens']['vocal']}. Codes: {songs[0]['tokens']['codes']}."
-    )
-    return report.Page("Accompaniments", intro, chapters)
 
 
 _PLAYERS = {"mix": "both", "wav": "accompaniment", "vocal": "vocal", "true": "the true accompaniment"}
 
 
-def _song(song: Mapping[str, Any], pair: Pair) -> report.Section:
+def _song(song: Mapping[str, Any], heard: Mapping[str, Any]) -> report.Section:
     players = [
         report.Player(words, song["sounds"][name]["path"]) for name, words in _PLAYERS.items() if name in song["sounds"]
     ]
-    lanes = {"beats of the vocal": pair.vocal.lead.beats_N, "beats of the accompaniment": pair.made.lead.beats_N}
-    harmony = {"accompaniment": chords(pair.made.lead.chroma_Tn)}
-    if pair.truth:
-        lanes["true beats"] = pair.truth.lead.beats_N
-        harmony["true chords"] = chords(pair.truth.lead.chroma_Tn)
-    elif pair.true:
-        harmony["true accompaniment"] = chords(pair.true.lead.chroma_Tn)
-    picture = plots.timeline(pair.vocal.seconds, lanes, harmony, song["seams"])
-    told = {MEASURES[key]: f"{value:.2f}" for key, value in _with(pair, pair.made).items() if not math.isnan(value)}
-    facts = {"vocal": song["vocal"], "style": pair.style, "seed": song["seed"], "noise": song["noise"], **told}
-    items = [*players, report.Figure(picture, "Beats as a tracker finds them, chords as triads nearest to the chroma")]
+    beats = {name: np.asarray(times) for name, times in heard["beats"].items()}
+    picture = plots.timeline(heard["seconds"], beats, heard["chords"], song["seams"])
+    told = {MEASURES[key]: f"{value:.2f}" for key, value in heard["measures"].items() if not math.isnan(value)}
+    facts = {"vocal": song["vocal"], "style": heard["style"], "seed": song["seed"], "noise": song["noise"], **told}
+    caption = "Beats as a tracker finds them, chords as the triads nearest to the chroma; dashed: where windows meet."
+    items = [*players, report.Figure(picture, caption, f"Beats and chords of {song['name']} over time")]
     return report.Section(song["name"], "", [*items, report.KeyValues({k: v for k, v in facts.items() if v})])
