@@ -27,7 +27,6 @@ from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
 
 SHORTEST = 1.0  # seconds of a vocal: less tells no beat
-NOISE = 0.01  # deviation, of what a vocal is put under before it is tokenized
 
 Wave = Float[np.ndarray, "L C"]
 
@@ -120,7 +119,7 @@ def accompany(
     *,
     seed: int = 0,
     overlap: float | None = None,
-    noise: float = NOISE,
+    noise: float | None = None,
     rows: int = 8,
     **sampling: Any,
 ) -> list[dict[str, Any]]:
@@ -135,8 +134,8 @@ def accompany(
       folder: of the stages' workdirs.
       seed: of the first vocal; the next one takes the next.
       overlap: seconds that neighbouring windows share at least; a quarter of one when left out.
-      noise: standard deviation of the Gaussian noise that a vocal is put under before it is tokenized, as it was for
-        training; what is heard has none.
+      noise: standard deviation of the Gaussian noise that a vocal is put under before it is tokenized; as it was for
+        training when left out. What is heard has none.
       rows: windows that are played at once.
       sampling: temperature, top_k and guidance of the stages that are to differ from their workdirs'.
     Returns:
@@ -151,6 +150,7 @@ def accompany(
     rate = float(player.vocal.frame_rate)
     shared = player.window // 4 if overlap is None else round(overlap * rate)
     windows.spans(player.window + 1, player.window, shared, windows.unit(player))  # before any token is made
+    noise = player.noise if noise is None else noise
     tokens = [_tokens(tokenizer, one, noise, seed + n) for n, one in enumerate(vocals)]
     seeds = [seed + n for n in range(len(vocals))]
     with progress("window") as show:

@@ -98,8 +98,8 @@ class Rooms:
         songs as JSON objects, each written as NAME.wav and NAME.json.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
       accompanist: workdirs of its chain's stages, by their names -> what plays windows of an accompaniment
-        (`generate.windows.Player`), with the `tokenizers` that made its tokens, the `levels` that it makes and its
-        `sampling`; None of a system that accompanies nothing.
+        (`generate.windows.Player`), with the `tokenizers` that made its tokens, the `noise` that vocals were under,
+        the `levels` that it makes and its `sampling`; None of a system that accompanies nothing.
     """
 
     make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"

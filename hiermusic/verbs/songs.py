@@ -108,7 +108,13 @@ def _define_accompany(values: Values) -> None:
     integer(values, "top_k", "their top-k; default: their workdirs'", lower=0)
     number(values, "guidance", "their guidance scale, 1 = none; default: their workdirs'", lower=0.0)
     number(values, "overlap", "seconds that two windows share; default: a quarter of one", lower=0.0, upper=3600.0)
-    number(values, "noise", "deviation of Gaussian noise on the vocal's tokenizer's input", 0.01, lower=0.0, upper=1.0)
+    number(
+        values,
+        "noise",
+        "deviation of Gaussian noise on what the tokenizer hears; default: training's",
+        lower=0.0,
+        upper=1.0,
+    )
     integer(values, "rows", "windows, of as many vocals, that are played at once", 8, lower=1)
     boolean(values, "json", "print one JSON object")
 

@@ -22,7 +22,7 @@ SOUND = TokenFacts(24000, 320, "residual", 8, 1024, 64)
 class Player:
     """Of every token the code of its number; of levels, the first two."""
 
-    vocal, codes, window, levels = MEANING, SOUND, 100, 2
+    vocal, codes, window, levels, noise = MEANING, SOUND, 100, 2, 0.01
     tokenizers = {"vocal": Tokenizer("meaning", 3), "codes": Tokenizer("codec", None)}
     sampling = {"first": {"temperature": 0.9}}
 
@@ -105,7 +105,7 @@ def test_the_mix_of_what_does_not_exceed_full_scale_is_its_sum():
 def test_a_vocal_is_noised_for_its_tokenizer_alone(player, tmp_path):
     silent = accompany.Vocal("s", "s.wav", np.zeros((32000, 1), np.float32), 16000)
     heard = []
-    for noise, seed in ((0.0, 0), (0.01, 0), (0.01, 0), (0.01, 1)):
+    for noise, seed in ((0.0, 0), (0.01, 0), (None, 0), (None, 1)):
         accompany.accompany([silent], tmp_path / "out", str(tmp_path / "stages"), noise=noise, seed=seed)
         heard.append(player.wav_LC)
     assert not heard[0].any() and np.std(heard[1]) == pytest.approx(0.01, rel=0.05)
