@@ -183,7 +183,7 @@ def evaluate(songs: Sequence[Mapping[str, Any]], vocals: Sequence[Vocal], out: P
     """
     pairs, met = [], {"jump": [], "flux": []}
     for song, vocal in zip(songs, vocals, strict=True):
-        wav_LC, rate = files.read(song["sounds"]["wav"]["path"])
+        wav_LC, rate = files.read(song["sounds"]["accompaniment"]["path"])
         true = None if vocal.true_LC is None else Heard.of(vocal.true_LC, vocal.sample_rate)
         style, truth = vocal.meta.get("genre"), truth_of(vocal.meta, len(vocal.wav_LC) / vocal.sample_rate)
         heard = Heard.of(vocal.wav_LC, vocal.sample_rate)
@@ -274,7 +274,7 @@ def chapters(results: Mapping[str, Any], songs: Sequence[Mapping[str, Any]]) -> 
     ]
 
 
-_PLAYERS = {"mix": "both", "wav": "accompaniment", "vocal": "vocal", "true": "the true accompaniment"}
+_PLAYERS = {"mix": "both", "accompaniment": "accompaniment", "vocal": "vocal", "true": "the true accompaniment"}
 
 
 def _song(song: Mapping[str, Any], heard: Mapping[str, Any]) -> report.Section:

@@ -125,8 +125,9 @@ def accompany(
 ) -> list[dict[str, Any]]:
     """Plays accompaniments to vocals of any length.
 
-    Of each are written NAME.wav, which is as long as the vocal, NAME.mix.wav, both together and limited where they
-    exceed full scale, NAME.vocal.wav, and NAME.json with all that decided it.
+    Of each are written NAME.accompaniment.wav, which is as long as the vocal, NAME.mix.wav, both together and limited
+    where they exceed full scale, NAME.vocal.wav, NAME.true.wav where it is known, and NAME.json with all that decided
+    it.
 
     Args:
       vocals: what to follow.
@@ -203,14 +204,14 @@ def _write(out: Path, vocal: Vocal, song: windows.Whole, codec: Codec, facts: di
     rate, hop = codec.sample_rate, codec.packet
     wav_LC = decode_long(codec, packets.to_packets(song.codes_TK, codec.slots))
     wav_LC = fitted(wav_LC, -(-len(vocal.wav_LC) * rate // vocal.sample_rate))
-    sounds = {"wav": (wav_LC, rate), "mix": mixed(vocal.wav_LC, vocal.sample_rate, wav_LC, rate)}
+    sounds = {"accompaniment": (wav_LC, rate), "mix": mixed(vocal.wav_LC, vocal.sample_rate, wav_LC, rate)}
     sounds["vocal"] = (vocal.wav_LC, vocal.sample_rate)
     if vocal.true_LC is not None:
         sounds["true"] = (vocal.true_LC, vocal.sample_rate)
     facts |= {"seconds": len(vocal.wav_LC) / vocal.sample_rate, "seams": [seam * hop / rate for seam in song.seams]}
     facts["sounds"] = {}
     for name, (sound_LC, own) in sounds.items():
-        path = out / (f"{vocal.name}.wav" if name == "wav" else f"{vocal.name}.{name}.wav")
+        path = out / f"{vocal.name}.{name}.wav"
         facts["sounds"][name] = {"path": str(path)} | write_sound(path, sound_LC, own)
     write_atomically(out / f"{vocal.name}.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return facts
@@ -218,4 +219,4 @@ def _write(out: Path, vocal: Vocal, song: windows.Whole, codec: Codec, facts: di
 
 def lines(songs: Iterable[Mapping[str, Any]]) -> list[str]:
     """What was written, in words."""
-    return [f"{song['sounds']['wav']['path']}: {song['seconds']:.2f} s" for song in songs]
+    return [f"{song['sounds']['accompaniment']['path']}: {song['seconds']:.2f} s" for song in songs]

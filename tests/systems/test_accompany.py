@@ -1,6 +1,7 @@
 """From a vocal to sounds on disk: which vocals, at which rates, how long, and what is told of them."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_what_is_written_is_as_long_as_the_vocal(player, tmp_path):
     (facts,) = accompany.accompany([one], tmp_path / "out", str(tmp_path / "stages"), seed=4, guidance=2.0)
     stored = json.loads((tmp_path / "out" / "a.json").read_text())
     assert stored == json.loads(json.dumps(facts))
-    wav_LC, rate = soundfile.read(tmp_path / "out" / "a.wav", always_2d=True)
+    wav_LC, rate = soundfile.read(tmp_path / "out" / "a.accompaniment.wav", always_2d=True)
     assert (rate, wav_LC.shape) == (24000, (72000, 1))
     made = int(((3 * 16000 - 400) // 320 + 1) * 1.5) * 320  # real frames alone: what is left of the vocal is silence
     assert (abs(wav_LC[:made] - 0.5) < 1e-4).all() and not wav_LC[made:].any() and made == 71360
@@ -167,12 +168,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(player, tmp_path, capsys, 
 
 def test_a_vocal_goes_to_a_page(player, tmp_path, capsys, monkeypatch):
     source = put(tmp_path / "song.wav", 2.5, 0.001)
-    how = [f"--workdir={tmp_path / 'stages'}", f"--out={tmp_path / 'out'}", "--json"]
+    how = [f"--workdir={tmp_path / 'stages'}", f"--out={tmp_path}", "--json"]
+    before = Path(source).read_bytes()
     main(["accompany", source, *how])
     told = capsys.readouterr()
     results = json.loads(told.out)
     assert results["songs"][0]["name"] == "song" and results["verdict"].startswith("1 song: over fewer than 8")
     assert "is silent: there is nothing to follow in it" in told.err
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
     assert page.count("<audio") == 3 and "2 of 8 levels" in page and "Are seams heard?" in page
+    assert Path(source).read_bytes() == before  # where it lies beside what is written
     assert results["seams"]["jump"]["count"] == len(results["songs"][0]["seams"]) == 1
