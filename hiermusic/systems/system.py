@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flax import nnx
     from ml_collections import ConfigDict
 
+    from hiermusic.generate.windows import Player
     from hiermusic.systems.demos import Demo
     from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
@@ -96,6 +97,9 @@ class Rooms:
         mesh=axis -> devices, rows=songs made at once, and by its name each flag of "model" or "else" that was given) ->
         songs as JSON objects, each written as NAME.wav and NAME.json.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
+      accompanist: workdirs of its chain's stages, by their names -> what plays windows of an accompaniment
+        (`generate.windows.Player`), with the `tokenizers` that made its tokens, the `noise` that vocals were under,
+        the `levels` that it makes and its `sampling`; None of a system that accompanies nothing.
     """
 
     make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
@@ -105,6 +109,7 @@ class Rooms:
     program: "Callable[[ConfigDict, int], Generation]"
     generate: Callable[..., list[dict[str, Any]]]
     demo: "Callable[[Path, Path], Demo]"
+    accompanist: "Callable[[Mapping[str, str]], Player] | None" = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ class System:
       load: imports the rooms, which is much to load.
       tokenizers: of the stages, those whose models make tokens of sound.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
+      chain: stages that together accompany a vocal, in their order; the last one may be left out.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
     """
 
@@ -136,6 +142,7 @@ class System:
     load: Callable[[], Rooms]
     tokenizers: tuple[str, ...] = ("codec",)
     versions: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
 
     @cached_property

@@ -38,7 +38,9 @@ def learn(config: ConfigDict) -> None:
     config.data.codec = str(Tokenizer(os.path.abspath(given.workdir), made_by.step))
     if others := prefix_places(config, config.data.path):
         config.prefix = ConfigDict({str(i): asdict(stored_facts(other)) for i, other in enumerate(others)})
-        config.data.prefix_codecs = tuple(str(read_stream(other).tokenizer) for other in others)
+        made = [read_stream(other) for other in others]
+        config.data.prefix_codecs = tuple(str(stream.tokenizer) for stream in made)
+        config.data.prefix_noise = tuple(stream.noise for stream in made)
 
 
 def own_place(config: ConfigDict, path: str) -> str:

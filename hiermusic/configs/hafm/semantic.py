@@ -67,6 +67,7 @@ def base(stage: str, preset: str) -> ConfigDict:
     config.data.path = ""
     config.data.codec = ""
     config.data.prefix_codecs = ()
+    config.data.prefix_noise = ()
     config.data.crop = "random"
 
     config.model = ConfigDict()

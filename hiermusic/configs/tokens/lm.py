@@ -37,6 +37,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data.stream = ""
     config.data.prefix = ()
     config.data.prefix_codecs = ()
+    config.data.prefix_noise = ()
     config.data.crop = "random"
 
     config.model = ConfigDict()

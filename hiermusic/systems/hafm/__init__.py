@@ -18,23 +18,21 @@ def _rooms() -> Rooms:
         program=songs.program,
         generate=songs.generate,
         demo=demo.demo,
+        accompanist=lambda stages: songs.Accompanist.open(**stages),
     )
 
 
-_USE = "hiermusic accompany --semantic={} --coarse={} --fine={} vocal.wav --out=songs"
+_STAGES = ("semantic", "coarse", "fine")
+_USE = "hiermusic accompany vocal.wav --workdir=STAGES --out=songs"  # STAGES/{semantic,coarse,fine}
 
 SYSTEM = System(
     name="hafm",
     title="HAFM",
-    stages=("semantic", "coarse", "fine"),
+    stages=_STAGES,
     tokenizers=(),
     sizes=frozenset("length layers width heads kv_heads head_dim ffn_width ticks".split()),
     flags=(),
-    uses={
-        "semantic": _USE.format("FOLDER", "COARSE", "FINE"),
-        "coarse": _USE.format("SEMANTIC", "FOLDER", "FINE"),
-        "fine": _USE.format("SEMANTIC", "COARSE", "FOLDER"),
-    },
+    uses=dict.fromkeys(_STAGES, _USE),
     examples={
         "train": "hiermusic train --config=configs/hafm/semantic.py:tiny --workdir=out/semantic "
         "--config.data.path=STREAMS",
@@ -42,4 +40,5 @@ SYSTEM = System(
         "compile": "hiermusic compile --config=configs/hafm/coarse.py:paper --topology=v6e:4x4 --config.mesh.fsdp=16",
     },
     load=_rooms,
+    chain=_STAGES,
 )

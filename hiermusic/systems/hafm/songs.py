@@ -66,6 +66,7 @@ class Accompanist:
       window: the most vocal tokens that all stages take at once.
       levels: how many levels of acoustic codes are made.
       sampling: of each stage, by its name, its workdir's temperature, top_k, top_p and guidance.
+      noise: deviation of the noise that vocals were under when the stages' tokens were made of them.
     """
 
     def __init__(self, stages: Mapping[str, _Stage], mesh: Mesh | None = None):
@@ -76,6 +77,7 @@ class Accompanist:
         self.semantic: TokenFacts = facts_of(semantic.config)
         self.codes: TokenFacts = facts_of(coarse.config)
         self.levels: int = len(models.own(last.config))
+        self.noise: float = next(iter(semantic.config.data.prefix_noise), 0.0)
         self.sampling = {name: stage.config.sampling.to_dict() for name, stage in stages.items()}
         most = {
             name: stage.order.lengths(stage.order.most(stage.config.model.length)) for name, stage in stages.items()
