@@ -52,6 +52,12 @@ def pattern_of(config: ConfigDict) -> Pattern:
     return Pattern(model.pattern, slots, sum(streams) + model.given, streams, separate, units)
 
 
+def nulls(config: ConfigDict) -> list[int | None] | None:
+    """Of each level the code that stands for what is left out, None of those that the model predicts; None for none."""
+    null, given = null_of(config), pattern_of(config).given
+    return None if null is None else [null if level < given else None for level in range(len(hierarchy(config)))]
+
+
 def _others(config: ConfigDict) -> list[Hierarchy]:
     return [facts.hierarchy for facts in prefix_of(config)]
 

@@ -211,7 +211,7 @@ def _draw(
         layouts = [order.layout(count) for count in counts]
         if levels != len(tokens):
             layouts = [layout.first(levels) for layout in layouts]
-        places, null = [models.places(config, order, layout) for layout in layouts], models.null_of(config)
+        places = [models.places(config, order, layout) for layout in layouts]
         made = autoregressive.generate(
             model,
             prompts,
@@ -222,7 +222,7 @@ def _draw(
                 for there, count in zip(begun, counts, strict=True)
             ],
             given=front,
-            null=None if null is None else [null if k < order.given else None for k in range(len(tokens))],
+            null=models.nulls(config),
             places=None if places[0] is None else places,
             markers=models.markers(config) if order.separate else (),
             cache_dtype=jnp.dtype(config.model.dtype),
@@ -327,6 +327,7 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
     marked = {"markers": models.markers(config)} if order.separate else {}
     if (places := models.places(config, order, layouts[0])) is not None:
         marked["places"] = [places] * rows
+    marked["null"] = models.nulls(config)
     run, arguments = autoregressive.chunk(
         token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **marked, **options
     )

@@ -9,7 +9,7 @@ from hiermusic.errors import UserError
 from hiermusic.systems.hafm import songs
 from hiermusic.systems.hafm.songs import Accompanist
 
-from .streams import MEANING, SOUND, small, stages, track
+from .streams import LENGTHS, MEANING, SOUND, small, stages, track
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,17 @@ def test_stages_that_were_not_made_for_each_other_are_told(trio):
         chain("fine", lambda config: config.model.update({"given": 1}))
     with pytest.raises(UserError, match=r"out/semantic does not say what made its vocal tokens"):
         _ = Accompanist(trio).tokenizers
+
+
+@pytest.mark.parametrize("stage", songs.STAGES)
+def test_what_is_compiled_to_play_is_a_chunk_of_guided_steps(stage):
+    """In shapes alone: lowered, as what `accompany` runs, with the null and the places of a window that is full."""
+    made = songs.program(small(stage), 2)
+    steps = 64
+    assert made.name == f"generate: {steps} steps" and made.seconds > 0
+    share = made.tokens / 2 / 30  # what each of these predicts
+    assert share == pytest.approx(steps / LENGTHS[stage])
+    made.function.lower(*made.arguments, **made.static)
 
 
 def test_no_song_begins_with_a_prompt():
