@@ -104,6 +104,7 @@ def base(stage: str, preset: str) -> ConfigDict:
     config.train.learning_rate = 3e-4
     config.train.schedule = "cosine"
     config.train.warmup_steps = 3000
+    config.train.final_share = 0.0
     config.train.optimiser = "adamw"
     config.train.betas = (0.9, 0.95)
     config.train.weight_decay = 0.01

@@ -72,8 +72,8 @@ def test_a_prefix_that_is_left_out_keeps_its_length(stage):
     np.testing.assert_array_equal(bare["reads"][:, order.given :], whole["reads"][:, order.given :])
     for split in ("train", "valid"):
         drawn = _batches(config, split, example)
-        seen.append(np.mean([(drawn[i][1]["reads"][0] == NULL[stage]).any() for i in range(300)]))
-    assert 0.05 < seen[0] < 0.16 and seen[1] == 0.0
+        seen.append(np.mean([(drawn[i][1]["reads"][0] == NULL[stage]).any() for i in range(100)]))
+    assert 0.03 < seen[0] < 0.2 and seen[1] == 0.0
 
 
 def heard(stage: str, seed: int) -> dict:
@@ -89,12 +89,13 @@ def _batches(config, split, example):
 
     context = pytest.MonkeyPatch()
     with context.context() as patched:
-        patched.setattr(rows.pipeline, "example_batches", lambda *given: Batches(lambda i: [example, example], 300))
+        patched.setattr(rows.pipeline, "example_batches", lambda *given: Batches(lambda i: [example, example], 100))
         return rows.batches(config, split, range(2))
 
 
-@pytest.mark.parametrize("positions", ["t5", "t5_aligned"])
-@pytest.mark.parametrize("stage", PAPER)
+@pytest.mark.parametrize(
+    ("stage", "positions"), [("semantic", "t5_aligned"), ("coarse", "t5"), ("coarse", "t5_aligned"), ("fine", "t5")]
+)
 def test_the_prefix_reaches_the_model(stage, positions):
     """Another one changes the logits, and so does none; its table and the null have gradients."""
     config = small(stage, positions)
@@ -102,12 +103,14 @@ def test_the_prefix_reaches_the_model(stage, positions):
     row, other = (make.row(heard(stage, seed), np.random.default_rng(0)) for seed in (0, 1))
     in_place = row | {"reads": np.concatenate([other["reads"][:, : order.given], row["reads"][:, order.given :]], 1)}
     batch = sequence.stack([row, in_place, make.bare(row)])
-    model = make_model(config)(nnx.Rngs(0))
-    hidden = nnx.jit(lambda model: model.hidden(batch, visibility=Visibility.causal()))(model)
-    begin = int(np.flatnonzero(row["text"] >= 0)[0])
-    logits = model.level_logits(hidden[:, begin:], order.given)
+    model, begin = make_model(config)(nnx.Rngs(0)), int(np.flatnonzero(row["text"] >= 0)[0])
+
+    def loss(model):
+        hidden = model.hidden(batch, visibility=Visibility.causal())
+        return model.loss(batch, visibility=Visibility.causal())[0], model.level_logits(hidden[:, begin:], order.given)
+
+    gradients, logits = nnx.jit(nnx.grad(loss, has_aux=True))(model)
     assert all(np.abs(logits[0] - logits[k]).max() > 1e-4 for k in (1, 2))
-    gradients = nnx.jit(nnx.grad(lambda model: model.loss(batch, visibility=Visibility.causal())[0]))(model)
     sizes = jax.tree.map(lambda x: float(np.abs(x).max()), nnx.to_pure_dict(gradients))
     assert np.abs(gradients["code_embed"][...][: order.given]).max() > 0 and sizes["null_embed"] > 0
     assert sizes["segment_embed"] > 0 and sizes["trunk"]["distance"] > 0
