@@ -66,6 +66,8 @@ def steps(config: ConfigDict) -> tuple[int, ...] | None:
     """Ticks from token to token of each level, of a model whose positions stand in time; None of others."""
     if config.model.get("positions") != "t5_aligned":
         return None
+    if not pattern_of(config).stepwise:
+        raise UserError(f"model.positions=t5_aligned goes with stepwise patterns, not with {config.model.pattern}")
     found = [Fraction(config.model.ticks) / rate for rate in hierarchy(config).rates]
     if not all(step.denominator == 1 for step in found):
         rates = ", ".join(sorted({str(rate) for rate in hierarchy(config).rates}))
@@ -195,7 +197,7 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         dropout=model.dropout,
         dtype=model.dtype,
         remat=model.remat,
-        segments=len(order.parts) if model.get("positions") == "t5_aligned" else 0,
+        segments=len(order.parts) if steps(config) else 0,
     )
     silent = len(tokens) if order.isolated or order.separate else 1
     return TokenLMConfig(

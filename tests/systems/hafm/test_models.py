@@ -162,16 +162,18 @@ def test_what_is_none_of_a_stages_is_refused(stage, change, words):
     config = presets.load(f"configs/hafm/{stage}.py:tiny", change)
     with pytest.raises(UserError, match=words) as told:
         make_model(config)
-        models.steps(config)
     assert "\n" not in str(told.value)
 
 
 def test_a_model_without_a_prefix_has_none_to_leave_out():
-    config = presets.load("configs/tokens/lm.py:tiny")
-    with config.unlocked():
-        config.model.prefix_dropout = 0.1
+    config = presets.load("configs/tokens/lm.py:tiny", {"model.prefix_dropout": 0.1})
     with pytest.raises(UserError, match=r"model\.prefix_dropout=0\.1: a delay model reads no prefix to leave out"):
         models.make_model(config)
+    isolated = {"model.positions": "t5_aligned", "model.pattern": "layer_wise"}
+    with pytest.raises(
+        UserError, match=r"model\.positions=t5_aligned goes with stepwise patterns, not with layer_wise"
+    ):
+        models.make_model(presets.load("configs/tokens/lm.py:tiny", isolated))
 
 
 def test_a_stage_of_this_name_makes_no_tokens_of_sound(monkeypatch, tmp_path):
