@@ -170,7 +170,8 @@ def test_a_model_without_a_prefix_has_none_to_leave_out():
     with pytest.raises(UserError, match=r"model\.prefix_dropout=0\.1: a delay model reads no prefix to leave out"):
         models.make_model(config)
     isolated = {"model.positions": "t5_aligned", "model.pattern": "layer_wise"}
-    with pytest.raises(
+    words = r"model\.positions=t5_aligned goes with stepwise patterns, not with layer_wise"
+    with pytest.raises(UserError, match=words):
         UserError, match=r"model\.positions=t5_aligned goes with stepwise patterns, not with layer_wise"
     ):
         models.make_model(presets.load("configs/tokens/lm.py:tiny", isolated))
