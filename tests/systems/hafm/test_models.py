@@ -172,8 +172,6 @@ def test_a_model_without_a_prefix_has_none_to_leave_out():
     isolated = {"model.positions": "t5_aligned", "model.pattern": "layer_wise"}
     words = r"model\.positions=t5_aligned goes with stepwise patterns, not with layer_wise"
     with pytest.raises(UserError, match=words):
-        UserError, match=r"model\.positions=t5_aligned goes with stepwise patterns, not with layer_wise"
-    ):
         models.make_model(presets.load("configs/tokens/lm.py:tiny", isolated))
 
 
