@@ -7,6 +7,7 @@ holds at once beside its arguments, as XLA tells it.
 """
 
 import argparse
+import math
 import time
 
 import jax
@@ -39,7 +40,7 @@ def measure(kind: str, positions: int, width: int, heads: int, repeats: int) -> 
         start = time.perf_counter()
         jax.block_until_ready(program(weights, x_1SD))
         took.append(time.perf_counter() - start)
-    return min(took), held.temp_size_in_bytes / 1e6
+    return min(took, default=math.nan), held.temp_size_in_bytes / 1e6
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=5984)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0: memory alone, by compiling")
     options = parser.parse_args()
     print(f"| bias | seconds | MB held | of a table of all pairs, MB |\n|{'---|' * 4}")
     table = options.heads * options.positions**2 * 4 / 1e6

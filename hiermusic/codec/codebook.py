@@ -13,6 +13,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from hiermusic.nn import param
+
 EXACT = lax.Precision.HIGHEST  # a TPU would otherwise compare distances in bfloat16
 
 
@@ -79,7 +81,7 @@ class Codebooks(nnx.Module):
     def __init__(self, config: CodebookConfig, levels: int, width: int, *, rngs: nnx.Rngs):
         self.config = config
         shape, axes = (levels, config.codes, width), ("levels", "codes", "latent")
-        self.codebooks = Codebook(0.02 * jax.random.normal(rngs.params(), shape), axes=axes)
+        self.codebooks = Codebook(0.02 * jax.random.normal(param.key(rngs), shape), axes=axes)
         self.ema_sums = Codebook(jnp.zeros(shape), axes=axes)
         self.ema_counts = Codebook(jnp.zeros(shape[:2]), axes=axes[:2])
         self.initialised = Codebook(jnp.zeros((), bool), axes=())
@@ -91,8 +93,9 @@ class Codebooks(nnx.Module):
 
     def keep(self, moved: Averages) -> None:
         """Takes over what a training batch made of the averages."""
-        self.codebooks[...], self.ema_sums[...], self.ema_counts[...] = moved
-        self.initialised[...] = jnp.ones((), bool)
+        for variable, value in zip((self.codebooks, self.ema_sums, self.ema_counts), moved, strict=True):
+            param.put(variable, value)
+        param.put(self.initialised, jnp.ones((), bool))
 
     def started(
         self, now: Averages, key: PRNGKeyArray, points_ND: Float[Array, "N D"], held_N: Bool[Array, "N"] | None = None

@@ -98,7 +98,7 @@ class FactorisedQuantiser(nnx.Module):
         self.out_gain = param.ones(rngs, (K, width), ("levels", "latent"))
         self.out_bias = param.zeros(rngs, (K, width), ("levels", "latent"))
         for gain, weight in ((self.in_gain, self.in_proj), (self.out_gain, self.out_proj)):
-            gain[...] = jnp.linalg.norm(weight[...], axis=1)
+            param.put(gain, jnp.linalg.norm(weight[...], axis=1))
         self.ema_counts = Codebook(jnp.zeros((K, V)), axes=("levels", "codes"))
         self.initialised = Codebook(jnp.zeros((), bool), axes=())
 
@@ -181,9 +181,10 @@ class FactorisedQuantiser(nnx.Module):
             quantise, start, each
         )
         if train:
-            self.ema_counts[...], self.initialised[...] = counts, jnp.ones((), bool)
+            param.put(self.ema_counts, counts)
+            param.put(self.initialised, jnp.ones((), bool))
             if config.kmeans_iterations or config.dead_share:
-                self.codebooks[...] = books
+                param.put(self.codebooks, books)
         return Quantised(
             total,
             jnp.moveaxis(codes_KBT, 0, -1),

@@ -126,7 +126,7 @@ class Conv(nnx.Module):
         self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), (None,) * rank + axes, _INITS[init])
         if norm == "weight":
             self.weight_g = param.ones(rngs, (outputs,), axes[1:])
-            self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1))))
+            param.put(self.weight_g, jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), tuple(range(rank + 1)))))
         self.norm = GroupNorm(outputs, axes[1], rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
@@ -209,7 +209,7 @@ class ConvTranspose(nnx.Module):
         self.weight_v = param.weight(rngs, (2 * stride, inputs, outputs), (None, None, "channels"), start)
         if norm == "weight":
             self.weight_g = param.ones(rngs, (inputs,), (None,))
-            self.weight_g[...] = jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), (0, 2)))
+            param.put(self.weight_g, jnp.sqrt(jnp.sum(jnp.square(self.weight_v[...]), (0, 2))))
         self.norm = GroupNorm(outputs, "channels", rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), ("channels",))
 

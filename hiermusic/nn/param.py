@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import initializers
+from jaxtyping import Array, PRNGKeyArray
 
 Axes = Sequence[str | None]
 
@@ -35,7 +36,7 @@ def weight(
     """
     if len(shape) != len(axes):
         raise ValueError(f"a weight of shape {tuple(shape)} needs {len(shape)} logical axes, not {tuple(axes)}")
-    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), rate=rate, decay=decay)
+    return nnx.Param(init(key(rngs), tuple(shape), jnp.float32), axes=tuple(axes), rate=rate, decay=decay)
 
 
 def zeros(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
@@ -51,6 +52,23 @@ def ones(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes) -> nnx.Param:
 def in_type(parameter: nnx.Param, dtype: str) -> nnx.Param:
     """A parameter of another type, of which the same is told."""
     return nnx.Param(parameter[...].astype(dtype), **parameter.get_metadata())
+
+
+def key(rngs: nnx.Rngs) -> PRNGKeyArray:
+    """What `rngs.params()` gives, at the price of `put`."""
+    stream = rngs.params
+    count = stream.count.get_value()
+    put(stream.count, count + 1)
+    return jax.random.fold_in(stream.key.get_value(), count)
+
+
+def put(variable: nnx.Variable, value: Array) -> None:
+    """`variable[...] = value` of the same shape and type, in a time that does not depend on the program around it.
+
+    While a program is traced, flax asks both arrays for their sharding, which they have not, and JAX looks through all
+    of the program for what to say in the error that nobody reads: of a large one, a third of the time of its tracing.
+    """
+    variable.set_value(value)
 
 
 def parameter_counts(module: nnx.Module) -> dict[str, int]:

@@ -30,6 +30,7 @@ from hiermusic.codec.objective import (
 )
 from hiermusic.data.pipeline import NoTracks
 from hiermusic.errors import UserError
+from hiermusic.nn import param
 from hiermusic.parallel.counting import forward_flops
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import average
@@ -245,7 +246,7 @@ class CodecStage:
         metrics["grad_norm"] = jnp.sqrt(squares)
         module.optimiser.update(module.model, gradients)
         for name, norm in moved.items():
-            module.norms[name][...] = norm
+            param.put(module.norms[name], norm)
         if self.ema_decay:
             average(module.ema, module.model, self.ema_decay, module.optimiser.step[...])
         return metrics

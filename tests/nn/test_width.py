@@ -31,6 +31,7 @@ def slopes(check, base_width):
     return {name: check.slope(WIDTHS, [row[name] for row in last]) for name in last[0]}
 
 
+@pytest.mark.slow
 def test_activations_and_logits_move_alike_at_every_width(check):
     with_base, without = slopes(check, WIDTHS[0]), slopes(check, 0)
     assert abs(with_base["change of layer 1"]) < 0.2 and abs(with_base["change of logits"]) < 0.35

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_two_processes_of_four_devices_decode_as_one_device_does(decoder):
     answers = []
     for status, out, err in [*decoder(1, 1).end(900), *decoder(2, 4).end(900)]:

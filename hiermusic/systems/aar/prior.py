@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from hiermusic.codec.codebook import Codebooks
 from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.nn import param
 from hiermusic.nn.conv import Conv
 from hiermusic.nn.norms import unit
-from hiermusic.nn.param import weight
 from hiermusic.nn.token_lm import Metrics, TokenLM, TokenLMConfig
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
@@ -82,7 +82,7 @@ class Listener(nnx.Module):
         self.convs = nnx.List(
             [Conv(inputs if i == 0 else width, width, (5,), stride=(2,), init="fan_in", rngs=rngs) for i in range(3)]
         )
-        self.out = weight(rngs, (width, outputs), (None, None), jax.nn.initializers.lecun_normal())
+        self.out = param.weight(rngs, (width, outputs), (None, None), jax.nn.initializers.lecun_normal())
 
     def __call__(self, x_BTE: Float[Array, "B T E"]) -> Float[Array, "B U"]:
         for conv in self.convs:
@@ -100,7 +100,7 @@ class Prior(nnx.Module):
         wide = config.lm.cond
         self.listener = Listener(config.latent, config.listener, wide, rngs=rngs) if config.listener else None
         # The release's unconditional vector is drawn once and not trained either.
-        self.unconditional = Frozen(jax.random.normal(rngs.params(), (wide,)) / np.sqrt(wide), axes=(None,))
+        self.unconditional = Frozen(jax.random.normal(param.key(rngs), (wide,)) / np.sqrt(wide), axes=(None,))
 
     def take_quantiser(self, trained: nnx.Module) -> None:
         """Copies the codebooks (and what else is frozen here) of a codec's trained quantiser."""

@@ -39,6 +39,7 @@ CODEC = (
     "--config.model.codes=16",
     "--config.model.code_width=3",
     "--config.discriminator.period_widths=(2, 2)",
+    "--config.discriminator.bands=(0.0, 0.5, 1.0)",
     "--config.discriminator.fft_sizes=(64,)",
     "--config.discriminator.filters=2",
     "--config.loss.mel_windows=(64,)",

@@ -49,6 +49,7 @@ def sound(path) -> np.ndarray:
     return soundfile.read(path)[0]
 
 
+@pytest.mark.slow
 def test_songs_of_some_levels_and_of_any_length_are_made(at, run, tmp_path):
     """Half a second fits the context, a second and a half is made in windows; the first two levels are those of all."""
     prompts = [{"name": "a", "tags": "slow", "seconds": 0.5}, {"name": "b", "tags": "fast", "seconds": 1.5}]
