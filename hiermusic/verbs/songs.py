@@ -38,7 +38,7 @@ def _define(values: Values) -> None:
     hosts(values)
     # help is that of the system that is named; else all are read, so that a foreign flag is told to be one
     named = system_named() if {"-h", "--help"} & set(sys.argv) else None
-    asked = [named] if named else list(systems.values())
+    asked = [named] if named and named.flags else [system for system in systems.values() if system.flags]
     for flag in _flags(asked):
         declare(values, flag, _text(flag.name, asked))
 

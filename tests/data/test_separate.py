@@ -77,7 +77,7 @@ def test_mixes_are_separated_and_stems_taken_as_they_are(demucs, tmp_path, capsy
     told = capsys.readouterr()
     assert "silent.wav: demucs does not separate it (Could not load it)" in told.err
     assert "silent.wav: has no stem vocals" in told.out
-    assert demucs() == [3, 1] or demucs() == [3, 1, 1, 1]
+    assert demucs() == [3, 1]  # the last of them alone once more, as it may be another's fault
     vocals, rest = (AudioSource(tmp_path / "out", stem) for stem in ("vocals", "instrumental"))
     found = {track["id"]: index for index, track in enumerate(vocals.tracks)}
     assert set(found) == {"a/song.wav", "b/song.wav", "c"}
