@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hiermusic.tokens.pattern import SEGMENT
@@ -74,7 +75,21 @@ def aligned_bias(
     return _look_up(table_WN, bucket_Bqk) + _look_up(pairs_GGN.reshape(segments**2, -1), pair_Bqk)
 
 
+@jax.custom_vjp
 def _look_up(table_WN: Float[Array, "W N"], row_Bqk: Int[Array, "B q k"]) -> Float[Array, "B N q k"]:
-    """As a matrix product: its gradient is one too, where a gather's would be a scatter into a few hot rows."""
-    member_BqkW = jax.nn.one_hot(row_Bqk, table_WN.shape[0], dtype=jnp.float32)
-    return jnp.einsum("bqkw,wn->bnqk", member_BqkW, table_WN.astype(jnp.float32))
+    """Rows of a table, float32. Its gradient is summed row by row: a scatter into a few hot ones would be slow, and a
+    product with which row is whose holds more than a table of all pairs would."""
+    return jnp.take(table_WN.astype(jnp.float32).T, row_Bqk, axis=1).swapaxes(0, 1)
+
+
+def _summed(kept: tuple[Array, Array], given_BNqk: Float[Array, "B N q k"]) -> tuple[Array, np.ndarray]:
+    table_WN, row_Bqk = kept
+
+    def one(row: Array) -> Float[Array, "N"]:
+        return jnp.where((row_Bqk == row)[:, None], given_BNqk, 0).sum((0, 2, 3))
+
+    sums_WN = jax.lax.map(one, jnp.arange(len(table_WN)))
+    return sums_WN.astype(table_WN.dtype), np.zeros(row_Bqk.shape, jax.dtypes.float0)
+
+
+_look_up.defvjp(lambda table_WN, row_Bqk: (_look_up(table_WN, row_Bqk), (table_WN, row_Bqk)), _summed)
