@@ -27,12 +27,12 @@ from flax import nnx
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from hiermusic.audio.spectral import mel
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.data import pipeline
 from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError
+from hiermusic.evaluate import seams
 from hiermusic.evaluate.run import held_out
 from hiermusic.evaluate.scores import audible, interval
 from hiermusic.generate import nextscale
@@ -42,45 +42,19 @@ from hiermusic.systems.aar.rows import windows
 from hiermusic.systems.aar.stages import check_codebooks, check_codec
 
 COLUMNS = ("sound", "context", "trunk", "jump", "mel error", "mel error at seams", "mel flux")
-FRAME_SECONDS = 0.021  # of a spectrum: 512 samples at 24 kHz
-FLOOR = 1e-5  # of a mel energy before its logarithm
 
 Wave = Float[np.ndarray, "L C"]
 
 
-def at_seams(values_N: np.ndarray, places_N: np.ndarray, reach: float, packet: int) -> list[float]:
-    """What is measured near each seam over its mean elsewhere.
-
-    Args:
-      values_N: measured along a track of whole windows.
-      places_N: where, samples.
-      reach: samples within which a seam is near; the two ends of the track are neither near nor elsewhere.
-      packet: samples between two seams.
-    """
-    seam_N = np.round(places_N / packet).astype(int)
-    near_N = np.abs(places_N - seam_N * packet) < reach
-    return [values_N[near_N & (seam_N == seam)].mean() / values_N[~near_N].mean() for seam in range(1, seam_N.max())]
-
-
 def measure(wav_LC: Wave, rate: int, packet: int, original_LC: Wave | None) -> dict[str, list[float]]:
     """The ratios of a track at each of its seams; those of the error, and the error, only against an original."""
-    curve_N = np.abs(np.diff(wav_LC.astype(np.float64), 2, axis=0)).mean(1)
-    n_fft = 2 ** round(np.log2(FRAME_SECONDS * rate))
-    hop = n_fft // 4
-
-    def log_mel(wav_LC: Wave) -> Float[np.ndarray, "T M"]:
-        mel_CTM = np.asarray(mel(wav_LC.T, rate, n_fft, hop, n_fft // 8))
-        return np.log10(np.maximum(mel_CTM, FLOOR)).mean(0)
-
-    mel_TM = log_mel(wav_LC)
-    flux_T, frames_T = np.abs(np.diff(mel_TM, axis=0)).mean(1), np.arange(len(mel_TM)) * hop
-    told = {
-        "jump": at_seams(curve_N, np.arange(len(curve_N)) + 1.5, 2, packet),
-        "flux": at_seams(flux_T, frames_T[:-1] + hop / 2, (n_fft + hop) / 2, packet),
-    }
+    places = range(packet, len(wav_LC) - packet // 2, packet)
+    told = seams.measure(wav_LC, rate, places)
     if original_LC is not None:
-        error_T = np.abs(mel_TM - log_mel(original_LC)).mean(1)
-        told |= {"all": [error_T.mean()], "error": at_seams(error_T, frames_T, n_fft / 2, packet)}
+        mel_TM, n_fft, hop = seams.log_mel(wav_LC, rate)
+        error_T = np.abs(mel_TM - seams.log_mel(original_LC, rate)[0]).mean(1)
+        error = seams.ratios(error_T, np.arange(len(error_T)) * hop, places, n_fft / 2, len(wav_LC))
+        told |= {"all": [error_T.mean()], "error": error}
     return told
 
 

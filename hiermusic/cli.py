@@ -18,8 +18,8 @@ from hiermusic.verbs.flags import Values, Verb, example, local, show
 OPEN_FILES = 65536
 
 _ORDER = (
-    *("demo", "data", "train", "tokenize", "encode", "decode", "embed", "generate", "continue", "evaluate"),
-    *("sweep", "inspect", "reshard", "import", "export", "compile"),
+    *("demo", "data", "train", "tokenize", "encode", "decode", "embed", "generate", "continue", "accompany"),
+    *("evaluate", "sweep", "inspect", "reshard", "import", "export", "compile"),
 )
 _ALL = checkpoints.VERBS | compile.VERBS | demo.VERBS | data.VERBS | published.VERBS | runs.VERBS
 _ALL |= songs.VERBS | sweep.VERBS

@@ -178,7 +178,7 @@ def load(folder: str | Path, step: int | None = None) -> TrainedCodec | TrainedM
         workdir.system(config, str(folder))
     if config.stage == "codec":
         return TrainedCodec(Path(folder), workdir.load_codec(folder, step))
-    if config.stage in workdir.TOKENIZERS:
+    if workdir.makes_tokens(config):
         raise UserError(f"{folder} makes tokens of sound and no sound of them: give it to `hiermusic tokenize`")
     if step is not None:
         raise UserError(f"{folder} is a {config.stage}, which makes songs with its newest weights: leave step out")

@@ -61,8 +61,13 @@ def t5_bucket(distance: int, buckets: int, furthest: int) -> int:
     return min(exact + int(np.log(distance / exact) / np.log(furthest / exact) * (buckets - exact)), buckets - 1)
 
 
-def attention(config, w, x_BSD, sees_BSS, at_BS, table_WN):
-    """One layer's attention, head by head."""
+def aligned_row(buckets: int, furthest: int, q: int, k: int) -> int:
+    """The row of a table for a key at tick k of a query at tick q: those behind and at it first, then those ahead."""
+    return t5_bucket(abs(q - k), buckets, furthest) + buckets * (k > q)
+
+
+def attention(config, w, x_BSD, sees_BSS, at_BS, table_WN, pairs_GGN=None):
+    """One layer's attention, head by head; of places, segments are counted in 2^20."""
     c = config
     q, k, v = (
         np.einsum("bsd,dnh->bsnh", x_BSD, w[name]) + w.get(f"{name}_bias", 0.0) for name in ("query", "key", "value")
@@ -81,9 +86,13 @@ def attention(config, w, x_BSD, sees_BSS, at_BS, table_WN):
         m = n * c.kv_heads // c.heads  # grouped queries share a key-value head (arXiv 2305.13245)
         logits_BSS = np.einsum("bqh,bkh->bqk", q[:, :, n], k[:, :, m]) * scale_N[n]
         if table_WN is not None:
-            distance_BSS = at_BS[:, :, None] - at_BS[:, None, :]
-            bucket = np.vectorize(lambda d: t5_bucket(d, c.t5_buckets, c.t5_max_distance))
-            logits_BSS = logits_BSS + table_WN[bucket(distance_BSS), n]
+            q_BS1, k_B1S = at_BS[:, :, None], at_BS[:, None, :]
+            bucket = np.vectorize(lambda q, k: t5_bucket(q - k, c.t5_buckets, c.t5_max_distance))
+            if pairs_GGN is not None:
+                (q_segment, q_BS1), (k_segment, k_B1S) = np.divmod(q_BS1, 2**20), np.divmod(k_B1S, 2**20)
+                bucket = np.vectorize(lambda q, k: aligned_row(c.t5_buckets, c.t5_max_distance, q, k))
+                logits_BSS = logits_BSS + pairs_GGN[q_segment, k_segment, n]
+            logits_BSS = logits_BSS + table_WN[bucket(q_BS1, k_B1S), n]
         weights_BSS = softmax(np.where(sees_BSS, logits_BSS, -1e30))
         out += np.einsum("bqk,bkh->bqh", weights_BSS, v[:, :, m]) @ w["out"][n]
     return out + w.get("out_bias", 0.0)
@@ -123,14 +132,14 @@ def transformer(config, w, x_BSD, sees_SS, *, at_BS=None, valid_BS=None, cond_BD
         sees_BSS = sees_BSS & np.asarray(valid_BS)[:, None]
     if c.positions == "learned":
         x_BSD = x_BSD + w["absolute"][at_BS]
-    table_WN = w["distance"] if c.positions == "t5" else None
+    tables = (w.get("distance"), w.get("pairs"))
     for index in range(c.layers):
         layer = _slice(w["layers"], index)
         gate1, gate2, scale1, scale2, shift1, shift2 = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
         if c.adaptive:
             gate1, gate2, scale1, scale2, shift1, shift2 = adaptation(layer["adapt"], cond_BD)
         y = norm(c.norm, x_BSD, layer.get("attention_norm", {}), c.norm_eps) * (1 + scale1) + shift1
-        x_BSD = x_BSD + gate1 * attention(c, layer["attention"], y, sees_BSS, at_BS, table_WN)
+        x_BSD = x_BSD + gate1 * attention(c, layer["attention"], y, sees_BSS, at_BS, *tables)
         y = norm(c.norm, x_BSD, layer.get("ffn_norm", {}), c.norm_eps) * (1 + scale2) + shift2
         x_BSD = x_BSD + gate2 * feed_forward(c, layer["ffn"], y)
     x_BSD = norm(c.norm, x_BSD, w.get("final_norm", {}), c.norm_eps)
@@ -155,8 +164,13 @@ def embed(config, w, text_S, reads_SK=None, *, inputs_SE=None, levels_S=None, co
         if levels_S is not None and levels_S[s] >= 0:
             x_SD[s] += w["level_embed"][levels_S[s]]
         for k, read in enumerate(() if reads_SK is None else reads_SK[s]):
-            if read >= 0:
+            if read == config.codes:
+                x_SD[s] += w["null_embed"]
+            elif read >= 0:
                 x_SD[s] += w["code_embed"][k, read]
+        if config.segments and (text >= 0 or max(reads_SK[s]) >= 0):
+            level = len(config.segments) - 1 if text >= 0 else int(np.argmax(np.asarray(reads_SK[s]) >= 0))
+            x_SD[s] += w["segment_embed"][config.segments[level]]
     return x_SD
 
 
@@ -165,19 +179,19 @@ def condition(w, cond_U):
     return gelu(np.asarray(cond_U, np.float64) @ w["cond_in"]) @ w["cond_out"]
 
 
-def row(config, w, text_S, reads_SK=None, *, sees_SS, inputs_SE=None, levels_S=None, cond_U=None):
+def row(config, w, text_S, reads_SK=None, *, sees_SS, inputs_SE=None, levels_S=None, cond_U=None, at_S=None):
     """The trunk's output [S, D] for one row of a token model, nothing of it padding."""
     cond_D = None if cond_U is None else condition(w, cond_U)
     x_SD = embed(config, w, text_S, reads_SK, inputs_SE=inputs_SE, levels_S=levels_S, cond_D=cond_D)
     cond_BD = cond_D[None] if config.transformer.adaptive else None
-    return transformer(config.transformer, w["trunk"], x_SD[None], sees_SS, cond_BD=cond_BD)[0]
+    return transformer(config.transformer, w["trunk"], x_SD[None], sees_SS, at_BS=at_S, cond_BD=cond_BD)[0]
 
 
 def code_logits(config, w, x, level):
     """Logits of one level's codes."""
     if config.head == "shared":
         return x @ w["code_head"].T + (w["code_bias"][level] if config.code_bias else w["code_bias"])
-    return x @ w["code_head"][level].T + (w["code_bias"][level] if config.code_bias else 0.0)
+    return x @ w["code_head"][level - config.given].T + (w["code_bias"][level] if config.code_bias else 0.0)
 
 
 def draw(logits_V, key, *, temperature=1.0, top_k=0, top_p=1.0, allowed=None):

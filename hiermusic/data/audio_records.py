@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # One record a chunk, else a random read decodes its neighbours too. PCM gains nothing from zstd, 10-bit codes a third.
 OPTIONS = "group_size:1,uncompressed"
+QUIET_DB = -50.0  # RMS of a stem in which nothing is heard; what a separator leaves behind is about as loud
 _BLOCK = 1 << 20  # frames that are rounded at a time
 _AUDIO_ENTRY = {**ENTRY, "samples": int, "sha256": str}
 
@@ -66,6 +67,7 @@ def write_audio(
     segment_seconds: float = 10.0,
     valid_fraction: float = 0.1,
     stems: Sequence[str] = ALONE,
+    sounding: Sequence[str] = (),
     shards: int | None = None,
     fingerprint: str | None = None,
     worker: tuple[int, int] = (0, 1),
@@ -82,6 +84,7 @@ def write_audio(
       segment_seconds: length of a record; a track's last one is shorter.
       valid_fraction: share that becomes `valid` where the tracks name none (see `splits.divide`).
       stems: those to be kept, in the order of `stems.NAMES`; a track without one of them is skipped.
+      sounding: those of them that must be heard: a track in which one is silent (`QUIET_DB`) is skipped.
       shards: files of a stem; None for one every 32 tracks.
       fingerprint: names what is written (None: the tracks' ids); a directory begun with another one is refused.
       worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
@@ -104,12 +107,15 @@ def write_audio(
     }
     if tuple(stems) != ALONE:
         plan["stems"] = list(stems)
+    if sounding:
+        plan["sounding"] = list(sounding)
     segment = round(segment_seconds * sample_rate)
 
     def load(index: int) -> tuple[dict, list[np.ndarray]]:
         track = tracks[index]
         try:
             wavs, meta = _prepared(track, sample_rate, channels, stems)
+            _check_sounding(dict(zip(stems, wavs, strict=True)), sounding)
         except UserError as problem:
             return {"id": track.id, "skipped": str(problem)}, []
         parts = [to_pcm(wav_LC) for wav_LC in wavs]
@@ -171,6 +177,15 @@ def _prepared(track: Track, sample_rate: int, channels: int, wanted: Sequence[st
     if len(wavs[0]) == 0:
         raise UserError(f"is too short to hold a sample at {sample_rate} Hz")
     return wavs, meta
+
+
+def _check_sounding(sounds: Mapping[str, np.ndarray], sounding: Sequence[str]) -> None:
+    """UserError where one of the sounds that must be heard is silent."""
+    for name in sounding:
+        power = float(np.mean(np.square(sounds[name], dtype=np.float64)))
+        if power < 10 ** (QUIET_DB / 10):
+            level = f"at {10 * np.log10(power):.0f} dB" if power else "without a sound"
+            raise UserError(f"its {name}: {level}, where {QUIET_DB:g} dB is silence")
 
 
 def differences(path: str | os.PathLike, other: str | os.PathLike) -> tuple[int, int]:

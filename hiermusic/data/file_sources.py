@@ -19,6 +19,7 @@ from hiermusic.audio import files
 from hiermusic.console import warn
 from hiermusic.data import sidecars, splits
 from hiermusic.data.fingerprint import of_files
+from hiermusic.data.separate import separated
 from hiermusic.data.sidecars import Meta, fields
 from hiermusic.data.stems import ALONE, MIX, NAMES, PACKED, UNPACK, Sound, is_group, needed, one_rate
 from hiermusic.data.stems import place as stem_place
@@ -40,13 +41,17 @@ class Listed:
     meta: Meta
 
 
-def folder(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path | None = None) -> Source:
+def folder(
+    path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path | None = None, separate: Path | None = None
+) -> Source:
     """Every audio file below a folder, sorted by path, with its sidecars (song.txt, song.lrc, song.json).
 
     What lies in a subfolder named after a split (train/, Validation/, test/: `splits.NAMES`) is of that split, whatever
     its sidecar says. Links to folders are followed. Stems are no tracks of their own but parts of one: song_vocals.wav
     beside song.wav, beside song_instrumental.wav, or in stems/ beside song.wav; vocals.wav and what lies beside it in
     the folder song/ (`stems.place`, `stems.is_group`).
+
+    Mixes alone are separated where `separate` names a folder for what comes of it (`separate.separated`).
     """
     root = Path(path)
     found = sorted(file for file in below(root) if _is_audio(file) and not file.name.startswith("."))
@@ -73,6 +78,7 @@ def folder(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path |
     if not listed:
         raise UserError(f"{path} holds no audio files ({' '.join(sorted(SUFFIXES))})")
     listed.sort(key=lambda one: one.id)
+    listed = separated(listed, separate) if separate else listed
     return file_source(root.resolve().name, listed, [_loader(one, stems) for one in listed], memory)
 
 
@@ -120,12 +126,15 @@ def _mix(stem: Path) -> Path:
     return stem.parent.parent / stem.stem.rpartition(".")[0]
 
 
-def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path | None = None) -> Source:
+def manifest(
+    path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path | None = None, separate: Path | None = None
+) -> Source:
     """The files a CSV or JSONL(.gz) manifest lists, relative paths taken from the manifest's own folder.
 
     Columns: path, and where known lyrics, tags (or style), description, genre, language, split, instrumental (or
     vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path, ...,
-    beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open.
+    beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open. Mixes
+    alone are separated as those of a folder are.
     """
     path = Path(path)
     if not path.is_file():
@@ -152,6 +161,7 @@ def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path
             raise UserError(f"{path} line {line}: {problem}") from None
     if not listed:
         raise UserError(f"{path} lists no files")
+    listed = separated(listed, separate) if separate else listed
     return file_source(path.stem.removesuffix(".jsonl"), listed, [_loader(one, stems) for one in listed], memory)
 
 

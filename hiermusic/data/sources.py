@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from hiermusic.data.file_sources import folder, manifest
 from hiermusic.data.midi_source import midi
+from hiermusic.data.separate import check
 from hiermusic.data.sidecars import TEXT_FIELDS, Meta, fields, timed_lines
 from hiermusic.data.stems import ALONE, INSTRUMENTAL, MIX, VOCALS, Sound
 from hiermusic.data.tfds_source import tfds
@@ -20,7 +21,13 @@ _SCHEMES = ("tfds", "midi", "builtin")
 _MOST_SONGS, _LONGEST_SONG = 10_000_000, 3600  # of the built-in corpus; seconds
 
 
-def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, memory: Path | None = None) -> Source:
+def open_source(
+    path: str,
+    kind: str = "auto",
+    stems: Sequence[str] = ALONE,
+    memory: Path | None = None,
+    separate: Path | None = None,
+) -> Source:
     """The tracks that a path names.
 
     Args:
@@ -30,6 +37,7 @@ def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, mem
       kind: "folder", "manifest", "tfds", "midi" or "builtin"; "auto" tells by the path.
       stems: what is wanted of every track; nothing else of it is read.
       memory: a file in which to remember what files hold, so that those not written to since are not read again.
+      separate: a folder for what a separator makes of mixes in files that come without stems; None separates nothing.
     Raises:
       UserError: the path does not exist, or cannot be understood.
     """
@@ -39,6 +47,10 @@ def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, mem
             kind = scheme
         else:
             kind = "folder" if os.path.isdir(path) else "manifest"
+    if separate:
+        if kind not in ("folder", "manifest"):
+            raise UserError(f"--separate takes files apart, {path} is {kind}: give a folder or a manifest")
+        check()
     if kind in _SCHEMES:
         name, _, query = (rest if colon and scheme == kind else path).partition("?")
         options = dict(parse_qsl(query))
@@ -49,7 +61,7 @@ def open_source(path: str, kind: str = "auto", stems: Sequence[str] = ALONE, mem
         raise UserError(f"data of kind {kind!r}: the kinds are auto, records, folder, manifest, tfds, midi and builtin")
     if not os.path.exists(path):  # and not a Path's `exists`, which stumbles over names that are too long
         raise UserError(f"{path} does not exist: give a folder, a manifest, tfds:NAME, midi:FOLDER or builtin:N")
-    return folder(path, stems, memory) if kind == "folder" else manifest(path, stems, memory)
+    return (folder if kind == "folder" else manifest)(path, stems, memory, separate)
 
 
 def _builtin(name: str, options: dict[str, str], path: str, stems: Sequence[str]) -> Source:

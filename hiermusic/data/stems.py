@@ -29,11 +29,11 @@ _NAMED = re.compile(rf"(?:(.+?)[._ ])?\(?({'|'.join(_WORDS)})\)?", re.IGNORECASE
 Sound = np.ndarray | Mapping[str, np.ndarray]  # float32 [L, C]: the mix, or stems by name
 
 
-def parse(text: str) -> tuple[str, ...]:
+def parse(text: str, flag: str = "stems") -> tuple[str, ...]:
     """The stems that a person lists by commas, each once, the mix first; UserError for names that none has."""
     wanted = {word.strip() for word in text.split(",")}
     if strange := sorted(wanted.difference(NAMES)):
-        raise UserError(f"--stems={text}: {strange[0]!r} is no stem; there are {', '.join(NAMES)}")
+        raise UserError(f"--{flag}={text}: {strange[0]!r} is no stem; there are {', '.join(NAMES)}")
     return tuple(name for name in NAMES if name in wanted)
 
 

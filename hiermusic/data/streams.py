@@ -59,6 +59,7 @@ class Stream:
       tokenizer: what made the tokens.
       sample_rate: Hz of what it heard.
       facts: what else a model of these tokens has to know; None where the tokenizer does not say.
+      noise: standard deviation of what was added before (`tokenise.noisy`).
     """
 
     stem: str
@@ -66,6 +67,7 @@ class Stream:
     tokenizer: Tokenizer
     sample_rate: int
     facts: TokenFacts | None = None
+    noise: float = 0.0
 
 
 def read_stream(path: str | os.PathLike) -> Stream:
@@ -76,7 +78,8 @@ def read_stream(path: str | os.PathLike) -> Stream:
         facts = TokenFacts.of(info["tokens"]) if "tokens" in info else None
         if facts and (facts.hierarchy, facts.sample_rate) != (hierarchy, info["sample_rate"]):
             raise ValueError("its tokens are not those of its hierarchy")
-        return Stream(info.get("stem", stems.MIX), hierarchy, tokenizer, info["sample_rate"], facts)
+        noise = float(info.get("noise", 0.0))
+        return Stream(info.get("stem", stems.MIX), hierarchy, tokenizer, info["sample_rate"], facts, noise)
 
 
 def stem_of(name: str) -> str:

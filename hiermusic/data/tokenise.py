@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from hiermusic.audio import files
 from hiermusic.data.audio_records import AudioSource
@@ -15,6 +16,20 @@ from hiermusic.data.stems import MIX
 from hiermusic.data.token_records import write_tokens
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
+
+
+def noisy(wav_LC: Float[np.ndarray, "L C"], noise: float, of: str) -> Float[np.ndarray, "L C"]:
+    """A sound under Gaussian noise of standard deviation `noise`, which drowns what a separator has left in it.
+
+    Args:
+      wav_LC: float32, full scale is 1.
+      noise: 0 for none.
+      of: words that the noise is drawn from, such as a track's id: the same give the same.
+    """
+    if not noise:
+        return wav_LC
+    rng = np.random.default_rng(list(hashlib.sha256(of.encode()).digest()))
+    return wav_LC + np.float32(noise) * rng.standard_normal(wav_LC.shape, np.float32)
 
 
 def tokenise(
@@ -29,6 +44,7 @@ def tokenise(
     stem: str = MIX,
     sample_rate: int | None = None,
     channels: int | None = None,
+    noise: float = 0.0,
     shards: int | None = None,
     worker: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -47,6 +63,7 @@ def tokenise(
       facts: what the codec says of its tokens besides.
       stem: which one is encoded; the shards of others are not opened.
       sample_rate, channels: Hz and number that `encode` takes; those of the records when left out.
+      noise: standard deviation of the Gaussian noise that is added before (`noisy`), of each track its own.
       shards: files a stream; None for one every 32 tracks.
       worker: (which, of how many) processes that share the work; the one that ends last completes the directory.
     Returns:
@@ -63,7 +80,7 @@ def tokenise(
         track = source.tracks[index]
         entry = {key: track[key] for key in ("id", "split", "seconds", "meta")}
         wav_LC = files.to_channels(source.track(index), channels or source.channels)
-        return files.resample(wav_LC, source.sample_rate, rate), entry
+        return noisy(files.resample(wav_LC, source.sample_rate, rate), noise, track["id"]), entry
 
     def encode_track(loaded: tuple[np.ndarray, Mapping]) -> tuple[Codes, Mapping]:
         wav_LC, entry = loaded
@@ -74,6 +91,8 @@ def tokenise(
         settings["tokens"] = facts.to_json()
     if stem != MIX:
         settings["stem"] = stem
+    if noise:
+        settings["noise"] = noise
     return write_tokens(
         len(source),
         encode_track,

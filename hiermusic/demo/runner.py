@@ -9,13 +9,14 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hiermusic import children
 from hiermusic.console import say
 from hiermusic.errors import UserError, replacing, write_atomically
-from hiermusic.evaluate import report, sections, songs
+from hiermusic.evaluate import accompaniment, report, sections, songs
 from hiermusic.systems.demos import Demo, Step
 
 
@@ -99,7 +100,7 @@ def _write_report(demo: Demo, folder: Path, ledger: Ledger) -> Path:
 
 
 def _chapters(demo: Demo, folder: Path) -> list[report.Section]:
-    """What was made and measured: songs, codecs, losses, token models."""
+    """What was made and measured: songs, accompaniments, codecs, losses, token models."""
     found = {name: _results(folder / name) for name in (*demo.songs, *demo.runs)}
     chapters = []
     for name, words in demo.songs.items():
@@ -110,6 +111,9 @@ def _chapters(demo: Demo, folder: Path) -> list[report.Section]:
             chapters.append(sections.continuation(found[name]["continuation"], f"{words}: as it began?"))
         if alike := songs.structure(made, found[name]["corpus"], best):
             chapters.append(sections.structure(alike, f"{words}: does it come back to what it was?"))
+    for name, words in demo.accompanied.items():
+        for section in accompaniment.chapters(*accompaniment.read(folder / name)):
+            chapters.append(replace(section, title=f"{words}: {section.title}"))
     for name, words in demo.runs.items():
         if "reconstruction" in found[name]:
             chapters += [

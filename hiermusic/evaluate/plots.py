@@ -187,6 +187,33 @@ def self_similarity(sounds: Mapping[str, tuple[Float[np.ndarray, "N N"], float]]
     return _svg(draw, 3.6 * len(sounds), 3.7)
 
 
+def timeline(
+    seconds: float,
+    beats: Mapping[str, Float[np.ndarray, "N"]],
+    chords: Mapping[str, Sequence[tuple[str, float, float]]],
+    seams: Sequence[float] = (),
+) -> str:
+    """Lanes over time: of each name its beats as strokes, or its chords (name, start, end) as spans; seams dashed."""
+
+    def draw(figure):
+        axis = figure.subplots()
+        lanes = [*beats, *chords]
+        for lane, name in enumerate(beats):
+            axis.vlines(beats[name], lane - 0.35, lane + 0.35, color=(INDIGO, ORANGE, TEAL)[lane % 3], linewidth=1.3)
+        for lane, name in enumerate(chords, len(beats)):
+            for number, (chord, start, end) in enumerate(chords[name]):
+                axis.barh(lane, end - start, 0.7, start, color=(INDIGO, TEAL)[number % 2], alpha=0.25, linewidth=0)
+                if end - start > seconds / 40:
+                    axis.text((start + end) / 2, lane, chord, ha="center", va="center", fontsize=7.5)
+        for seam in seams:
+            axis.axvline(seam, color=GREY, linestyle=(0, (4, 3)), linewidth=1)
+        axis.set_yticks(range(len(lanes)), lanes)
+        axis.grid(axis="y", visible=False)
+        axis.set(xlabel="seconds", xlim=(0, seconds), ylim=(len(lanes) - 0.4, -0.6))
+
+    return _svg(draw, 10.0, 0.45 * (len(beats) + len(chords)) + 0.8)
+
+
 def code_usage(codes: Sequence[Mapping]) -> str:
     """Share of the codebook used (bars) and share of its bits carried (entropy / log2 codes, line) over the levels."""
 

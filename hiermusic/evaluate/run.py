@@ -30,6 +30,7 @@ from hiermusic.evaluate.tokens import compare, losing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.pretrained.encoder import read_config
 from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.token_facts import own_place
 from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
 
@@ -56,7 +57,7 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
       UserError: no checkpoint, or no held-out track.
     """
     config = workdirs.read(workdir)
-    if config.stage == "semantic":
+    if config.stage != "codec" and workdirs.makes_tokens(config):
         raise UserError(
             f"{workdir} is a tokenizer of meaning, which rebuilds nothing and predicts nothing: its held-out loss and "
             "use of clusters stand in metrics.jsonl"
@@ -292,14 +293,15 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
     config, model = workdirs.load(workdir)
     if not (path := data or config.data.path):
         raise UserError(f"{workdir} does not know the tokens of any music: give token records with --data=DIR")
-    valid = TokenSource(path, slice(0, 1), "valid")  # what is measured of it is read by the system
+    own = own_place(config, path)
+    valid = TokenSource(own, slice(0, 1), "valid")  # what is measured of it is read by the system
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
     progress = bar("batch", label="levels")
     each = _each(workdir, out, valid)
     measured = workdirs.system(config).rooms.cross_entropy(config, model, path, tracks, each, progress.update)
     progress.close()
-    table = compare(*measured, read_stream(path).hierarchy.select(0, measured[0].shape[1]))
+    table = compare(*measured, read_stream(own).hierarchy.select(0, measured[0].shape[1]))
     results = {"tracks": min(len(valid), tracks), "predictability": table}
     return results, lambda: [
         sections.predictability(table),

@@ -29,11 +29,10 @@ from hiermusic.generate.batching import (
     spread,
     unconditional,
 )
+from hiermusic.generate.plan import CHUNK, Plan, known
 from hiermusic.tokens.pattern import Layout
 from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
 from hiermusic.tokens.visibility import Visibility
-
-CHUNK = 64  # steps between two looks from the host
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,6 @@ class Sample:
     ended: bool
 
 
-class _Plan(NamedTuple):
-    """The layouts of a batch, padded to one size with -1; level_S is the level due at s, where all samples agree.
-
-    marks_BS are the ids that stand where levels begin.
-    """
-
-    reads_BSK: Int32[np.ndarray, "B S K"]
-    predicts_BSK: Int32[np.ndarray, "B S K"]
-    marks_BS: Int32[np.ndarray, "B S"]
-    level_S: Int32[np.ndarray, "S"] | None
-
-
 class _State(NamedTuple):
     """What steps change: the cache, the tokens so far (-1 = not yet), the frames there are (fewer once EOS came)."""
 
@@ -70,7 +57,7 @@ class _State(NamedTuple):
 
 
 class _Dropped(NamedTuple):
-    """How many codes of each level are given, and which code the unconditional half reads in place of them."""
+    """How many codes of each level are left out, and which code the unconditional half reads in place of them."""
 
     given_BK: Int[Array, "B K"]
     null_K: Int[Array, "K"]
@@ -111,7 +98,7 @@ class _Static(NamedTuple):
 class _Work(NamedTuple):
     """A batch of requests in arrays; steps from `first` on have tokens to draw."""
 
-    plan: _Plan
+    plan: Plan
     codes_BKT: Int32[np.ndarray, "B K T"]
     length_B: Int32[np.ndarray, "B"]
     prompt_Rp: Int32[np.ndarray, "R p"]
@@ -146,8 +133,9 @@ def generate(
     cond: Float[np.ndarray, "B U"] | None = None,
     uncond: Float[np.ndarray, "U"] | None = None,
     given: Sequence[Sequence[np.ndarray]] | None = None,
-    null: Sequence[int] | None = None,
+    null: Sequence[int | None] | None = None,
     markers: Sequence[int] = (),
+    places: Sequence[Int32[np.ndarray, "S"]] | None = None,
     cache_dtype: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:
@@ -170,8 +158,10 @@ def generate(
       uncond: that of the unconditional predictions; the sample's own where only `unprompted` is given.
       given: B times K code arrays that are known (continuation); they are kept as the first tokens of each level.
       null: of each level the code that the unconditional predictions read in place of what is given, one that the model
-        has learned to read so, or -1 for none; they read what is given when left out.
+        has learned to read so, or -1 for none; None of a level, or of all, of which they read what is given.
       markers: the id of each level that stands where the layouts have a mark.
+      places: where the positions of each layout stand (`Pattern.places`), for a model that is told; by index when left
+        out.
       cache_dtype: of cached keys and values; the model's compute type by default.
       progress: called with (positions done, positions at most) after every chunk of steps.
     Returns:
@@ -186,7 +176,7 @@ def generate(
         guidance,
         lacking(prompts, unprompted),
         lacking(cond, np.broadcast_to(uncond, np.shape(cond))) if vectors else None,
-        null and given and [any(map(len, codes)) for codes in given],
+        null and given and [_left_out(codes, null) for codes in given],
     )
     work = _lay_out(
         prompts,
@@ -205,6 +195,7 @@ def generate(
         given=given,
         null=null,
         markers=markers,
+        places=places,
     )
     graphdef, weights = nnx.split(model.unstack())
     prompt_Rp, first = work.prompt_Rp, work.first
@@ -213,18 +204,18 @@ def generate(
     state, fixed = _begin(model, work, cache_dtype, reach), work.within(reach)
     condition = _condition(graphdef, weights, work.cond_RU)
     if p + first:
-        known = (prompt_Rp, work.plan.marks_BS[:, :first], work.plan.reads_BSK[:, :first])
-        state = _prefill(graphdef, weights, state, fixed, condition, *known)
+        heard = (prompt_Rp, work.plan.marks_BS[:, :first], work.plan.front(p, first), work.plan.reads_BSK[:, :first])
+        state = _prefill(graphdef, weights, state, fixed, condition, *heard)
 
     for s in range(first, last, CHUNK):
         if p + s + CHUNK > reach:
             reach = reaching(p + s + CHUNK, work.slots)
             state, fixed = state._replace(cache=longer(state.cache, reach)), work.within(reach)
-        state = _decode(graphdef, weights, state, fixed, condition, _steps(work.plan, s), static=work.static)
+        state = _decode(graphdef, weights, state, fixed, condition, work.plan.steps(s), static=work.static)
         if progress is not None:
             state.length_B.block_until_ready()
             progress(min(s + CHUNK, last), last)
-        if eos is not None and not _due(work.plan.predicts_BSK[:, s + CHUNK :], np.asarray(state.length_B)):
+        if eos is not None and not work.plan.due(s + CHUNK, np.asarray(state.length_B)):
             break
     return _samples(layouts, np.asarray(state.codes_BKT), np.asarray(state.length_B))
 
@@ -247,7 +238,7 @@ def chunk(
     graphdef, weights = nnx.split(model)
     state = jax.eval_shape(lambda: _begin(model, work, cache_dtype, work.slots))
     condition = jax.eval_shape(lambda weights: _condition(graphdef, weights, work.cond_RU), weights)
-    return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, condition, _steps(work.plan, 0))
+    return partial(_decode, static=work.static), (graphdef, weights, state, work.fixed, condition, work.plan.steps(0))
 
 
 def _lay_out(
@@ -268,17 +259,17 @@ def _lay_out(
     given=None,
     null=None,
     markers=(),
+    places=None,
 ) -> _Work:
     """Checks what `generate` was given and lays it out in arrays."""
-    optional = {"given": given, "cond": cond}
+    optional = {"given": given, "cond": cond, "places": places}
     check_batch(prompts, layouts=layouts, seeds=seeds, **{k: v for k, v in optional.items() if v is not None})
     for layout in layouts:
         _check_layout(layout, len(sizes), eos is not None)
-    plan = _plan(layouts, markers)
-    codes_BKT = _known(layouts, given)
+    plan = Plan.of(layouts, markers, places)
+    codes_BKT = known(layouts, given)
     told_alike = unprompted is None and (uncond is not None or null is not None)
     rows = unconditional(prompts, prompts if told_alike else unprompted, guidance)
-    given_BK = (codes_BKT >= 0).sum(axis=2).astype(np.int32)
     heads = [row[:-1] for row in rows]
     p = bucket(max(len(head) for head in heads))
     slots = bucket(p + plan.reads_BSK.shape[1])
@@ -294,7 +285,7 @@ def _lay_out(
         temperature=np.float32(temperature),
         guidance=np.float32(guidance),
         min_frames_B=np.broadcast_to(np.asarray(min_frames, np.int32), len(layouts)),
-        dropped=None if null is None or guidance == 1.0 else _Dropped(given_BK, np.asarray(null, np.int32)),
+        dropped=None if null is None or guidance == 1.0 else _dropped(codes_BKT, null),
     )
     return _Work(
         plan,
@@ -302,7 +293,7 @@ def _lay_out(
         length_B=np.array([max(layout.lengths) for layout in layouts], np.int32),
         prompt_Rp=padded(heads, p, left=True),
         cond_RU=_conditions(cond, uncond, len(rows)),
-        first=_first_unknown(plan.predicts_BSK, codes_BKT) // CHUNK * CHUNK,
+        first=plan.first_unknown(codes_BKT) // CHUNK * CHUNK,
         fixed=fixed,
         static=_Static(eos, top_k, top_p, guidance != 1.0),
     )
@@ -337,47 +328,15 @@ def _check_layout(layout: Layout, levels: int, may_end: bool) -> None:
         raise ValueError("EOS can only end a layout that goes by time, its levels of one length: pass eos=None")
 
 
-def _plan(layouts: Sequence[Layout], markers: Sequence[int]) -> _Plan:
-    S = -(-max(layout.positions for layout in layouts) // CHUNK) * CHUNK
-    reads_BSK, predicts_BSK = (
-        np.stack([np.pad(x, ((0, S - len(x)), (0, 0)), constant_values=-1) for x in arrays])
-        for arrays in ([layout.reads_SK for layout in layouts], [layout.predicts_SK for layout in layouts])
-    )
-    marks_BS = padded([layout.marked(markers) for layout in layouts], S, left=False)
-    due_SK = (predicts_BSK >= 0).any(axis=0)
-    one_level = due_SK.shape[1] > 1 and (due_SK.sum(axis=1) <= 1).all()
-    return _Plan(reads_BSK, predicts_BSK, marks_BS, due_SK.argmax(axis=1).astype(np.int32) if one_level else None)
+def _left_out(codes: Sequence[np.ndarray], null: Sequence[int | None]) -> bool:
+    """Whether the unconditional predictions of a sample lack anything that is given."""
+    return any(len(codes_T) and code is not None for codes_T, code in zip(codes, null, strict=False))
 
 
-def _steps(plan: _Plan, start: int) -> tuple:
-    """What a chunk of steps scans over: position, reads, predicts, marks and level, step by step."""
-    chunk = slice(start, start + CHUNK)
-    level_S = None if plan.level_S is None else plan.level_S[chunk]
-    reads_SBK, predicts_SBK = plan.reads_BSK[:, chunk].swapaxes(0, 1), plan.predicts_BSK[:, chunk].swapaxes(0, 1)
-    order_S = np.arange(start, start + CHUNK, dtype=np.int32)
-    return order_S, reads_SBK, predicts_SBK, plan.marks_BS[:, chunk].T, level_S
-
-
-def _known(layouts: Sequence[Layout], given: Sequence[Sequence[np.ndarray]] | None) -> Int32[np.ndarray, "B K T"]:
-    T = bucket(max(max(layout.lengths) for layout in layouts))
-    codes_BKT = np.full((len(layouts), len(layouts[0].lengths), T), -1, np.int32)
-    for b, codes in enumerate(given or ()):
-        for k, codes_T in enumerate(codes):
-            length = min(len(codes_T), layouts[b].lengths[k])
-            codes_BKT[b, k, :length] = codes_T[:length]
-    return codes_BKT
-
-
-def _first_unknown(predicts_BSK: np.ndarray, codes_BKT: np.ndarray) -> int:
-    """The first position at which some sample has a token to draw."""
-    b, k = np.ogrid[: codes_BKT.shape[0], : codes_BKT.shape[1]]
-    known_BSK = codes_BKT[b[:, None], k[None], predicts_BSK] >= 0
-    open_S = ((predicts_BSK >= 0) & ~known_BSK).any(axis=(0, 2))
-    return int(open_S.argmax()) if open_S.any() else len(open_S)
-
-
-def _due(predicts_BSK: np.ndarray, length_B: np.ndarray) -> bool:
-    return bool(((predicts_BSK >= 0) & (predicts_BSK < length_B[:, None, None])).any())
+def _dropped(codes_BKT: Int32[np.ndarray, "B K T"], null: Sequence[int | None]) -> _Dropped:
+    is_kept_K = np.array([code is None for code in null])
+    given_BK = np.where(is_kept_K, 0, (codes_BKT >= 0).sum(axis=2))
+    return _Dropped(given_BK.astype(np.int32), np.array([-1 if code is None else code for code in null], np.int32))
 
 
 def _samples(layouts: Sequence[Layout], codes_BKT: np.ndarray, length_B: np.ndarray) -> list[Sample]:
@@ -414,7 +373,7 @@ def _condition(graphdef, weights, cond_RU) -> _Condition:
 
 @partial(jax.jit, static_argnames="graphdef", donate_argnames="state")
 def _prefill(
-    graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_Rp, marks_Bs, reads_BsK
+    graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, text_Rp, marks_Bs, places_BS, reads_BsK
 ) -> _State:
     """Prompts and the positions whose tokens are all given, at once."""
     model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
@@ -424,7 +383,10 @@ def _prefill(
     first_Rs = jnp.where(jnp.arange(s) == fixed.begin_R[:, None], fixed.start_R[:, None], marks_Rs)
     reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, fixed)], axis=1)
     x_RSD = model.embed(jnp.concatenate([text_Rp, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
-    positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
+    if places_BS is None:
+        positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
+    else:
+        positions_RS = jnp.tile(places_BS, (R // len(places_BS), 1))
     _, cache = model.trunk.extend(
         x_RSD,
         state.cache,
@@ -441,21 +403,22 @@ def _prefill(
 def _decode(
     graphdef, weights, state: _State, fixed: _Fixed, condition: _Condition, steps, *, static: _Static
 ) -> _State:
-    """A chunk of steps, laid out by `_steps`."""
+    """A chunk of steps, laid out by `Plan.steps`."""
     model, state = nnx.merge(graphdef, weights), state._replace(cache=spread(state.cache))
     K = fixed.size_K.shape[0]
 
     def step(state: _State, now):
-        s, reads_BK, predicts_BK, marks_B, level = now
+        s, reads_BK, predicts_BK, marks_B, places_B, level = now
         marks_R = jnp.tile(marks_B, len(fixed.start_R) // len(marks_B))
         text_R1 = jnp.where(s == fixed.begin_R, fixed.start_R, marks_R)[:, None]
         x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], fixed), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
+        at_R = slot + fixed.shift_R if places_B is None else jnp.resize(places_B, fixed.shift_R.shape)
         x_R1D, cache = model.trunk.extend(
             x_R1D,
             state.cache,
             slot,
-            positions_Bs=(slot + fixed.shift_R)[:, None],
+            positions_Bs=at_R[:, None],
             visibility=Visibility.causal(),
             valid_BS=fixed.valid_RS,
             adapted=condition.adapted,

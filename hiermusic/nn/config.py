@@ -8,7 +8,7 @@ from hiermusic.tokens.visibility import Visibility
 _CHOICES = {
     "norm": ("rms", "layer"),
     "ffn": ("swiglu", "geglu", "gelu"),
-    "positions": ("rotary", "t5", "learned", "none"),
+    "positions": ("rotary", "t5", "t5_aligned", "learned", "none"),
     "qk_norm": ("none", "rms", "unit", "layer"),
     "bias": ("none", "all", "all_but_key"),
     "dtype": ("float32", "bfloat16"),
@@ -25,8 +25,10 @@ class TransformerConfig:
       norm: "rms" or "layer"; a layer norm has a bias unless `bias` is "none".
       adaptive: scale, shift and gate of every sub-layer come from a condition of size width (adaLN); needs `cond_BD`.
       ffn: "swiglu", "geglu" or "gelu" (tanh form; the last without gate).
-      positions: "rotary" (full head dim), "t5" (one bias table for all layers), "learned" (absolute) or "none".
+      positions: "rotary" (full head dim), "t5" (one bias table for all layers), "t5_aligned" (the same of distances in
+        time, to keys ahead too, and a bias for every pair of segments), "learned" (absolute) or "none".
       rope_base, t5_buckets, t5_max_distance, max_positions: of those, the last for "learned".
+      segments: of a row, for "t5_aligned".
       qk_norm: "none"; "rms" over each head with learned scale (ViT-22B); "unit" length with a learned temperature for
         each head (AAR); "layer" norm over all heads together (MusicGen).
       bias: of the projections: "none", "all", or "all_but_key".
@@ -58,6 +60,7 @@ class TransformerConfig:
     rope_base: float = 10_000.0
     t5_buckets: int = 32
     t5_max_distance: int = 128
+    segments: int = 0
     max_positions: int = 0
     qk_norm: str = "none"
     bias: str = "none"
@@ -78,6 +81,8 @@ class TransformerConfig:
             raise UserError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         if self.positions == "learned" and self.max_positions < 1:
             raise UserError("learned positions need max_positions: the length of the longest row")
+        if self.positions == "t5_aligned" and self.segments < 1:
+            raise UserError("t5_aligned positions need segments: how many a row has")
         if self.base_width < 0:
             raise UserError(f"transformer base_width is {self.base_width}: a width, or 0 for none")
 

@@ -4,7 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from hiermusic.tokens.pattern import SEGMENT
 
 Rotation = tuple[Float[Array, "B 1 S h"], Float[Array, "B 1 S h"]]
 
@@ -47,7 +50,46 @@ def t5_bias(
       table_WN: one row a bucket.
       q_Bq, k_Bk: positions; a leading 1 when all examples share them.
     """
-    bucket_Bqk = t5_bucket(q_Bq[:, :, None] - k_Bk[:, None, :], table_WN.shape[0], max_distance)
-    # A look-up as a matrix product: its gradient is one too, where a gather's would be a scatter into a few hot rows.
-    member_BqkW = jax.nn.one_hot(bucket_Bqk, table_WN.shape[0], dtype=jnp.float32)
-    return jnp.einsum("bqkw,wn->bnqk", member_BqkW, table_WN.astype(jnp.float32))
+    return _look_up(table_WN, t5_bucket(q_Bq[:, :, None] - k_Bk[:, None, :], table_WN.shape[0], max_distance))
+
+
+def aligned_bias(
+    table_WN: Float[Array, "W N"],
+    pairs_GGN: Float[Array, "G G N"],
+    q_Bq: Int[Array, "B q"],
+    k_Bk: Int[Array, "B k"],
+    max_distance: int,
+) -> Float[Array, "B N q k"]:
+    """T5's bias of distances in time, and one for each pair of segments, for a block of queries and keys, float32.
+
+    Args:
+      table_WN: one row a bucket of the keys at or behind the query's time, then as many of those ahead of it.
+      pairs_GGN: by the query's segment, then the key's.
+      q_Bq, k_Bk: places (`tokens.pattern.Pattern.places`); a leading 1 when all examples share them.
+    """
+    buckets, segments = table_WN.shape[0] // 2, pairs_GGN.shape[0]
+    (q_segment, q_tick), (k_segment, k_tick) = (divmod(at, SEGMENT) for at in (q_Bq[:, :, None], k_Bk[:, None, :]))
+    distance = q_tick - k_tick
+    bucket_Bqk = t5_bucket(jnp.abs(distance), buckets, max_distance) + jnp.where(distance < 0, buckets, 0)
+    pair_Bqk = q_segment * segments + k_segment
+    return _look_up(table_WN, bucket_Bqk) + _look_up(pairs_GGN.reshape(segments**2, -1), pair_Bqk)
+
+
+@jax.custom_vjp
+def _look_up(table_WN: Float[Array, "W N"], row_Bqk: Int[Array, "B q k"]) -> Float[Array, "B N q k"]:
+    """Rows of a table, float32. Its gradient is summed row by row: a scatter into a few hot ones would be slow, and a
+    product with which row is whose holds more than a table of all pairs would."""
+    return jnp.take(table_WN.astype(jnp.float32).T, row_Bqk, axis=1).swapaxes(0, 1)
+
+
+def _summed(kept: tuple[Array, Array], given_BNqk: Float[Array, "B N q k"]) -> tuple[Array, np.ndarray]:
+    table_WN, row_Bqk = kept
+
+    def one(row: Array) -> Float[Array, "N"]:
+        return jnp.where((row_Bqk == row)[:, None], given_BNqk, 0).sum((0, 2, 3))
+
+    sums_WN = jax.lax.map(one, jnp.arange(len(table_WN)))
+    return sums_WN.astype(table_WN.dtype), np.zeros(row_Bqk.shape, jax.dtypes.float0)
+
+
+_look_up.defvjp(lambda table_WN, row_Bqk: (_look_up(table_WN, row_Bqk), (table_WN, row_Bqk)), _summed)

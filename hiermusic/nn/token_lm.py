@@ -49,9 +49,14 @@ class TokenLMConfig:
         place of the one bias for all levels.
       cond: U, width of a vector that conditions a whole row: it is added wherever a text id is read, and drives the
         norms of an adaptive transformer; 0 = none.
+      given: the first levels that are read and never predicted, which have no heads.
+      segments: the segment that each level belongs to, of a model that is told: a position belongs to that of the code
+        that it reads, and to the last where it reads a text id; () = untold.
+      null: positions may read `codes` in place of a code: that there is one, which is left out.
     Raises:
       UserError: for an unknown head, an `end` that is no text id or that the head cannot predict, a `code_bias` of
-        the full form, an adaptive transformer without a condition.
+        the full form, an adaptive transformer without a condition, given levels whose heads stand where they cannot be
+        left out.
     """
 
     transformer: TransformerConfig
@@ -68,6 +73,9 @@ class TokenLMConfig:
     level_embed: bool = False
     code_bias: bool = False
     cond: int = 0
+    given: int = 0
+    segments: tuple[int, ...] = ()
+    null: bool = False
 
     def __post_init__(self):
         if self.head not in ("window", "full", "shared"):
@@ -80,6 +88,8 @@ class TokenLMConfig:
             raise UserError("code_bias belongs to the window and shared forms: the head is 'full'")
         if self.transformer.adaptive and not self.cond:
             raise UserError("an adaptive transformer needs a condition: set cond to its width")
+        if self.given and (self.head != "window" or self.code_bias or self.end is not None):
+            raise UserError("heads of predicted levels alone go with the window form without code_bias and end")
 
     @property
     def predicts_text(self) -> bool:
@@ -109,6 +119,9 @@ class TokenLM(nnx.Module):
         self.input_proj = weight(rngs, (c.inputs, D), (None, "embed"), init) if c.inputs else None
         self.input_bias = zeros(rngs, (D,), ("embed",)) if c.inputs else None
         self.level_embed = weight(rngs, (K + 1, D), ("levels", "embed"), init, decay=False) if c.level_embed else None
+        segments = (max(c.segments) + 1, D) if c.segments else ()
+        self.segment_embed = weight(rngs, segments, (None, "embed"), init, decay=False) if segments else None
+        self.null_embed = weight(rngs, (D,), ("embed",), init, decay=False) if c.null else None
         if c.cond:
             hidden = initializers.normal(std * math.sqrt(share))
             self.cond_in = weight(rngs, (c.cond, D), (None, "embed"), init)
@@ -118,7 +131,7 @@ class TokenLM(nnx.Module):
         if c.head == "shared":
             self.code_head = weight(rngs, (V, D), ("codes", "embed"), head_init)
         else:
-            self.code_head = weight(rngs, (K, V, D), ("levels", "codes", "embed"), head_init)
+            self.code_head = weight(rngs, (K - c.given, V, D), ("levels", "codes", "embed"), head_init)
         if c.code_bias:
             self.code_bias = zeros(rngs, (K, V), ("levels", "codes"))
         else:
@@ -151,7 +164,7 @@ class TokenLM(nnx.Module):
 
         Args:
           text_BS: text ids, -1 for none.
-          reads_BSK: codes of each level, -1 for none.
+          reads_BSK: codes of each level, -1 for none, `codes` for one that is left out.
           inputs_BSE: vectors, read where no text id is; None for none anywhere.
           levels_BS: the level of each position, K for what belongs to none (context), -1 for unsaid; B may be 1.
           cond_BD: from `condition`, added where a text id is read.
@@ -171,6 +184,13 @@ class TokenLM(nnx.Module):
         if reads_BSK is None:
             return x_BSD.astype(dtype)
 
+        if self.segment_embed is not None:
+            x_BSD = x_BSD + _rows(_whole(self.segment_embed), self._segments(text_BS, reads_BSK))
+        if self.null_embed is not None:
+            is_null_BSK = reads_BSK == self.config.codes
+            x_BSD = x_BSD + jnp.where(is_null_BSK.any(-1, keepdims=True), self.null_embed[...], 0)
+            reads_BSK = jnp.where(is_null_BSK, -1, reads_BSK)
+
         # Level by level: all levels at once would be [B, S, K, D], gigabytes for a 64-level hierarchy.
         def add(x_BSD, level):
             table_VD, reads_BS = level
@@ -181,6 +201,12 @@ class TokenLM(nnx.Module):
         inputs = (tables_KVD, jnp.moveaxis(reads_BSK, -1, 0))
         x_BSD, _ = jax.lax.scan(jax.checkpoint(add), x_BSD, inputs)
         return x_BSD.astype(dtype)
+
+    def _segments(self, text_BS: Int[Array, "B S"], reads_BSK: Int[Array, "B S K"]) -> Int[Array, "B S"]:
+        """The segment that each position belongs to, -1 where nothing is read."""
+        segment_K = jnp.asarray(self.config.segments)
+        read_BS = jnp.where(reads_BSK >= 0, segment_K, -1).max(-1)
+        return jnp.where(text_BS >= 0, segment_K[-1], read_BS)
 
     def hidden(self, batch: Batch, *, visibility: Visibility, key: Array | None = None) -> Float[Array, "B S D"]:
         """The trunk's output at every position of a batch as in `loss`."""
@@ -206,14 +232,14 @@ class TokenLM(nnx.Module):
         if self.config.head == "shared":
             bias_V = self.code_bias[level] if self.config.code_bias else self.code_bias[...]
             return self._logits(x, _whole(self.code_head)) + bias_V
-        head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level, keepdims=False)
+        head_VD = jax.lax.dynamic_index_in_dim(self.code_head[...], level - self.config.given, keepdims=False)
         logits = self._logits(x, gathered(head_VD, self.code_head.get_metadata()["axes"][1:]))
         return logits if self.code_bias is None else logits + self.code_bias[level]
 
     def row_logits(self, x_BSD: Float[Array, "B S D"], level_B: Int[Array, "B"]) -> Float[Array, "B S V"]:
         """Logits of the codes of each row's own level, float32; not of a shared head."""
         # whole along `fsdp`, as the table that is read: rows of one batch want most of the levels
-        head_BVD = _whole(self.code_head).astype(x_BSD.dtype)[level_B]
+        head_BVD = _whole(self.code_head).astype(x_BSD.dtype)[level_B - self.config.given]
         logits_BSV = jnp.einsum("bsd,bvd->bsv", x_BSD, head_BVD, preferred_element_type=jnp.float32)
         logits_BSV = logits_BSV * self.config.transformer.width_share
         return logits_BSV if self.code_bias is None else logits_BSV + self.code_bias[...][level_B][:, None]
@@ -278,8 +304,10 @@ class TokenLM(nnx.Module):
             def each(_, inputs):
                 return None, jax.tree.map(jnp.sum, self._window(x_BSD, *inputs, ends_BS))
 
-            levels_K = jnp.arange(self.config.levels)
-            _, sums = jax.lax.scan(jax.checkpoint(each), None, (levels_K, jnp.moveaxis(targets_BSK, -1, 0)))
+            given = self.config.given
+            levels, targets_KBS = jnp.arange(given, self.config.levels), jnp.moveaxis(targets_BSK, -1, 0)[given:]
+            _, sums = jax.lax.scan(jax.checkpoint(each), None, (levels, targets_KBS))
+            sums = jax.tree.map(lambda value_K: jnp.pad(value_K, (given, 0)), sums)
         ce_K, z_K, hits_K, count_K = sums
         count = jnp.maximum(count_K.sum(), 1)
         loss = (ce_K.sum() + self.config.z_loss * z_K.sum()) / count

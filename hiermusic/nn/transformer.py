@@ -54,7 +54,11 @@ class Transformer(nnx.Module):
         self.final_norm = Norm(rngs, c.norm, (c.width,), ("embed",), **norm)
         self.final_adapt = Adaptation(c, 2, (), rngs=rngs) if c.adaptive else None
         std = initializers.normal(c.init_std)
-        self.distance = weight(rngs, (c.t5_buckets, c.heads), (None, "heads"), std) if c.positions == "t5" else None
+        aligned = c.positions == "t5_aligned"
+        buckets = {"t5": c.t5_buckets, "t5_aligned": 2 * c.t5_buckets}.get(c.positions)
+        self.distance = weight(rngs, (buckets, c.heads), (None, "heads"), std) if buckets else None
+        pairs = (c.segments, c.segments, c.heads), (None, None, "heads")
+        self.pairs = weight(rngs, *pairs, std, decay=False) if aligned else None
         learned = c.positions == "learned"
         self.absolute = weight(rngs, (c.max_positions, c.width), (None, "embed"), std, decay=False) if learned else None
 
@@ -73,7 +77,8 @@ class Transformer(nnx.Module):
         Args:
           x_BSD: embedded positions.
           visibility: who sees whom, by index in the row.
-          positions_BS: where each index stands for the position encoding, 0..S-1 by default; B may be 1.
+          positions_BS: where each index stands for the position encoding, 0..S-1 by default; B may be 1. Aligned
+            positions are places (`tokens.pattern.Pattern.places`).
           valid_BS: False on padding, which must be at the end of a row (padding in front: `extend`).
           cond_BD: condition of an adaptive transformer.
           key: of dropout and drop-path; None for neither.
@@ -208,10 +213,13 @@ class Transformer(nnx.Module):
         rotation = place.rotation(q_positions_Bs, c.head_dim, c.rope_base) if c.positions == "rotary" else None
 
         def bias(q: slice, k: slice):
-            return place.t5_bias(self.distance[...], q_positions_Bs[:, q], k_positions_BS[:, k], c.t5_max_distance)
+            at = q_positions_Bs[:, q], k_positions_BS[:, k], c.t5_max_distance
+            if self.pairs is None:
+                return place.t5_bias(self.distance[...], *at)
+            return place.aligned_bias(self.distance[...], self.pairs[...], *at)
 
         def attention(q_BNsH, keys, values):
-            return how(q_BNsH, keys, values, bias=bias if c.positions == "t5" else None, **see)
+            return how(q_BNsH, keys, values, bias=None if self.distance is None else bias, **see)
 
         return Shared(attention, rotation)
 

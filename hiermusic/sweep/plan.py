@@ -86,7 +86,7 @@ def _estimate(run: Run, here: bool) -> Estimate:
         config = workdirs.resolved(run.load())
         stage = workdirs.stage(config)
         checkpoint.check(run.workdir, stage.config.fields, stage.config.places)
-        if here and config.stage not in workdirs.TOKENIZERS:  # which would turn its data into records first
+        if here and not workdirs.makes_tokens(config):  # which would turn its data into records first
             workdirs.open_data(stage, run.workdir)
         if here:
             loop.check(stage)

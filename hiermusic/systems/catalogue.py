@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from hiermusic.errors import UserError
-from hiermusic.systems import aar, khala, pyramid, tokens
+from hiermusic.systems import aar, hafm, khala, pyramid, tokens
 from hiermusic.systems.system import System
 
 
 def systems() -> dict[str, System]:
     """Every system by its name; the first is the one that is meant where none is named."""
-    return {each.SYSTEM.name: each.SYSTEM for each in (khala, aar, pyramid, tokens)}
+    return {each.SYSTEM.name: each.SYSTEM for each in (khala, aar, pyramid, hafm, tokens)}
 
 
 def named(name: str) -> System:

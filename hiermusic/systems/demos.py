@@ -1,7 +1,7 @@
 """What a system's demo is: a list of verbs, and the names of what they leave for its page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Demo:
       steps: the commands, in order; each can be typed by hand.
       songs: folders of generated songs, evaluated, and how the page speaks of each.
       runs: evaluated workdirs, and how the page speaks of each.
+      accompanied: folders of accompaniments, and how the page speaks of each.
     """
 
     title: str
@@ -37,3 +38,4 @@ class Demo:
     steps: Sequence[Step]
     songs: Mapping[str, str]
     runs: Mapping[str, str]
+    accompanied: Mapping[str, str] = field(default_factory=dict)

@@ -170,15 +170,16 @@ def _write(out: Path, fact: dict, song: Song, versions: Sequence[str]) -> None:
     if versions:
         sounds = {name: (path.with_suffix(f".{name}.wav"), song.versions[name]) for name in versions}
         whole["versions"] = {
-            name: _sound(place, decode_long(song.codec, codes_PS), rate) for name, (place, codes_PS) in sounds.items()
+            name: write_sound(place, decode_long(song.codec, codes_PS), rate)
+            for name, (place, codes_PS) in sounds.items()
         }
-    whole |= _sound(path, wav_LC, rate)
+    whole |= write_sound(path, wav_LC, rate)
     if made < SHORT * asked:
         warn(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
 
-def _sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]:
+def write_sound(path: Path, wav_LC: np.ndarray, rate: int) -> dict[str, float | None]:
     """Writes a sound within full scale; its peak, clipped share and loudness in LUFS as it was made."""
     facts = {"peak": measure.peak(wav_LC), "clipped": measure.clipped_share(wav_LC)}
     loudness = measure.loudness(wav_LC, rate)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from hiermusic.pretrained.family import Family
+    from hiermusic.generate.windows import Player
     from hiermusic.systems.demos import Demo
     from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
@@ -100,6 +101,9 @@ class Rooms:
       families: what its authors have published, by kind.
       formats: by name, what writes models as its authors publish them: (folder, of each model the configuration, its
         weights by dotted name and its folder) -> the names of the files.
+      accompanist: workdirs of its chain's stages, by their names -> what plays windows of an accompaniment
+        (`generate.windows.Player`), with the `tokenizers` that made its tokens, the `noise` that vocals were under,
+        the `levels` that it makes and its `sampling`; None of a system that accompanies nothing.
     """
 
     make_model: "Callable[[ConfigDict], Callable[[nnx.Rngs], nnx.Module]]"
@@ -111,6 +115,7 @@ class Rooms:
     demo: "Callable[[Path, Path], Demo]"
     families: "Mapping[str, Family]" = field(default_factory=dict)
     formats: Mapping[str, Callable[..., list[str]]] = field(default_factory=dict)
+    accompanist: "Callable[[Mapping[str, str]], Player] | None" = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,12 @@ class System:
       sizes: fields of `model` that mean nothing unless they are whole numbers of 1 or more.
       flags: of generation.
       uses: stage -> the command that a model card shows.
-      examples: verb -> the command that its help shows.
+      examples: verb -> the command that its help shows; of `generate` and `continue` none where its songs do not begin
+        with a prompt.
       load: imports the rooms, which is much to load.
+      tokenizers: of the stages, those whose models make tokens of sound.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
+      chain: stages that together accompany a vocal, in their order; the last one may be left out.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
       kinds: of published models that `hiermusic import` takes.
       formats: of `hiermusic export`: what its help says of each, by name.
@@ -140,7 +148,9 @@ class System:
     uses: Mapping[str, str]
     examples: Mapping[str, str]
     load: Callable[[], Rooms]
+    tokenizers: tuple[str, ...] = ("codec",)
     versions: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     formats: Mapping[str, str] = field(default_factory=dict)

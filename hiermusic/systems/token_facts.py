@@ -16,15 +16,17 @@ def learn(config: ConfigDict) -> None:
     """Lets a token model's configuration say of its tokens what the records at `data.path` say, in place.
 
     `tokens` become those of the records, and `data.codec` the codec that made them, WORKDIR@STEP, at the place that was
-    given for it or else where it was; `prefix` becomes those of the records of `data.prefix`, whose paths are made
-    whole. Nothing is learnt where there are no records: what the configuration itself says
-    serves to look at it.
+    given for it or else where it was; `prefix` becomes those of the records of `data.prefix`, and `data.prefix_codecs`
+    what made these. Nothing is learnt where there are no records: what the configuration itself says serves to look at
+    it.
 
     Raises:
       UserError: records that do not say what made them, or `data.codec` at another step.
     """
-    path = config.data.get("path", "")
-    if "tokens" not in config or not path or not (Path(path) / "info.json").is_file():
+    if "tokens" not in config or not config.data.get("path", ""):
+        return
+    path = own_place(config, config.data.path)
+    if not (Path(path) / "info.json").is_file():
         return
     config.tokens = ConfigDict(asdict(stored_facts(path)))
     made_by = read_stream(path).tokenizer
@@ -34,15 +36,27 @@ def learn(config: ConfigDict) -> None:
             f"data.codec={given}: {path} was made at step {made_by.step}; give the codec's workdir without a step"
         )
     config.data.codec = str(Tokenizer(os.path.abspath(given.workdir), made_by.step))
-    if others := config.data.get("prefix", ()):
-        config.data.prefix = tuple(os.path.abspath(other) for other in others)
+    if others := prefix_places(config, config.data.path):
         config.prefix = ConfigDict({str(i): asdict(stored_facts(other)) for i, other in enumerate(others)})
+        made = [read_stream(other) for other in others]
+        config.data.prefix_codecs = tuple(str(stream.tokenizer) for stream in made)
+        config.data.prefix_noise = tuple(stream.noise for stream in made)
+
+
+def own_place(config: ConfigDict, path: str) -> str:
+    """Where the tokens lie that a model predicts, in token records or a folder of streams at `path`."""
+    stream = config.data.get("stream", "")
+    return os.path.join(path, stream) if path and stream else path
+
+
+def prefix_places(config: ConfigDict, path: str) -> list[str]:
+    """Where the streams lie that a model reads in front: `data.prefix`, seen from `path`."""
+    return [os.path.abspath(os.path.join(path, other)) for other in config.data.get("prefix", ())]
 
 
 def makers_of_prefix(config: ConfigDict) -> list[str]:
-    """The workdirs of what made the streams that a token model reads in front of its own, where these lie there."""
-    paths = [path for path in config.data.get("prefix", ()) if (Path(path) / "info.json").is_file()]
-    return [read_stream(path).tokenizer.workdir for path in paths]
+    """The workdirs of what made the streams that a token model reads in front of its own, as far as it knows them."""
+    return [Tokenizer.named(maker).workdir for maker in config.data.get("prefix_codecs", ())]
 
 
 def learn_features(config: ConfigDict) -> None:
@@ -99,7 +113,8 @@ def stored_facts(path: str) -> TokenFacts:
 
 def check_records(config: ConfigDict, path: str) -> None:
     """UserError when the token records at `path` hold other tokens than a configuration's model knows."""
-    paths, known = (path, *config.data.get("prefix", ())), (facts_of(config), *prefix_of(config))
+    known = facts_of(config), *prefix_of(config)
+    paths = own_place(config, path), *prefix_places(config, path)
     if len(paths) != len(known):
         raise UserError(f"data.prefix has {len(paths) - 1} streams, the model reads {len(known) - 1}: name as many")
     for place, facts in zip(paths, known, strict=True):

@@ -25,13 +25,14 @@ from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.systems import catalogue, token_facts
 from hiermusic.systems.requests import Request
 from hiermusic.systems.system import System
+from hiermusic.tokens import packets
 from hiermusic.train import checkpoint, stored
 from hiermusic.train.stage import Stage
 
 if TYPE_CHECKING:
     from hiermusic.data.records import Summary
 
-TOKENIZERS = ("codec", "semantic")  # stages whose models make tokens of sound
+TOKENIZERS = ("codec", "semantic")  # stages whose models make tokens of sound, of the systems that say so
 
 _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
@@ -87,7 +88,16 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
         ours = system(config, str(place))
         with _understood(str(place), ", as another version wrote it: train or export it anew with this one"):
             ours.rooms.make_model(config)
+    if stages == TOKENIZERS and not makes_tokens(config):
+        wanted = " or ".join(stages)
+        raise UserError(f"{workdir} was trained as the {config.stage} of {ours.title}: give the workdir of a {wanted}")
     return config
+
+
+def makes_tokens(config: ConfigDict) -> bool:
+    """Whether what a configuration trains makes tokens of sound."""
+    known = catalogue.systems().get(config.get("system"))
+    return config.stage in (known.tokenizers if known else TOKENIZERS)
 
 
 def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
@@ -183,7 +193,9 @@ def load_codec(workdir: str | Path, step: int | None = None) -> Codec:
 # MARK: codes
 
 
-def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -> "dict[str, Summary]":
+def tokenise(
+    codecs: Mapping[str, str], data: str, out: str, *, split_at: int, vocal_noise: float = 0.0
+) -> "dict[str, Summary]":
     """Token records of `data` by trained codecs, one stream after the other; goes on where an earlier call stopped.
 
     Args:
@@ -192,27 +204,20 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
       data: audio records, or music; records may have a higher rate and more channels than a codec hears.
       out: the folder of the streams.
       split_at: levels that lie apart from the finer ones; in a named stream of fewer levels they all do.
+      vocal_noise: standard deviation of the noise that is added to vocals, and to no other stem.
     Returns:
       The summary of each stream.
     Raises:
       UserError: no such codec, or no such stem in the data; nothing is written then.
     """
-    from hiermusic.codec.chunked import encode_long
-    from hiermusic.data import records, streams, tokenise
-    from hiermusic.tokens import packets
+    from hiermusic.data import records, stems, streams, tokenise
 
     made_by = {name: _codec_of(text) for name, text in codecs.items()}
     audio_dir = _audio_for(made_by, data, Path(out) / "audio")
     for name, (workdir, step) in made_by.items():
         codec = load(workdir, *TOKENIZERS, step=step)[1]
-
-        def encode(wav_LC: np.ndarray, codec: Codec | Semantic = codec) -> packets.Streams:
-            if isinstance(codec, Semantic):
-                return codec.encode(wav_LC)
-            return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
-
         tokenise.tokenise(
-            encode,
+            partial(encoded, codec),
             audio_dir,
             Path(out) / name,
             codec.hierarchy,
@@ -222,10 +227,20 @@ def tokenise(codecs: Mapping[str, str], data: str, out: str, *, split_at: int) -
             stem=streams.stem_of(name),
             sample_rate=codec.sample_rate,
             channels=codec.channels,
+            noise=vocal_noise if streams.stem_of(name) == stems.VOCALS else 0.0,
             worker=workers(),
         )
         wait_for_all(f"tokens {Path(out) / name}")
     return {name: records.read_summary(Path(out) / name) for name in codecs}
+
+
+def encoded(codec: Codec | Semantic, wav_LC: np.ndarray) -> packets.Streams:
+    """The tokens of a sound of any length, at its tokenizer's rate and channels."""
+    from hiermusic.codec.chunked import encode_long
+
+    if isinstance(codec, Semantic):
+        return codec.encode(wav_LC)
+    return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
 
 
 def _codec_of(text: str) -> Tokenizer:

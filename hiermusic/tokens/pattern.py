@@ -1,17 +1,20 @@
 """Orders of prediction over a hierarchy: what each position reads, predicts and sees, and in which pass."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
-from math import gcd, lcm
+from math import ceil, gcd, lcm
 
 import numpy as np
 from jaxtyping import Int
 
 from hiermusic.errors import UserError
 from hiermusic.tokens.visibility import Visibility
+
+SEGMENT = 1 << 20  # ticks: where segment n begins among places, which say segment and tick in one number
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,6 +301,8 @@ class Pattern:
       given: the first levels that are known beforehand: read in front, flattened, by the stepwise patterns.
       streams: how many of the first given levels belong to each other stream, which are read one after the other.
       separate: see `level_major`, whose given levels are then read as it says.
+      units: of each other stream and then of the model's own, how many of the packets that its tokenizer makes are in
+        one of these; () where there is one stream.
     Raises:
       UserError: an unknown name, or levels that the pattern cannot take.
     """
@@ -307,6 +312,7 @@ class Pattern:
     given: int = 0
     streams: tuple[int, ...] = ()
     separate: bool = False
+    units: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.name not in STEPWISE | BY_LEVEL:
@@ -332,30 +338,85 @@ class Pattern:
         """Its layouts have an `end`."""
         return self.name in ("flatten", "delay", "parallel") and not self.given and len(set(self.slots)) == 1
 
-    def layout(self, packets: int) -> Layout:
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """The levels of each segment of a row: of every other stream, what is given of the model's own, the rest."""
+        stops = np.cumsum([0, *self.streams, self.given - sum(self.streams), len(self.slots) - self.given]).tolist()
+        return tuple(range(*pair) for pair in pairwise(stops) if pair[0] < pair[1])
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """The segment that each level belongs to."""
+        return tuple(number for number, part in enumerate(self.parts) for _ in part)
+
+    def lengths(self, packets: int | Fraction) -> tuple[int, ...]:
+        """Tokens of each level in so many packets; of a part of one, the whole packets of each stream's own.
+
+        At 50 Hz beside 75 Hz a packet has 2 and 3 tokens: 249 and a half have 499 and int(499 * 75 / 50) = 748.
+        """
+        pairs = zip(self._units, self.slots, strict=True)
+        return tuple(int(packets * unit) * (slot // unit) for unit, slot in pairs)
+
+    def packets(self, lengths: Sequence[int]) -> int | Fraction:
+        """The most packets that all, or the first, levels of these lengths hold, in whole ones of the first stream."""
+        of_level = zip(lengths, self._units, self.slots, strict=False)
+        first = self._units[0]
+        held = [ceil(Fraction((n // (slot // unit) + 1) * first, unit)) - 1 for n, unit, slot in of_level]
+        return _whole(Fraction(min(held), first))
+
+    def layout(self, packets: int | Fraction) -> Layout:
         """The pattern over so many packets."""
         return _layout(self, packets)
 
-    def positions(self, packets: int) -> int:
-        """Positions of a row of so many packets; of an isolated pattern, of its longest pass."""
-        open_slots = self.slots[self.given :]
-        if self.isolated:
-            return packets * max(open_slots)
-        if self.name in ("delay", "parallel"):
-            late = len(open_slots) - 1 if self.name == "delay" else 0
-            return packets * (open_slots[0] + sum(self.slots[: self.given])) + late
-        marks = (len(self.slots) - 1) * self.separate
-        return packets * (sum(self.slots) if self.stepwise else sum(open_slots)) + marks
+    def places(self, layout: Layout, steps: Sequence[int]) -> Int[np.ndarray, "S"]:
+        """Where each position of a layout stands in time and in which segment: segment * `SEGMENT` + tick, int32.
 
-    def most(self, positions: int) -> int:
-        """How many packets fit into so many positions."""
-        first = self.positions(1)
-        return max(0, 1 + (positions - first) // (self.positions(2) - first)) if positions >= first else 0
+        A position stands where the token begins that it predicts, or else reads.
+
+        Args:
+          layout: of this pattern.
+          steps: ticks from token to token of each level.
+        """
+        predicts_S = (layout.predicts_SK >= 0).any(1)
+        tokens_SK = np.where(predicts_S[:, None], layout.predicts_SK, layout.reads_SK)
+        level_S = (tokens_SK >= 0).argmax(1)
+        t_S = np.maximum(tokens_SK[np.arange(len(level_S)), level_S], 0)
+        return (np.asarray(self.segments)[level_S] * SEGMENT + t_S * np.asarray(steps)[level_S]).astype(np.int32)
+
+    def positions(self, packets: int | Fraction) -> int:
+        """Positions of a row of so many packets; of an isolated pattern, of its longest pass."""
+        lengths = self.lengths(packets)
+        open_lengths = lengths[self.given :]
+        if self.isolated:
+            return max(open_lengths)
+        if self.name in ("delay", "parallel"):
+            late = len(open_lengths) - 1 if self.name == "delay" else 0
+            return open_lengths[0] + sum(lengths[: self.given]) + late
+        marks = (len(lengths) - 1) * self.separate
+        return (sum(lengths) if self.stepwise else sum(open_lengths)) + marks
+
+    def most(self, positions: int) -> int | Fraction:
+        """How many packets fit into so many positions, in whole packets of the first stream."""
+        first = self._units[0]
+        held = bisect_right(range(1, positions + 1), positions, key=lambda n: self.positions(Fraction(n, first)))
+        return _whole(Fraction(held, first))
+
+    @property
+    def _units(self) -> tuple[int, ...]:
+        """Of each level, how many packets of its own stream a packet holds."""
+        if not self.units:
+            return (1,) * len(self.slots)
+        counts = (*self.streams, len(self.slots) - sum(self.streams))
+        return tuple(unit for unit, count in zip(self.units, counts, strict=True) for _ in range(count))
+
+
+def _whole(number: Fraction) -> int | Fraction:
+    return int(number) if number.denominator == 1 else number
 
 
 @lru_cache(maxsize=32)
-def _layout(pattern: Pattern, packets: int) -> Layout:
-    lengths = tuple(packets * count for count in pattern.slots)
+def _layout(pattern: Pattern, packets: int | Fraction) -> Layout:
+    lengths = pattern.lengths(packets)
     if not pattern.stepwise:
         return BY_LEVEL[pattern.name](lengths, pattern.given)
     if pattern.separate:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from hiermusic.tokens.pattern import Layout
+from hiermusic.tokens.pattern import SEGMENT, Layout
 
 Row = Mapping[str, np.ndarray]
 
@@ -22,6 +22,7 @@ def pack(
     level: int | None = None,
     most: int = 1 << 16,
     markers: Sequence[int] = (),
+    places: Int32[np.ndarray, "S"] | None = None,
 ) -> Row:
     """One training row of `length` positions: text ids, codes read, codes predicted, text predicted, validity.
 
@@ -37,10 +38,11 @@ def pack(
       level: the only one that the layout predicts; None where there are several.
       most: codes of a level: those read come in 16 bits where these hold them, as they do most of what a row is.
       markers: the id of each level that stands where the layout has a mark.
+      places: where the layout's positions stand (`Pattern.places`); the prompt then stands where the last begins.
     Returns:
       `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 (`reads` perhaps
       int16) with -1 for none, and `valid` [length] bool; of a row of one level `targets` are [length], and `level` []
-      says which.
+      says which; with `places`, `positions` [length] int32.
     Raises:
       ValueError: when prompt and layout do not fit into `length`, or a layout cannot end early.
     """
@@ -69,6 +71,9 @@ def pack(
     row["targets"][start:stop] = targets_SK if level is None else targets_SK[:, level]
     if level is not None:
         row["level"] = np.int32(level)
+    if places is not None:
+        row["positions"] = np.full(length, places[-1] // SEGMENT * SEGMENT, np.int32)
+        row["positions"][start:stop] = places
     if end is not None:
         row["reads"][stop:used] = targets_SK[-1]
         row["text_targets"][start + layout.end] = end

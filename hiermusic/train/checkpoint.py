@@ -36,6 +36,7 @@ FREE_FIELDS = (
     "mesh",
     "data.path",
     "data.codec",
+    "data.prefix_codecs",
     "licences",
 )
 

@@ -1,5 +1,8 @@
 """Verbs on sounds and tokens: data, tokenize, encode, decode, embed."""
 
+from functools import partial
+from pathlib import Path
+
 from hiermusic.console import say
 from hiermusic.errors import UserError
 from hiermusic.verbs.flags import (
@@ -29,6 +32,8 @@ def _define_data(values: Values) -> None:
     integer(values, "channels", "channels of the records", 2, lower=1, upper=2)
     number(values, "valid_fraction", "share of tracks held out where no split is given", 0.1, lower=0.0, upper=1.0)
     string(values, "stems", "what is kept of a track, by commas: mix, vocals, instrumental, drums, bass, other", "mix")
+    string(values, "sounding", "stems among these that must be heard: a track in which one is silent is skipped", "")
+    boolean(values, "separate", "take mixes in files apart by demucs where they come without stems")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
     number(values, "segment_seconds", "seconds a record holds", 10.0, lower=0.1, upper=3600.0)
     boolean(values, "json", "print one JSON object")
@@ -39,12 +44,22 @@ def _data(values: Values, given: list[str]) -> None:
     positional(given)
     need(values, "source", "out")
     from hiermusic.data import audio_records, sources
-    from hiermusic.data.stems import parse
+    from hiermusic.data.stems import INSTRUMENTAL, VOCALS, parse
     from hiermusic.parallel.hosts import wait_for_all, workers
 
     wanted = parse(values.stems)
+    sounding = parse(values.sounding, "sounding") if values.sounding else ()
+    if strange := sorted(set(sounding).difference(wanted)):
+        raise UserError(f"--sounding={values.sounding}: {strange[0]} is none of --stems={values.stems}: keep it too")
+    if values.separate and {VOCALS, INSTRUMENTAL}.isdisjoint(wanted):
+        made = f"{VOCALS} and {INSTRUMENTAL}"
+        raise UserError(f"--separate makes {made}: keep them, as in --stems={VOCALS},{INSTRUMENTAL}")
+    apart = Path(values.out) / "separated" if values.separate else None
     with together(values):
-        source = sources.open_source(values.source, stems=wanted)
+        opened = partial(sources.open_source, values.source, stems=wanted, separate=apart)
+        first = opened() if workers()[0] == 0 else None
+        wait_for_all("sources")  # one process takes mixes apart
+        source = first or opened()
         audio_records.write_audio(
             source.tracks,
             values.out,
@@ -53,6 +68,7 @@ def _data(values: Values, given: list[str]) -> None:
             segment_seconds=values.segment_seconds,
             valid_fraction=values.valid_fraction,
             stems=wanted,
+            sounding=sounding,
             fingerprint=source.fingerprint,
             worker=workers(),
         )
@@ -87,6 +103,7 @@ def _define_tokenize(values: Values) -> None:
     string(values, "data", "audio records, folder, manifest, tfds:NAME, midi:FOLDER or builtin:N")
     string(values, "out", "folder for the token records, or for one of each stream")
     string(values, "tfds", "also write the records as a TensorFlow Datasets data set below this folder")
+    number(values, "vocal_noise", "deviation of Gaussian noise on streams of vocals", 0.0, lower=0.0, upper=1.0)
     integer(values, "split_at", "codec levels kept apart from the rest, for models that read only those", 2, lower=1)
     boolean(values, "json", "print one JSON object")
     hosts(values)
@@ -99,11 +116,15 @@ def _tokenize(values: Values, given: list[str]) -> None:
         raise UserError(f"{other} goes with one stream of the mix: leave it out beside --stream")
     need(values, "stream" if values.stream else "codec", "data", "out")
     from hiermusic.data import streams
+    from hiermusic.data.stems import VOCALS
     from hiermusic.systems import workdir
 
     codecs = streams.parse(values.stream) if values.stream else {"": values.codec}
+    if values.vocal_noise and not any(streams.stem_of(name) == VOCALS for name in codecs):
+        raise UserError(f"--vocal_noise={values.vocal_noise:g} goes with a stream of vocals: give one by --stream")
     with together(values):
-        made = workdir.tokenise(codecs, values.data, values.out, split_at=values.split_at)
+        how = {"split_at": values.split_at, "vocal_noise": values.vocal_noise}
+        made = workdir.tokenise(codecs, values.data, values.out, **how)
         if not values.stream:
             _tell(values)
         else:

@@ -93,7 +93,11 @@ def system_named() -> System | None:
 
 def example(name: str, verb: Verb) -> str:
     """How a verb is called: with what is its own, or as the system that is named, or the first one, says."""
-    return verb.example or (system_named() or next(iter(catalogue.systems().values()))).examples[name]
+    if verb.example:
+        return verb.example
+    first, *_ = known = list(catalogue.systems().values())
+    asked = system_named() or first
+    return next(system.examples[name] for system in (asked, *known) if name in system.examples)
 
 
 def config(values: Values) -> None:

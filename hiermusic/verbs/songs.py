@@ -1,6 +1,7 @@
-"""Verbs that make music: generate, continue."""
+"""Verbs that make music: generate, continue, accompany."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from hiermusic.errors import UserError
@@ -37,7 +38,7 @@ def _define(values: Values) -> None:
     hosts(values)
     # help is that of the system that is named; else all are read, so that a foreign flag is told to be one
     named = system_named() if {"-h", "--help"} & set(sys.argv) else None
-    asked = [named] if named else list(systems.values())
+    asked = [named] if named and named.flags else [system for system in systems.values() if system.flags]
     for flag in _flags(asked):
         declare(values, flag, _text(flag.name, asked))
 
@@ -97,7 +98,63 @@ def _continue(values: Values, given: list[str]) -> None:
     _generate(values, [], audio)
 
 
+def _define_accompany(values: Values) -> None:
+    string(values, "workdir", "folder that holds the workdirs of the stages, each under the stage's name")
+    string(values, "out", "folder for the accompaniment, the mix and report.html")
+    string(values, "data", "audio records, to accompany the vocals of held-out tracks, instead of VOCAL.wav")
+    integer(values, "tracks", "with --data: at most so many", 12, lower=1)
+    integer(values, "seed", "seed of the first vocal; the next one takes the next", 0, lower=0, upper=2**32 - 1)
+    number(values, "temperature", "temperature of all stages; default: their workdirs'", lower=0.0)
+    integer(values, "top_k", "their top-k; default: their workdirs'", lower=0)
+    number(values, "guidance", "their guidance scale, 1 = none; default: their workdirs'", lower=0.0)
+    number(values, "overlap", "seconds that two windows share; default: a quarter of one", lower=0.0, upper=3600.0)
+    number(
+        values,
+        "noise",
+        "deviation of Gaussian noise on what the tokenizer hears; default: training's",
+        lower=0.0,
+        upper=1.0,
+    )
+    integer(values, "rows", "windows, of as many vocals, that are played at once", 8, lower=1)
+    boolean(values, "json", "print one JSON object")
+
+
+def _accompany(values: Values, given: list[str]) -> None:
+    if values.data:
+        positional(given)
+    else:
+        (path,) = positional(given, "VOCAL.wav")
+    need(values, "workdir", "out")
+    from hiermusic.systems import accompany
+
+    accompany.stages_in(values.workdir)  # before sounds are read
+    vocals = accompany.of_records(values.data, values.tracks) if values.data else [accompany.of_file(path)]
+    sampling = {name: values[name].value for name in ("temperature", "top_k", "guidance")}
+    songs = accompany.accompany(
+        vocals,
+        Path(values.out),
+        values.workdir,
+        seed=values.seed,
+        overlap=values.overlap,
+        noise=values.noise,
+        rows=values.rows,
+        **{name: value for name, value in sampling.items() if value is not None},
+    )
+    from hiermusic.evaluate import accompaniment
+
+    results = accompaniment.evaluate(songs, vocals, Path(values.out))
+    told = [*accompany.lines(songs), *accompaniment.lines(results), f"{values.out}/report.html"]
+    answer(values, {"songs": songs, **results}, told)
+
+
 VERBS = {
     "generate": Verb("prompts to songs", "", _define, _generate),
     "continue": Verb("go on from a piece of audio", "", _define, _continue, "IN.wav"),
+    "accompany": Verb(
+        "play an accompaniment to a vocal",
+        "hiermusic accompany vocal.wav --workdir=out/stages --out=out/accompanied",
+        _define_accompany,
+        _accompany,
+        "VOCAL.wav",
+    ),
 }

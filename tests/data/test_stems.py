@@ -376,3 +376,34 @@ def test_stems_through_tfds(tmp_path):
             np.testing.assert_array_equal(after[stem].track(index), before[stem].track(order[0].index(tags)))
     with pytest.raises(UserError, match="has no feature 'audio_drums'"):
         open_source(f"tfds:{place}", stems=("drums",))
+
+
+# Silence
+
+
+def test_tracks_in_which_a_stem_is_silent_are_dropped_and_named(tmp_path):
+    """By the level of the stem that is asked for, whatever the others do."""
+
+    def track(name: str, level: float) -> Track:
+        parts = {"vocals": np.float32(level) * noise(1) / 0.14, "instrumental": noise(2)}
+        return Track(name, lambda: (parts, RATE, {}))
+
+    given = [track("sung", 1.0), track("soft", 0.006), track("remains", 0.002), track("silent", 0.0)]
+    wanted = ("vocals", "instrumental")
+    summary = write(tmp_path / "out", given, wanted, sounding=("vocals",))
+    assert dict(summary.skipped) == {
+        "remains": "its vocals: at -54 dB, where -50 dB is silence",
+        "silent": "its vocals: without a sound, where -50 dB is silence",
+    }
+    assert [entry["id"] for entry in AudioSource(tmp_path / "out", "vocals").tracks] == ["sung", "soft"]
+    assert write(tmp_path / "all", given, wanted, sounding=("instrumental",)).tracks == 4
+    with pytest.raises(UserError, match="was begun"):
+        write(tmp_path / "out", given, wanted)
+
+
+def test_a_stem_that_must_be_heard_is_one_that_is_kept(tmp_path, capsys):
+    flags = ["--source=builtin:1?seconds=1-1", f"--out={tmp_path / 'out'}", "--stems=mix", "--sounding=vocals"]
+    with pytest.raises(SystemExit):
+        main(["data", *flags])
+    assert "--sounding=vocals: vocals is none of --stems=mix: keep it too" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

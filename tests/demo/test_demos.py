@@ -9,10 +9,13 @@ from ml_collections import config_flags
 from hiermusic import cli
 from hiermusic.data.sources import open_source
 from hiermusic.demo import runner
+from hiermusic.evaluate import accompaniment
 from hiermusic.evaluate.songs import read
 from hiermusic.systems import requests
 from hiermusic.systems.aar import demo as aar
 from hiermusic.systems.demos import Demo, Step
+from hiermusic.systems.hafm import SYSTEM
+from hiermusic.systems.hafm import demo as hafm
 from hiermusic.systems.khala import demo as khala
 from hiermusic.systems.pyramid import demo as pyramid
 from hiermusic.systems.tokens import demo as tokens
@@ -24,9 +27,9 @@ KHALA = ("corpus", "codec", "tokens", "backbone", "superres", "songs", "evaluate
 AAR = ("corpus", "sat", "evaluate sat", "sat tokens", "aar", "songs", "evaluate songs", "evaluate aar")
 
 
-@pytest.fixture(params=["khala", "aar", "pyramid", "tokens"])
+@pytest.fixture(params=["khala", "aar", "pyramid", "tokens", "hafm"])
 def demo(request) -> Demo:
-    rooms = {"khala": khala, "aar": aar, "pyramid": pyramid, "tokens": tokens}
+    rooms = {"khala": khala, "aar": aar, "pyramid": pyramid, "tokens": tokens, "hafm": hafm}
     return rooms[request.param].demo(FOLDER, CONFIGS)
 
 
@@ -58,9 +61,9 @@ def test_every_command_is_one_of_the_command_line(demo, monkeypatch):
 def test_what_a_step_reads_an_earlier_one_has_written(demo):
     reads = {"data": ("source",), "train": ("config.data.path", "config.init_from"), "tokenize": ("codec", "data"),
              "generate": ("superres", "lm", "prompts", "like"), "evaluate": ("workdir", "songs", "data"),
-             "continue": ("lm",)}  # fmt: skip
+             "continue": ("lm",), "accompany": ("data",)}  # fmt: skip
     writes = {"data": "out", "train": "workdir", "tokenize": "out", "generate": "out", "evaluate": "workdir",
-              "continue": "out"}  # fmt: skip
+              "continue": "out", "accompany": "out"}  # fmt: skip
     there = {at(name) for name in demo.files}
     for step in demo.steps:
         verb, given = step.arguments[0], flags(step)
@@ -69,7 +72,7 @@ def test_what_a_step_reads_an_earlier_one_has_written(demo):
                 place = given[name]
                 assert any(place == known or place.startswith(f"{known}/evaluation/") for known in there), (step, name)
         there |= {given[writes[verb]]} if writes[verb] in given else set()
-    assert {at(name) for name in (*demo.runs, *demo.songs)} <= there
+    assert {at(name) for name in (*demo.runs, *demo.songs, *demo.accompanied)} <= there
     evaluated = [given[writes["evaluate"]] if "workdir" in (given := flags(step)) else given["songs"]
                  for step in demo.steps if step.arguments[0] == "evaluate"]  # fmt: skip
     assert sorted(evaluated) == sorted(at(name) for name in (*demo.runs, *demo.songs))
@@ -157,6 +160,16 @@ def test_pyramids_songs_are_heard_after_each_level_go_on_and_last_three_minutes(
     verb, given = steps["continued"]
     assert verb == "continue" and at("codec/evaluation/sounds/clip-truth.wav") in given and given["seconds"] == "12"
     assert steps["long"][1]["seconds"] == "180" and list(steps).index("evaluate codec") < list(steps).index("continued")
+
+
+def test_what_accompanies_lies_where_it_is_looked_for():
+    """Stages in one folder under their names, of vocals noised as the paper's are and heard in every song."""
+    steps = named(hafm.demo(FOLDER, CONFIGS))
+    verb, given = steps["accompanied"]
+    assert (verb, given["workdir"], given["data"]) == ("accompany", str(FOLDER), at("corpus"))
+    assert all(steps[stage][1]["workdir"] == at(stage) for stage in SYSTEM.chain)
+    assert steps["tokens"][1]["vocal_noise"] == "0.01" and steps["corpus"][1]["sounding"] == "vocals"
+    assert list(steps)[-1] == "accompanied" and int(given["tracks"]) >= accompaniment.FEWEST
 
 
 def test_the_prompts_are_prompts_and_the_corpora_are_sources(tmp_path):

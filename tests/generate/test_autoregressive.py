@@ -1,5 +1,8 @@
 """Cached decoding against the plainest loop there is, in NumPy: the whole row anew for every position."""
 
+import dataclasses
+from fractions import Fraction
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ from flax import nnx
 from hiermusic.errors import UserError
 from hiermusic.generate import autoregressive, batching, layerwise, nextscale
 from hiermusic.generate.autoregressive import CHUNK, generate
-from hiermusic.nn.token_lm import TokenLM
+from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.tokens import pattern
+
+from .conftest import TRUNK
 
 EOS, SIZES, MARKERS = 1, (12, 12, 12), (22, 23, 24)
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21]]
@@ -264,6 +269,39 @@ def test_guidance_over_a_prefix_moves_away_from_what_does_without_it(model, refe
             codes[k][layout.predicts_SK[s, k]] = int(guided.argmax())
         np.testing.assert_array_equal(made[name], codes)
     assert (made["none"] != made["absent"]).any() and (made["absent"] != made["learned"]).any()
+
+
+def test_a_prefix_is_left_out_and_what_was_begun_is_kept(reference):
+    """Against the whole row anew, of positions that stand in time: one half reads the null where the other is told."""
+    trunk = dataclasses.replace(TRUNK, positions="t5_aligned", segments=2, t5_buckets=8, t5_max_distance=20)
+    config = TokenLMConfig(trunk, levels=3, codes=12, text_size=1, given=1, segments=(0, 1, 1), null=True)
+    model = reference.drawn(nnx.eval_shape(lambda: TokenLM(config, rngs=nnx.Rngs(0))))
+    order, weights = pattern.Pattern("flatten", (2, 3, 3), 1, (1,), units=(2, 3)), reference.weights_of(model)
+    layouts = [order.layout(Fraction(tokens, 2)) for tokens in (5, 3)]
+    places, dice = [order.places(layout, (3, 2, 2)) for layout in layouts], np.random.default_rng(0)
+    given = [[dice.integers(0, 12, n) for n in (layout.lengths[0], 2, 1)] for layout in layouts]
+    how = {"seeds": [3, 1], "given": given, "null": [12, None, None], "places": places, "temperature": 0.0, **SAME}
+    made = generate(model, [[0], [0]], layouts, guidance=2.0, **how)
+    for sample, layout, known, at_S in zip(made, layouts, given, places, strict=True):
+        codes = [
+            np.r_[known_T, np.full(n - len(known_T), -1)] for known_T, n in zip(known, layout.lengths, strict=True)
+        ]
+        for s in range(layout.begin, layout.positions):
+            k = int(layout.predicts_SK[s].argmax())
+            if codes[k][layout.predicts_SK[s, k]] >= 0:
+                continue
+            text_S = np.where(np.arange(s + 1) == layout.begin, 0, -1)
+            logits = []
+            for vocal_T in (codes[0], np.full_like(codes[0], 12)):
+                reads_SK = layout.build([vocal_T, *codes[1:]])[0][: s + 1]
+                how = {"sees_SS": np.tri(s + 1, dtype=bool), "at_S": at_S[: s + 1]}
+                x_SD = reference.row(config, weights, text_S, reads_SK, **how)
+                logits.append(reference.code_logits(config, weights, x_SD[-1], k))
+            codes[k][layout.predicts_SK[s, k]] = int((logits[1] + 2.0 * (logits[0] - logits[1])).argmax())
+        for drawn, expected in zip(by_level(sample), codes, strict=True):
+            np.testing.assert_array_equal(drawn, expected)
+    with pytest.raises(UserError, match=r"^guidance 2.0 has nothing to drop[^\n]+$"):
+        generate(model, [[0]], layouts[:1], guidance=2.0, seeds=[3], given=given[:1], null=[None] * 3, **SAME)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.errors import UserError
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.norms import Norm, modulate, unit
 from hiermusic.nn.transformer import Transformer
+from hiermusic.tokens.pattern import SEGMENT
 from hiermusic.tokens.visibility import Visibility
 
 B, S = 2, 14
@@ -122,6 +124,22 @@ def test_only_distances_count(name, build):
     here, shifted, apart = (forward(model, config, "causal", positions_BS=at) for at in (at_1S, at_1S + 5, at_1S * 3))
     np.testing.assert_allclose(here, shifted, atol=1e-4)
     assert np.abs(here - apart).max() > 1e-2
+
+
+@pytest.mark.parametrize("rule", ["causal", "groups"])
+def test_aligned_positions_are_distances_in_time_and_pairs_of_segments(rule, build, reference):
+    """Places of two segments that run side by side, of which the second is told of the first's time to come too."""
+    config = dataclasses.replace(LLAMA, positions="t5_aligned", t5_buckets=8, t5_max_distance=20, segments=2)
+    model, (x_BSD, _) = build(config), inputs(config)
+    at_BS = np.stack([np.r_[3 * np.arange(6), SEGMENT + 2 * np.arange(8)], np.r_[np.arange(7), SEGMENT + np.arange(7)]])
+    expected = reference.transformer(config, reference.weights_of(model), x_BSD, RULES[rule][1], at_BS=at_BS)
+    found = forward(model, config, rule, positions_BS=at_BS)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    for path in ("distance", "pairs"):  # each bias counts
+        moved = changed(model, path, lambda x: x + 0.5 * np.arange(x.size).reshape(x.shape) % 3)
+        assert np.abs(forward(moved, config, rule, positions_BS=at_BS) - found).max() > 1e-3
+    with pytest.raises(UserError, match=r"t5_aligned positions need segments"):
+        dataclasses.replace(config, segments=0)
 
 
 def test_the_rotary_base_counts(build):

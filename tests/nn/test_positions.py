@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from hiermusic.nn import positions
+from hiermusic.tokens.pattern import SEGMENT
 
 _bucket = jax.jit(positions.t5_bucket, static_argnums=(1, 2))
 
@@ -31,6 +32,20 @@ def test_t5_bias_is_a_look_up():
     distance = np.maximum(q[0][:, None] - k[0], 0)
     expected = table[np.asarray(_bucket(distance, 32, 128))]
     np.testing.assert_allclose(bias[0], expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def test_an_aligned_bias_is_one_of_time_and_one_of_segments(reference):
+    """Against NumPy, over keys behind, at and ahead of the query, to the last bucket; another row for every segment."""
+    dice = np.random.default_rng(0)
+    table, pairs = dice.normal(size=(64, 3)).astype(np.float32), dice.normal(size=(2, 2, 3)).astype(np.float32)
+    q_tick, k_tick, q_of, k_of = np.array([0, 300]), np.arange(0, 620), np.array([1, 0]), np.arange(620) % 2
+    q, k = (of * SEGMENT + tick for of, tick in ((q_of, q_tick), (k_of, k_tick)))
+    bias = np.asarray(jax.jit(positions.aligned_bias, static_argnums=4)(table, pairs, q[None], k[None], 128))[0]
+    for i, j in np.ndindex(2, 620):
+        row = reference.aligned_row(32, 128, int(q_tick[i]), int(k_tick[j]))
+        np.testing.assert_allclose(bias[:, i, j], table[row] + pairs[q_of[i], k_of[j]], atol=1e-5)
+    ahead = [reference.aligned_row(32, 128, 0, tick) for tick in (0, 1, 15, 16, 112, 113, 619)]
+    assert ahead == [0, 33, 47, 48, 62, 63, 63]
 
 
 def test_rotation_turns_pairs_and_keeps_distances():

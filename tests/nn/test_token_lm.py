@@ -289,6 +289,44 @@ _scale_logits = jax.jit(
 )
 
 
+PREFIX = dataclasses.replace(CONFIG, text_size=1, end=None, z_loss=0.0, given=1, segments=(0, 1, 1), null=True)
+
+
+def test_segments_and_the_null_are_added(reference):
+    """A position belongs to the segment of what it reads, to the last where a row begins, to none without."""
+    model = build(PREFIX)
+    reads_SK = np.array([[3, -1, -1], [8, -1, -1], [-1, -1, -1], [-1, 5, -1], [-1, -1, 7], [-1, -1, -1]])
+    text_S = np.array([-1, -1, 0, -1, -1, -1])
+    found_SD = np.asarray(_embed(model, text_S[None], reads_SK[None])[0])
+    expected_SD = reference.embed(PREFIX, reference.weights_of(model), text_S, reads_SK)
+    np.testing.assert_allclose(found_SD, expected_SD, atol=1e-5)
+    null_D, segments = np.asarray(model.null_embed[...]), np.asarray(model.segment_embed[...])
+    np.testing.assert_allclose(found_SD[1], null_D + segments[0], atol=1e-5)
+    assert not found_SD[-1].any() and segments.shape == (2, 16)
+
+
+def test_given_levels_have_no_heads():
+    """The loss of the levels behind them is that of a model with all heads, whose gradient for theirs is nothing."""
+    whole = dataclasses.replace(PREFIX, given=0)
+    batch = draw() | {"text": np.full((B, S), -1), "text_targets": np.full((B, S), -1)}
+    batch["targets"][..., 0] = -1
+    few, many = build(PREFIX), build(whole)
+    state = nnx.state(many)
+    state["code_head"] = state["code_head"].replace(state["code_head"].get_value()[1:])
+    few = nnx.merge(nnx.graphdef(few), state)
+    (loss_few, told_few), (loss_many, told_many) = (
+        _loss(model, batch, visibility=Visibility.causal()) for model in (few, many)
+    )
+    assert few.code_head.shape == (2, 8, 16) and float(loss_few) == pytest.approx(float(loss_many), rel=1e-6)
+    np.testing.assert_allclose(told_few["ce_K"], told_many["ce_K"], rtol=1e-6)
+    np.testing.assert_array_equal(told_few["count_K"], told_many["count_K"])
+    (_, one), (_, other) = (level_logits(model, batch, (1, 2)) for model in (few, many))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    for change in ({"head": "full"}, {"code_bias": True}, {"text_size": 3, "end": 2}):
+        with pytest.raises(UserError, match=r"^heads of predicted levels alone go with the window form [^\n]+$"):
+            dataclasses.replace(PREFIX, **change)
+
+
 def test_inputs_levels_and_the_condition_are_added():
     model, batch = build_wide(AAR), scales()
     levels_1S = np.array([[3, -1, *batch["levels"][0, 2:]]])

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from hiermusic import presets
 from hiermusic.parallel.mesh import BatchPlacement, mesh_of, shardings
 from hiermusic.systems import workdir
+from hiermusic.tokens.pattern import SEGMENT
 from hiermusic.tokens.scales import schedule
 from hiermusic.train import loop
 from hiermusic.train.codec import CodecStage
@@ -22,6 +23,7 @@ FILES = {
     "ar_baseline": "aar/ar_baseline",
     "pyramid": "pyramid/codec",
     "pyramid_lm": "pyramid/lm",
+    "coarse": "hafm/coarse",
 }  # the others are Khala's
 WINDOW = {"window": 16, "levels": 4, "codes": 16}
 PRIOR = {"depth": 4, "cond": 8, "listener": 8, "references": 2}
@@ -34,6 +36,11 @@ SIZES = {
         | {"length": 64, "shared_embed": True, "head": "shared", "norm": "layer"}
         | {"positions": "learned", "levels": 0},
         "tokens": TOKENS | {"levels": 3, "scales": (1, 2, 4)},
+    },
+    "coarse": {
+        "model": TOKEN_LM | {"length": 64},
+        "tokens": TOKENS | {"hop": 640},
+        "prefix": {"0": {"codes": 16}, "1": {"codes": 16}},
     },
     "superres": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}, "tokens": TOKENS},
     "sat": {
@@ -116,6 +123,8 @@ def batches(stage, count: int) -> list:
             return (0.4 * tone + 0.1 * rng.normal(size=shape.shape)).astype(np.float32)
         if name == "valid":
             return np.arange(shape.shape[1]) < rng.integers(40, shape.shape[1] + 1, (shape.shape[0], 1))
+        if name == "positions":
+            return rng.integers(0, 3, shape.shape).astype(np.int32) * SEGMENT + rng.integers(0, 99, shape.shape)
         if name == "level":
             return rng.integers(1, 4, shape.shape).astype(np.int32)
         return rng.integers(-1, 16, shape.shape).astype(shape.dtype)

@@ -28,7 +28,8 @@ CASES = [
 ]
 AAR = (("lm", "all"), ("lm", "fsdp"), ("ar_baseline", "mixed"), ("sat", "mixed"))
 PYRAMID = (("pyramid", "mixed"), ("pyramid", "fsdp"), ("pyramid", "context"), ("pyramid_lm", "all"))
-CASES += [pytest.param(*case, id="-".join(case), marks=pytest.mark.slow) for case in (*AAR, *PYRAMID)]
+HAFM = (("coarse", "all"), ("coarse", "context"))
+CASES += [pytest.param(*case, id="-".join(case), marks=pytest.mark.slow) for case in (*AAR, *PYRAMID, *HAFM)]
 
 one_device = cache(lambda stage: train(small(stage, {})))
 
@@ -64,7 +65,7 @@ def test_codebooks_of_eight_devices_are_those_of_one():
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["codec", "backbone", "superres", "sat", "lm", "pyramid"])
+@pytest.mark.parametrize("stage", ["codec", "backbone", "superres", "sat", "lm", "pyramid", "coarse"])
 @pytest.mark.parametrize("axis", ["data", "fsdp", "context"])
 def test_tiny_presets_take_eight_devices_by_one_flag(stage, axis):
     config = load(stage, "tiny")

@@ -167,3 +167,27 @@ def test_a_trained_codec_makes_the_same_tokens_of_a_stream(khala, run, tmp_path)
     for shard in khala.tokens.glob("*.arrayrecord"):
         assert (tmp_path / "mix" / shard.name).read_bytes() == shard.read_bytes()
     assert read_stream(tmp_path / "mix") == read_stream(khala.tokens)
+
+
+def test_noise_lies_on_vocals_alone_and_is_each_track_s_own(codecs, corpus, tmp_path):
+    """It is kept in the records, which are not gone on with under another."""
+    streams = [f"--stream=vocals:{codecs.slow}", f"--stream=instrumental:{codecs.slow}"]
+    for out, noise in (("plain", 0), ("noisy", 0.01), ("again", 0.01)):
+        assert not tokenize(*streams, f"--data={corpus}", f"--out={tmp_path / out}", f"--vocal_noise={noise}")
+
+    def codes(out: str, stem: str, index: int = 0) -> np.ndarray:
+        return TokenSource(tmp_path / out / stem)[index]["codes"]
+
+    np.testing.assert_array_equal(codes("plain", "instrumental"), codes("noisy", "instrumental"))
+    moved_T = (codes("noisy", "vocals").astype(int) - codes("plain", "vocals"))[:, 0]
+    assert 0 < np.abs(moved_T).mean() < 499 * 0.03
+    np.testing.assert_array_equal(codes("noisy", "vocals"), codes("again", "vocals"))
+    assert (codes("noisy", "vocals", 1) != codes("noisy", "vocals", 0)).any()  # of one sound, under two names
+    assert [read_stream(tmp_path / out / "vocals").noise for out in ("plain", "noisy")] == [0.0, 0.01]
+
+
+def test_noise_without_vocals_is_refused(codecs, corpus, tmp_path, capsys):
+    flags = [f"--stream=mix:{codecs.slow}", f"--data={corpus}", f"--out={tmp_path / 'out'}", "--vocal_noise=0.01"]
+    status = tokenize(*flags)
+    assert "--vocal_noise=0.01 goes with a stream of vocals" in f"{status}{capsys.readouterr().err}"
+    assert not (tmp_path / "out").exists()

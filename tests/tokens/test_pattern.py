@@ -210,6 +210,36 @@ def test_build_refuses_codes_of_another_length():
         pattern.flatten((3, 3)).build([np.zeros(3), np.zeros(4)])
 
 
+COARSE = pattern.Pattern("flatten", (2, 2, 3, 3, 3, 3), 2, (1, 1), units=(2, 2, 3))  # HAFM's, at 50 and 75 Hz
+
+
+def test_streams_are_cut_between_packets_where_their_own_tokens_end():
+    """As HAFM has it: int(T * 75 / 50) frames of codes beside T tokens of the vocal, 3,990 positions of ten seconds."""
+    for tokens in range(1, 600):
+        lengths = COARSE.lengths(Fraction(tokens, 2))
+        assert lengths == (tokens, tokens, *[int(tokens * 75 / 50)] * 4)
+        assert COARSE.packets(lengths) == Fraction(tokens, 2) and COARSE.packets(lengths[:1]) == Fraction(tokens, 2)
+    assert COARSE.positions(Fraction(499, 2)) == 3990 == COARSE.layout(Fraction(499, 2)).positions
+    assert [COARSE.most(n) for n in (3989, 3990, 3999, 4000, 3)] == [249, Fraction(499, 2), Fraction(499, 2), 250, 0]
+    assert COARSE.packets((499, 500, 748, 748, 748, 748)) == Fraction(499, 2)
+    assert COARSE.packets((499, 499, 747, 748, 748, 748)) == 249
+    windows = pattern.Pattern("flatten", (4, 4, 8), 1, (1,), units=(4, 1))  # beside packets of four and eight tokens
+    assert windows.lengths(Fraction(7, 4)) == (7, 4, 8) and windows.packets((7, 7, 15)) == Fraction(7, 4)
+
+
+def test_places_are_moments_of_segments():
+    """HuBERT's frame i at tick 3 i, EnCodec's frame j at tick 2 j of 150 a second, whatever is read there."""
+    assert COARSE.segments == (0, 1, 2, 2, 2, 2) and [len(part) for part in COARSE.parts] == [1, 1, 4]
+    places = COARSE.places(COARSE.layout(Fraction(3, 2)), (3, 3, 2, 2, 2, 2))
+    segment, tick = np.divmod(places, pattern.SEGMENT)
+    assert segment.tolist() == [0] * 3 + [1] * 3 + [2] * 16
+    assert tick.tolist() == [0, 3, 6, 0, 3, 6, *np.repeat([0, 2, 4, 6], 4)]
+    fine = pattern.Pattern("flatten", (1, 1, 1, 1), 2)
+    places = fine.places(fine.layout(2), (2, 2, 2, 2))
+    assert [divmod(int(place), pattern.SEGMENT) for place in places] == [
+        *[(0, 0), (0, 0), (0, 2), (0, 2)], *[(1, 0), (1, 0), (1, 2), (1, 2)]]  # fmt: skip
+
+
 PACKETS = {"frames": (1, 1, 1), "windows": (1, 2, 4), "one level": (2,)}
 
 

@@ -66,7 +66,7 @@ def page(flag: str, value: str, folder: str, place: str, out: str) -> dict[str, 
     return {flag: ((f"--{flag}={value}",), {place: value, out: folder, "out": f"a line\n{folder}/report.html"})}
 
 
-SONG = "workdir.generate"
+SONG, PLAY = "workdir.generate", "accompany.accompany"
 
 
 def said(flag: str, value: str, requests: list[Request]) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
@@ -142,6 +142,44 @@ CASES = {
         GENERATE.below,
         GENERATE.flags,
     ),
+    "accompany": Case(
+        ("--workdir=w", "--out=o", "vocal.wav"),
+        {
+            "hiermusic.systems.accompany.stages_in": None,
+            "hiermusic.systems.accompany.of_file": "a vocal",
+            "hiermusic.systems.accompany.accompany": ["a song"],
+            "hiermusic.systems.accompany.lines": ["its file"],
+            "hiermusic.evaluate.accompaniment.evaluate": {"rows": 1},
+            "hiermusic.evaluate.accompaniment.lines": ["a line"],
+        },
+        one("workdir", "v", f"{PLAY}.folder", "accompany.stages_in.folder")
+        | {
+            "out": (
+                ("--out=p",),
+                {f"{PLAY}.out": Path("p"), "accompaniment.evaluate.out": Path("p")}
+                | {"out": "its file\na line\np/report.html"},
+            )
+        }
+        | one("seed", "7", f"{PLAY}.seed", to=7)
+        | one("temperature", "0", f"{PLAY}.temperature", to=0.0)
+        | one("top_k", "0", f"{PLAY}.top_k", to=0)
+        | one("guidance", "3", f"{PLAY}.guidance", to=3.0)
+        | one("overlap", "0", f"{PLAY}.overlap", to=0.0)
+        | one("noise", "0", f"{PLAY}.noise", to=0.0)
+        | one("rows", "3", f"{PLAY}.rows", to=3),
+    ),
+    "accompany tracks": Case(
+        ("--workdir=w", "--out=o", "--data=d"),
+        {
+            "hiermusic.systems.accompany.stages_in": None,
+            "hiermusic.systems.accompany.of_records": ["a vocal"],
+            "hiermusic.systems.accompany.accompany": ["a song"],
+            "hiermusic.systems.accompany.lines": ["its file"],
+            "hiermusic.evaluate.accompaniment.evaluate": {"rows": 1},
+            "hiermusic.evaluate.accompaniment.lines": ["a line"],
+        },
+        one("data", "e", "accompany.of_records.data") | one("tracks", "3", "accompany.of_records.tracks", to=3),
+    ),
     "data": Case(
         ("--source=s", "--out=o"),
         {
@@ -156,6 +194,14 @@ CASES = {
         | one("valid_fraction", "0", f"{WRITE}.valid_fraction", to=0.0)
         | one("segment_seconds", "5", f"{WRITE}.segment_seconds", to=5.0)
         | one("stems", "vocals,mix", "sources.open_source.stems", f"{WRITE}.stems", to=("mix", "vocals"))
+        | one("sounding", "mix", f"{WRITE}.sounding", to=("mix",))
+        | {
+            "separate": (
+                ("--stems=vocals", "--separate"),
+                at(("vocals",), "sources.open_source.stems", f"{WRITE}.stems")
+                | {"sources.open_source.separate": Path("o/separated")},
+            )
+        }
         | TFDS,
     ),
     "tokenize": Case(
@@ -170,7 +216,8 @@ CASES = {
     "tokenize streams": Case(
         ("--stream=vocals:c", "--data=d", "--out=o"),
         {"hiermusic.systems.workdir.tokenise": {"vocals": SUMMARY}},
-        one("stream", "mix/fine:k", "workdir.tokenise.codecs", to={"vocals": "c", "mix/fine": "k"}),
+        one("stream", "mix/fine:k", "workdir.tokenise.codecs", to={"vocals": "c", "mix/fine": "k"})
+        | one("vocal_noise", "0.01", "workdir.tokenise.vocal_noise", to=0.01),
     ),
     "encode": Case(
         ("--codec=c", "in.wav", "codes.npz"),

@@ -68,7 +68,8 @@ BOUNDS = {
     **{"seconds": (0.1, None), "evaluate seconds": (1, None), "guidance": (0, None), "min_share": (0, 1)},
     **{"temperature": (0, None), "top_k": (0, None), "top_p": (0.01, 1), "step": (0, None), "rows": (1, None)},
     **{"process": (0, None), "processes": (1, None), "start_timeout": (1, None)},
-    **{"layer": (0, None), "window": (0, None), "bias": (1, 2)},
+    **{"layer": (0, None), "window": (0, None), "vocal_noise": (0, 1), "bias": (1, 2)},
+    **{"overlap": (0, 3600), "noise": (0, 1)},
 }
 ANY = {"seed", "slices"}  # whose values are judged elsewhere
 

@@ -12,7 +12,8 @@
 `model.pattern` is `flatten`, `delay`, `parallel`, `level_major`, `layer_wise` or `next_scale` (docs/patterns.md).
 Tokens may be of any codec; a pattern that cannot take their levels says so. `model.levels` is how many levels the model
 knows, 0 for all, `model.given` how many of them are known beforehand: it reads those in front of what it predicts, or,
-level by level, below it. `data.prefix` names token records of other streams of the same tracks, which are read whole in
+level by level, below it. `data.path` is token records, or a folder of streams of which `data.stream` is predicted;
+`data.prefix` names the records of other streams of the same tracks, seen from `data.path`, which are read whole in
 front, one after the other (without `model.codec_tables`). `model.tokenizer` is `bytes`, `llama31`, or `none` for a
 model without words. A model of words ends its songs itself in the patterns that go by time through levels of one
 length; in all others a song has the length that is asked for. A next-scale row is a window of `model.length` positions,
@@ -33,7 +34,10 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data = ConfigDict()
     config.data.path = ""
     config.data.codec = ""
+    config.data.stream = ""
     config.data.prefix = ()
+    config.data.prefix_codecs = ()
+    config.data.prefix_noise = ()
     config.data.crop = "random"
 
     config.model = ConfigDict()
@@ -49,6 +53,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.length = 2048
     config.model.shared_embed = False
     config.model.head = "window"
+    config.model.open_heads = False
+    config.model.segments = False
+    config.model.prefix_dropout = 0.0
     config.model.z_loss = 0.0
     config.model.codec_tables = False
     config.model.prompt_dropout = 0.1
@@ -63,6 +70,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.bias = "none"
     config.model.qk_norm = "none"
     config.model.positions = "rotary"
+    config.model.ticks = 150
     config.model.rope_base = 10_000.0
     config.model.base_width = 0
     config.model.dropout = 0.0

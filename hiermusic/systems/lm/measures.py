@@ -14,7 +14,7 @@ from hiermusic.nn.token_lm import TokenLM
 from hiermusic.systems import measures
 from hiermusic.systems.lm.models import given_streams, hierarchy, make_model
 from hiermusic.systems.lm.rows import Rows, levels_of, make_rows, wanted
-from hiermusic.systems.token_facts import check_records, facts_of
+from hiermusic.systems.token_facts import check_records, facts_of, own_place
 from hiermusic.tokens import sequence
 from hiermusic.tokens.visibility import Visibility
 
@@ -59,7 +59,7 @@ def cross_entropy(
     """
     check_records(config, path)
     rows, known = make_rows(config), hierarchy(config)
-    train, valid = (_source(path, wanted(config, path), split) for split in ("train", "valid"))
+    train, valid = (_source(config, path, split) for split in ("train", "valid"))
     first = sum(given_streams(config))  # levels of the streams in front are nobody's to predict
     graphdef, weights = nnx.split(model)
     crops = CROPS_MEASURED if config.data.crop == "random" else 1
@@ -93,6 +93,8 @@ def cross_entropy(
     return *(np.stack([track[name] for track in found]) for name in ("sums", "counts")), trained_KV
 
 
-def _source(path: str, levels: slice | dict[str, str | slice], split: str) -> TokenSource | TokenStreams:
-    kind = TokenStreams if isinstance(levels, dict) else TokenSource
-    return kind(path, levels, split)
+def _source(config: ConfigDict, path: str, split: str) -> TokenSource | TokenStreams:
+    levels = wanted(config, path)
+    if isinstance(levels, dict):
+        return TokenStreams(path, levels, split)
+    return TokenSource(own_place(config, path), levels, split)

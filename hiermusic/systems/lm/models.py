@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -12,7 +13,7 @@ from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.systems.token_facts import facts_of, prefix_of
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.pattern import Pattern
+from hiermusic.tokens.pattern import Layout, Pattern
 from hiermusic.tokens.sequence import START
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
@@ -46,22 +47,59 @@ def pattern_of(config: ConfigDict) -> Pattern:
     model, streams = config.model, given_streams(config)
     if streams and model.codec_tables:
         raise UserError("model.codec_tables are those of one codec: set it to False for a model with data.prefix")
-    return Pattern(model.pattern, _slots(config), sum(streams) + model.given, streams, model.get("separators", False))
+    slots, units = _slots(config)
+    separate, units = model.get("separators", False), units if streams else ()
+    return Pattern(model.pattern, slots, sum(streams) + model.given, streams, separate, units)
+
+
+def nulls(config: ConfigDict) -> list[int | None] | None:
+    """Of each level the code that stands for what is left out, None of those that the model predicts; None for none."""
+    null, given = null_of(config), pattern_of(config).given
+    return None if null is None else [null if level < given else None for level in range(len(hierarchy(config)))]
 
 
 def _others(config: ConfigDict) -> list[Hierarchy]:
     return [facts.hierarchy for facts in prefix_of(config)]
 
 
-def _slots(config: ConfigDict) -> tuple[int, ...]:
-    """Tokens of each level in a packet, the least stretch that holds whole packets of every stream."""
+def steps(config: ConfigDict) -> tuple[int, ...] | None:
+    """Ticks from token to token of each level, of a model whose positions stand in time; None of others."""
+    if config.model.get("positions") != "t5_aligned":
+        return None
+    if not pattern_of(config).stepwise:
+        raise UserError(f"model.positions=t5_aligned goes with stepwise patterns, not with {config.model.pattern}")
+    found = [Fraction(config.model.ticks) / rate for rate in hierarchy(config).rates]
+    if not all(step.denominator == 1 for step in found):
+        rates = ", ".join(sorted({str(rate) for rate in hierarchy(config).rates}))
+        raise UserError(f"model.ticks={config.model.ticks}: give a multiple of all levels' tokens a second, {rates}")
+    return tuple(map(int, found))
+
+
+def places(config: ConfigDict, order: Pattern, layout: Layout) -> np.ndarray | None:
+    """Where each position of a layout stands in time, of a model that is told; None of others."""
+    ticks = steps(config)
+    return None if ticks is None else order.places(layout, ticks)
+
+
+def null_of(config: ConfigDict) -> int | None:
+    """The code that a model reads in place of every token of a prefix that is left out; None where none ever is."""
+    dropout = config.model.get("prefix_dropout", 0.0)
+    if dropout and not (pattern_of(config).given and pattern_of(config).stepwise):
+        raise UserError(f"model.prefix_dropout={dropout}: a {config.model.pattern} model reads no prefix to leave out")
+    return max(hierarchy(config).sizes) if dropout else None
+
+
+def _slots(config: ConfigDict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens of each level in a packet, the least stretch that holds whole packets of every stream, and how many these
+    are of each stream."""
     facts = [*prefix_of(config), facts_of(config)]
     rates = [one.frame_rate / one.frames for one in facts]
     common = Fraction(gcd(*(rate.numerator for rate in rates)), lcm(*(rate.denominator for rate in rates)))
     if len(facts) > 1 and common * _LONGEST < 1:
         raise UserError(f"data.prefix: streams of {', '.join(map(str, rates))} packets a second do not go together")
-    slots = [count * int(rate / common) for one, rate in zip(facts, rates, strict=True) for count in one.slots]
-    return tuple(slots[: len(hierarchy(config))])
+    units = [int(rate / common) for rate in rates]
+    slots = [count * unit for one, unit in zip(facts, units, strict=True) for count in one.slots]
+    return tuple(slots[: len(hierarchy(config))]), tuple(units)
 
 
 # MARK: words
@@ -128,7 +166,7 @@ def window(config: ConfigDict) -> int:
     packets = pattern_of(config).most(config.model.length - prompt_room(config))
     if packets < 1:
         raise UserError(f"model.length={config.model.length} leaves no room behind the prompt: lower text_limit")
-    if packets * sum(_slots(config)) * len(hierarchy(config)) > _LARGEST:
+    if packets * sum(_slots(config)[0]) * len(hierarchy(config)) > _LARGEST:
         raise UserError(f"model.length={config.model.length} is too long for {len(hierarchy(config))} levels: lower it")
     return packets
 
@@ -146,7 +184,7 @@ def visibility(config: ConfigDict) -> Visibility:
 
 def token_lm_config(config: ConfigDict) -> TokenLMConfig:
     """The token model of a configuration."""
-    model = config.model
+    model, tokens, order = config.model, hierarchy(config), pattern_of(config)
     trunk = TransformerConfig(
         layers=model.layers,
         width=model.width,
@@ -165,8 +203,8 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         dropout=model.dropout,
         dtype=model.dtype,
         remat=model.remat,
+        segments=len(order.parts) if steps(config) else 0,
     )
-    tokens, order = hierarchy(config), pattern_of(config)
     silent = len(tokens) if order.isolated or order.separate else 1
     return TokenLMConfig(
         levels=len(tokens),
@@ -178,6 +216,9 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         shared_embed=model.get("shared_embed", False),
         code_bias=model.codec_tables,
         z_loss=model.z_loss,
+        given=order.given if model.get("open_heads") else 0,
+        segments=order.segments if model.get("segments") else (),
+        null=null_of(config) is not None,
     )
 
 

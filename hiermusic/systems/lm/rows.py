@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from hiermusic.data import pipeline
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError
 from hiermusic.parallel.hosts import workers
+from hiermusic.systems import token_facts
 from hiermusic.systems.lm import models
-from hiermusic.systems.lm.models import hierarchy, own, pattern_of, tokenizer, visibility
+from hiermusic.systems.lm.models import hierarchy, pattern_of, tokenizer, visibility
 from hiermusic.tokens import packets, sequence
 from hiermusic.tokens.pattern import Pattern, layer_pass
 from hiermusic.tokens.prompt import Prompt, compose, excess
@@ -35,9 +37,9 @@ def levels_of(codes: Codes) -> list[np.ndarray]:
 
 def wanted(config: ConfigDict, path: str) -> slice | dict[str, str | slice]:
     """The levels that a model reads of the records at `path`, or of them and those of the streams in front."""
-    levels = slice(0, len(own(config)))
-    others = config.data.get("prefix", ())
-    return dict.fromkeys(others, "all") | {os.path.abspath(path): levels} if others else levels
+    levels = slice(0, len(models.own(config)))
+    others, own = token_facts.prefix_places(config, path), os.path.abspath(token_facts.own_place(config, path))
+    return dict.fromkeys(others, "all") | {own: levels} if others else levels
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Rows:
       tokenizer: of its words, None for a model without.
       end: the id that ends a song, None where none does.
       window: packets of every row that is predicted scale by scale.
-      most: codes of a level.
+      most: codes of a level, the null of a prefix that is left out among them.
+      dropout: the share of rows whose prefix is left out.
     """
 
     config: ConfigDict
@@ -59,6 +62,7 @@ class Rows:
     end: int | None
     window: int
     most: int
+    dropout: float = 0.0
 
     def row(self, example: dict, rng: np.random.Generator, level: int | None = None) -> sequence.Row:
         """As much of a track as fits behind its prompt, ended where the track ends within the row.
@@ -73,17 +77,27 @@ class Rows:
             ids = models.fill(self.config, ids)
         room = sequence.room(ids, length, stepwise=self.pattern.stepwise, end=self.end is not None)
         levels, whole = self.crop(example["codes"], self.window or self.pattern.most(room), rng)
+        order, places = self.pattern, None
         if level is not None:
             layout = layer_pass([len(codes_T) for codes_T in levels], level)
         else:
-            layout = self.pattern.layout(self.window or len(levels[0]) // self.pattern.slots[0])
+            layout = order.layout(self.window or order.packets([len(codes_T) for codes_T in levels]))
+            places = models.places(self.config, order, layout)
             levels = [
                 np.pad(codes_T.astype(np.int32), (0, count - len(codes_T)), constant_values=-1)
                 for codes_T, count in zip(levels, layout.lengths, strict=True)
             ]
         end, markers = self.end if whole else None, models.markers(self.config) if layout.marks else ()
-        how = {"end": end, "markers": markers, "level": level, "most": self.most}
-        return sequence.pack(ids, layout, levels, length, **how)
+        how = {"end": end, "markers": markers, "level": level, "most": self.most, "places": places}
+        row = sequence.pack(ids, layout, levels, length, **how)
+        return self.bare(row) if self.dropout and rng.random() < self.dropout else row
+
+    def bare(self, row: sequence.Row) -> sequence.Row:
+        """A row whose prefix is left out: in place of each token of it the model reads its null."""
+        reads_SK = row["reads"].copy()
+        given_SK = reads_SK[:, : self.pattern.given]
+        given_SK[given_SK >= 0] = self.most - 1
+        return row | {"reads": reads_SK}
 
     def prompt(self, meta: dict, rng: np.random.Generator, level: int | None = None) -> list[int]:
         """The ids of a track's prompt, ending in the marker of `level` if there is one."""
@@ -96,17 +110,17 @@ class Rows:
         ids = compose(prompt, self.tokenizer, **models.prompting(model))
         return ids if level is None else [*ids[:-1], models.marker(model, level)]
 
-    def crop(self, codes: Codes, most: int, rng: np.random.Generator) -> tuple[list[np.ndarray], bool]:
+    def crop(self, codes: Codes, most: int | Fraction, rng: np.random.Generator) -> tuple[list[np.ndarray], bool]:
         """The levels of at most `most` packets, and whether the track's last one is among them."""
         if most < 1:
             length = self.config.model.length
             raise UserError(f"model.length={length} leaves no room behind the prompt: lower text_limit")
-        levels, slots = levels_of(codes), self.pattern.slots
-        count = min(len(codes_T) // n for codes_T, n in zip(levels, slots, strict=True))
-        spare = max(count - most, 0)
+        levels, order = levels_of(codes), self.pattern
+        count = order.packets([len(codes_T) for codes_T in levels])
+        spare = int(max(count - most, 0))  # whole packets, in which all streams begin together
         start = int(rng.integers(spare + 1)) if self.config.data.crop == "random" else 0
-        stop = min(start + most, count)
-        return [codes_T[start * n : stop * n] for codes_T, n in zip(levels, slots, strict=True)], start == spare
+        parts = zip(levels, order.slots, order.lengths(min(most, count - start)), strict=True)
+        return [codes_T[start * slot :][:length] for codes_T, slot, length in parts], start == spare
 
     def measured(self, example: dict, rng: np.random.Generator) -> Iterator[tuple[sequence.Row, Visibility]]:
         """The rows that a held-out track is measured by, and who sees whom in each."""
@@ -124,7 +138,11 @@ def make_rows(config: ConfigDict) -> Rows:
         raise UserError(f"data.crop is '{config.data.crop}': choose start or random")
     order = pattern_of(config)
     whole = 0 if order.stepwise or order.isolated else models.window(config)
-    return Rows(config, order, tokenizer(config.model), models.end_of(config), whole, max(hierarchy(config).sizes))
+    return Rows(config, order, tokenizer(config.model), models.end_of(config), whole, _codes(config))
+
+
+def _codes(config: ConfigDict) -> int:
+    return max(hierarchy(config).sizes) + (models.null_of(config) is not None)
 
 
 def tell_cut(config: ConfigDict) -> None:
@@ -132,7 +150,7 @@ def tell_cut(config: ConfigDict) -> None:
     model, words = config.model, tokenizer(config.model)
     if words is None:
         return
-    tracks = TokenSource(config.data.path, slice(0, 1), "train").tracks
+    tracks = TokenSource(token_facts.own_place(config, config.data.path), slice(0, 1), "train").tracks
     looked_at = tracks[:: -(-len(tracks) // _LOOKED_AT) or 1]  # evenly spread: a corpus may hold millions
     how = models.prompting(model)
     lost = [excess(_asked(track["meta"] | {"seconds": track["seconds"]}), words, **how) for track in looked_at]
@@ -155,7 +173,8 @@ def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeD
     size, length, tokens = config.train.batch_size, config.model.length, hierarchy(config)
     layout, codes = layer_pass((1,) * len(tokens), 0), np.zeros((len(tokens), 1), np.int32)
     level = 0 if pattern_of(config).isolated else None
-    row = sequence.pack([0], layout, codes, length, level=level, most=max(tokens.sizes))
+    places = None if models.steps(config) is None else np.zeros(1, np.int32)
+    row = sequence.pack([0], layout, codes, length, level=level, most=_codes(config), places=places)
     batch = {name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype) for name, value in row.items()}
     return [(visibility(config), batch)]
 
@@ -163,6 +182,8 @@ def shapes(config: ConfigDict) -> list[tuple[Visibility, Mapping[str, jax.ShapeD
 def batches(config: ConfigDict, split: str, rows: Sequence[int]):
     """These rows of batch i: a function of (seed, i)."""
     make, seen = make_rows(config), visibility(config)
+    if split == "train":
+        make = replace(make, dropout=config.model.get("prefix_dropout", 0.0))
     if make.pattern.isolated:
         open_K = np.arange(len(make.pattern.slots)) >= make.pattern.given
         return level_batches(make, split, rows, open_K.astype(float), lambda level: (seen, make.row))
@@ -177,7 +198,9 @@ def batches(config: ConfigDict, split: str, rows: Sequence[int]):
 def example_batches(config: ConfigDict, split: str, rows: Sequence[int]):
     """These rows of batches of raw examples."""
     path, settings = config.data.path, config.train
-    return pipeline.example_batches(path, split, settings.seed, wanted(config, path), settings.batch_size, rows)
+    levels = wanted(config, path)
+    place = path if isinstance(levels, dict) else token_facts.own_place(config, path)
+    return pipeline.example_batches(place, split, settings.seed, levels, settings.batch_size, rows)
 
 
 def level_batches(

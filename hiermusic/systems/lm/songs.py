@@ -39,6 +39,8 @@ def ready(config: ConfigDict, model: nnx.Module) -> nnx.Module:
 def check_guidance(requests: Sequence[Request], config: ConfigDict, guidance: float) -> None:
     """UserError for a request whose prompt, for a token model of this configuration, holds nothing to be guided by."""
     words = tokenizer(config.model)
+    if models.null_of(config) is not None:  # every song has a prefix, which can be left out
+        return
     for request in requests if guidance != 1.0 else ():
         if prompt_of(config, words, request) == prompt_of(config, words, request, bare=True):
             raise UserError(
@@ -78,6 +80,7 @@ def draw(
     *,
     known: packets.Streams | None = None,
     given: Sequence[packets.Streams] | None = None,
+    begun: Sequence[Sequence[np.ndarray]] | None = None,
     mesh: Mesh | None = None,
     name: str = "tokens",
 ) -> list[Sample]:
@@ -90,12 +93,17 @@ def draw(
       sampling: temperature, top_k, top_p, guidance, and what the engine takes besides; `min_share` of a song's length
         before which it may not end; `levels`, how many are made of those that go one after the other, 0 for all.
       known: the first tokens of each level of every song (continuation).
-      given: of each song the levels that the model does not predict, `model.given` of them.
+      given: of each song the levels that the model does not predict: those of other streams, then `model.given` of its
+        own.
+      begun: in place of `known`, of each song its own first tokens of each level that the model predicts.
       mesh: that the model is spread over; None for one device.
       name: what the progress bar says.
     """
     tell_cut(requests, config, given)
     heard = None if known is None else [packets.levels_of(known)[: len(hierarchy(config))]] * len(requests)
+    if begun is not None:
+        front = [np.zeros(0, np.int32)] * pattern_of(config).given
+        heard = [[*front, *levels] for levels in begun]
     return _draw(requests, config, model, sampling, heard=heard, given=given, mesh=mesh, name=name)
 
 
@@ -179,7 +187,7 @@ def _draw(
     begun = _check_begun(heard or [[np.zeros(0)]] * len(requests), counts, order, rate)
     share, levels = sampling.pop("min_share", 0.0), sampling.pop("levels", 0) or len(tokens)
     seeds, sizes = [request.seed for request in requests], list(tokens.sizes)
-    lengths = [[count * slot for slot in order.slots] for count in counts]
+    lengths = [order.lengths(count) for count in counts]
     both = {"seeds": seeds, "sizes": sizes, "unprompted": unprompted if words else None}
     with songs.progress(name) as show, jax.set_mesh(mesh) if mesh else nullcontext():
         if order.isolated:
@@ -196,13 +204,14 @@ def _draw(
         front = [_front(order, b, heard, given) for b in range(len(requests))]
         front = front if any(front) else None
         if not order.stepwise:
-            slots = [models.window(config) * slot for slot in order.slots]
+            slots = order.lengths(models.window(config))
             how = {"lengths": lengths, "given": order.given, "known": front, "progress": show}
             made = nextscale.draw(model, prompts, slots, **how, **both, **sampling)
             return [Sample(codes, False) for codes in made]
         layouts = [order.layout(count) for count in counts]
         if levels != len(tokens):
             layouts = [layout.first(levels) for layout in layouts]
+        places = [models.places(config, order, layout) for layout in layouts]
         made = autoregressive.generate(
             model,
             prompts,
@@ -213,6 +222,8 @@ def _draw(
                 for there, count in zip(begun, counts, strict=True)
             ],
             given=front,
+            null=models.nulls(config),
+            places=None if places[0] is None else places,
             markers=models.markers(config) if order.separate else (),
             cache_dtype=jnp.dtype(config.model.dtype),
             progress=show,
@@ -229,9 +240,9 @@ def _count(request: Request, rate: Fraction) -> int:
     return max(round(request.prompt.seconds * rate), 1)
 
 
-def _packets(levels: Sequence[np.ndarray], order: Pattern) -> int:
+def _packets(levels: Sequence[np.ndarray], order: Pattern) -> int | Fraction:
     """How many packets there are of a song."""
-    return len(levels[0]) // order.slots[0]
+    return order.packets([len(codes_T) for codes_T in levels])
 
 
 def _check_begun(
@@ -296,7 +307,7 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
         raise UserError(f"model.text_limit={room} leaves no room for music in model.length={model.length}")
     sampling = {name: value for name, value in config.sampling.items() if name != "levels"}
     options = {"seeds": range(rows), "sizes": list(tokens.sizes), "unprompted": prompts, **sampling}
-    lengths = [count * slot for slot in order.slots]
+    lengths = order.lengths(count)
     open_slots = order.slots[order.given :]
     if order.isolated:
         token_lm = nnx.eval_shape(lambda: make(nnx.Rngs(0)).compact())
@@ -314,6 +325,9 @@ def program(config: ConfigDict, rows: int) -> programs.Generation:
         return programs.Generation("generate: a window", run.func, arguments, run.keywords, model.length, *made, trunk)
     layouts = [order.layout(count)] * rows
     marked = {"markers": models.markers(config)} if order.separate else {}
+    if (places := models.places(config, order, layouts[0])) is not None:
+        marked["places"] = [places] * rows
+    marked["null"] = models.nulls(config)
     run, arguments = autoregressive.chunk(
         token_lm, prompts, layouts, eos=token_lm.config.end, cache_dtype=model.dtype, **marked, **options
     )

@@ -59,5 +59,6 @@ def _work(config: ConfigDict, visibility: Visibility) -> Work:
     open_slots = order.slots[order.given :]
     rate = tokens.rates[0] / order.slots[0]
     made = sum(open_slots) / len(open_slots) if order.isolated else sum(open_slots)
-    flops = token_lm_config(config).flops(length, visibility, 1 if order.isolated else len(tokens))
+    model = token_lm_config(config)
+    flops = model.flops(length, visibility, 1 if order.isolated else model.levels - model.given)
     return Work(flops=3 * flops * batch, tokens=round(batch * packets * made), seconds=float(batch * packets / rate))

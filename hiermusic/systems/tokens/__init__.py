@@ -46,5 +46,6 @@ SYSTEM = System(
         "continue": "hiermusic continue --lm=out/lm --tags='pop, piano' --seconds=8 --out=out/songs in.wav",
     },
     load=_rooms,
+    tokenizers=("codec", "semantic"),
     places=("model.encoder",),
 )

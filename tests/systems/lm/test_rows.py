@@ -246,7 +246,9 @@ def test_other_streams_are_read_in_front_one_after_the_other():
     assert row["text"][8] == 0 and (np.delete(row["text"], 8) == -1).all()
     assert row["targets"].max(1)[8:20].tolist() == [10 * t + k for t in range(6) for k in (0, 1)]
     assert (row["targets"][:, :2] == -1).all() and (row["targets"][:8] == -1).all()
-    assert lm_rows.wanted(config, "/a/own") == {**dict.fromkeys(config.data.prefix, "all"), "/a/own": slice(0, 2)}
+    in_front = [f"/a/{name}" for name in config.data.prefix]
+    config.data.stream = "own"
+    assert lm_rows.wanted(config, "/a") == {**dict.fromkeys(in_front, "all"), "/a/own": slice(0, 2)}
     config.model.codec_tables = True
     with pytest.raises(UserError, match=r"model\.codec_tables are those of one codec"):
         models.make_model(config)

@@ -1,0 +1,66 @@
+"""HAFM's demo: everything of it once, small, as a list of verbs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hiermusic.systems.demos import Demo, Step
+
+CORPUS = "builtin:200?seconds=6-9"
+TRACKS = 8  # held-out songs that the models are measured on
+VOCALS = 12  # of held-out songs that are accompanied
+STAGES = {"semantic": "what the accompaniment means", "coarse": "its coarse codes", "fine": "its fine codes"}
+
+
+def demo(folder: Path, configs: Path) -> Demo:
+    """Everything of HAFM at toy size.
+
+    Args:
+      folder: for everything the demo makes.
+      configs: the folder of the configuration files.
+    """
+    return Demo(
+        title="HAFM",
+        intro="Three token models in a chain, at toy size, trained in minutes on songs that the package composed and "
+        "rendered itself: from what a vocal means to what its accompaniment means, from both to coarse codes, from "
+        "these to fine ones. Meaning is told by clusters of log-mel bands, which know no words, and sound by a codec "
+        "of the package's own.",
+        files={},
+        steps=_steps(folder, configs),
+        songs={},
+        accompanied={"accompanied": "Held-out vocals"},
+        runs={"codec": "The codec", **{name: f"The model of {words}" for name, words in STAGES.items()}},
+    )
+
+
+def _steps(folder: Path, configs: Path) -> Sequence[Step]:
+    at = {name: str(folder / name) for name in ("corpus", "codec", "meaning", "tokens", *STAGES)}
+    corpus = f"--config.data.path={at['corpus']}"
+    codec = ["train", f"--config={configs / 'tokens' / 'codec.py:tiny'}", f"--workdir={at['codec']}", corpus]
+    codec += ["--config.model.sample_rate=16000", "--config.model.strides=(4,5)"]
+    streams = {"vocals/semantic": "meaning", "instrumental/semantic": "meaning", "instrumental/codes": "codec"}
+    records = ["--sample_rate=16000", "--channels=1", "--stems=mix,vocals,instrumental", "--sounding=vocals"]
+    steps = [
+        Step("corpus", "compose and render songs", ["data", f"--source={CORPUS}", f"--out={at['corpus']}", *records]),
+        Step("codec", "train the codec", codec),
+        Step(
+            "meaning",
+            "find clusters of meaning",
+            ["train", f"--config={configs / 'tokens' / 'semantic.py:tiny'}", f"--workdir={at['meaning']}", corpus],
+        ),
+        Step(
+            "tokens",
+            "turn stems into tokens",
+            ["tokenize", *(f"--stream={name}:{at[maker]}" for name, maker in streams.items()),
+             "--vocal_noise=0.01", f"--data={at['corpus']}", f"--out={at['tokens']}"],
+        ),
+        Step("evaluate codec", "measure the codec", ["evaluate", f"--workdir={at['codec']}", f"--tracks={TRACKS}"]),
+    ]  # fmt: skip
+    for name, words in STAGES.items():
+        config = [f"--config={configs / 'hafm' / f'{name}.py:tiny'}", f"--workdir={at[name]}"]
+        steps += [
+            Step(name, f"train the model of {words}", ["train", *config, f"--config.data.path={at['tokens']}"]),
+            Step(f"evaluate {name}", "measure it", ["evaluate", f"--workdir={at[name]}", f"--tracks={TRACKS}"]),
+        ]
+    held_out = [f"--data={at['corpus']}", f"--tracks={VOCALS}"]
+    play = ["accompany", f"--workdir={folder}", *held_out, f"--out={folder / 'accompanied'}"]
+    return [*steps, Step("accompanied", "accompany held-out vocals", play)]
