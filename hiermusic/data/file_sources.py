@@ -123,8 +123,8 @@ def _mix(stem: Path) -> Path:
 def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path | None = None) -> Source:
     """The files a CSV or JSONL(.gz) manifest lists, relative paths taken from the manifest's own folder.
 
-    Columns: path, and where known lyrics, tags (or style), description, genre, language, split, instrumental (or
-    vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path, ...,
+    Columns: path, and where known lyrics, tags (or style), description, genre, language, artist, split, instrumental
+    (or vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path, ...,
     beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open.
     """
     path = Path(path)

@@ -53,7 +53,7 @@ def _train(values: Values, given: list[str]) -> None:
             if first:
                 say(f"{values.workdir}: from step {latest_step(values.workdir) or 0} to step {steps}")
             metrics = loop.run(stage, values.workdir, values.progress and first, mesh)
-        if metrics["step"] < steps:
+        if metrics["step"] < steps and "stopped" not in metrics:
             if first:
                 say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
             sys.exit(130)
