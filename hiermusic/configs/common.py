@@ -1,4 +1,4 @@
-"""What the configurations of all stages begin with: the loop's fields, adapters and the mesh; each then says what its stage is.
+"""What the configurations of all stages begin with: the loop's fields, adapters, the mesh; each then says what it is.
 
 A field that `hiermusic/train/settings.py` gives the loop is in every preset from there.
 """

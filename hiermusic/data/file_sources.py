@@ -124,8 +124,8 @@ def manifest(path: str | os.PathLike, stems: Sequence[str] = ALONE, memory: Path
     """The files a CSV or JSONL(.gz) manifest lists, relative paths taken from the manifest's own folder.
 
     Columns: path, and where known lyrics, tags (or style), description, genre, language, artist, split, instrumental
-    (or vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path, ...,
-    beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open.
+    (or vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path,
+    ..., beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open.
     """
     path = Path(path)
     if not path.is_file():

@@ -32,7 +32,7 @@ def divide(entries: Sequence[dict], valid_fraction: float) -> dict:
     drawn.
 
     Args:
-      entries: dicts with `id`, `split` (None where the source says nothing), `sha256` of the samples and perhaps `meta`.
+      entries: dicts with `id`, `split` (None where the source says nothing), `sha256` of the samples, perhaps `meta`.
       valid_fraction: share of the recordings that is drawn, copies counted once (at least one of two).
     Returns:
       `given` (tracks a split that the source names), `unsplit` (tracks without), `drawn` (tracks made valid), `copies`

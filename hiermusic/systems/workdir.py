@@ -101,7 +101,7 @@ def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
 
 
 def _pinned(base: str, workdir: str | Path | None) -> str:
-    """The run that adapters belong to with the step of its weights: that of `workdir`, which may go on, or the newest."""
+    """The run that adapters belong to, at a step: the one that `workdir` has, which may go on, or the newest."""
     run, step = Tokenizer.named(base)
     if step is None and run and workdir and (Path(workdir) / "config.json").is_file():
         old = Tokenizer.named(checkpoint.read_config(workdir).get("init_from") or "")
@@ -130,7 +130,12 @@ def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDic
         token_facts.learn(config)
         token_facts.learn_features(config)
     codec, encoder = config.data.get("codec", ""), config.model.get("encoder", "")
-    sources = (Tokenizer.named(config.get("init_from") or "").workdir, codec and Tokenizer.named(codec).workdir, encoder, workdir)
+    sources = (
+        Tokenizer.named(config.get("init_from") or "").workdir,
+        codec and Tokenizer.named(codec).workdir,
+        encoder,
+        workdir,
+    )
     sources += tuple(token_facts.makers_of_prefix(config))
     if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
         with config.unlocked():  # the command line locks what it makes

@@ -48,7 +48,7 @@ class RunConfig:
 
     loop: LoopConfig
     optimiser: OptimiserConfig
-    tuning: TuningConfig = TuningConfig()
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     ema_decay: float = 0.0
     mesh: MeshConfig | None = None
     data: str = ""

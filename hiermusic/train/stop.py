@@ -1,4 +1,4 @@
-"""When a fine-tuning run has had enough: held-out music is told worse than at step 0, or the training music by heart."""
+"""When a run has had enough: held-out music is told worse than at step 0, or the training music is known by heart."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """Fine-tuning: which weights a run trains and how fast, and LoRA's adapters beside those that it only borrows.
 
 Patterns name weights by their dotted names (`hiermusic inspect --workdir=RUN --weights` prints them) or the ends of
-these, with `*` for anything: `code_head`, `attention.query`, `trunk.layers.*`. Of a weight that all layers have stacked,
-`trunk.layers.3.attention.query` is that of one layer.
+these, with `*` for anything: `code_head`, `attention.query`, `trunk.layers.*`. Of a weight that all layers have
+stacked, `trunk.layers.3.attention.query` is that of one layer.
 """
 
 import math

@@ -164,7 +164,9 @@ def test_weights_of_a_layer_have_a_rate_of_their_own_and_stand_still_where_they_
     transform = config.transform(optax.sgd(1.0), model)
     moved = {
         ".".join(str(key.key) for key in keys): np.asarray(-update)
-        for keys, update in jax.tree_util.tree_leaves_with_path(transform.update(ones, transform.init(params), params)[0])
+        for keys, update in jax.tree_util.tree_leaves_with_path(
+            transform.update(ones, transform.init(params), params)[0]
+        )
     }
     assert np.unique(moved["code_head"]).tolist() == [3] and np.unique(moved["text_embed"]).tolist() == [1]
     assert np.unique(moved["trunk.final_norm.scale"]).tolist() == [0.5]
@@ -173,7 +175,9 @@ def test_weights_of_a_layer_have_a_rate_of_their_own_and_stand_still_where_they_
 
 
 def test_a_frozen_layer_has_no_part_in_the_norm_and_does_not_decay():
-    config = TuningConfig(freeze=("trunk.layers.0.*", "text_*", "code_*", "final_norm.scale", "attention*", "ffn_norm*"))
+    config = TuningConfig(
+        freeze=("trunk.layers.0.*", "text_*", "code_*", "final_norm.scale", "attention*", "ffn_norm*")
+    )
     model = config.apply(make_model(nnx.Rngs(0)), nnx.Rngs(1))
     how = OptimiserConfig(optimiser="adamw", learning_rate=1.0, warmup_steps=0, schedule="constant", clip_norm=1.0)
     transform = config.transform(how.transform(model, 10), model)

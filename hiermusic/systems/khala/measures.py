@@ -11,6 +11,8 @@ from hiermusic.systems.khala import rows
 from hiermusic.systems.khala.models import hierarchy, make_discriminator, make_model
 from hiermusic.systems.lm import measures as lm
 
+_MEASURED = {"superres": {"measured": rows.measured}}
+
 
 def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone."""
@@ -27,5 +29,9 @@ def inspect(config: ConfigDict) -> dict:
 
 def cross_entropy(config: ConfigDict, *arguments):
     """Teacher-forced cross-entropy of every level on held-out tracks; see `systems.lm.measures.cross_entropy`."""
-    of = {"superres": {"measured": rows.measured}}
-    return lm.cross_entropy(config, *arguments, **of.get(config.stage, {}))
+    return lm.cross_entropy(config, *arguments, **_MEASURED.get(config.stage, {}))
+
+
+def likelihood(config: ConfigDict, *arguments):
+    """The same of tracks as they are and as they were changed; see `systems.lm.measures.likelihood`."""
+    return lm.likelihood(config, *arguments, **_MEASURED.get(config.stage, {}))
