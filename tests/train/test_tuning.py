@@ -256,6 +256,16 @@ def test_a_run_goes_on_to_the_bit_and_keeps_adapters_alone(runs):
     same(*(export.dotted(checkpoint.load_weights(runs / name)) for name in ("whole", "halves")))
 
 
+def test_a_run_goes_on_upon_a_mesh(runs, tmp_path):
+    lora = {"rank": 2, "beside": ("code_head",)}
+    run(stage_of(3, f"{runs}/base@3", lora=lora), tmp_path, progress=False)
+    mesh = {"data": 1, "fsdp": 4, "context": 2, "tensor": 1}
+    run(stage_of(6, f"{runs}/base@3", lora=lora, mesh=mesh), tmp_path, progress=False)
+    one, other = (export.dotted(checkpoint.load_weights(place)) for place in (runs / "whole", tmp_path))
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
 def test_whoever_reads_the_run_has_the_merged_model(runs, tmp_path):
     base, whole = (export.dotted(checkpoint.load_weights(runs / name)) for name in ("base", "whole"))
     assert whole.keys() == base.keys()
