@@ -106,9 +106,9 @@ def _pinned(base: str, workdir: str | Path | None) -> str:
     if step is None and run and workdir and (Path(workdir) / "config.json").is_file():
         old = Tokenizer.named(checkpoint.read_config(workdir).get("init_from") or "")
         step = old.step if old.workdir == run else None
-    if step is None and run:
+    if run:
         checkpoint.read_config(run)
-        step = checkpoint.exported_step(run) if is_export(run) else int(checkpoint.find(run).name)
+        step = checkpoint.exported_step(run, step) if is_export(run) else int(checkpoint.find(run, step).name)
     return str(Tokenizer(run, step))
 
 

@@ -104,7 +104,7 @@ class Checkpoints:
         Raises:
           UserError: no such checkpoint, none that is whole, or weights of other shapes.
         """
-        lent = _lent(abstract, base)
+        lent = _lent(abstract, base, str(self.directory.parent))
         abstract = own(abstract)
         damaged: dict[Path, DamagedError] = {}
         choice = find(self.directory.parent, step)
@@ -216,10 +216,10 @@ def load_weights(workdir: str | Path, step: int | None = None, prefer_ema: bool 
     return export.nested(folded(base, export.dotted(trained), tuning.alpha / tuning.rank))
 
 
-def load_base(base: str, whose: str = "init_from") -> Tree:
-    """As `load_weights`, of a run named by WORKDIR or WORKDIR@STEP; UserError, of `whose`, where there is none."""
+def load_base(base: str, whose: str = "") -> Tree:
+    """As `load_weights`, of WORKDIR or WORKDIR@STEP; UserError, of `whose` run it is the base, where there is none."""
     workdir, step = Tokenizer.named(base)
-    if not Path(workdir).is_dir():
+    if whose and not Path(workdir).is_dir():
         raise UserError(f"{whose} starts from {base}, which is not there: put it back")
     return load_weights(workdir, step)
 
@@ -374,12 +374,12 @@ def own(state: nnx.State) -> nnx.State:
     return nnx.filter_state(state, nnx.Not(Lent))
 
 
-def _lent(abstract: nnx.State, base: str) -> nnx.State:
+def _lent(abstract: nnx.State, base: str, whose: str = "") -> nnx.State:
     """What of a state is another run's, from there."""
     state = nnx.filter_state(abstract, Lent)
     if not (flat := nnx.to_flat_state(state)):
         return state
-    weights = export.dotted(load_base(base))
+    weights = export.dotted(load_base(base, whose))
     placed = []
     for path, variable in flat:
         name, wanted = ".".join(map(str, path[1:])), variable.get_value()  # behind `model` or `ema`

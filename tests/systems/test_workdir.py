@@ -165,6 +165,9 @@ def test_adapters_name_the_step_of_what_they_adapt_and_keep_it(monkeypatch, tmp_
     assert workdir.resolved(config, tmp_path / "mine").init_from == f"{tmp_path}/base@30"
     config.init_from = f"{tmp_path}/base@60"
     assert workdir.resolved(config, tmp_path / "mine").init_from == f"{tmp_path}/base@60"
+    config.init_from = "base@45"
+    with pytest.raises(UserError, match="base holds no checkpoint of step 45: it has 30, 60"):
+        workdir.resolved(config, tmp_path / "mine")
     config.init_from = "nowhere"
     with pytest.raises(UserError, match="nowhere is not a training workdir"):
         workdir.resolved(config, tmp_path / "mine")

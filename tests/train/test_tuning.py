@@ -301,7 +301,6 @@ def test_what_is_borrowed_must_be_whole(monkeypatch):
     known = flat(make_model(nnx.Rngs(0)))
     known["code_embed"] = known["code_embed"][:1]
     monkeypatch.setattr(start.checkpoint, "load_weights", lambda run, step: export.nested(known))
-    monkeypatch.setattr(checkpoint.Path, "is_dir", lambda path: True)
     with pytest.raises(UserError, match=r"run knows 1 of 2 levels of code_embed: add it to lora\.beside"):
         start.from_run("run", adapted())
     start.from_run("run", model := adapted(beside=("code_embed",)))

@@ -1,4 +1,4 @@
-"""A pair learns one song by heart and sings it back, in full and by adapters; what was put wrong in tokens is minded."""
+"""A pair learns one song by heart and sings it back, in full and by adapters; faults in tokens are minded."""
 
 import json
 import runpy
