@@ -20,6 +20,7 @@ from jax.nn import initializers
 from jaxtyping import Array
 
 from hiermusic.errors import UserError, brief
+from hiermusic.nn import param
 from hiermusic.nn.param import Adapter, Frozen, Lent
 from hiermusic.parallel.mesh import constrain
 
@@ -174,7 +175,7 @@ class TuningConfig:
         draw = initializers.variance_scaling(
             1 / 3, "fan_in", "uniform", tuple(range(first, middle)), -1, tuple(range(first))
         )
-        down = draw(rngs.params(), (*front, self.rank), jnp.float32)
+        down = draw(param.key(rngs), (*front, self.rank), jnp.float32)
         up = jnp.zeros((*matrix.shape[:first], self.rank, *back), jnp.float32)
         return {
             DOWN: Adapter(down, axes=(*axes[:middle], "rank"), scale=self.alpha / self.rank),
