@@ -225,7 +225,9 @@ def load_base(base: str, whose: str = "") -> Tree:
 
 
 def tuning_of(workdir: str | Path) -> TuningConfig:
-    """What of its model a run trained."""
+    """What of its model a run trained; all of it where there are checkpoints and no configuration."""
+    if not (Path(workdir) / "config.json").exists():
+        return TuningConfig()
     with reading(Path(workdir) / "config.json", "the configuration of a workdir"):
         return TuningConfig.of(read_config(workdir))
 
