@@ -37,6 +37,7 @@ STAGES = (
     "hafm/coarse",
     "hafm/fine",
 )
+RECIPES = ("khala/finetune",)  # of stages that have a file of their own
 LADDER = ("tiny", "small", "paper", "3b", "7b")
 PRESETS = [
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
@@ -50,6 +51,8 @@ PRESETS = [
     *(f"configs/pyramid/codec.py:{preset}" for preset in ("tiny", "small", "paper", "code", "dac")),
     *(f"configs/pyramid/lm.py:{preset}" for preset in ("tiny", "small", "paper")),
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[-3:] for preset in ("tiny", "small", "paper")),
+    *(f"configs/khala/finetune.py:{preset}" for preset in ("song", "style", "song_superres", "style_superres_lora")),
+    "configs/khala/finetune.py:song_lora_tiny",
 ]
 
 
@@ -60,16 +63,35 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_every_file_of_a_stage_is_known_here():
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("[!s]*/*.py")} == {
-        f"configs/{stage}.py" for stage in STAGES
+        f"configs/{stage}.py" for stage in (*STAGES, *RECIPES)
     }
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_found_from_any_folder_and_says_what_it_is(name):
     config, (path, preset) = presets.read(name), name.split(":")
-    assert f"configs/{config.system}/{config.stage}.py" == path and config.preset == preset
+    recipe = path.removeprefix("configs/").removesuffix(".py") in RECIPES
+    assert (recipe or f"configs/{config.system}/{config.stage}.py" == path) and config.preset == preset
     assert config == presets.read(f"{ROOT}/{name}")
     assert LoopConfig.of(config.train).batch_size == config.train.batch_size
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("of", ["backbone", "superres"])
+def test_a_recipe_takes_the_model_of_the_stage_that_it_tunes_as_it_is(of, size):
+    stage = presets.read(f"configs/khala/{of}.py:{size}")
+    for recipe in ("song", "style"):
+        words = [recipe, *(["superres"] if of == "superres" else []), "lora", *([size] if size != "paper" else [])]
+        config = presets.read(f"configs/khala/finetune.py:{'_'.join(words)}")
+        assert config.stage == of and config.model == stage.model and config.lora.rank == 16
+        ends = (config.train.stop_worse, config.train.stop_loss > 0, config.train.valid_every > 0)
+        assert ends == ((1, False, True) if recipe == "style" else (0, True, False))
+
+
+@pytest.mark.parametrize("preset", ["songs", "style_lora_superres", "style_huge", "lora", "song__tiny"])
+def test_a_recipe_that_there_is_none_of_is_told(preset):
+    with pytest.raises(UserError, match=f"unknown preset '{preset}' of configs/khala/finetune.py: choose song or"):
+        presets.read(f"configs/khala/finetune.py:{preset}")
 
 
 def crcs(parts) -> dict[str, str]:
@@ -81,7 +103,7 @@ def test_presets_and_sweeps_are_what_they_were():
     found = {
         name.removeprefix("configs/"): crcs(json.loads(presets.read(name).to_json()))
         for name in PRESETS
-        if name.split(":")[1] not in ("tiny", "music")
+        if name.split(":")[1].split("_")[-1] not in ("tiny", "music")
     }
     for path in sorted((ROOT / "configs" / "sweeps").glob("*.py")):
         found[f"sweeps/{path.name}"] = crcs({"points": runs.read(str(path)).get_hyper(hyper)})

@@ -1,4 +1,4 @@
-"""What the configurations of all stages begin with: the loop's fields and the mesh; each then says what its stage is.
+"""What the configurations of all stages begin with: the loop's fields, adapters, the mesh; each then says what it is.
 
 A field that `hiermusic/train/settings.py` gives the loop is in every preset from there.
 """
@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from hiermusic.parallel.settings import MeshConfig
 from hiermusic.train.settings import LoopConfig
+
+TARGETS = ("query", "key", "value", "out", "gate", "up", "down")  # the matrices of a transformer's layers
 
 
 def config(system: str, stage: str, preset: str) -> ConfigDict:
@@ -24,7 +26,8 @@ def config(system: str, stage: str, preset: str) -> ConfigDict:
             "stage": stage,
             "preset": preset,
             "init_from": "",
-            "train": {**loop, "decay_steps": 0, "ema_decay": 0.0},
+            "lora": {"rank": 0, "alpha": 16.0, "targets": TARGETS, "beside": ()},
+            "train": {**loop, "decay_steps": 0, "ema_decay": 0.0, "freeze": (), "rates": ()},
             "mesh": asdict(MeshConfig()),
         }
     )

@@ -131,9 +131,9 @@ def manifest(
 ) -> Source:
     """The files a CSV or JSONL(.gz) manifest lists, relative paths taken from the manifest's own folder.
 
-    Columns: path, and where known lyrics, tags (or style), description, genre, language, split, instrumental (or
-    vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path, ...,
-    beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open. Mixes
+    Columns: path, and where known lyrics, tags (or style), description, genre, language, artist, split, instrumental
+    (or vocals, whose "no" means instrumental), and a path for each stem: vocals_path, instrumental_path, drums_path,
+    ..., beside which path may be left empty; others are left out. Sidecars fill in what the manifest leaves open. Mixes
     alone are separated as those of a folder are.
     """
     path = Path(path)

@@ -152,6 +152,9 @@ def waveform_batches(
     return batches(dataset, batch_size, rows)
 
 
+_ENDLESS = 1 << 53  # examples
+
+
 def batches(
     dataset: "grain.MapDataset",
     batch_size: int,
@@ -179,7 +182,8 @@ class _Rows:
         self.dataset, self.batch_size, self.rows = dataset, batch_size, rows
 
     def __len__(self) -> int:
-        return len(self.dataset) // self.batch_size * len(self.rows)
+        # Grain divides lengths as floats, by which batches of one of an endless data set would be more than an index
+        return min(len(self.dataset), _ENDLESS) // self.batch_size * len(self.rows)
 
     def __getitem__(self, index: int):
         batch, row = divmod(index, len(self.rows))

@@ -9,7 +9,7 @@ from typing import Any
 from hiermusic.data import splits
 from hiermusic.errors import UserError, reading
 
-TEXT_FIELDS = ("lyrics", "tags", "description", "genre", "language")
+TEXT_FIELDS = ("lyrics", "tags", "description", "genre", "language", "artist")
 SUFFIXES = (".txt", ".lrc", ".json")
 _TIME = r"\d{1,4}:\d{1,4}(?:[.:]\d{1,6})?"  # minutes:seconds.hundredths
 # [ \t], not \s, which runs on over line ends, in all as often as the square of their number

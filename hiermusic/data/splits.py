@@ -27,10 +27,12 @@ def divide(entries: Sequence[dict], valid_fraction: float) -> dict:
     Splits that the source gives stand. Without a valid one, recordings are drawn for it, ranked by a hash of the id:
     of the tracks without a split, where there are not two of them also of `train`. The rest is trained on. Exact copies
     lie on one side: of a recording that is held out by the source, the copies outside that split are left out (split
-    None), so that the held-out set stays as it was given and training never hears it; other copies go together.
+    None), so that the held-out set stays as it was given and training never hears it; other copies go together. What is
+    drawn of an artist (`artist` of `meta`) is all that there is: where one alone has made everything, recordings are
+    drawn.
 
     Args:
-      entries: dicts with `id`, `split` (None where the source says nothing) and `sha256` of the samples.
+      entries: dicts with `id`, `split` (None where the source says nothing), `sha256` of the samples, perhaps `meta`.
       valid_fraction: share of the recordings that is drawn, copies counted once (at least one of two).
     Returns:
       `given` (tracks a split that the source names), `unsplit` (tracks without), `drawn` (tracks made valid), `copies`
@@ -74,10 +76,27 @@ def _drawn(recordings: list[list[dict]], fraction: float) -> list[list[dict]]:
     if fraction > 0 and len(recordings) > 1:
         wanted = max(1, wanted)
 
-    def rank(copies: list[dict]) -> tuple[int, bytes]:
-        return len(copies), hashlib.sha256(min(entry["id"] for entry in copies).encode()).digest()
+    def rank(group: list[list[dict]]) -> tuple[int, bytes]:
+        first = min(entry["id"] for copies in group for entry in copies)
+        return max(map(len, group)), hashlib.sha256(first.encode()).digest()
 
-    return sorted(recordings, key=rank)[:wanted]
+    drawn: list[list[dict]] = []
+    groups = sorted(_by_artist(recordings), key=rank)
+    for group in groups:
+        if len(drawn) + len(group) <= wanted:
+            drawn += group
+    if wanted and not drawn:  # every artist has made more than is wanted
+        drawn = min(groups, key=len)
+    return drawn
+
+
+def _by_artist(recordings: list[list[dict]]) -> list[list[list[dict]]]:
+    """Recordings of one artist together, those of nobody each alone; all are where one artist has made them all."""
+    groups: dict[object, list[list[dict]]] = defaultdict(list)
+    for place, copies in enumerate(recordings):
+        named = [str(entry["meta"]["artist"]).casefold() for entry in copies if entry.get("meta", {}).get("artist")]
+        groups[min(named) if named else place].append(copies)
+    return list(groups.values()) if len(groups) > 1 else [[copies] for copies in recordings]
 
 
 def describe(told: Mapping) -> list[str]:

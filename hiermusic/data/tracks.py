@@ -16,9 +16,9 @@ class Track:
     Args:
       id: unique and stable, the path inside the folder where there is one.
       load: reads it: its mix, float32 [L, C] in [-1, 1], or by name the stems from which those wanted of the source
-        follow (`stems.combine`); its sample rate in Hz; and its metadata (lyrics, tags, description,
-        genre, language: str; instrumental: bool; lines: [[start, end, text], ...] in seconds; truth: dict, of built-in
-        songs; only what is known).
+        follow (`stems.combine`); its sample rate in Hz; and its metadata (lyrics, tags, description, genre, language,
+        artist: str; instrumental: bool; lines: [[start, end, text], ...] in seconds; truth: dict, of built-in songs;
+        only what is known).
         UserError, in a few words and without the name, where it cannot be read.
       split: "train", "valid" or "test" where the source says so.
     """

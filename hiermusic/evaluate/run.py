@@ -20,7 +20,7 @@ from hiermusic.data.audio_records import AudioSource
 from hiermusic.data.streams import read_stream
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
-from hiermusic.evaluate import continuation, frechet, report, sections, songs
+from hiermusic.evaluate import continuation, frechet, report, sections, songs, verify
 from hiermusic.evaluate.baselines import evaluate_baselines
 from hiermusic.evaluate.by_track import Each, on_disk
 from hiermusic.evaluate.codec import Coder, evaluate_codec, levels_name
@@ -29,6 +29,7 @@ from hiermusic.evaluate.scores import from_json, to_json
 from hiermusic.evaluate.tokens import compare, losing
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.pretrained.encoder import read_config
+from hiermusic.systems import token_facts
 from hiermusic.systems import workdir as workdirs
 from hiermusic.systems.token_facts import own_place
 from hiermusic.tokens import packets
@@ -36,12 +37,15 @@ from hiermusic.train.checkpoint import latest_step
 
 HEARD_LEVELS = (1, 2, 8, 16, 32)  # of a codec, besides all it has
 HEARD_SONGS = 12
+DECODED_TRACKS = 4  # whose levels are listened to where tokens are verified
 
 Chapters = Callable[[], list[report.Section]]
 Measured = tuple[dict[str, Any], Chapters]  # results, and the chapters that show them
 
 
-def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks: int) -> dict[str, Any]:
+def evaluate(
+    workdir: str, out: str, *, data: str | None, seconds: float, tracks: int, verify_tokens: bool = False
+) -> dict[str, Any]:
     """Measures a codec's reconstruction or a token model's predictions on held-out tracks.
 
     The processes of a run share the tracks. What is measured of each lies in `out`/parts until all are, so that an
@@ -53,6 +57,7 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
       data: what to take the held-out tracks from; what it was trained on when left out.
       seconds: of each held-out track, from its middle, that a codec is measured on.
       tracks: at most so many.
+      verify_tokens: of a token model, checks instead whether its tokens are what it and their codec take them for.
     Raises:
       UserError: no checkpoint, or no held-out track.
     """
@@ -62,7 +67,9 @@ def evaluate(workdir: str, out: str, *, data: str | None, seconds: float, tracks
             f"{workdir} is a tokenizer of meaning, which rebuilds nothing and predicts nothing: its held-out loss and "
             "use of clusters stand in metrics.jsonl"
         )
-    measure = _codec if config.stage == "codec" else _tokens
+    if verify_tokens and config.stage == "codec":
+        raise UserError(f"--verify_tokens asks a token model about its tokens, {workdir} is a codec: give that of one")
+    measure = _codec if config.stage == "codec" else _verified if verify_tokens else _tokens
     results, chapters = measure(workdir, Path(out), data, seconds, tracks)
     results = {"workdir": workdir, "system": config.system, "stage": config.stage, **results}
     return _finish(Path(out), results, f"{config.system} {config.stage}, held-out tracks", workdir, chapters)
@@ -149,6 +156,8 @@ def lines(results: dict[str, Any]) -> list[str]:
     results = from_json(results)
     if "verdict" in results:
         return _song_lines(results)
+    if "verification" in results:
+        return [_check(check) for check in results["verification"]]
     if "reconstruction" in results:
         head = f"{'':<22} {'bit/s':>7} {'SI-SDR':>8} {'mel':>7} {'STFT':>7}"
         rows = [(f"{row['levels']} levels", row["bits_per_second"], row) for row in results["reconstruction"]]
@@ -165,6 +174,11 @@ def lines(results: dict[str, Any]) -> list[str]:
     cells = (f"{r['level']!s:<6} {' '.join(f'{r[k]:>8.3f}' for k in kinds)}  {_margin(r)}" for r in rows)
     lost = ", ".join(map(str, losing(rows))) or "none"
     return [head, *cells, f"levels on which counting is ahead: {lost}"]
+
+
+def _check(check: Mapping[str, Any]) -> str:
+    verdict = {True: "pass", False: "FAIL"}.get(check["passed"], "not measured")
+    return f"{verdict}: {check['name']}: {check['figure']:.3f} {check['unit']}; wanted: {check['wanted']}"
 
 
 def _margin(row: Mapping[str, Any]) -> str:
@@ -307,3 +321,36 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
         sections.predictability(table),
         *_training(config, workdir),
     ]
+
+
+def _verified(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
+    config, model = workdirs.load(workdir)
+    path = data or config.data.path
+    ask = workdirs.system(config).rooms.likelihood
+    valid = TokenSource(path, "all", "valid")
+    if not len(valid):
+        raise UserError(f"{path} has no held-out tracks")
+    checks: list[verify.Check] = []
+    if ask is None or config.model.get("tokenizer") == "none":
+        raise UserError(f"{workdir} reads no words, which tokens are verified by: give a model that does")
+    if token_facts.facts_of(config).quantiser == "residual":
+        codec = workdirs.load_codec(*token_facts.codec_of(config))
+        heard = [_middle(valid[index]["codes"], codec, seconds) for index in range(min(len(valid), DECODED_TRACKS))]
+        checks.append(verify.norms(np.asarray(codec.quantiser.codebooks[...]), heard))
+        checks.append(verify.snr(lambda codes_TK, levels: decode_long(codec, codes_TK, levels=levels), heard))
+    progress = bar("batch", label="changes")
+    known = read_stream(path).hierarchy
+    each = _each(workdir, out, valid, verified=1)
+    levels = config.model.levels or len(known)
+    nats = ask(config, model, path, tracks, each, progress.update, verify.changes(levels))
+    progress.close()
+    count = min(len(valid), tracks)
+    checks += verify.prefers(nats, count)
+    results = {"tracks": count, "verification": [check.to_json() for check in checks]}
+    return results, lambda: [sections.verification(results["verification"])]
+
+
+def _middle(codes_TK: np.ndarray, codec: Codec, seconds: float) -> np.ndarray:
+    frames = max(round(seconds * float(codec.hierarchy.rates[0])), 1)
+    start = max(len(codes_TK) - frames, 0) // 2
+    return codes_TK[start : start + frames].astype(np.int32)

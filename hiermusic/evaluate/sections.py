@@ -242,6 +242,19 @@ def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens"
     return Section(title, text, [picture, Table(columns, cells, caption)])
 
 
+def verification(checks: Sequence[Mapping], title: str = "Verifying the tokens") -> Section:
+    """Each check with its figure and whether it passes; `checks` are of `verify.Check.to_json`."""
+    checks = from_json(checks)
+    verdicts = {True: "pass", False: "FAIL"}
+    rows = [
+        [check["name"], f"{check['figure']:.3f}", check["unit"], check["wanted"], verdicts.get(check["passed"], DASH)]
+        for check in checks
+    ]
+    failed = sum(check["passed"] is False for check in checks)
+    text = f"{failed} of {len(checks)} checks fail." if failed else "No check fails."
+    return Section(title, text, [Table(["", "figure", "of", "wanted", ""], rows)])
+
+
 def cost(stages: Sequence[Mapping[str, object]], title: str = "Time and memory", caption: str = "") -> Section:
     """What each stage took: mappings with one set of keys, such as stage, seconds, peak_memory_mb."""
     columns = list(stages[0])

@@ -14,6 +14,18 @@ Axes = Sequence[str | None]
 _NORMAL = initializers.normal(0.02)
 
 
+class Frozen(nnx.Variable):
+    """A number that this run does not train, saved and sharded like a weight."""
+
+
+class Lent(Frozen):
+    """One that is another run's, and is in no checkpoint of this one."""
+
+
+class Adapter(nnx.Param):
+    """A half of what LoRA adds to a matrix (see `train.tuning`)."""
+
+
 def weight(
     rngs: nnx.Rngs,
     shape: Sequence[int],

@@ -82,6 +82,7 @@ class Rules:
     latent: MeshAxes = "fsdp"
     channels: MeshAxes = "fsdp"
     hidden: MeshAxes = "tensor"
+    rank: MeshAxes = None
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The partition of an array with these logical axes.

@@ -6,6 +6,7 @@ from flax import nnx
 
 from hiermusic.codec.codec import Codec
 from hiermusic.errors import UserError
+from hiermusic.nn.param import Adapter, Lent
 from hiermusic.train import checkpoint
 
 _BY_LEVEL = {"code_embed": 3, "code_head": 3, "code_bias": 2}  # dimensions of tables that have a row for each level
@@ -15,16 +16,21 @@ def from_run(source: str, model: nnx.Module) -> None:
     """Copies the weights of a run into a model, in place; nothing where `source` is empty.
 
     The run may know fewer levels than the model: rows of its tables (`_BY_LEVEL`) for the levels it does not know stay
-    as they were.
+    as they were. What the model only borrows, beside its adapters, the run must have whole.
 
+    Args:
+      source: WORKDIR or WORKDIR@STEP.
+      model: fresh.
     Raises:
       UserError: a run of another model.
     """
     if not source:
         return
-    weights = checkpoint.load_weights(source)
+    weights = checkpoint.load_base(source)
     target = nnx.state(model)
     for path, variable in nnx.to_flat_state(target):
+        if isinstance(variable, Adapter):
+            continue
         found = weights
         for key in path:
             found = found.get(str(key), {}) if isinstance(found, dict) else {}
@@ -35,6 +41,9 @@ def from_run(source: str, model: nnx.Module) -> None:
         if found.shape[1:] != value.shape[1:] or (value.ndim and (len(found) != rows or rows > len(value))):
             name = ".".join(map(str, path))
             raise UserError(f"{source}: {name} is {found.shape}, this model's is {value.shape}")
+        if isinstance(variable, Lent) and rows != (len(value) if value.ndim else None):
+            name = ".".join(map(str, path))
+            raise UserError(f"{source} knows {rows} of {len(value)} levels of {name}: add it to lora.beside")
         variable[...] = value.at[:rows].set(found) if value.ndim else jnp.asarray(found)
     nnx.update(model, target)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from flax import nnx
     from ml_collections import ConfigDict
 
-    from hiermusic.pretrained.family import Family
     from hiermusic.generate.windows import Player
+    from hiermusic.pretrained.family import Family
     from hiermusic.systems.demos import Demo
     from hiermusic.systems.programs import Generation
     from hiermusic.train.stage import Stage
@@ -93,6 +93,8 @@ class Rooms:
         (name, tracks, measurement of a track) -> what was measured of every track, what is called after every step) ->
         teacher-forced, of each held-out track, nats of all predicted tokens of each level [N, K] and how often each
         code was one of them [N, K, V]; and how often it stands in the training tracks [K, V].
+      likelihood: (as `cross_entropy`, and by name what becomes of a track) -> nats a token of each track as it is and
+        as it was changed [N], for models that read words; None for a system without.
       program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
       generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
         mesh=axis -> devices, rows=songs made at once, and by its name each flag of "model" or "else" that was given) ->
@@ -116,6 +118,7 @@ class Rooms:
     families: "Mapping[str, Family]" = field(default_factory=dict)
     formats: Mapping[str, Callable[..., list[str]]] = field(default_factory=dict)
     accompanist: "Callable[[Mapping[str, str]], Player] | None" = None
+    likelihood: "Callable[..., dict[str, np.ndarray]] | None" = None
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,21 @@ def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
     for place in ("data.path", "data.codec", "init_from", *places):
         *parents, name = place.split(".")
         fields = config[parents[0]] if parents else config
-        if fields.get(name) and Path(fields[name]).exists():
-            fields[name] = os.path.abspath(fields[name])
+        found = Tokenizer.named(fields.get(name) or "")
+        if found.workdir and Path(found.workdir).exists():
+            fields[name] = str(found._replace(workdir=os.path.abspath(found.workdir)))
+
+
+def _pinned(base: str, workdir: str | Path | None) -> str:
+    """The run that adapters belong to, at a step: the one that `workdir` has, which may go on, or the newest."""
+    run, step = Tokenizer.named(base)
+    if step is None and run and workdir and (Path(workdir) / "config.json").is_file():
+        old = Tokenizer.named(checkpoint.read_config(workdir).get("init_from") or "")
+        step = old.step if old.workdir == run else None
+    if run:
+        checkpoint.read_config(run)
+        step = checkpoint.exported_step(run, step) if is_export(run) else int(checkpoint.find(run, step).name)
+    return str(Tokenizer(run, step))
 
 
 def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDict:
@@ -122,10 +135,17 @@ def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDic
     config, ours = config.copy_and_resolve_references(), system(config)
     with _understood("the configuration"):
         _absolute(config, ours.places)
+        if config.get("lora", {}).get("rank"):
+            config.init_from = _pinned(config.init_from, workdir)
         token_facts.learn(config)
         token_facts.learn_features(config)
     codec, encoder = config.data.get("codec", ""), config.model.get("encoder", "")
-    sources = (config.get("init_from"), codec and Tokenizer.named(codec).workdir, encoder, workdir)
+    sources = (
+        Tokenizer.named(config.get("init_from") or "").workdir,
+        codec and Tokenizer.named(codec).workdir,
+        encoder,
+        workdir,
+    )
     sources += tuple(token_facts.makers_of_prefix(config))
     if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
         with config.unlocked():  # the command line locks what it makes

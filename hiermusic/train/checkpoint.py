@@ -20,10 +20,13 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from hiermusic.console import say
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, disk_errors, reading, reason, replacing
+from hiermusic.nn.param import Lent
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
 from hiermusic.train import checksum
+from hiermusic.train.tuning import TuningConfig, folded
 
 Tree = dict[str, Any]
 
@@ -31,6 +34,7 @@ Tree = dict[str, Any]
 FREE_FIELDS = (
     *(f"train.{name}" for name in ("steps", "log_every", "checkpoint_every", "keep", "keep_every", "max_skipped")),
     *(f"train.{name}" for name in ("valid_every", "valid_batches", "show_every", "accumulate")),
+    *(f"train.{name}" for name in ("stop_worse", "stop_loss")),
     *(f"train.{name}" for name in ("peak_tflops", "profile_step", "profile_steps", "hang_seconds")),
     "model.remat",
     "mesh",
@@ -75,15 +79,20 @@ class Checkpoints:
             )
 
     def save(self, step: int, state: nnx.State, data: Mapping[str, int | str]) -> None:
-        """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first."""
-        parts = {**split(nnx.to_pure_dict(state)), "data": dict(data)}
+        """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first.
+
+        Weights that are another run's are left out.
+        """
+        parts = {**split(nnx.to_pure_dict(own(state))), "data": dict(data)}
         sums = checksums(parts)
         self.wait()
         with disk_errors(self.directory):
             # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
             self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=sums)
 
-    def restore(self, abstract: nnx.State, step: int | None = None) -> tuple[nnx.State, dict[str, int | str]]:
+    def restore(
+        self, abstract: nnx.State, step: int | None = None, base: str = ""
+    ) -> tuple[nnx.State, dict[str, int | str]]:
         """The state and what the loop kept at a step (default: the newest), placed as `abstract`'s shardings say.
 
         Where the newest is damaged and no step was asked for, the newest whole one is taken; the damaged ones are told
@@ -92,9 +101,12 @@ class Checkpoints:
         Args:
           abstract: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved; any mesh.
           step: which checkpoint.
+          base: the run whose weights the state only borrows, WORKDIR or WORKDIR@STEP.
         Raises:
           UserError: no such checkpoint, none that is whole, or weights of other shapes.
         """
+        lent = _lent(abstract, base, str(self.directory.parent))
+        abstract = own(abstract)
         damaged: dict[Path, DamagedError] = {}
         choice = find(self.directory.parent, step)
         alone = step is None and jax.process_count() == 1
@@ -108,7 +120,7 @@ class Checkpoints:
                 continue
             self._set_aside(damaged, path)
             data = parts.pop("data")
-            return _filled(abstract, {**parts.pop("train", {}), **parts}), data
+            return nnx.merge_state(_filled(abstract, {**parts.pop("train", {}), **parts}), lent), data
         raise damaged[choice]
 
     def _set_aside(self, damaged: Mapping[Path, DamagedError], taken: Path) -> None:
@@ -177,6 +189,10 @@ def load_model(
     if export.is_export(workdir):
         exported_step(workdir, step)
         weights = _load_exported(workdir, wanted)
+    elif tuning_of(workdir).rank:
+        weights = load_weights(workdir, step, prefer_ema)
+        _check_shapes(Path(workdir), "model", _shapes(wanted), _shapes(weights))
+        weights = jax.tree.map(_placed, weights, wanted)
     else:
         path = find(workdir, step)
         name = weights_part(path, prefer_ema)
@@ -185,13 +201,36 @@ def load_model(
 
 
 def load_weights(workdir: str | Path, step: int | None = None, prefer_ema: bool = True) -> Tree:
-    """The inference weights as nested dicts of numpy arrays (keys are strings), to copy parts of into another model."""
+    """The inference weights as nested dicts of numpy arrays (keys are strings), to copy parts of into another model.
+
+    Those of a run with adapters are the ones of the run that it adapts, with what it has learned added.
+    """
     if export.is_export(workdir):
         exported_step(workdir, step)
         return export.nested(export.load(workdir))
     path = find(workdir, step)
     name = weights_part(path, prefer_ema)
-    return load(path, {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved(path, name))})[name]
+    trained = load(path, {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved(path, name))})[name]
+    if not (tuning := tuning_of(workdir)).rank:
+        return trained
+    base = export.dotted(load_base(tuning.base, str(workdir)))
+    return export.nested(folded(base, export.dotted(trained), tuning.alpha / tuning.rank))
+
+
+def load_base(base: str, whose: str = "") -> Tree:
+    """As `load_weights`, of WORKDIR or WORKDIR@STEP; UserError, of `whose` run it is the base, where there is none."""
+    workdir, step = Tokenizer.named(base)
+    if whose and not Path(workdir).is_dir():
+        raise UserError(f"{whose} starts from {base}, which is not there: put it back")
+    return load_weights(workdir, step)
+
+
+def tuning_of(workdir: str | Path) -> TuningConfig:
+    """What of its model a run trained; all of it where there are checkpoints and no configuration."""
+    if not (Path(workdir) / "config.json").exists():
+        return TuningConfig()
+    with reading(Path(workdir) / "config.json", "the configuration of a workdir"):
+        return TuningConfig.of(read_config(workdir))
 
 
 def place(abstract: nnx.State, shardings: Any) -> nnx.State:
@@ -331,6 +370,32 @@ def exported_step(folder: str | Path, step: int | None = None) -> int:
 def _load_exported(folder: str | Path, wanted: Tree) -> Tree:
     _check_shapes(Path(folder), "model", _shapes(wanted), _shapes(export.nested(export.shapes(folder))))
     return export.nested(export.place(folder, export.dotted(wanted)))
+
+
+def own(state: nnx.State) -> nnx.State:
+    """What of a state is in the run's own checkpoints."""
+    return nnx.filter_state(state, nnx.Not(Lent))
+
+
+def _lent(abstract: nnx.State, base: str, whose: str = "") -> nnx.State:
+    """What of a state is another run's, from there."""
+    state = nnx.filter_state(abstract, Lent)
+    if not (flat := nnx.to_flat_state(state)):
+        return state
+    weights = export.dotted(load_base(base, whose))
+    placed = []
+    for path, variable in flat:
+        name, wanted = ".".join(map(str, path[1:])), variable.get_value()  # behind `model` or `ema`
+        if name not in weights or weights[name].shape != wanted.shape:
+            raise UserError(f"{base} is of another model than the one that was adapted: it has no such {name}")
+        placed.append((path, variable.replace(_placed(weights[name], wanted))))
+    return nnx.from_flat_state(placed)
+
+
+def _placed(weight: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(
+        wanted.shape, wanted.sharding, lambda index: np.asarray(weight[index], wanted.dtype)
+    )
 
 
 def split(tree: Tree) -> Tree:

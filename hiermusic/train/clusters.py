@@ -68,6 +68,11 @@ class ClusterStage:
                 "train.batch_size or train.crop_seconds"
             )
         self.points = points
+        config.tuning.check_whole("a tokenizer of meaning")
+        if config.tuning.freeze or config.tuning.rates:
+            raise UserError(
+                "train.freeze and train.rates are for what gradients train: clusters are not, leave them out"
+            )
         for name, wanted in (("accumulate", 1), ("ema_decay", 0.0)):
             found = config.loop.accumulate if name == "accumulate" else config.ema_decay
             if found != wanted:

@@ -83,7 +83,7 @@ class CodecState(nnx.Module):
     """A codec, its running average, the balancer's norms, and the discriminator; each learner with its optimiser."""
 
     def __init__(self, stage: "CodecStage", rngs: nnx.Rngs):
-        self.model = stage.make_codec(rngs)
+        self.model = stage.config.tuning.apply(stage.make_codec(rngs), rngs)
         self.optimiser = nnx.Optimizer(self.model, stage.config.transform(self.model), wrt=nnx.Param)
         self.norms = nnx.Dict({name: nnx.Variable(norm) for name, norm in initial_norms(stage.objective).items()})
         if stage.ema_decay:
@@ -137,6 +137,7 @@ class CodecStage:
         self.make_codec = make_codec
         self.make_discriminator = make_discriminator
         self.objective = objective
+        config.tuning.check_whole("a codec")
         self.config = config
         self.phases = phases
         self.trunk = None

@@ -85,7 +85,7 @@ def parameters(stage: Stage) -> int:
 def _weights(state: nnx.State) -> list[tuple[tuple[int, ...], tuple[Hashable, ...]]]:
     """Shape and path of what the optimisers move: not the running average of it."""
     leaves = nnx.to_flat_state(state)
-    return [(leaf.shape, path) for path, leaf in leaves if type(leaf) is nnx.Param and path[0] != "ema"]
+    return [(leaf.shape, path) for path, leaf in leaves if isinstance(leaf, nnx.Param) and path[0] != "ema"]
 
 
 def _load(build: Build, mesh: Mesh, task: Hashable, work: Work) -> Load:

@@ -17,6 +17,7 @@ from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import average
 from hiermusic.train.stage import Batch, Metrics, RunConfig, Work
+from hiermusic.train.tuning import merged
 
 if TYPE_CHECKING:
     import grain
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class LMState(nnx.Module):
     """A model, its running average if it has one, and its optimiser."""
 
-    def __init__(self, model: nnx.Module, config: RunConfig):
-        self.model = model
+    def __init__(self, model: nnx.Module, config: RunConfig, rngs: nnx.Rngs):
+        self.model = model = config.tuning.apply(model, rngs)
         if config.ema_decay:
             self.ema = nnx.clone(model)
         self.optimiser = nnx.Optimizer(model, config.transform(model), wrt=nnx.Param)
@@ -74,7 +75,7 @@ class LMStage:
         self.ema_decay, self.rate = config.ema_decay, config.rate
 
     def create(self, rngs: nnx.Rngs) -> LMState:
-        return LMState(self.make_model(rngs), self.config)
+        return LMState(self.make_model(rngs), self.config, rngs)
 
     def prepare(self, module: LMState) -> None:
         self._prepare(module)
@@ -117,7 +118,7 @@ class LMStage:
 
     def evaluate(self, module: LMState, batch: Mapping[str, jax.Array], task: Visibility, key: jax.Array) -> Metrics:
         model = module.ema if self.ema_decay else module.model
-        return _measured(model.loss(batch, visibility=task)[1])
+        return _measured(merged(model).loss(batch, visibility=task)[1])
 
     def showcase(self, module: LMState, log: Log, step: int) -> None:
         """Nothing: what a token model has to show needs a codec."""
@@ -134,7 +135,7 @@ def _gradients(
 
     def whole(model, batch, key):
         def loss(model):
-            return model.loss(batch, visibility=task, key=key)
+            return merged(model).loss(batch, visibility=task, key=key)
 
         gradients, metrics = nnx.grad(loss, has_aux=True)(model)
         return gradients, metrics

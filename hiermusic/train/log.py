@@ -33,8 +33,8 @@ class Log:
         if not self.active:
             return
         records, measured = read_log(workdir), read_metrics(workdir)
-        if measured and {"time", "elapsed"} <= measured[0].keys():
-            self.started = measured[0]["time"] - measured[0]["elapsed"]
+        if first := next((record for record in measured if {"time", "elapsed"} <= record.keys()), None):
+            self.started = first["time"] - first["elapsed"]
         self.last = next((record for record in reversed(measured) if record["step"] <= step), {})
         records = [record for record in records if record["step"] <= step]
         with disk_errors(self.workdir):

@@ -31,6 +31,7 @@ from hiermusic.train.log import Log
 from hiermusic.train.meter import Meter
 from hiermusic.train.profiler import Profiler
 from hiermusic.train.stage import Batch, Metrics, RunConfig, Stage
+from hiermusic.train.stop import StopRule
 from hiermusic.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def run(
       progress: shows a progress bar on standard error.
       mesh: what `check` gave, where it has been asked already.
     Returns:
-      The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run.
+      The last logged record, its `step` that of the last checkpoint: below `train.steps` when a signal ended the run,
+      or a rule to stop, which `stopped` then tells.
     Raises:
       UserError: a workdir of another config or in use by another process, a batch that does not divide, a damaged
         checkpoint, a full disk, or too many skipped steps in a row.
@@ -63,6 +65,8 @@ def run(
         rows = BatchPlacement(mesh, options.batch_size).rows
         # before the workdir is this run's: a crop, a split or a batch that the data have not is told, and put right
         train, valid = stage.train_batches(rows), stage.valid_batches(rows) if options.valid_every else None
+        if options.stop_worse and valid is None:
+            raise UserError("train.stop_worse needs held-out tracks and train.valid_every: give both, or set it to 0")
         claim(workdir, stage.config.fields, stage.config.places)
         if moved:
             _tell(moved)
@@ -158,6 +162,7 @@ class _Trainer:
         if options.valid_every and self.valid_data is None:
             _tell(f"{workdir}: no track is held out, so it trains without validation")
         self.guard = Guard(options.spike_window, options.spike_sigma, options.spike_patience, options.max_skipped)
+        self.rule = StopRule(options.stop_worse, options.stop_loss)
         self.saved = latest_step(workdir)
         self.checkpoints = Checkpoints(workdir, options.keep, options.keep_every)
         if self.saved is None:
@@ -169,9 +174,10 @@ class _Trainer:
             stage.prepare(module)
             self.state = jax.device_put(nnx.state(module), placement)
         else:
-            self.state, data = self.checkpoints.restore(place(abstract, placement))
+            self.state, data = self.checkpoints.restore(place(abstract, placement), base=stage.config.tuning.base)
             self.saved = self.step = data["step"]
             self.guard.load(data["guard"])
+            self.rule.load(data["stop"])
         self.update = make_update(stage, self.graphdef, mesh, placement, options.seed)
         self.evaluate = _make_evaluate(stage, self.graphdef, mesh, options.seed)
         self.log = Log(workdir, self.step)
@@ -186,7 +192,9 @@ class _Trainer:
         """Runs to the end or to a signal; returns the last record and the step reached."""
         options = self.options
         batches = _batches(self.train_data, self.step)
-        while self.step < options.steps:
+        if self.step == 0 and options.stop_worse:
+            self._begin()
+        while self.step < options.steps and not self.rule.reason(self.step):
             if self.profiler.begins(self.step + 1):
                 self._settle()
                 self.profiler.start()
@@ -201,12 +209,23 @@ class _Trainer:
             saving = self._due(options.checkpoint_every) or ending
             if validating or showing or saving or self.profiler.ends(self.step):
                 self._settle(validating)
-                self._pause(showing, saving)
+                self._pause(showing, saving or bool(self.rule.reason(self.step)))
             if ending:
                 break
         self.watchdog.progress("the last save", slow=True)
+        if why := self.rule.reason(self.step):
+            self._settle()
+            self._save()
+            self.tell(f"step {self.step}: {why}: the run ends")
         self.checkpoints.wait()
-        return {**self.log.last, "step": self.step}
+        return {**self.log.last, "step": self.step} | ({"stopped": why} if why else {})
+
+    def _begin(self) -> None:
+        """Measures what the run starts from."""
+        valid = self._validate()
+        self.rule.heard(0, float(valid["valid/loss"]))
+        _tell(f"step 0: held-out loss {valid['valid/loss']:.4g}")
+        self.log.write(0, valid)
 
     def tell(self, words: str) -> None:
         """Says, and logs, what came about before the next step."""
@@ -252,8 +271,11 @@ class _Trainer:
         if cause:
             metrics["skip_cause"] = cause
             _tell(f"step {self.step} skipped for {cause}; the weights are as before")
+        else:
+            self.rule.saw(self.step, float(metrics["loss"]))
         valid = self._validate() if validating else {}
         if "valid/loss" in valid:
+            self.rule.heard(self.step, float(valid["valid/loss"]))
             _tell(f"step {self.step}: loss {float(metrics['loss']):.4g}, held-out loss {valid['valid/loss']:.4g}")
         if cause or valid or self.step == 1 or self._due(self.options.log_every) or self.step == self.options.steps:
             self.log.write(self.step, {**metrics, **self.meter.read(), "skipped": self.guard.skipped, **valid})
@@ -287,7 +309,8 @@ class _Trainer:
 
     def _save(self) -> None:
         if self.saved != self.step:
-            self.checkpoints.save(self.step, self.state, {"step": self.step, "guard": self.guard.dump()})
+            data = {"step": self.step, "guard": self.guard.dump(), "stop": self.rule.dump()}
+            self.checkpoints.save(self.step, self.state, data)
             self.saved = self.step
 
 

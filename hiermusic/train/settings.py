@@ -26,6 +26,8 @@ class LoopConfig:
       spike_sigma: standard deviations above their mean that loss and gradient norm may reach; 0 = any.
       spike_patience: consecutive finite spikes of a task after which it is written again and its limits are learned
         anew.
+      stop_worse: held-out losses in a row above that of step 0 after which the run ends; 0 = never.
+      stop_loss: the training loss below which, three steps in a row, the run ends; 0 = never.
       peak_tflops: what a device can do, for MFU; 0 = what its maker says.
       profile_step: the first step that the profiler traces.
       profile_steps: how many it traces.
@@ -49,6 +51,8 @@ class LoopConfig:
     spike_window: int = 128
     spike_sigma: float = 6.0
     spike_patience: int = 10
+    stop_worse: int = 0
+    stop_loss: float = 0.0
     peak_tflops: float = 0.0
     profile_step: int = 0
     profile_steps: int = 3

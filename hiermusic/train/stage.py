@@ -14,6 +14,7 @@ from hiermusic.errors import UserError
 from hiermusic.parallel.settings import MeshConfig
 from hiermusic.train.optimiser import OptimiserConfig
 from hiermusic.train.settings import LoopConfig
+from hiermusic.train.tuning import TuningConfig
 
 if TYPE_CHECKING:
     import grain
@@ -32,6 +33,7 @@ class RunConfig:
     Args:
       loop: batches, intervals, the guard.
       optimiser: what moves the weights.
+      tuning: which weights it moves, and how fast each.
       ema_decay: of the running average of the weights, in [0, 1); 0 = none is kept.
       mesh: of devices; None for a single one.
       data: `data.path`, "" where the configuration has none.
@@ -46,6 +48,7 @@ class RunConfig:
 
     loop: LoopConfig
     optimiser: OptimiserConfig
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     ema_decay: float = 0.0
     mesh: MeshConfig | None = None
     data: str = ""
@@ -66,6 +69,7 @@ class RunConfig:
         return cls(
             LoopConfig.of(train),
             OptimiserConfig.of(train),
+            TuningConfig.of(fields),
             train.get("ema_decay", 0.0),
             MeshConfig.of(fields["mesh"]) if "mesh" in fields else None,
             fields.get("data", {}).get("path") or "",
@@ -82,7 +86,7 @@ class RunConfig:
 
     def transform(self, model: nnx.Module) -> optax.GradientTransformation:
         """What makes updates of a model's gradients."""
-        return self.optimiser.transform(model, self.loop.steps)
+        return self.tuning.transform(self.optimiser.transform(model, self.loop.steps), model)
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,19 @@ class StoredWeights:
 
 
 def open_weights(workdir: str | Path, step: int | None = None, dtype: str | None = None) -> StoredWeights:
-    """The weights of a training run, the newest or those of a step; floating-point ones as `dtype`, if it is given."""
+    """The weights of a training run, the newest or those of a step; floating-point ones as `dtype`, if it is given.
+
+    Those of a run with adapters, merged, are all in memory.
+    """
     from orbax.checkpoint import v1 as ocp
 
     path = checkpoint.find(workdir, step)
     part = checkpoint.weights_part(path)
+    if checkpoint.tuning_of(workdir).rank:
+        whole = export.dotted(checkpoint.load_weights(workdir, step))
+        whole = {name: weight.astype(_cast(weight.dtype, dtype)) for name, weight in whole.items()}
+        shapes = {name: export.shape(weight) for name, weight in whole.items()}
+        return StoredWeights(int(path.name), part, shapes, lambda names: {name: whole[name] for name in names})
     saved = export.dotted(checkpoint.saved(path, part))
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, _cast(leaf.dtype, dtype)) for name, leaf in saved.items()}
 
@@ -147,7 +155,7 @@ def reshard(
     if dtype and not weights_only:
         raise UserError("--dtype rounds the weights, from which training cannot go on exactly: add --weights_only")
     path = checkpoint.find(workdir, step)
-    wanted = jax.tree.map(lambda leaf: _once(leaf, dtype), checkpoint.split(nnx.to_pure_dict(abstract)))
+    wanted = jax.tree.map(lambda leaf: _once(leaf, dtype), checkpoint.split(nnx.to_pure_dict(checkpoint.own(abstract))))
     with export.whole_folder(out) as folder:
         if weights_only:
             part = checkpoint.weights_part(path)

@@ -53,7 +53,7 @@ def _train(values: Values, given: list[str]) -> None:
             if first:
                 say(f"{values.workdir}: from step {latest_step(values.workdir) or 0} to step {steps}")
             metrics = loop.run(stage, values.workdir, values.progress and first, mesh)
-        if metrics["step"] < steps:
+        if metrics["step"] < steps and "stopped" not in metrics:
             if first:
                 say(f"hiermusic train: stopped and saved after step {metrics['step']}; run the same command to go on")
             sys.exit(130)
@@ -119,10 +119,12 @@ def _define_evaluate(values: Values) -> None:
     string(values, "workdir", "a trained codec or token model")
     string(values, "songs", "folder of generated songs, instead of --workdir: are they music, and what was asked for?")
     string(values, "data", "data to take held-out tracks from; default: what it, or the songs' codec, was trained on")
-    string(values, "out", "folder for results.json and report.html; default: WORKDIR/evaluation or SONGS/evaluation")
+    string(values, "out", "folder for results.json and report.html; default: WORKDIR/evaluation, or SONGS/...")
     number(values, "seconds", "seconds of each held-out track that a codec is measured on", 10.0, lower=1.0)
     integer(values, "tracks", "at most so many tracks", 32, lower=1)
     string(values, "embedding", "with --songs: folder of an imported VGGish or CLAP, for the Frechet distance by it")
+    told = "check whether a token model's tokens are what it takes them for: order of levels, words, time"
+    boolean(values, "verify_tokens", told)
     boolean(values, "json", "print one JSON object")
     hosts(values)
 
@@ -133,15 +135,19 @@ def _evaluate(values: Values, given: list[str]) -> None:
         raise UserError("give either --workdir or --songs")
     if values.embedding and not values.songs:
         raise UserError("--embedding compares songs with their corpus: give --songs")
+    if values.verify_tokens and values.songs:
+        raise UserError("--verify_tokens asks a token model about its tokens: give --workdir instead of --songs")
     from hiermusic.evaluate import run
 
-    out = values.out or str(Path(values.workdir or values.songs) / "evaluation")
+    name = "verification" if values.verify_tokens else "evaluation"
+    out = values.out or str(Path(values.workdir or values.songs) / name)
     with together(values):
         if values.songs:
             options = {"data": values.data, "tracks": values.tracks, "embedding": values.embedding}
             results = run.evaluate_songs(values.songs, out, **options)
         else:
-            results = run.evaluate(values.workdir, out, data=values.data, seconds=values.seconds, tracks=values.tracks)
+            options = {"data": values.data, "seconds": values.seconds, "tracks": values.tracks}
+            results = run.evaluate(values.workdir, out, **options, verify_tokens=values.verify_tokens)
         answer(values, results, [*run.lines(results), f"{out}/report.html"])
 
 

@@ -65,6 +65,32 @@ def test_valid_is_drawn_from_tracks_without_a_split_before_train():
     assert count(divided(0.0, **given)[0], "valid") == 0
 
 
+def made_by(fraction: float, artists: str) -> dict[str, set]:
+    """The sides that each artist's tracks lie on; "-" is nobody."""
+    entries = [
+        {"id": f"t{i}", "sha256": str(i), "split": None, "meta": {} if name == "-" else {"artist": name}}
+        for i, name in enumerate(artists)
+    ]
+    splits.divide(entries, fraction)
+    sides: dict[str, set] = {}
+    for entry in entries:
+        sides.setdefault(entry["meta"].get("artist", entry["id"]), set()).add(entry["split"])
+    return sides
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5])
+def test_an_artist_lies_on_one_side(fraction):
+    artists = "AAAAABBBBBCCCCC-----"
+    sides = made_by(fraction, artists)
+    assert all(len(side) == 1 for side in sides.values()) and {"valid"} in sides.values()
+    held = sum(sides.get(name, sides.get(f"t{i}")) == {"valid"} for i, name in enumerate(artists))
+    assert abs(held - max(1, round(fraction * 20))) <= (0 if fraction < 0.5 else 2)
+    sides = made_by(fraction, "AAAABBBBBBBB")  # each has made more than is wanted: the one who has made least
+    assert sides == {"A": {"valid"}, "B": {"train"}}
+    assert made_by(fraction, "AAAAAAAAAA") == {"A": {"train", "valid"}}
+    assert made_by(0.0, artists)["A"] == {"train"}
+
+
 def test_nothing_is_told_where_nothing_is_to_tell():
     assert splits.describe(divided(**{f"t{i}": str(i) for i in range(9)})[1]) == []
 

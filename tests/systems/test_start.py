@@ -39,7 +39,7 @@ class Tables(nnx.Module):
 
 def test_levels_that_a_run_does_not_know_stay_as_they_were(monkeypatch):
     stored = {"code_embed": np.ones((2, 8, 4)), "norm": np.full(4, 2.0), "gain": np.array(5.0)}
-    monkeypatch.setattr(start.checkpoint, "load_weights", lambda source: stored if source == "run" else {})
+    monkeypatch.setattr(start.checkpoint, "load_base", lambda source: stored if source == "run" else {})
     model = Tables()
     start.from_run("", model)
     assert not model.norm.any()

@@ -1,5 +1,6 @@
 """From workdirs to tokens, codes and songs: whose settings count, and what is refused; no model is made."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,29 @@ def test_what_is_said_reaches_the_system_and_what_is_not_does_not(asked):
     ]
 
 
+def test_adapters_name_the_step_of_what_they_adapt_and_keep_it(monkeypatch, tmp_path):
+    """The base may train on; a run that goes on adapts what it began with."""
+    monkeypatch.chdir(tmp_path)
+    for step in ("base/checkpoints/30", "base/checkpoints/60", "mine"):
+        (tmp_path / step).mkdir(parents=True)
+    (tmp_path / "base" / "config.json").write_text("{}")
+    config = configuration("aar/lm:tiny")
+    config.init_from = "base"
+    assert workdir.resolved(config).init_from == f"{tmp_path}/base"
+    config.lora.rank = 4
+    assert workdir.resolved(config, tmp_path / "mine").init_from == f"{tmp_path}/base@60"
+    (tmp_path / "mine" / "config.json").write_text(json.dumps({"init_from": f"{tmp_path}/base@30"}))
+    assert workdir.resolved(config, tmp_path / "mine").init_from == f"{tmp_path}/base@30"
+    config.init_from = f"{tmp_path}/base@60"
+    assert workdir.resolved(config, tmp_path / "mine").init_from == f"{tmp_path}/base@60"
+    config.init_from = "base@45"
+    with pytest.raises(UserError, match="base holds no checkpoint of step 45: it has 30, 60"):
+        workdir.resolved(config, tmp_path / "mine")
+    config.init_from = "nowhere"
+    with pytest.raises(UserError, match="nowhere is not a training workdir"):
+        workdir.resolved(config, tmp_path / "mine")
+
+
 def test_what_means_nothing_to_a_system_is_refused(asked):
     with pytest.raises(UserError, match="--backbone means nothing to the system toy, which w is of"):
         workdir.generate([], "o", "w", None, lm="w", backbone="l")
@@ -173,6 +197,8 @@ def test_data_are_opened_at_absolute_places_and_in_no_foreign_workdir(monkeypatc
     assert found.init_from == str(tmp_path / "other") and found.tokens == config.tokens
     config.data.path = "builtin:3"
     assert workdir.resolved(config).data.path == "builtin:3"
+    config.init_from = "other@30"
+    assert workdir.resolved(config).init_from == f"{tmp_path}/other@30"
     run = SimpleNamespace(fields="the fields", places=("data.clap",))
     stage = SimpleNamespace(config=run, open=lambda place: order.append(("open", place)))
     workdir.open_data(stage, "w")

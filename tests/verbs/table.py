@@ -289,7 +289,14 @@ CASES = {
         | one("data", "d", "run.evaluate.data")
         | page("out", "o", "o", "run.evaluate.out", "run.evaluate.out")
         | one("seconds", "3", "run.evaluate.seconds", to=3.0)
-        | one("tracks", "5", "run.evaluate.tracks", to=5),
+        | one("tracks", "5", "run.evaluate.tracks", to=5)
+        | {
+            "verify_tokens": (
+                ("--verify_tokens",),
+                {"run.evaluate.verify_tokens": True}
+                | {"run.evaluate.out": "w/verification", "out": "a line\nw/verification/report.html"},
+            )
+        },
     ),
     "evaluate songs": Case(
         ("--songs=s",),

@@ -19,13 +19,10 @@ from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.nn import param
 from hiermusic.nn.conv import Conv
 from hiermusic.nn.norms import unit
+from hiermusic.nn.param import Frozen
 from hiermusic.nn.token_lm import Metrics, TokenLM, TokenLMConfig
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
-
-
-class Frozen(nnx.Variable):
-    """A number that this run does not train, saved and sharded like a weight."""
 
 
 def freeze(module: Codebooks) -> Codebooks:

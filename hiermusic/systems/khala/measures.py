@@ -31,6 +31,8 @@ from hiermusic.tokens.vocabulary import TextTokenizer
 
 _HEARD = 10.0  # seconds of music that tell one release of a backbone from another
 
+_MEASURED = {"superres": {"measured": rows.measured}}
+
 
 def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone."""
@@ -47,8 +49,12 @@ def inspect(config: ConfigDict) -> dict:
 
 def cross_entropy(config: ConfigDict, *arguments):
     """Teacher-forced cross-entropy of every level on held-out tracks; see `systems.lm.measures.cross_entropy`."""
-    of = {"superres": {"measured": rows.measured}}
-    return lm.cross_entropy(config, *arguments, **of.get(config.stage, {}))
+    return lm.cross_entropy(config, *arguments, **_MEASURED.get(config.stage, {}))
+
+
+def likelihood(config: ConfigDict, *arguments):
+    """The same of tracks as they are and as they were changed; see `systems.lm.measures.likelihood`."""
+    return lm.likelihood(config, *arguments, **_MEASURED.get(config.stage, {}))
 
 
 def nats(codec: Imported, backbones: Mapping[int, Imported], words: TextTokenizer, audio: str) -> dict[int, float]:

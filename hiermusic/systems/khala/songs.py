@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.audio import files
 from hiermusic.codec.chunked import encode_long
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.systems import programs, songs
@@ -49,7 +50,7 @@ def generate(
       What each JSON holds.
     """
     if backbone is None:
-        backbone = workdirs.read(superres, "superres").init_from
+        backbone = _started_from(superres)
         if not backbone:
             raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
     step = None
@@ -97,6 +98,17 @@ def generate(
 
     versions = ("backbone",) if backbone_too else ()
     return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step}, rows, spread, needs)
+
+
+def _started_from(superres: str) -> str:
+    """The backbone that super-resolution was started from, perhaps by way of one that it was fine-tuned from; ""
+    where it was from none."""
+    run = superres
+    while (config := workdirs.read(run)).stage == "superres":
+        run = Tokenizer.named(config.init_from).workdir
+        if not run:
+            return ""
+    return run
 
 
 def program(config: ConfigDict, rows: int) -> programs.Generation:

@@ -1,6 +1,6 @@
 """What is told and measured of a token model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import jax
@@ -20,6 +20,8 @@ from hiermusic.tokens.visibility import Visibility
 
 Each = Callable[[str, int, Callable[[int], dict[str, np.ndarray]]], list]
 Measured = Callable[[Rows, dict, np.random.Generator], Iterator[tuple[sequence.Row, Visibility]]]
+
+Change = Callable[[Callable[[int], dict], int], dict | None]  # (track of an index, index) -> it as changed, or nothing
 
 CROPS_MEASURED = 4  # of each held-out track, where training too takes crops from anywhere
 
@@ -57,40 +59,94 @@ def cross_entropy(
       of each track, nats of all predicted tokens of each level [N, K] and how often each code was one of them
       [N, K, V]; and how often it stands in the training tracks [K, V].
     """
-    check_records(config, path)
-    rows, known = make_rows(config), hierarchy(config)
-    train, valid = (_source(config, path, split) for split in ("train", "valid"))
-    first = sum(given_streams(config))  # levels of the streams in front are nobody's to predict
-    graphdef, weights = nnx.split(model)
-    crops = CROPS_MEASURED if config.data.crop == "random" else 1
+    one = _Teacher(config, model, path, measured, step)
+    found = each("tokens", min(len(one.valid), tracks), lambda index: one.measure(index, one.valid[index]))
+    train = _source(config, path, "train")
+    trained_KV = sum(one.counts(levels_of(train[index]["codes"])[one.first :]) for index in range(len(train)))
+    return *(np.stack([track[name] for track in found]) for name in ("sums", "counts")), trained_KV
 
-    @partial(jax.jit, static_argnums=2)
-    def loss(weights, batch, visibility):
-        return nnx.merge(graphdef, weights).loss(batch, visibility=visibility)[1]
 
-    def counts(levels) -> np.ndarray:
-        return np.stack([np.bincount(codes_T[codes_T >= 0], minlength=max(known.sizes)) for codes_T in levels])
+def likelihood(
+    config: ConfigDict,
+    model: TokenLM,
+    path: str,
+    tracks: int,
+    each: Each,
+    step: Callable[[], None],
+    changes: Mapping[str, Change],
+    measured: Measured = Rows.measured,
+) -> dict[str, np.ndarray]:
+    """Teacher-forced cross-entropy of held-out tracks as they are and as they were changed.
 
-    def measure(index: int) -> dict[str, np.ndarray]:
-        example, rng = valid[index], np.random.default_rng((config.train.seed, index))
-        sums_K = np.zeros(len(known))
-        counts_KV = np.zeros((len(known), max(known.sizes)), np.int64)
-        for _ in range(crops):
-            for row, seen in measured(rows, example, rng):
+    Args:
+      config, model, path, tracks, each, step, measured: as for `cross_entropy`.
+      changes: by name, what becomes of a track.
+    Returns:
+      by name, "real" among them, nats a predicted token of each track [N]; NaN where nothing was to change.
+    """
+    one = _Teacher(config, model, path, measured, step)
+
+    def track(index: int) -> dict:
+        return one.valid[index % len(one.valid)]
+
+    def nats(change: Change, index: int) -> dict[str, np.ndarray]:
+        example = change(track, index)
+        if example is None:
+            return {"nats": np.array(np.nan)}
+        found = one.measure(index, example)
+        return {"nats": found["sums"].sum() / max(found["counts"].sum(), 1)}
+
+    def measured_by(name: str, change: Change) -> np.ndarray:
+        kept = each(f"likelihood {name}", min(len(one.valid), tracks), partial(nats, change))
+        return np.array([float(track["nats"]) for track in kept])
+
+    as_it_is = {"real": lambda track, index: track(index)}
+    return {name: measured_by(name, change) for name, change in {**as_it_is, **changes}.items()}
+
+
+class _Teacher:
+    """What a model spends on the tokens of held-out tracks.
+
+    Args:
+      config, model, path, measured, step: as for `cross_entropy`.
+    """
+
+    def __init__(self, config: ConfigDict, model: TokenLM, path: str, measured: Measured, step: Callable[[], None]):
+        check_records(config, path)
+        self.config, self.rows, self.known = config, make_rows(config), hierarchy(config)
+        self.valid = _source(config, path, "valid")
+        self.first = sum(given_streams(config))  # levels of the streams in front are nobody's to predict
+        self._measured, self._step = measured, step
+        graphdef, self._weights = nnx.split(model)
+
+        @partial(jax.jit, static_argnums=2)
+        def loss(weights, batch, visibility):
+            return nnx.merge(graphdef, weights).loss(batch, visibility=visibility)[1]
+
+        self._loss = loss
+
+    def counts(self, levels) -> np.ndarray:
+        """How often each code stands in each level."""
+        size = max(self.known.sizes)
+        return np.stack([np.bincount(codes_T[codes_T >= 0], minlength=size) for codes_T in levels])
+
+    def measure(self, index: int, example: dict) -> dict[str, np.ndarray]:
+        """Nats of all predicted tokens of each level, and how often each code was one of them."""
+        rng = np.random.default_rng((self.config.train.seed, index))
+        sums_K = np.zeros(len(self.known))
+        counts_KV = np.zeros((len(self.known), max(self.known.sizes)), np.int64)
+        for _ in range(CROPS_MEASURED if self.config.data.crop == "random" else 1):
+            for row, seen in self._measured(self.rows, example, rng):
                 batch = sequence.stack([row])
                 batch.pop("text_targets")  # the end is no code, and level 0 would answer for it
-                metrics = loss(weights, batch, seen)
-                sums_K[:] += np.asarray(metrics["ce_K"] * metrics["count_K"])
+                metrics = self._loss(self._weights, batch, seen)
+                sums_K += np.asarray(metrics["ce_K"] * metrics["count_K"])
                 if "level" in row:
-                    counts_KV[row["level"]] += counts([row["targets"]])[0]
+                    counts_KV[row["level"]] += self.counts([row["targets"]])[0]
                 else:
-                    counts_KV += counts(row["targets"].T)
-                step()
-        return {"sums": sums_K[first:], "counts": counts_KV[first:]}
-
-    found = each("tokens", min(len(valid), tracks), measure)
-    trained_KV = sum(counts(levels_of(train[index]["codes"])[first:]) for index in range(len(train)))
-    return *(np.stack([track[name] for track in found]) for name in ("sums", "counts")), trained_KV
+                    counts_KV += self.counts(row["targets"].T)
+                self._step()
+        return {"sums": sums_K[self.first :], "counts": counts_KV[self.first :]}
 
 
 def _source(config: ConfigDict, path: str, split: str) -> TokenSource | TokenStreams:

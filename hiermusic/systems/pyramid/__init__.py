@@ -17,6 +17,7 @@ def _rooms() -> Rooms:
         stage=stages.stage,
         inspect=measures.inspect,
         cross_entropy=measures.cross_entropy,
+        likelihood=measures.likelihood,
         program=songs.program,
         generate=songs.generate,
         demo=demo.demo,

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.systems import measures
 from hiermusic.systems.lm import measures as lm
-from hiermusic.systems.lm.measures import cross_entropy  # noqa: F401  the system's own as it is
+from hiermusic.systems.lm.measures import cross_entropy, likelihood  # noqa: F401  the system's own as they are
 from hiermusic.systems.pyramid.models import hierarchy, make_discriminator, make_model
 
 

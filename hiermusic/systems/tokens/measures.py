@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from hiermusic.nn.param import parameter_counts
 from hiermusic.systems import measures
 from hiermusic.systems.lm import measures as lm
-from hiermusic.systems.lm.measures import cross_entropy  # noqa: F401  the system's own as it is
+from hiermusic.systems.lm.measures import cross_entropy, likelihood  # noqa: F401  the system's own as they are
 from hiermusic.systems.tokens.models import codec_config, make_discriminator, make_model, semantic_config
 
 

@@ -166,6 +166,10 @@ def test_other_runs_are_taken_where_they_are_named(engines):
     khala.generate([ONE], "out", superres="superres", backbone="other", codec="codec")
     assert engines.produced["runs"] == {"codec": "codec", "backbone": "other", "superres": "superres"}
     assert engines.produced["steps"] == {"codec": None} and engines.loaded[0] == ("codec", None)
+    engines.configs["tuned"] = engines.configs["superres"].copy_and_resolve_references()
+    engines.configs["tuned"].init_from = "superres@90"  # which was started from the backbone
+    khala.generate([ONE], "out", superres="tuned", codec="codec")
+    assert engines.produced["runs"] == {"codec": "codec", "backbone": "backbone", "superres": "tuned"}
     engines.configs["superres"].init_from = ""
     with pytest.raises(UserError, match="superres was not started from a backbone: give one with --backbone"):
         khala.generate([ONE], "out", superres="superres")

@@ -1,0 +1,86 @@
+"""Fine-tuning Khala's token models on other music: in full, or by LoRA's adapters beside weights that stay.
+
+    hiermusic train --config=configs/khala/finetune.py:style --workdir=out/mine --config.data.path=TOKENS \\
+      --config.init_from=out/released-backbone
+
+| preset | what                                     | ends                                                          |
+|--------|------------------------------------------|---------------------------------------------------------------|
+| song   | one song, until decoding sings it back   | when three losses in a row are under `stop_loss`; 400 steps   |
+| style  | songs that belong together, for one pass | when the held-out loss is above that of step 0; 2,600 steps   |
+
+Words behind it, joined by `_`, say of what: `superres` in place of the backbone; `lora` by adapters in place of all
+weights; and the size of the model that is started from, `tiny`, `small`, `3b` or `7b` in place of `paper`, whose
+architecture it must be. So `style_superres_lora_tiny`. docs/finetuning.md goes through all of it.
+
+Rates, warm-up and batch are those with which others have tuned Khala's release (2e-5, of LoRA 1e-4; betas 0.9 and 0.95,
+no decay); the tiny ones are for minutes on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from hiermusic.configs.khala import backbone, superres
+from hiermusic.errors import UserError
+
+SIZES = ("tiny", "small", "paper", "3b", "7b")
+
+
+def get_config(preset: str = "style") -> ConfigDict:
+    """The configuration of a preset: song or style, and the words behind it."""
+    recipe, *words = preset.split("_")
+    size = words.pop() if words and words[-1] in SIZES else "paper"
+    lora = bool(words) and words[-1] == "lora" and bool(words.pop())
+    of = words.pop() if words and words[-1] == "superres" else "backbone"
+    if recipe not in ("song", "style") or words:
+        raise UserError(
+            f"unknown preset '{preset}' of configs/khala/finetune.py: choose song or style, and behind it, joined by "
+            "_, superres, lora and a size"
+        )
+    config = {"backbone": backbone, "superres": superres}[of].get_config(size)
+    config.preset = preset
+
+    config.train.optimiser = "adamw"
+    config.train.learning_rate = 2e-5
+    config.train.warmup_steps = 50
+    config.train.weight_decay = 0.0
+    config.train.ema_decay = 0.0
+
+    if lora:
+        config.lora.rank = 16
+        config.lora.alpha = 32.0
+        config.train.learning_rate = 1e-4
+
+    match recipe:
+        case "song":
+            config.train.steps = 400
+            config.train.batch_size = 1
+            config.train.learning_rate *= 2.5
+            config.train.schedule = "constant"
+            config.train.stop_loss = 5e-5
+            config.train.spike_sigma = 0.0  # where every batch is the same, one that is skipped comes again
+            config.train.valid_every = 0
+            config.train.checkpoint_every = 100
+            config.sampling.temperature = 0.0
+        case "style":
+            config.train.steps = 2600
+            config.train.batch_size = 8
+            config.train.valid_every = 325
+            config.train.valid_batches = 0
+            config.train.checkpoint_every = 325
+            config.train.stop_worse = 1
+
+    if of == "superres" and recipe == "song":
+        config.train.task0_share = 0.0  # every step is of what is to be sung back
+        config.train.batch_size = 8
+        config.sampling.levels = 0
+    if size == "tiny":
+        config.train.warmup_steps = 10
+        config.train.log_every = 10
+        config.train.learning_rate = 2e-3 if recipe == "song" else 2e-4
+        if recipe == "song":
+            config.train.stop_loss = 0.02
+        else:
+            config.train.steps = 60
+            config.train.batch_size = 4
+            config.train.valid_every = 10
+            config.train.checkpoint_every = 10
+    return config
