@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from hiermusic.codec.codebook import Quantised
 from hiermusic.codec.dac import DecoderBlock, EncoderBlock
 from hiermusic.codec.factorised import FactorisedConfig
+from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
 from hiermusic.nn.conv import Conv, ConvTranspose, Snake
 from hiermusic.tokens.facts import TokenFacts
@@ -43,7 +44,7 @@ class PyramidConfig:
 
     books: tuple[int, ...] = (1, 1, 1)
     strides: tuple[int, ...] = (2, 2, 1)
-    book: FactorisedConfig = dataclasses.field(default_factory=FactorisedConfig)
+    book: FactorisedConfig | QuantiserConfig = dataclasses.field(default_factory=FactorisedConfig)
     dilations: tuple[int, ...] = ()
     residual: bool = False
     dtype: str = "float32"

@@ -13,6 +13,7 @@ from hiermusic.codec.codec import Codec, CodecConfig, quantiser_of
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.pyramid import PyramidConfig
+from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
 from hiermusic.parallel.counting import forward_flops
 
@@ -21,6 +22,7 @@ BOOK = FactorisedConfig(codes=8, width=3)
 PLAIN = PyramidConfig(books=(1, 2, 1), book=BOOK, init="fan_in")
 HEAVY = dataclasses.replace(PLAIN, strides=(2, 3, 2), dilations=(1, 2))
 KINDS = {"plain": PLAIN, "heavy": HEAVY, "residual": dataclasses.replace(PLAIN, residual=True)}
+KINDS["averaged"] = dataclasses.replace(KINDS["residual"], book=QuantiserConfig(codes=8))
 
 
 @functools.cache

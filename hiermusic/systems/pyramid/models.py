@@ -10,6 +10,7 @@ from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.dac_discriminator import DacDiscriminator, DacDiscriminatorConfig
 from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.pyramid import PyramidConfig
+from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.errors import UserError
 from hiermusic.systems.lm import models
 from hiermusic.tokens.hierarchy import Hierarchy
@@ -20,17 +21,9 @@ def hierarchy(config: ConfigDict) -> Hierarchy:
     return codec_config(config.model).hierarchy if config.stage == "codec" else models.hierarchy(config)
 
 
-def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig:
-    """The quantiser of a codec's `model`: a pyramid, or DAC's on one level."""
-    book = FactorisedConfig(
-        levels=sum(model.books),
-        codes=model.codes,
-        width=model.code_width,
-        dropout=model.quantiser_dropout,
-        decay=model.decay,
-        kmeans_iterations=model.kmeans_iterations,
-        dead_share=model.dead_share,
-    )
+def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig | QuantiserConfig:
+    """The quantiser of a codec's `model`: a pyramid, or one level's residual codebooks."""
+    book = _book(model)
     match model.quantiser:
         case "residual":
             return book
@@ -45,6 +38,18 @@ def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig:
                 init=model.init,
             )
     raise UserError(f"model.quantiser is '{model.quantiser}': choose pyramid or residual")
+
+
+def _book(model: ConfigDict) -> FactorisedConfig | QuantiserConfig:
+    """What the codebooks are and learn by."""
+    shared = {"levels": sum(model.books), "codes": model.codes, "decay": model.decay, "dead_share": model.dead_share}
+    shared["kmeans_iterations"] = model.kmeans_iterations
+    match model.codebooks:
+        case "factorised":
+            return FactorisedConfig(**shared, width=model.code_width, dropout=model.quantiser_dropout)
+        case "averaged":
+            return QuantiserConfig(**shared)
+    raise UserError(f"model.codebooks is '{model.codebooks}': choose factorised or averaged")
 
 
 def codec_config(model: ConfigDict) -> CodecConfig:
