@@ -19,7 +19,6 @@ from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.nn import param
 from hiermusic.nn.conv import Conv
 from hiermusic.nn.norms import unit
-from hiermusic.nn.param import Frozen
 from hiermusic.nn.token_lm import Metrics, TokenLM, TokenLMConfig
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
@@ -31,7 +30,7 @@ def freeze(module: Codebooks) -> Codebooks:
     def still(variable: nnx.Variable) -> nnx.Variable:
         value = variable.get_value()
         axes = variable.get_metadata().get("axes", (None,) * value.ndim)
-        return (Frozen if isinstance(variable, nnx.Param) else type(variable))(value, axes=axes)
+        return (param.Frozen if isinstance(variable, nnx.Param) else type(variable))(value, axes=axes)
 
     module = jax.tree.map(still, module, is_leaf=lambda x: isinstance(x, nnx.Variable))
     module.ema_sums = module.ema_counts = module.initialised = None
@@ -97,7 +96,7 @@ class Prior(nnx.Module):
         wide = config.lm.cond
         self.listener = Listener(config.latent, config.listener, wide, rngs=rngs) if config.listener else None
         # The release's unconditional vector is drawn once and not trained either.
-        self.unconditional = Frozen(jax.random.normal(param.key(rngs), (wide,)) / np.sqrt(wide), axes=(None,))
+        self.unconditional = param.Frozen(jax.random.normal(param.key(rngs), (wide,)) / np.sqrt(wide), axes=(None,))
 
     def take_quantiser(self, trained: nnx.Module) -> None:
         """Copies the codebooks (and what else is frozen here) of a codec's trained quantiser."""
