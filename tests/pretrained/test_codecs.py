@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +11,12 @@ from ml_collections import ConfigDict
 
 import hiermusic
 from hiermusic import cli, presets
-from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError
 from hiermusic.pretrained import dac, encodec, export, pairs
 from hiermusic.pretrained.family import Imported
 from hiermusic.pretrained.kinds import KINDS
 from hiermusic.pretrained.source import Source
-from hiermusic.systems import token_facts, workdir
+from hiermusic.systems import workdir
 
 from .torch_files import save, stand_in, tensor
 
@@ -310,11 +308,10 @@ def test_weights_of_other_precisions_become_float32():
     assert pairs.vector("a", "b", 3).read(Source("m", {}, {"b": np.ones(3)})).dtype == np.float32
 
 
-def test_streams_that_are_read_in_front_carry_their_licences(imported, tmp_path, monkeypatch):
-    made_by = SimpleNamespace(tokenizer=Tokenizer(str(imported), 0))
-    monkeypatch.setattr(token_facts, "read_stream", lambda path: made_by)
-    (tmp_path / "info.json").write_text("{}")
-    config = presets.load("configs/tokens/lm.py:tiny", {"data.prefix": (str(tmp_path), str(tmp_path / "gone"))})
+def test_streams_that_are_read_in_front_carry_their_licences(imported, tmp_path):
+    """What training has learnt of them, from the records that stand in front and one whose maker is gone."""
+    made_by = (str(imported), str(tmp_path / "gone"))
+    config = presets.load("configs/tokens/lm.py:tiny", {"data.prefix_codecs": made_by})
     assert list(workdir.resolved(config).licences) == ["cc-by-nc-4.0"]
 
 
