@@ -1,5 +1,6 @@
 """How attention learns where a position stands: rotary tables and T5's bucketed bias, float32."""
 
+import functools
 import math
 
 import jax
@@ -77,19 +78,35 @@ def aligned_bias(
 
 @jax.custom_vjp
 def _look_up(table_WN: Float[Array, "W N"], row_Bqk: Int[Array, "B q k"]) -> Float[Array, "B N q k"]:
-    """Rows of a table, float32. Its gradient is summed row by row: a scatter into a few hot ones would be slow, and a
-    product with which row is whose holds more than a table of all pairs would."""
+    """Rows of a table, float32."""
     return jnp.take(table_WN.astype(jnp.float32).T, row_Bqk, axis=1).swapaxes(0, 1)
 
 
-def _summed(kept: tuple[Array, Array], given_BNqk: Float[Array, "B N q k"]) -> tuple[Array, np.ndarray]:
+def _gradient(kept: tuple[Array, Array], given_BNqk: Float[Array, "B N q k"]) -> tuple[Array, np.ndarray]:
     table_WN, row_Bqk = kept
-
-    def one(row: Array) -> Float[Array, "N"]:
-        return jnp.where((row_Bqk == row)[:, None], given_BNqk, 0).sum((0, 2, 3))
-
-    sums_WN = jax.lax.map(one, jnp.arange(len(table_WN)))
+    sums = functools.partial(jax.lax.platform_dependent, row_Bqk, given_BNqk)
+    some = {"cpu": _added, "default": _multiplied}
+    sums_WN = sums(**{platform: functools.partial(how, len(table_WN)) for platform, how in some.items()})
     return sums_WN.astype(table_WN.dtype), np.zeros(row_Bqk.shape, jax.dtypes.float0)
 
 
-_look_up.defvjp(lambda table_WN, row_Bqk: (_look_up(table_WN, row_Bqk), (table_WN, row_Bqk)), _summed)
+def _added(rows: int, row_Bqk: Int[Array, "B q k"], given_BNqk: Float[Array, "B N q k"]) -> Float[Array, "W N"]:
+    """The sum of what is given to each row, one addition after another: forty times as fast as products on a CPU, and
+    slow where many threads wait for a few rows."""
+    given_XN = jnp.moveaxis(given_BNqk, 1, -1).reshape(-1, given_BNqk.shape[1])
+    return jnp.zeros((rows, given_XN.shape[1])).at[row_Bqk.reshape(-1)].add(given_XN)
+
+
+def _multiplied(rows: int, row_Bqk: Int[Array, "B q k"], given_BNqk: Float[Array, "B N q k"]) -> Float[Array, "W N"]:
+    """The same by products with which row is whose, a query at a time: there is never a table of all pairs."""
+
+    def add(sums_WN, of_query):
+        row_Bk, given_BNk = of_query
+        which_BkW = jax.nn.one_hot(row_Bk, rows)
+        return sums_WN + jnp.einsum("bkw,bnk->wn", which_BkW, given_BNk, precision=jax.lax.Precision.HIGHEST), None
+
+    start_WN = jnp.zeros((rows, given_BNqk.shape[1]))
+    return jax.lax.scan(add, start_WN, (jnp.moveaxis(row_Bqk, 1, 0), jnp.moveaxis(given_BNqk, 2, 0)))[0]
+
+
+_look_up.defvjp(lambda table_WN, row_Bqk: (_look_up(table_WN, row_Bqk), (table_WN, row_Bqk)), _gradient)

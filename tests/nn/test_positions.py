@@ -59,3 +59,12 @@ def test_rotation_turns_pairs_and_keeps_distances():
     far = np.asarray(turn(x, at + 50))
     near, shifted = turned[0, 0] @ turned[0, 0].T, far[0, 0] @ far[0, 0].T
     np.testing.assert_allclose(near, shifted, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", [positions._added, positions._multiplied])
+def test_what_is_given_to_each_row_is_summed_alike_on_every_platform(how):
+    rng = np.random.default_rng(0)
+    row_Bqk, given_BNqk = rng.integers(0, 5, (2, 3, 7)), rng.normal(size=(2, 4, 3, 7)).astype(np.float32)
+    wanted_WN = np.zeros((6, 4))
+    np.add.at(wanted_WN, row_Bqk, np.moveaxis(given_BNqk, 1, -1))
+    np.testing.assert_allclose(how(6, row_Bqk, given_BNqk), wanted_WN, atol=1e-5)
