@@ -136,16 +136,16 @@ def base(stage: str, preset: str) -> ConfigDict:
             config.model.dropout = 0.0
             config.model.dtype = "float32"
             config.sampling.top_k = 30
-            config.train.steps = 300
+            config.train.steps = 200
             config.train.batch_size = 8
             config.train.optimiser = "muon"
             config.train.learning_rate = 6e-3
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
             config.train.log_every = 10
-            config.train.valid_every = 150
+            config.train.valid_every = 100
             config.train.valid_batches = 1
-            config.train.checkpoint_every = 150
+            config.train.checkpoint_every = 100
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/hafm/{stage}.py: choose tiny, small or paper")
     return config

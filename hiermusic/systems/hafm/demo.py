@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hiermusic.systems.demos import Demo, Step
 
-CORPUS = "builtin:200?seconds=6-9"
+# three tempi, of which a beat is a whole number of frames of the codec: what minutes of training can learn
+CORPUS = "builtin:480?seconds=4-7&styles=pop,dance,ballad,ambient&tempi=75,107.14,125"
 TRACKS = 8  # held-out songs that the models are measured on
 VOCALS = 12  # of held-out songs that are accompanied
 STAGES = {"semantic": "what the accompaniment means", "coarse": "its coarse codes", "fine": "its fine codes"}
@@ -36,7 +37,7 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
     at = {name: str(folder / name) for name in ("corpus", "codec", "meaning", "tokens", *STAGES)}
     corpus = f"--config.data.path={at['corpus']}"
     codec = ["train", f"--config={configs / 'tokens' / 'codec.py:tiny'}", f"--workdir={at['codec']}", corpus]
-    codec += ["--config.model.sample_rate=16000", "--config.model.strides=(4,5)"]
+    codec += ["--config.model.sample_rate=16000", "--config.model.strides=(4,5)", "--config.train.steps=600"]
     streams = {"vocals/semantic": "meaning", "instrumental/semantic": "meaning", "instrumental/codes": "codec"}
     records = ["--sample_rate=16000", "--channels=1", "--stems=mix,vocals,instrumental", "--sounding=vocals"]
     steps = [
