@@ -4,7 +4,7 @@ The original's token models are Megatron's shards, which PyTorch alone reads; th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -302,20 +302,22 @@ FAMILY = Family("Khala", read, open=open_release, takes=("tokenizer", "bias", "a
 Model = tuple[Mapping[str, Any], Mapping[str, np.ndarray], str]  # configuration, weights by dotted name, its folder
 
 
-def write(folder: Path, models: Sequence[Model], bias: int) -> list[str]:
+def write(folder: Path, models: Iterable[Model], bias: int) -> list[str]:
     """Writes models as the release's files have them.
 
     Args:
       folder: that exists.
-      models: at most one of each stage.
+      models: at most one of each stage; none is kept while the next one is asked for.
       bias: how many times whoever reads the files adds the biases in front of the gate; 0 for `BIAS`.
     Returns:
       The names of the files.
     Raises:
       UserError: two models of a stage, or one that these files have no form for.
     """
-    files, stages = [], set()
-    for config, found, run in models:
+    stages = set()
+
+    def one(model: Model) -> list[str]:
+        config, found, run = model
         stage = config["stage"]
         if stage in stages:
             raise UserError(f"{run} is a second {stage}: the release's files hold one")
@@ -330,10 +332,10 @@ def write(folder: Path, models: Sequence[Model], bias: int) -> list[str]:
             raise UserError(f"{run} has the weight {more[0]}, for which the release's files have no place")
         tensors = pairs.write(found, table)
         if stage == "codec":
-            files += _write_codec(folder, config["model"], tensors)
-        else:
-            files += _write_token_model(folder, config, found, tensors)
-    return files
+            return _write_codec(folder, config["model"], tensors)
+        return _write_token_model(folder, config, found, tensors)
+
+    return [file for files in map(one, models) for file in files]
 
 
 def _formless(config: Mapping[str, Any]) -> str:

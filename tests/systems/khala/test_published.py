@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -339,6 +340,21 @@ def test_what_the_files_have_no_form_for_is_told(imported, tmp_path, capsys):
     with pytest.raises(published.UserError, match=r"a has the weight extra\.scale, for which"):
         published.write(tmp_path, [(workdir.read(imported / "codec").to_dict(), found, "a")], 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_model_at_a_time_is_in_memory_on_the_way_out(imported, tmp_path):
+    seen = []
+
+    def models():
+        for stage in ("codec", "backbone", "superres"):
+            assert not any(ref() is not None for ref in seen)
+            model = workdir.read(imported / stage).to_dict(), export.load(imported / stage), stage
+            seen[:] = map(weakref.ref, model[1].values())
+            yield model
+            del model
+
+    (tmp_path / "six").mkdir()
+    assert set(published.write(tmp_path / "six", models(), 0)) == set(FILES)
 
 
 @pytest.mark.slow
