@@ -13,7 +13,7 @@ import numpy as np
 
 from hiermusic.console import say
 from hiermusic.errors import UserError, brief, reading
-from hiermusic.pretrained import export, pairs, pickles
+from hiermusic.pretrained import export, names, pairs, pickles
 from hiermusic.pretrained.family import Family, Imported
 from hiermusic.pretrained.later import Later, rows_of, safetensors
 from hiermusic.pretrained.source import Source, licence_of
@@ -191,8 +191,8 @@ def _sizes(source: Source) -> dict[str, Any]:
     shape = {name: tensor.shape for name, tensor in source.tensors.items()}
     if "encoder.block.0.weight_v" not in shape:
         raise UserError(f"{source.where} has no weight encoder.block.0.weight_v: is it another model?")
-    units = _count(shape, "encoder.block.1.block.{}.block.1.weight_v")
-    blocks = _count(shape, "encoder.block.{}.block.0.block.1.weight_v", first=1)
+    units = names.count(shape, "encoder.block.1.block.{}.block.1.weight_v")
+    blocks = names.count(shape, "encoder.block.{}.block.0.block.1.weight_v", first=1)
     downs = [shape[f"encoder.block.{b + 1}.block.{units + 1}.weight_v"] for b in range(blocks)]
     if not 0 < units <= len(weights.DILATIONS) or not downs:
         raise UserError(f"{source.where} has {units} residual units a block, where 1 to 3 are known here")
@@ -206,17 +206,9 @@ def _sizes(source: Source) -> dict[str, Any]:
         "encoder_width": width,
         "decoder_width": shape["decoder.model.0.weight_v"][0],
         "latent": latent,
-        "levels": _count(shape, "quantizer.vq_layer_{}._codebook.embed"),
+        "levels": names.count(shape, "quantizer.vq_layer_{}._codebook.embed"),
         "codes": codes,
     }
-
-
-def _count(names: Mapping[str, Any], pattern: str, first: int = 0) -> int:
-    """How many of the names `pattern`, numbered from `first`, are there."""
-    number = first
-    while pattern.format(number) in names:
-        number += 1
-    return number - first
 
 
 def _token_model(source: Source, stage: str, tokens: Mapping[str, Any] | None, bias: int) -> Imported:
