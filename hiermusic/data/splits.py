@@ -28,8 +28,8 @@ def divide(entries: Sequence[dict], valid_fraction: float) -> dict:
     of the tracks without a split, where there are not two of them also of `train`. The rest is trained on. Exact copies
     lie on one side: of a recording that is held out by the source, the copies outside that split are left out (split
     None), so that the held-out set stays as it was given and training never hears it; other copies go together. What is
-    drawn of an artist (`artist` of `meta`) is all that there is: where one alone has made everything, recordings are
-    drawn.
+    drawn of an artist (`artist` of `meta`) is all that there is, where there are two recordings at least of those who
+    are not in the source's `train`; where one alone has made everything, recordings are drawn.
 
     Args:
       entries: dicts with `id`, `split` (None where the source says nothing), `sha256` of the samples, perhaps `meta`.
@@ -63,7 +63,10 @@ def divide(entries: Sequence[dict], valid_fraction: float) -> dict:
                 entry["split"] = "train"
         told["copies"] += [[entry["id"], kept[0]["id"]] for entry in kept[1:]]
     if not valid_given:
-        for copies in _drawn(unsplit if len(unsplit) > 1 else unsplit + train, valid_fraction):
+        known = {name for copies in train for name in _artists(copies)}
+        free = [copies for copies in unsplit if known.isdisjoint(_artists(copies))]
+        pool = next((some for some in (free, unsplit) if len(some) > 1), unsplit + train)
+        for copies in _drawn(pool, valid_fraction):
             told["drawn"] += len(copies)
             for entry in copies:
                 entry["split"] = "valid"
@@ -94,9 +97,13 @@ def _by_artist(recordings: list[list[dict]]) -> list[list[list[dict]]]:
     """Recordings of one artist together, those of nobody each alone; all are where one artist has made them all."""
     groups: dict[object, list[list[dict]]] = defaultdict(list)
     for place, copies in enumerate(recordings):
-        named = [str(entry["meta"]["artist"]).casefold() for entry in copies if entry.get("meta", {}).get("artist")]
-        groups[min(named) if named else place].append(copies)
+        groups[min(_artists(copies), default=place)].append(copies)
     return list(groups.values()) if len(groups) > 1 else [[copies] for copies in recordings]
+
+
+def _artists(copies: list[dict]) -> set[str]:
+    """Who is said to have made a recording."""
+    return {str(entry["meta"]["artist"]).casefold() for entry in copies if entry.get("meta", {}).get("artist")}
 
 
 def describe(told: Mapping) -> list[str]:

@@ -303,10 +303,16 @@ def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -
     return players
 
 
-def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
-    config, model = workdirs.load(workdir)
+def _path(workdir: str, config: ConfigDict, data: str | None) -> str:
+    """Where the tokens lie that a token model is measured on, which nobody knows of one that was imported."""
     if not (path := data or config.data.path):
         raise UserError(f"{workdir} does not know the tokens of any music: give token records with --data=DIR")
+    return path
+
+
+def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
+    config, model = workdirs.load(workdir)
+    path = _path(workdir, config, data)
     own = own_place(config, path)
     valid = TokenSource(own, slice(0, 1), "valid")  # what is measured of it is read by the system
     if not len(valid):
@@ -325,14 +331,14 @@ def _tokens(workdir: str, out: Path, data: str | None, seconds: float, tracks: i
 
 def _verified(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, model = workdirs.load(workdir)
-    path = data or config.data.path
     ask = workdirs.system(config).rooms.likelihood
+    if ask is None or config.model.get("tokenizer") == "none":
+        raise UserError(f"{workdir} reads no words, which tokens are verified by: give a model that does")
+    path = _path(workdir, config, data)
     valid = TokenSource(path, "all", "valid")
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
     checks: list[verify.Check] = []
-    if ask is None or config.model.get("tokenizer") == "none":
-        raise UserError(f"{workdir} reads no words, which tokens are verified by: give a model that does")
     if token_facts.facts_of(config).quantiser == "residual":
         codec = workdirs.load_codec(*token_facts.codec_of(config))
         heard = [_middle(valid[index]["codes"], codec, seconds) for index in range(min(len(valid), DECODED_TRACKS))]

@@ -79,12 +79,12 @@ def give(ours: Arrays, table: Iterable[Rename]) -> dict[str, np.ndarray]:
     }
 
 
-def count(names: Iterable[str], pattern: str) -> int:
-    """How many of the names `pattern`, numbered from 0, are there."""
-    names, number = set(names), 0
+def count(names: Iterable[str], pattern: str, first: int = 0) -> int:
+    """How many of the names `pattern`, numbered from `first`, are there."""
+    names, number = set(names), first
     while pattern.format(number) in names:
         number += 1
-    return number
+    return number - first
 
 
 def supported(told: Mapping[str, Any], **only: Any) -> None:

@@ -142,14 +142,15 @@ class _Reader(Plain):
         self.known: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,
             "collections.defaultdict": lambda *_: {},
-            "_codecs.encode": lambda text, _: str(text).encode("latin1"),  # how the second protocol writes bytes
+            "_codecs.encode": lambda text, _: _plain(text).encode("latin1"),  # how the second protocol writes bytes
             "torch.Size": lambda sizes: tuple(sizes),
-            "torch.device": lambda *named: ":".join(map(str, named)),
+            "torch.device": lambda *named: ":".join(str(_plain(part)) for part in named),
             "torch._utils._rebuild_tensor": lambda *of: _tensor(*of),
             "torch._utils._rebuild_tensor_v2": lambda *of: _tensor(*of[:4]),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
         }
-        self.known |= {f"builtins.{kind.__name__}": kind for kind in (dict, list, tuple, int, float, bool, str)}
+        self.known |= {f"builtins.{kind.__name__}": kind for kind in (dict, list, tuple, int, float, bool)}
+        self.known["builtins.str"] = lambda *of: str(*map(_plain, of))
         self.known |= {f"torch.{name}": name for name in (*_STORAGES, *_DTYPES)}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -168,6 +169,13 @@ class _Reader(Plain):
         if kind != "storage" or dtype not in _STORAGES or any(rest):
             raise ValueError("it refers to something that is no storage of numbers")
         return self.storages.setdefault(str(key), _Storage(_STORAGES[dtype], str(key), int(numel)))
+
+
+def _plain(value: Any) -> Any:
+    """A plain value as it is; a few lists that each hold another twice would be gigabytes of text."""
+    if not isinstance(value, _PLAIN):
+        raise ValueError(f"a {type(value).__name__} stands where a plain value belongs")
+    return value
 
 
 def _tensor(storage: Any, offset: int, shape: Any, strides: Any) -> _Tensor:

@@ -190,13 +190,16 @@ def _wide(tensor: np.ndarray) -> np.ndarray:
 
 
 def licence_of(folder: Path, default: str = UNKNOWN) -> str:
-    """What the front matter of README.md says, where it says anything; `default` where there is none."""
+    """What the front matter of README.md says; `default` where it says nothing, UNKNOWN where it is no identifier."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return default
     front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    named = front and re.search(r"^license: *[\"']?([A-Za-z0-9][A-Za-z0-9.+-]*)[\"']? *$", front[1], re.MULTILINE)
+    told = front and re.search(r"^license:(.*)$", front[1], re.MULTILINE)
+    if not told:
+        return default
+    named = re.fullmatch(r" *[\"']?([A-Za-z0-9][A-Za-z0-9.+-]*)[\"']? *", told[1])
     return named[1] if named else UNKNOWN
 
 

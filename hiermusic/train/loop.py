@@ -178,6 +178,11 @@ class _Trainer:
             self.saved = self.step = data["step"]
             self.guard.load(data["guard"])
             self.rule.load(data["stop"])
+            if options.stop_worse and self.rule.begun is None:
+                raise UserError(
+                    f"train.stop_worse={options.stop_worse}: {workdir} began without it, so step 0 was not measured: "
+                    "set it to 0, or begin a new run"
+                )
         self.update = make_update(stage, self.graphdef, mesh, placement, options.seed)
         self.evaluate = _make_evaluate(stage, self.graphdef, mesh, options.seed)
         self.log = Log(workdir, self.step)

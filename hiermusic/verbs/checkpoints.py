@@ -168,22 +168,25 @@ def _as_published(
     from hiermusic.train import checkpoint
 
     ours = next(system for system in catalogue.systems().values() if form in system.formats)
-    models, licences = [], set()
-    for run in runs:
-        fields = workdir.read(run).to_dict()
+    told, licences = [workdir.read(run).to_dict() for run in runs], set()
+    for run, fields in zip(runs, told, strict=True):
         if fields["system"] != ours.name:
             raise UserError(f"--format={form}: {run} is of the system {fields['system']}, not of {ours.name}")
-        weights = export.dotted(checkpoint.load_weights(run, step if run == runs[0] else None))
-        if dtype and fields["stage"] != "codec":
-            weights = {name: weight.astype(jnp.dtype(dtype)) for name, weight in weights.items()}
-        models.append((fields, weights, run))
         licences |= set(fields.get("licences", ()))
+
+    def weights(run: str, fields: dict) -> dict:
+        found = export.dotted(checkpoint.load_weights(run, step if run == runs[0] else None))
+        if dtype and fields["stage"] != "codec":
+            found = {name: weight.astype(jnp.dtype(dtype)) for name, weight in found.items()}
+        return found
+
+    models = ((fields, weights(run, fields), run) for run, fields in zip(runs, told, strict=True))
     front = card.front(licence, sorted(licences), ["music", "audio"])
-    names = ", ".join(Path(run).resolve().name for *_, run in models)
-    told = f"{front}\n# {ours.title}\n\nWritten by hiermusic from {names}.\n"
+    names = ", ".join(Path(run).resolve().name for run in runs)
+    text = f"{front}\n# {ours.title}\n\nWritten by hiermusic from {names}.\n"
     with export.whole_folder(out) as folder:
         files = ours.rooms.formats[form](folder, models, bias or 0)
-        (folder / "README.md").write_text(told, encoding="utf-8")
+        (folder / "README.md").write_text(text, encoding="utf-8")
         size = sum((folder / file).stat().st_size for file in files)
     return {"out": out, "files": files, "bytes": size, "format": form}
 

@@ -91,6 +91,17 @@ def test_an_artist_lies_on_one_side(fraction):
     assert made_by(0.0, artists)["A"] == {"train"}
 
 
+def test_artists_that_the_source_trains_on_are_not_drawn():
+    names = "AAAABBBBCC"
+    entries = [
+        {"id": f"t{i}", "sha256": str(i), "split": "train" if i < 2 else None, "meta": {"artist": name}}
+        for i, name in enumerate(names)
+    ]
+    splits.divide(entries, 0.25)
+    held = {entry["meta"]["artist"] for entry in entries if entry["split"] == "valid"}
+    assert held and "A" not in held
+
+
 def test_nothing_is_told_where_nothing_is_to_tell():
     assert splits.describe(divided(**{f"t{i}": str(i) for i in range(9)})[1]) == []
 

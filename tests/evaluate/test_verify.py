@@ -1,6 +1,8 @@
 """Whether tokens are what they are taken for: each check passes on what is right and fails on what was put wrong."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,7 +105,23 @@ def test_the_verdicts_are_told(books_KVD, codes_TK):
     assert section.text == "1 of 3 checks fail."
 
 
-def test_a_codec_and_a_model_without_words_are_refused(monkeypatch):
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        ("none", "w reads no words, which tokens are verified by"),
+        ("bytes", "w does not know the tokens of any music: give token records with --data=DIR"),
+    ],
+)
+def test_what_cannot_be_verified_is_told_before_tokens_are_looked_for(monkeypatch, tokenizer, words):
+    config = run.ConfigDict({"stage": "lm", "system": "x", "model": {"tokenizer": tokenizer}, "data": {"path": ""}})
+    monkeypatch.setattr(run.workdirs, "load", lambda workdir: (config, None))
+    rooms = SimpleNamespace(likelihood=lambda *told: {})
+    monkeypatch.setattr(run.workdirs, "system", lambda config: SimpleNamespace(rooms=rooms))
+    with pytest.raises(UserError, match=words):
+        run._verified("w", Path("out"), None, 1.0, 1)
+
+
+def test_a_codec_is_refused(monkeypatch):
     config = run.ConfigDict({"stage": "codec", "system": "x", "model": {"tokenizer": "none"}, "data": {"path": "t"}})
     monkeypatch.setattr(run.workdirs, "read", lambda workdir: config)
     with pytest.raises(UserError, match="--verify_tokens asks a token model about its tokens, w is a codec"):

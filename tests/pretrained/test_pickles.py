@@ -134,6 +134,18 @@ def test_other_archives_and_pickles_are_refused(tmp_path):
         pickles.read(path)
 
 
+@pytest.mark.parametrize("kind", ["__builtin__\nstr", "torch\ndevice", "_codecs\nencode"])
+def test_text_is_made_of_plain_values_alone(tmp_path, kind):
+    """Lists that each hold another twice, twenty deep, are a few hundred bytes and millions of letters."""
+    twice = b"]q\x000" + b"".join(b"](h%ch%ceq%c0" % (i, i, i + 1) for i in range(20)) + b"h\x14"
+    other = b"X\x06\x00\x00\x00latin1" if "encode" in kind else b""
+    asked = b"\x80\x02" + b"c" + kind.encode() + b"\n(" + twice + other + b"tR."
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("a/data.pkl", asked)
+    with pytest.raises(UserError, match="a list stands where a plain value belongs"):
+        pickles.read(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize("pickled", [b"\x80\x02}r\x00\x00\x20\x00.", b"\x80\x05\x96" + bytes([0, 0, 0, 2, 0, 0, 0, 0])])
 def test_a_few_bytes_take_no_memory_for_what_they_only_speak_of(tmp_path, pickled):
     """A place of two millions in the memo; a bytearray of 32 MB that does not follow."""

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from hiermusic.errors import UserError
-from hiermusic.pretrained.source import Source, folded, read_source
+from hiermusic.pretrained.source import Source, folded, licence_of, read_source
 
 from .torch_files import save, stand_in, tensor
 
@@ -51,6 +51,22 @@ def test_the_licence_is_what_the_card_says(folder, text, licence):
     save_file({"a": A}, folder / "model.safetensors")
     (folder / "README.md").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert read_source(folder).licence == licence
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        (None, "cc-by-4.0"),
+        ("# m", "cc-by-4.0"),
+        ("---\ntags: [a]\n---\n", "cc-by-4.0"),
+        ("---\nlicense: mit\n---", "mit"),
+        ("---\nlicense: two words\n---\n", "unknown"),
+    ],
+)
+def test_a_licence_that_is_known_of_a_release_stands_where_its_card_tells_none(tmp_path, text, licence):
+    if text is not None:
+        (tmp_path / "README.md").write_text(text)
+    assert licence_of(tmp_path, "cc-by-4.0") == licence
 
 
 def test_shards_of_either_kind(folder, monkeypatch):

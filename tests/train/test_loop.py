@@ -46,6 +46,20 @@ def test_a_finished_run_is_left_alone(toy, tmp_path):
     assert again == first and latest_step(tmp_path) == 5
 
 
+def test_a_run_that_is_told_worse_than_at_step_0_ends_and_says_so_again(toy, tmp_path):
+    how = {"steps": 8, "valid_every": 2, "stop_worse": 1, "learning_rate": 10.0, "warmup_steps": 0, "spike_sigma": 0.0}
+    first, _ = train(toy, tmp_path, **how)
+    assert first["step"] == latest_step(tmp_path) == 2 and "of step 0 for 1 validations" in first["stopped"]
+    again, _ = train(toy, tmp_path, **how)
+    assert (again["step"], again["stopped"]) == (2, first["stopped"])
+
+
+def test_a_rule_cannot_begin_where_step_0_was_not_measured(toy, tmp_path):
+    train(toy, tmp_path, steps=2)
+    with pytest.raises(UserError, match=r"train\.stop_worse=1: .* began without it, so step 0 was not measured"):
+        train(toy, tmp_path, steps=4, valid_every=1, stop_worse=1)
+
+
 def test_a_non_finite_step_leaves_no_trace_but_its_record(toy, tmp_path):
     final, _ = train(toy, tmp_path, poisoned=[9], steps=10, checkpoint_every=9)
     assert final["loss"] is None and final["skipped"] == 1

@@ -79,7 +79,9 @@ def nats(codec: Imported, backbones: Mapping[int, Imported], words: TextTokenize
         layout = flatten((len(codes_TK),) * m["levels"])
         length = len(ids) + layout.positions
         sizes = ("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "rope_base")
-        trunk = {name: m[name] for name in sizes} | {"bias": "all", "dtype": one.weights["code_head"].dtype.name}
+        # float16 is no type to compute in, and float32 holds all of it
+        dtype = "bfloat16" if one.weights["code_head"].dtype.name == "bfloat16" else "float32"
+        trunk = {name: m[name] for name in sizes} | {"bias": "all", "dtype": dtype}
         lm_config = TokenLMConfig(
             TransformerConfig(**trunk),
             levels=m["levels"],

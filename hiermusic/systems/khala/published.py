@@ -4,7 +4,7 @@ The original's token models are Megatron's shards, which PyTorch alone reads; th
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from hiermusic.console import say
 from hiermusic.errors import UserError, brief, reading
-from hiermusic.pretrained import export, pairs, pickles
+from hiermusic.pretrained import export, names, pairs, pickles
 from hiermusic.pretrained.family import Family, Imported
 from hiermusic.pretrained.later import Later, rows_of, safetensors
 from hiermusic.pretrained.source import Source, licence_of
@@ -191,8 +191,8 @@ def _sizes(source: Source) -> dict[str, Any]:
     shape = {name: tensor.shape for name, tensor in source.tensors.items()}
     if "encoder.block.0.weight_v" not in shape:
         raise UserError(f"{source.where} has no weight encoder.block.0.weight_v: is it another model?")
-    units = _count(shape, "encoder.block.1.block.{}.block.1.weight_v")
-    blocks = _count(shape, "encoder.block.{}.block.0.block.1.weight_v", first=1)
+    units = names.count(shape, "encoder.block.1.block.{}.block.1.weight_v")
+    blocks = names.count(shape, "encoder.block.{}.block.0.block.1.weight_v", first=1)
     downs = [shape[f"encoder.block.{b + 1}.block.{units + 1}.weight_v"] for b in range(blocks)]
     if not 0 < units <= len(weights.DILATIONS) or not downs:
         raise UserError(f"{source.where} has {units} residual units a block, where 1 to 3 are known here")
@@ -206,17 +206,9 @@ def _sizes(source: Source) -> dict[str, Any]:
         "encoder_width": width,
         "decoder_width": shape["decoder.model.0.weight_v"][0],
         "latent": latent,
-        "levels": _count(shape, "quantizer.vq_layer_{}._codebook.embed"),
+        "levels": names.count(shape, "quantizer.vq_layer_{}._codebook.embed"),
         "codes": codes,
     }
-
-
-def _count(names: Mapping[str, Any], pattern: str, first: int = 0) -> int:
-    """How many of the names `pattern`, numbered from `first`, are there."""
-    number = first
-    while pattern.format(number) in names:
-        number += 1
-    return number - first
 
 
 def _token_model(source: Source, stage: str, tokens: Mapping[str, Any] | None, bias: int) -> Imported:
@@ -302,20 +294,22 @@ FAMILY = Family("Khala", read, open=open_release, takes=("tokenizer", "bias", "a
 Model = tuple[Mapping[str, Any], Mapping[str, np.ndarray], str]  # configuration, weights by dotted name, its folder
 
 
-def write(folder: Path, models: Sequence[Model], bias: int) -> list[str]:
+def write(folder: Path, models: Iterable[Model], bias: int) -> list[str]:
     """Writes models as the release's files have them.
 
     Args:
       folder: that exists.
-      models: at most one of each stage.
+      models: at most one of each stage; none is kept while the next one is asked for.
       bias: how many times whoever reads the files adds the biases in front of the gate; 0 for `BIAS`.
     Returns:
       The names of the files.
     Raises:
       UserError: two models of a stage, or one that these files have no form for.
     """
-    files, stages = [], set()
-    for config, found, run in models:
+    stages = set()
+
+    def one(model: Model) -> list[str]:
+        config, found, run = model
         stage = config["stage"]
         if stage in stages:
             raise UserError(f"{run} is a second {stage}: the release's files hold one")
@@ -330,10 +324,10 @@ def write(folder: Path, models: Sequence[Model], bias: int) -> list[str]:
             raise UserError(f"{run} has the weight {more[0]}, for which the release's files have no place")
         tensors = pairs.write(found, table)
         if stage == "codec":
-            files += _write_codec(folder, config["model"], tensors)
-        else:
-            files += _write_token_model(folder, config, found, tensors)
-    return files
+            return _write_codec(folder, config["model"], tensors)
+        return _write_token_model(folder, config, found, tensors)
+
+    return [file for files in map(one, models) for file in files]
 
 
 def _formless(config: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -208,7 +209,8 @@ def test_music_tells_how_often_biases_count(made, source, tmp_path, monkeypatch,
     soundfile.write(tmp_path / "a.wav", np.zeros((400, 2)), 44_100)
     (first, *_), *_ = release.encode(made["codec"], TINY, np.zeros((400, 2)))[1]
     for often, best in ((1, "once"), (2, "twice")):
-        w = {name: np.zeros_like(value) for name, value in made["backbone"].items()}
+        kind = np.float16 if often == 1 else None  # which is no type that is computed in
+        w = {name: np.zeros_like(value, dtype=kind) for name, value in made["backbone"].items()}
         w["norm.weight"][...] = 1
         w["layers.0.mlp.gate_proj.bias"][...] = 1
         w["layers.0.mlp.up_proj.bias"][...] = 1
@@ -338,6 +340,21 @@ def test_what_the_files_have_no_form_for_is_told(imported, tmp_path, capsys):
     with pytest.raises(published.UserError, match=r"a has the weight extra\.scale, for which"):
         published.write(tmp_path, [(workdir.read(imported / "codec").to_dict(), found, "a")], 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_model_at_a_time_is_in_memory_on_the_way_out(imported, tmp_path):
+    seen = []
+
+    def models():
+        for stage in ("codec", "backbone", "superres"):
+            assert not any(ref() is not None for ref in seen)
+            model = workdir.read(imported / stage).to_dict(), export.load(imported / stage), stage
+            seen[:] = map(weakref.ref, model[1].values())
+            yield model
+            del model
+
+    (tmp_path / "six").mkdir()
+    assert set(published.write(tmp_path / "six", models(), 0)) == set(FILES)
 
 
 @pytest.mark.slow
