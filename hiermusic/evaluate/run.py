@@ -327,12 +327,12 @@ def _verified(workdir: str, out: Path, data: str | None, seconds: float, tracks:
     config, model = workdirs.load(workdir)
     path = data or config.data.path
     ask = workdirs.system(config).rooms.likelihood
+    if ask is None or config.model.get("tokenizer") == "none":
+        raise UserError(f"{workdir} reads no words, which tokens are verified by: give a model that does")
     valid = TokenSource(path, "all", "valid")
     if not len(valid):
         raise UserError(f"{path} has no held-out tracks")
     checks: list[verify.Check] = []
-    if ask is None or config.model.get("tokenizer") == "none":
-        raise UserError(f"{workdir} reads no words, which tokens are verified by: give a model that does")
     if token_facts.facts_of(config).quantiser == "residual":
         codec = workdirs.load_codec(*token_facts.codec_of(config))
         heard = [_middle(valid[index]["codes"], codec, seconds) for index in range(min(len(valid), DECODED_TRACKS))]
