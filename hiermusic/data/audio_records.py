@@ -6,6 +6,7 @@ stems of a track have the same samples in the same segments.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -179,13 +180,18 @@ def _prepared(track: Track, sample_rate: int, channels: int, wanted: Sequence[st
     return wavs, meta
 
 
+def rms_db(wav_LC: np.ndarray) -> float:
+    """The RMS of a sound in dB of full scale, -inf of nothing; below `QUIET_DB` nothing is heard in a stem."""
+    power = float(np.mean(np.square(wav_LC, dtype=np.float64)))
+    return 10 * math.log10(power) if power else -math.inf
+
+
 def _check_sounding(sounds: Mapping[str, np.ndarray], sounding: Sequence[str]) -> None:
     """UserError where one of the sounds that must be heard is silent."""
     for name in sounding:
-        power = float(np.mean(np.square(sounds[name], dtype=np.float64)))
-        if power < 10 ** (QUIET_DB / 10):
-            level = f"at {10 * np.log10(power):.0f} dB" if power else "without a sound"
-            raise UserError(f"its {name}: {level}, where {QUIET_DB:g} dB is silence")
+        if (level := rms_db(sounds[name])) < QUIET_DB:
+            told = f"at {level:.0f} dB" if math.isfinite(level) else "without a sound"
+            raise UserError(f"its {name}: {told}, where {QUIET_DB:g} dB is silence")
 
 
 def differences(path: str | os.PathLike, other: str | os.PathLike) -> tuple[int, int]:

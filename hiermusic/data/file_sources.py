@@ -55,6 +55,8 @@ def folder(
     """
     root = Path(path)
     found = sorted(file for file in below(root) if _is_audio(file) and not file.name.startswith("."))
+    if separate:  # which may lie in the folder itself
+        found = [file for file in found if Path(os.path.abspath(separate)) not in Path(os.path.abspath(file)).parents]
     groups: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     placed = {file: place for file in found if (place := stem_place(file, root))}
     for file, (song, stem) in placed.items():

@@ -1,7 +1,8 @@
 """Vocals and accompaniment out of mixtures, by a separator that is no part of this package.
 
 Demucs runs in a process of its own: what it is made of never enters this one. What it made of a file is kept under a
-name that follows from the file, so that a run that was interrupted goes on and nothing is separated twice.
+name that follows from the file, so that a run that was interrupted goes on: what one process of demucs was at,
+`_AT_ONCE` files at most, is separated again.
 """
 
 import hashlib

@@ -218,7 +218,10 @@ def _heard(pair: Pair) -> dict[str, Any]:
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The results of accompaniments that lie in a folder, and what is told of each of them."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "results.json"]
-    return json.loads((folder / "results.json").read_text()), [one for one in found if "vocal" in one]
+    songs = [one for one in found if "vocal" in one]
+    for sound in (sound for song in songs for sound in song["sounds"].values()):
+        sound["path"] = str(folder / Path(sound["path"]).name)  # written as seen from where the command was given
+    return json.loads((folder / "results.json").read_text()), songs
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:
@@ -287,4 +290,6 @@ def _song(song: Mapping[str, Any], heard: Mapping[str, Any]) -> report.Section:
     facts = {"vocal": song["vocal"], "style": heard["style"], "seed": song["seed"], "noise": song["noise"], **told}
     caption = "Beats as a tracker finds them, chords as the triads nearest to the chroma; dashed: where windows meet."
     items = [*players, report.Figure(picture, caption, f"Beats and chords of {song['name']} over time")]
-    return report.Section(song["name"], "", [*items, report.KeyValues({k: v for k, v in facts.items() if v})])
+    return report.Section(
+        song["name"], "", [*items, report.KeyValues({k: v for k, v in facts.items() if v is not None})]
+    )

@@ -1,6 +1,7 @@
 """From a vocal to its accompaniment on disk, by whichever system's stages lie in a folder."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.console import warn
-from hiermusic.data.audio_records import QUIET_DB, AudioSource
+from hiermusic.data.audio_records import QUIET_DB, AudioSource, rms_db
 from hiermusic.data.stems import INSTRUMENTAL, VOCALS
+from hiermusic.data.streams import Tokenizer
 from hiermusic.data.tokenise import noisy
 from hiermusic.errors import UserError, write_atomically
 from hiermusic.generate import windows
@@ -24,6 +26,7 @@ from hiermusic.systems import catalogue
 from hiermusic.systems.songs import progress, write_sound
 from hiermusic.systems.workdir import TOKENIZERS, encoded, load
 from hiermusic.tokens import packets
+from hiermusic.tokens.facts import TokenFacts, difference
 from hiermusic.train.checkpoint import latest_step
 
 SHORTEST = 1.0  # seconds of a vocal: less tells no beat
@@ -58,7 +61,7 @@ def of_file(path: str) -> Vocal:
         raise UserError(f"{path} lasts {len(wav_LC) / rate:.2f} s: a vocal lasts {SHORTEST:g} s or more")
     if odd := files.oddity(wav_LC):
         warn(f"{path}: {odd}")
-    if _silent(wav_LC):
+    if rms_db(wav_LC) < QUIET_DB:
         warn(f"{path}: is silent: there is nothing to follow in it")
     return Vocal(Path(path).stem, path, wav_LC, rate)
 
@@ -78,7 +81,7 @@ def of_records(data: str, tracks: int) -> list[Vocal]:
         if len(found) == tracks:
             break
         wav_LC, track = sung.track(index), sung.tracks[index]
-        if _silent(wav_LC) or len(wav_LC) < SHORTEST * sung.sample_rate:
+        if rms_db(wav_LC) < QUIET_DB or len(wav_LC) < SHORTEST * sung.sample_rate:
             silent += 1
             continue
         name = f"{len(found) + 1:03d}-{re.sub(r'[^A-Za-z0-9_-]+', '-', track['id'])[-60:]}"
@@ -89,10 +92,6 @@ def of_records(data: str, tracks: int) -> list[Vocal]:
     if not found:
         raise UserError(f"{data} has no held-out track with a vocal: write it with --valid_fraction above 0")
     return found
-
-
-def _silent(wav_LC: Wave) -> bool:
-    return float(np.mean(np.square(wav_LC, dtype=np.float64))) < 10 ** (QUIET_DB / 10)
 
 
 def stages_in(folder: str) -> tuple[Any, dict[str, str]]:
@@ -142,15 +141,17 @@ def accompany(
     Returns:
       what each JSON holds.
     Raises:
-      UserError: a folder without stages, or windows that share more than they hold.
+      UserError: a folder without stages, tokenizers that make other tokens than these know, or windows that share more
+        than they hold.
     """
     system, stages = stages_in(folder)
     player = system.rooms.accompanist(stages)
-    tokenizer = load(player.tokenizers["vocal"].workdir, *TOKENIZERS, step=player.tokenizers["vocal"].step)[1]
-    codec = load(player.tokenizers["codes"].workdir, "codec", step=player.tokenizers["codes"].step)[1]
+    tokenizer = _maker(player.tokenizers["vocal"], TOKENIZERS, player.vocal, folder)
+    codec = _maker(player.tokenizers["codes"], ("codec",), player.codes, folder)
     rate = float(player.vocal.frame_rate)
-    shared = player.window // 4 if overlap is None else round(overlap * rate)
+    shared = player.window // 4 if overlap is None else math.ceil(round(overlap * rate, 6))
     windows.spans(player.window + 1, player.window, shared, windows.unit(player))  # before any token is made
+    out.mkdir(parents=True, exist_ok=True)  # or minutes pass before it is told that nothing can lie there
     noise = player.noise if noise is None else noise
     tokens = [_tokens(tokenizer, one, noise, seed + n) for n, one in enumerate(vocals)]
     seeds = [seed + n for n in range(len(vocals))]
@@ -169,6 +170,17 @@ def accompany(
         _write(out, vocal, song, codec, {"name": vocal.name, "vocal": vocal.origin, "seed": own, **common})
         for vocal, song, own in zip(vocals, made, seeds, strict=True)
     ]
+
+
+def _maker(named: Tokenizer, stages: Sequence[str], wanted: TokenFacts, folder: str) -> Semantic | Codec:
+    """The model that made some tokens; UserError where what lies in its place now makes others."""
+    model = load(named.workdir, *stages, step=named.step)[1]
+    if told := difference(model.facts, wanted):
+        raise UserError(
+            f"{named.workdir} makes other tokens than the stages in {folder} know ({told}): put back what made those "
+            "that they were trained on"
+        )
+    return model
 
 
 def _tokens(tokenizer: Any, vocal: Vocal, noise: float, seed: int) -> Int[np.ndarray, "T"]:

@@ -102,6 +102,13 @@ def test_nothing_is_separated_twice_unless_it_changed(demucs, tmp_path):
     assert not [path for path in (tmp_path / "apart").iterdir() if path.name.startswith("separating")]
 
 
+def test_what_is_kept_in_the_folder_itself_is_no_music_of_it(demucs, tmp_path):
+    music = tmp_path / "music"
+    put(music / "a.wav", 1)
+    sources = [open_source(str(music), stems=("vocals",), separate=music / "out" / "separated") for _ in range(2)]
+    assert [[track.id for track in source.tracks] for source in sources] == [["a.wav"]] * 2 and demucs() == [1]
+
+
 @pytest.mark.parametrize(
     ("source", "flags", "words"),
     [

@@ -1,5 +1,7 @@
 """Whether accompaniments go with their vocals: against others of their style, the true pairs, and what is known."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,14 @@ def test_few_songs_say_nothing():
     (line, *_) = accompaniment.lines(found)[1:]
     assert "…" not in line
     assert accompaniment.measure(pairs(8, True, styles=8))["verdict"].startswith("No song has another of its style")
+
+
+def test_sounds_are_found_beside_what_is_told_of_them(tmp_path):
+    told = {"vocal": "a.wav", "sounds": {"mix": {"path": "as/it/was/a.mix.wav"}}}
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    (tmp_path / "results.json").write_text('{"vocal": 1}')
+    results, songs = accompaniment.read(tmp_path)
+    assert results == {"vocal": 1} and [song["sounds"]["mix"]["path"] for song in songs] == [f"{tmp_path}/a.mix.wav"]
 
 
 def test_a_timeline_names_its_lanes():

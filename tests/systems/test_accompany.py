@@ -52,8 +52,8 @@ def player(tmp_path, monkeypatch):
         (tmp_path / "stages" / stage).mkdir(parents=True)
         (tmp_path / "stages" / stage / "config.json").write_text("{}")
     models = {
-        "meaning": SimpleNamespace(sample_rate=16000, channels=1),
-        "codec": SimpleNamespace(sample_rate=24000, channels=1, packet=320, slots=(1,) * 8),
+        "meaning": SimpleNamespace(sample_rate=16000, channels=1, facts=MEANING),
+        "codec": SimpleNamespace(sample_rate=24000, channels=1, packet=320, slots=(1,) * 8, facts=SOUND),
     }
     monkeypatch.setattr(accompany, "load", lambda place, *stages, step: (None, models[place]))
     monkeypatch.setattr(accompany, "latest_step", lambda place: 7)
@@ -114,6 +114,24 @@ def test_a_vocal_is_noised_for_its_tokenizer_alone(player, tmp_path):
     assert not soundfile.read(tmp_path / "out" / "s.vocal.wav")[0].any()
 
 
+@pytest.mark.parametrize(("maker", "hop"), [("vocal", 160), ("codes", 640)])
+def test_a_tokenizer_that_is_another_now_is_told(player, tmp_path, maker, hop):
+    """Whatever lies where the stages' tokens were made; nothing is played."""
+    facts = TokenFacts.of(getattr(player, maker).to_json() | {"hop": hop})
+    setattr(player, maker, facts)
+    words = (
+        rf"(meaning|codec) makes other tokens than the stages in .*stages know \(hop is 320 and not {hop}\): put back"
+    )
+    with pytest.raises(UserError, match=words):
+        accompany.accompany([vocal()], tmp_path / "out", str(tmp_path / "stages"))
+    assert not hasattr(player, "heard")
+
+
+def test_windows_share_as_much_as_is_asked_for_at_least(player, tmp_path):
+    (facts,) = accompany.accompany([vocal(1.5)], tmp_path / "out", str(tmp_path / "stages"), overlap=0.005)
+    assert facts["overlap"] == 0.02
+
+
 def test_held_out_vocals_that_are_heard(tmp_path, capsys):
     def track(name: str, level: float, split: str, seconds: int = 2) -> Track:
         rng = np.random.default_rng(seconds)
@@ -151,6 +169,7 @@ def put(path, seconds: float, level: float = 0.1):
         (("{ok}", "--overlap=3"), "windows of 100 tokens that share 150 never end: let them share fewer"),
         (("{ok}", "--overlap=-1"), "--overlap=-1"),
         (("{ok}", "--noise=2"), "--noise=2"),
+        (("{ok}", "--out={text}/songs"), "text.wav/songs: Not a directory"),
         (("{ok}", "--data={tmp}"), "expected 0 arguments"),
         ((), "expected 1 arguments (VOCAL.wav)"),
         (("--data={tmp}",), "holds no finished audio records"),
@@ -164,6 +183,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(player, tmp_path, capsys, 
         main(["accompany", f"--workdir={tmp_path / 'stages'}", f"--out={tmp_path / 'out'}", *given])
     err = capsys.readouterr().err
     assert ended.value.code and told in err and "Traceback" not in err and not (tmp_path / "out").exists()
+    assert not hasattr(player, "heard")
 
 
 def test_a_vocal_goes_to_a_page(player, tmp_path, capsys, monkeypatch):
@@ -176,6 +196,11 @@ def test_a_vocal_goes_to_a_page(player, tmp_path, capsys, monkeypatch):
     assert results["songs"][0]["name"] == "song" and results["verdict"].startswith("1 song: over fewer than 8")
     assert "is silent: there is nothing to follow in it" in told.err
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<audio") == 3 and "2 of 8 levels" in page and "Are seams heard?" in page
+    assert (
+        "<dt>seed</dt><dd>0</dd>" in page
+        and page.count("<audio") == 3
+        and "2 of 8 levels" in page
+        and "Are seams heard?" in page
+    )
     assert Path(source).read_bytes() == before  # where it lies beside what is written
     assert results["seams"]["jump"]["count"] == len(results["songs"][0]["seams"]) == 1

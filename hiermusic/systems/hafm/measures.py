@@ -11,15 +11,15 @@ from hiermusic.systems.lm.models import hierarchy, pattern_of
 def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone.
 
-    `decoding_steps` are the tokens that a window of `sequence_length` positions predicts, one after the other, and
-    `window_seconds` how long it lasts; `reached_params` are those of `total` without the rows of tables that stand for
-    codes beyond a level's own.
+    `decoding_steps` are the positions of a window, of `sequence_length` in all, at which tokens are predicted, and
+    `window_seconds` is how long it lasts; `reached_params` are those of `total` without the rows of tables that stand
+    for codes beyond a level's own.
     """
     make_model(config)  # which refuses what is not HAFM's
     told, tokens, order = lm.inspect(config), hierarchy(config), pattern_of(config)
-    lengths = order.lengths(order.most(config.model.length))
-    told["decoding_steps"] = sum(lengths[order.given :])
-    told["window_seconds"] = float(lengths[0] / tokens.rates[0])
+    layout = order.layout(order.most(config.model.length))
+    told["decoding_steps"] = int((layout.level_S >= 0).sum())
+    told["window_seconds"] = float(layout.lengths[0] / tokens.rates[0])
     spare = [max(tokens.sizes) - size for size in tokens.sizes]
     rows = sum(spare) + sum(spare[order.given if config.model.open_heads else 0 :])
     told["reached_params"] = told["params"]["total"] - rows * config.model.width

@@ -9,6 +9,7 @@ from hiermusic.errors import UserError
 from hiermusic.nn.token_lm import TokenLM
 from hiermusic.systems.lm import models
 from hiermusic.systems.lm.models import given_streams, pattern_of
+from hiermusic.systems.token_facts import facts_of, prefix_of
 from hiermusic.tokens.pattern import STEPWISE
 
 _READS = {  # streams in front, and in words
@@ -26,8 +27,26 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
             f"a {config.stage} stage reads {words} in front: {len(streams)} streams stand in data.prefix, and "
             f"model.given={config.model.given}"
         )
+    _check_tokens(config)
     if config.model.pattern not in STEPWISE or not pattern_of(config).stepwise:
         raise UserError(f"model.pattern={config.model.pattern} is none of this system's: choose {', '.join(STEPWISE)}")
     if config.model.tokenizer != "none":
         raise UserError(f"model.tokenizer={config.model.tokenizer}: a vocal comes without words: set it to none")
     return models.make_model(config)
+
+
+def _check_tokens(config: ConfigDict) -> None:
+    """UserError for tokens that cannot be handed from stage to stage, nor from window to window."""
+    own = facts_of(config)
+    meaning = [*prefix_of(config), *([own] if config.stage == "semantic" else [])]
+    if any(one.levels != 1 for one in meaning) or len({one.frame_rate for one in meaning}) > 1:
+        told = " and ".join(f"{one.levels} x {float(one.frame_rate):.4g}" for one in meaning)
+        raise UserError(
+            f"a {config.stage} stage takes semantic tokens of one level, as many a second of the vocal as of the "
+            f"accompaniment, not {told} a second: make both streams by one tokenizer of meaning"
+        )
+    if own.scales:
+        raise UserError(
+            f"a {config.stage} stage predicts frames in which each level has one code, not those of a {own.quantiser} "
+            "quantiser: take the codes of a residual one"
+        )

@@ -6,7 +6,6 @@ import pytest
 from flax import nnx
 
 from hiermusic import presets
-from hiermusic.data.token_records import write_tokens
 from hiermusic.errors import UserError
 from hiermusic.systems import token_facts, workdir
 from hiermusic.systems.hafm.measures import inspect
@@ -15,7 +14,7 @@ from hiermusic.systems.lm import models, rows
 from hiermusic.tokens import sequence
 from hiermusic.tokens.visibility import Visibility
 
-from .streams import MEANING, SOUND, STREAMS, small, track, write
+from .streams import SOUND, STREAMS, small, track, write
 
 # spec 2: positions, steps and millions of parameters at ten seconds
 PAPER = {"semantic": (998, 499, 86.1), "coarse": (3990, 2992, 92.0), "fine": (5984, 2992, 94.4)}
@@ -32,6 +31,11 @@ def test_the_papers_sizes():
     assert told["semantic"]["window_seconds"] == told["coarse"]["window_seconds"] == 9.98
     unread = told["coarse"]["params"]["total"] - told["coarse"]["reached_params"]
     assert unread == 2 * (1024 - 500) * 768  # rows of the two semantic tables that stand for no code
+
+
+def test_levels_that_are_predicted_at_once_are_one_step():
+    told = [inspect(small("coarse", pattern=name)) for name in ("flatten", "parallel")]
+    assert [found["decoding_steps"] for found in told] == [30, 18]
 
 
 @pytest.mark.parametrize("positions", ["t5", "t5_aligned"])
@@ -127,17 +131,8 @@ def test_streams_that_are_missing_or_of_another_tokenizer_are_one_line(tmp_path)
     token_facts.check_records(config, config.data.path)
     assert config.data.prefix_codecs == ("semantic@1", "semantic@1") and config.data.codec.endswith("/codes@1")
     assert token_facts.makers_of_prefix(config) == ["semantic", "semantic"]
-    other = MEANING.to_json() | {"codes": 99}
-    for name in ("elsewhere", "vocals/other"):
-
-        def encode(index: int):
-            return np.zeros((9, 1), int), {"id": str(index), "split": "train", "seconds": 1.0, "meta": {}}
-
-        told = {"tokens": other, "codec": "other@1", "sample_rate": MEANING.sample_rate}
-        write_tokens(2, encode, tmp_path / name, MEANING.hierarchy, 1, settings=told, progress=False) \
-            if name == "elsewhere" else None  # fmt: skip
     config.data.prefix = ("vocals/other", "instrumental/semantic")
-    with pytest.raises(UserError, match=r"no token records at .*vocals/other|vocals/other"):
+    with pytest.raises(UserError, match=r"vocals/other"):
         token_facts.check_records(config, config.data.path)
     config.data.prefix = ("vocals/semantic",)
     with pytest.raises(UserError, match=r"^data\.prefix has 1 streams, the model reads 2: name as many$"):
@@ -160,6 +155,31 @@ def test_streams_that_are_missing_or_of_another_tokenizer_are_one_line(tmp_path)
 )
 def test_what_is_none_of_a_stages_is_refused(stage, change, words):
     config = presets.load(f"configs/hafm/{stage}.py:tiny", change)
+    with pytest.raises(UserError, match=words) as told:
+        make_model(config)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "words"),
+    [
+        (
+            "coarse",
+            lambda config: config.prefix["0"].update(levels=2),
+            "of one level, .*, not 2 x 50 and 1 x 50 a sec",
+        ),
+        ("coarse", lambda config: config.prefix["1"].update(hop=640), "the accompaniment, not 1 x 50 and 1 x 25 a sec"),
+        ("semantic", lambda config: config.tokens.update(levels=2), "of one level, .*, not 1 x 50 and 2 x 50 a second"),
+        (
+            "coarse",
+            lambda config: config.tokens.update(quantiser="multiscale", levels=3, scales=(1, 2, 4)),
+            "a coarse stage predicts frames in which each level has one code, not those of a multiscale quantiser",
+        ),
+    ],
+)
+def test_tokens_that_cannot_be_handed_on_are_refused(stage, change, words):
+    config = small(stage)
+    change(config)
     with pytest.raises(UserError, match=words) as told:
         make_model(config)
     assert "\n" not in str(told.value)
