@@ -126,7 +126,3 @@ def test_a_codec_is_refused(monkeypatch):
     monkeypatch.setattr(run.workdirs, "read", lambda workdir: config)
     with pytest.raises(UserError, match="--verify_tokens asks a token model about its tokens, w is a codec"):
         run.evaluate("w", "out", data=None, seconds=1.0, tracks=1, verify_tokens=True)
-    config.stage, config.system = "semantic", "hafm"
-    monkeypatch.setattr(run.workdirs, "load", lambda workdir: (config, None))
-    with pytest.raises(UserError, match=r"^w reads no words, which tokens are verified by: give a model that does"):
-        run.evaluate("w", "out", data=None, seconds=1.0, tracks=1, verify_tokens=True)
