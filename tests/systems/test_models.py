@@ -21,7 +21,9 @@ BUILT = {
 }
 # What makes no module: rows and prompts read it, or names the text side, which has tests of its own.
 READ = {"duration_unit", "given", "keep_description", "length", "prompt_dropout", "references", "text_limit"}
-READ |= {"tokenizer", "tokenizer_file", "separators"}
+READ |= {"tokenizer", "tokenizer_file", "separators", "as_released"}
+# What means something behind a prefix alone (tests/systems/hafm/test_models.py).
+READ |= {"open_heads", "prefix_dropout", "segments", "ticks"}
 # Other values than the presets'; of a number that is not here, twice as much and one more.
 OTHER = {
     **{
