@@ -58,7 +58,8 @@ def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_pa
     assert where == ("music", out / "audio", 1000, 1) and how == shares
     name = f"{Path('codec').absolute()}@12"
     assert given == ["records", out, codec.hierarchy, 2, name]
-    assert shared == {"facts": codec.facts, "stem": "mix", "sample_rate": 1000, "channels": 1, "worker": (1, 3)}
+    how = {"facts": codec.facts, "stem": "mix", "sample_rate": 1000, "channels": 1, "worker": (1, 3), "noise": 0.0}
+    assert shared == how
     wav_LC = np.zeros((25, 1))
     np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
 
