@@ -47,8 +47,10 @@ QUICKLY = {
     "xla_cpu_use_fusion_emitters": "false",
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-# Eight devices on two cores that others want too: XLA ends a process whose devices wait 40 s for each other.
+# Eight devices on two cores that others want too: XLA ends a process whose devices wait 40 s for each other, and of a
+# program that it has kept, devices may wait for ever where each begins its collectives in an order of its own.
 PATIENTLY = {
+    "xla_cpu_enable_concurrency_optimized_scheduler": "false",
     "xla_force_host_platform_device_count": 8,
     "xla_cpu_collective_call_terminate_timeout_seconds": 600,
 }
