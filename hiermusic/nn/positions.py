@@ -84,15 +84,14 @@ def _look_up(table_WN: Float[Array, "W N"], row_Bqk: Int[Array, "B q k"]) -> Flo
 
 def _gradient(kept: tuple[Array, Array], given_BNqk: Float[Array, "B N q k"]) -> tuple[Array, np.ndarray]:
     table_WN, row_Bqk = kept
-    sums = functools.partial(jax.lax.platform_dependent, row_Bqk, given_BNqk)
-    some = {"cpu": _added, "default": _multiplied}
-    sums_WN = sums(**{platform: functools.partial(how, len(table_WN)) for platform, how in some.items()})
+    added, multiplied = (functools.partial(how, len(table_WN)) for how in (_added, _multiplied))
+    sums_WN = jax.lax.platform_dependent(row_Bqk, given_BNqk, cpu=added, default=multiplied)
     return sums_WN.astype(table_WN.dtype), np.zeros(row_Bqk.shape, jax.dtypes.float0)
 
 
 def _added(rows: int, row_Bqk: Int[Array, "B q k"], given_BNqk: Float[Array, "B N q k"]) -> Float[Array, "W N"]:
-    """The sum of what is given to each row, one addition after another: forty times as fast as products on a CPU, and
-    slow where many threads wait for a few rows."""
+    """The sum of what is given to each row, one addition after another: fast on a CPU, and slow where many threads
+    wait for a few rows."""
     given_XN = jnp.moveaxis(given_BNqk, 1, -1).reshape(-1, given_BNqk.shape[1])
     return jnp.zeros((rows, given_XN.shape[1])).at[row_Bqk.reshape(-1)].add(given_XN)
 
