@@ -128,16 +128,12 @@ def sounds() -> list[tuple[str, bytes]]:
 
 @cache
 def configurations() -> list[dict]:
-    """config.json of every stage, tiny."""
-    import importlib.util
+    """config.json of every stage of every system, tiny."""
+    from hiermusic import presets
 
-    found = []
-    for path in sorted((Path(__file__).parents[2] / "configs").glob("[ak]*/*.py")):
-        spec = importlib.util.spec_from_file_location(f"fuzzed_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found.append(json.loads(module.get_config("tiny").to_json_best_effort()))
-    return found
+    files = sorted((Path(__file__).parents[2] / "configs").glob("[!s]*/*.py"))
+    named = ((path, "style_lora_tiny" if path.stem == "finetune" else "tiny") for path in files)
+    return [json.loads(presets.read(f"{path}:{preset}").to_json_best_effort()) for path, preset in named]
 
 
 @cache
