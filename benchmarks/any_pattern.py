@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--only", help="CODEC.PATTERN: one cell")
     parser.add_argument("--steps", type=int, default=150, help="updates of the first round")
-    parser.add_argument("--rounds", type=int, default=2, help="each of twice the steps; few songs are soon learnt by heart")
+    parser.add_argument("--rounds", type=int, default=2, help="each of twice the steps: soon learnt by heart")
     parser.add_argument("--length", type=int, default=640, help="positions of a row")
     parser.add_argument("--table", action="store_true", help="only shows what there is")
     given = parser.parse_args()
