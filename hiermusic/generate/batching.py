@@ -28,7 +28,7 @@ def bucket(n: int) -> int:
 
 
 def reaching(n: int, most: int, rows: int) -> int:
-    """A length >= n of a short ladder of caches of `rows` that ends at `most`: each step attends to all of its cache."""
+    """A length >= n of a ladder of caches of `rows` that ends at `most`: each step attends to all of its cache."""
     length = SHORTEST if rows < MANY else SHORTEST // 4
     while length < n:
         length = length * 4 // 3 if length % 3 == 0 else length * 3 // 2
