@@ -26,6 +26,7 @@ from hiermusic.nn.param import Lent
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
 from hiermusic.train import checksum
+from hiermusic.train.lent import borrowed, own, placed
 from hiermusic.train.tuning import TuningConfig, folded
 
 Tree = dict[str, Any]
@@ -105,7 +106,9 @@ class Checkpoints:
         Raises:
           UserError: no such checkpoint, none that is whole, or weights of other shapes.
         """
-        lent = _lent(abstract, base, str(self.directory.parent))
+        lent = nnx.filter_state(abstract, Lent)
+        if jax.tree.leaves(lent):
+            lent = borrowed(lent, export.dotted(load_base(base, str(self.directory.parent))), base)
         abstract = own(abstract)
         damaged: dict[Path, DamagedError] = {}
         choice = find(self.directory.parent, step)
@@ -183,8 +186,7 @@ def load_model(
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make_model))
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = shardings(abstract) if shardings else jax.tree.map(lambda _: one_device, abstract)
-    abstract = place(abstract, placed)
+    abstract = place(abstract, shardings(abstract) if shardings else jax.tree.map(lambda _: one_device, abstract))
     wanted = nnx.to_pure_dict(abstract)
     if export.is_export(workdir):
         exported_step(workdir, step)
@@ -192,7 +194,7 @@ def load_model(
     elif tuning_of(workdir).rank:
         weights = load_weights(workdir, step, prefer_ema)
         _check_shapes(Path(workdir), "model", _shapes(wanted), _shapes(weights))
-        weights = jax.tree.map(_placed, weights, wanted)
+        weights = jax.tree.map(placed, weights, wanted)
     else:
         path = find(workdir, step)
         name = weights_part(path, prefer_ema)
@@ -370,32 +372,6 @@ def exported_step(folder: str | Path, step: int | None = None) -> int:
 def _load_exported(folder: str | Path, wanted: Tree) -> Tree:
     _check_shapes(Path(folder), "model", _shapes(wanted), _shapes(export.nested(export.shapes(folder))))
     return export.nested(export.place(folder, export.dotted(wanted)))
-
-
-def own(state: nnx.State) -> nnx.State:
-    """What of a state is in the run's own checkpoints."""
-    return nnx.filter_state(state, nnx.Not(Lent))
-
-
-def _lent(abstract: nnx.State, base: str, whose: str = "") -> nnx.State:
-    """What of a state is another run's, from there."""
-    state = nnx.filter_state(abstract, Lent)
-    if not (flat := nnx.to_flat_state(state)):
-        return state
-    weights = export.dotted(load_base(base, whose))
-    placed = []
-    for path, variable in flat:
-        name, wanted = ".".join(map(str, path[1:])), variable.get_value()  # behind `model` or `ema`
-        if name not in weights or weights[name].shape != wanted.shape:
-            raise UserError(f"{base} is of another model than the one that was adapted: it has no such {name}")
-        placed.append((path, variable.replace(_placed(weights[name], wanted))))
-    return nnx.from_flat_state(placed)
-
-
-def _placed(weight: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.make_array_from_callback(
-        wanted.shape, wanted.sharding, lambda index: np.asarray(weight[index], wanted.dtype)
-    )
 
 
 def split(tree: Tree) -> Tree:

@@ -21,6 +21,7 @@ from hiermusic.systems import start
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint, stored
+from hiermusic.train.lent import borrowed
 from hiermusic.train.lm import LMStage
 from hiermusic.train.loop import run
 from hiermusic.train.stage import RunConfig, Work
@@ -287,17 +288,16 @@ def test_whoever_reads_the_run_has_the_merged_model(runs, tmp_path):
     same(flat(model), whole)
 
 
-def test_a_base_that_is_gone_or_of_another_model_is_told(runs, tmp_path, monkeypatch):
+def test_a_base_that_is_gone_or_of_another_model_is_told(runs):
     (runs / "base").rename(runs / "moved")
     try:
         with pytest.raises(UserError, match=r"whole starts from .*base@3, which is not there: put it back"):
             checkpoint.load_weights(runs / "whole")
     finally:
         (runs / "moved").rename(runs / "base")
-    monkeypatch.setattr(checkpoint, "load_base", lambda *told: {"code_embed": np.zeros((1, 5, 16))})
     with pytest.raises(UserError, match=r"other is of another model than the one that was adapted: it has no such "):
         abstract = nnx.state(nnx.Dict(model=adapted()))
-        checkpoint._lent(abstract, "other")
+        borrowed(abstract, {"code_embed": np.zeros((1, 5, 16))}, "other")
 
 
 def test_what_is_borrowed_must_be_whole(monkeypatch):
