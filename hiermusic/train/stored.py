@@ -163,8 +163,8 @@ def reshard(
             parts = {"model": checkpoint.load(path, {part: wanted[part]})[part]}
         else:
             parts = checkpoint.load(path, {**wanted, "data": None})
-        sums = checkpoint.checksums(parts)
-        ocp.save_checkpointables(folder / "checkpoints" / path.name, parts, custom_metadata=sums)
+        beside = {**checkpoint.beside(path), **checkpoint.checksums(parts)}
+        ocp.save_checkpointables(folder / "checkpoints" / path.name, parts, custom_metadata=beside)
         if (Path(workdir) / "metrics.jsonl").exists():
             shutil.copy(Path(workdir) / "metrics.jsonl", folder)
         checkpoint.write_config(folder, config)

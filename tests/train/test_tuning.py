@@ -1,6 +1,7 @@
 """What a run trains and what it leaves: names, shares of the learning rate, adapters, and weights that are borrowed."""
 
 import json
+import shutil
 
 import grain
 import jax
@@ -298,6 +299,30 @@ def test_a_base_that_is_gone_or_of_another_model_is_told(runs):
     with pytest.raises(UserError, match=r"other is of another model than the one that was adapted: it has no such "):
         abstract = nnx.state(nnx.Dict(model=adapted()))
         borrowed(abstract, {"code_embed": np.zeros((1, 5, 16))}, "other")
+
+
+def test_a_base_that_has_changed_since_is_refused(runs, tmp_path):
+    base, place = export.dotted(checkpoint.load_weights(runs / "base")), f"{tmp_path}/base@3"
+    shutil.copytree(runs / "whole", tmp_path / "whole")
+    checkpoint.write_config(tmp_path / "whole", checkpoint.read_config(runs / "whole") | {"init_from": place})
+
+    def put(weights):
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        shapes = {name: export.shape(weight) for name, weight in weights.items()}
+        read = lambda names: {name: weights[name] for name in names}  # noqa: E731
+        export.write(tmp_path / "base", shapes, read, fields(3), {"step": 3}, {})
+
+    put(base)
+    same(*(export.dotted(checkpoint.load_weights(place / "whole")) for place in (tmp_path, runs)))
+    other = base["text_embed"].copy()
+    other[0, 0] = np.nextafter(other[0, 0], 1)
+    words = r"whole was trained upon .*base@3, where 1 of \d+ weights are others by now, as text_embed: put back what"
+    for weights in (base | {"text_embed": other}, base | {"text_embed": base["text_embed"].T}):
+        put(weights)
+        with pytest.raises(UserError, match=words):
+            checkpoint.load_weights(tmp_path / "whole")
+    with pytest.raises(UserError, match=words):
+        run(stage_of(7, place, lora={"rank": 2, "beside": ("code_head",)}), tmp_path / "whole", progress=False)
 
 
 def test_what_is_borrowed_must_be_whole(monkeypatch):
