@@ -201,6 +201,14 @@ def merged(model: nnx.Module) -> nnx.Module:
     return model
 
 
+def averaged(model: nnx.Module) -> nnx.Module:
+    """A copy of a model to keep its average in; what the model borrows is in memory once, for both."""
+    copy = nnx.clone(model)
+    for path, _ in nnx.to_flat_state(nnx.state(model, Lent)):
+        setattr(_at(copy, path[:-1]), path[-1], getattr(_at(model, path[:-1]), path[-1]))
+    return copy
+
+
 def folded(base: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
     """The weights of a base as a run has made them.
 

@@ -24,7 +24,7 @@ from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint, stored
 from hiermusic.train.lent import borrowed
 from hiermusic.train.lm import LMStage
-from hiermusic.train.loop import run
+from hiermusic.train.loop import abstract_state, run
 from hiermusic.train.stage import RunConfig, Work
 from hiermusic.train.tuning import TuningConfig, folded, merged
 
@@ -235,6 +235,15 @@ def test_settings_that_are_none_are_told(options, words):
 
 
 # MARK: runs
+
+
+def test_an_average_is_of_what_is_trained_and_borrows_the_rest_with_the_model():
+    stage = stage_of(1, "base", lora={"rank": 2, "beside": ("code_head",)})
+    flat = nnx.to_flat_state(abstract_state(stage, 0)[1])
+    once = {path[1:] for path, variable in flat if isinstance(variable, Lent)}
+    assert len(once) == sum(isinstance(variable, Lent) for _, variable in flat) > 0
+    held = {part: {path[1:] for path, _ in flat if path[0] == part} - once for part in ("model", "ema")}
+    assert held["ema"] == held["model"] and {path[-1] for path in held["ema"]} > {"code_head", "query_lora_a"}
 
 
 @pytest.fixture(scope="module")
