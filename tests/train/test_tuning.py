@@ -122,6 +122,15 @@ def test_merged_is_every_matrix_with_its_scaled_product_and_folded_says_the_same
         np.testing.assert_allclose(whole[name], found[name], rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_made_of_a_base_in_16_bits_is_float32_all_of_it():
+    """As the run has it: rounded back, a small adapter would be lost, and two types would lie in one export."""
+    model = learned(adapted(targets=("query",), beside=("code_head",)))
+    base = {name: weight.astype(jnp.bfloat16) for name, weight in flat(make_model(nnx.Rngs(0))).items()}
+    whole = folded(base, flat(model, nnx.Param), 0.5)
+    assert whole.keys() == base.keys() and {weight.dtype.name for weight in whole.values()} == {"float32"}
+    np.testing.assert_array_equal(whole["text_embed"], base["text_embed"].astype(np.float32))
+
+
 def test_gradients_go_to_adapters_and_what_is_trained_beside_them_alone():
     model = learned(adapted(targets=("query",), beside=("code_head",)))
     _, rows = batch(0)
