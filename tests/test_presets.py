@@ -83,9 +83,18 @@ def test_a_recipe_takes_the_model_of_the_stage_that_it_tunes_as_it_is(of, size):
     for recipe in ("song", "style"):
         words = [recipe, *(["superres"] if of == "superres" else []), "lora", *([size] if size != "paper" else [])]
         config = presets.read(f"configs/khala/finetune.py:{'_'.join(words)}")
-        assert config.stage == of and config.model == stage.model and config.lora.rank == 16
+        by_heart = (recipe, of, size) == ("song", "superres", "tiny")
+        assert config.stage == of and config.model == stage.model and config.lora.rank == (32 if by_heart else 16)
         ends = (config.train.stop_worse, config.train.stop_loss > 0, config.train.valid_every > 0)
         assert ends == ((1, False, True) if recipe == "style" else (0, True, False))
+
+
+def test_adapters_of_super_resolution_begin_with_what_reached_a_song_by_heart():
+    """The figures of the run that docs/results.md tells of."""
+    config = presets.read("configs/khala/finetune.py:song_superres_lora_tiny")
+    train, lora = config.train, config.lora
+    assert (train.learning_rate, train.schedule, train.final_share, train.steps) == (5e-3, "cosine", 0.02, 300)
+    assert (train.stop_loss, lora.alpha) == (0.003, 32) and {"code_embed", "code_head"} < set(lora.targets)
 
 
 @pytest.mark.parametrize("preset", ["songs", "style_lora_superres", "style_huge", "lora", "song__tiny"])

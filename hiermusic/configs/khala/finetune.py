@@ -18,6 +18,7 @@ no decay); the tiny ones are for minutes on two CPU cores.
 
 from ml_collections import ConfigDict
 
+from hiermusic.configs import common
 from hiermusic.configs.khala import backbone, superres
 from hiermusic.errors import UserError
 
@@ -78,6 +79,14 @@ def get_config(preset: str = "style") -> ConfigDict:
         config.train.learning_rate = 2e-3 if recipe == "song" else 2e-4
         if recipe == "song":
             config.train.stop_loss = 0.02
+            if lora and of == "superres":  # 62 levels by heart: more adapters, a higher rate, and its fall
+                config.lora.rank = 32
+                config.lora.targets = (*common.TARGETS, "code_embed", "code_head")
+                config.train.learning_rate = 5e-3
+                config.train.schedule = "cosine"
+                config.train.final_share = 0.02
+                config.train.steps = 300
+                config.train.stop_loss = 0.003
         else:
             config.train.steps = 60
             config.train.batch_size = 4
