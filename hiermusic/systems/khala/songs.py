@@ -38,7 +38,7 @@ def generate(
 
     Args:
       requests: what to make; a song whose JSON stands with the same contents is not made again.
-      out: folder for NAME.wav and NAME.json.
+      out: folder for NAME.wav, NAME.npz and NAME.json.
       superres: workdir of the super-resolution model; None leaves it out.
       backbone: workdir of the backbone; None for the one `superres` was started from, at the step that names, if any.
       codec: workdir of the codec; None for the one that made the backbone's tokens.
