@@ -14,6 +14,7 @@ from hiermusic.audio import files
 from hiermusic.codec.chunked import decode_long, encode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.console import warn
+from hiermusic.data.arrays import read_npz
 from hiermusic.errors import UserError
 from hiermusic.systems import catalogue, requests, workdir
 from hiermusic.systems.system import ROWS
@@ -98,12 +99,14 @@ class Song:
       name: from its prompt.
       wav_LC: float32 samples in [-1, 1], as in its file.
       sample_rate: Hz.
+      codes_SP: what it is the sound of, as `TrainedCodec.decode` takes them.
       facts: what its JSON file holds: prompt, seed, settings, seconds, whether it ended itself, loudness, ...
     """
 
     name: str
     wav_LC: Float[np.ndarray, "L C"]
     sample_rate: int
+    codes_SP: Int[np.ndarray, "S P"]
     facts: Mapping[str, Any]
 
 
@@ -133,7 +136,7 @@ class TrainedModel:
         Args:
           prompts: one, or several, each with the fields of a line of a prompts file: `seconds`, and of the others
             (tags, lyrics, instrumental, like, name, seed, ...) those that the system knows.
-          out: folder for NAME.wav and NAME.json; what stands there already is not made again. None keeps nothing.
+          out: folder for NAME.wav, NAME.npz and NAME.json; what stands there is not made again. None keeps nothing.
           continues: audio file to go on from; its length counts in the prompts' seconds.
           seed: of the first prompt that names none; the next takes the next.
           options: flags of `hiermusic generate` by name, such as temperature, top_k, guidance, codec or rows; the words
@@ -164,7 +167,7 @@ class TrainedModel:
                 audio=None if continues is None else str(continues),
                 **given,
             )
-            sounds = [files.read(song["wav"]) for song in made]
+            sounds = [(*files.read(song["wav"]), _codes(song["wav"])) for song in made]
         if out is None:
             made = [{name: value for name, value in song.items() if name != "wav"} for song in made]
         return [Song(song["name"], *sound, song) for song, sound in zip(made, sounds, strict=True)]
@@ -183,6 +186,10 @@ def load(folder: str | Path, step: int | None = None) -> TrainedCodec | TrainedM
     if step is not None:
         raise UserError(f"{folder} is a {config.stage}, which makes songs with its newest weights: leave step out")
     return TrainedModel(Path(folder), config)
+
+
+def _codes(wav: str) -> Int[np.ndarray, "S P"]:
+    return read_npz(Path(wav).with_suffix(".npz"), "the codes of a song", "make the song again")["codes"]
 
 
 def _as_sound(wav: np.ndarray) -> Float[np.ndarray, "L C"]:

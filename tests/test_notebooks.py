@@ -58,6 +58,20 @@ CASES = {
         "{'runs': [(run['state'], run['parameters'], run['valid_loss']) for run in results['runs']], "
         "'scaling': results.get('scaling')}",
     ),
+    "5_start_from_released_weights": (
+        {
+            "SONGS": "builtin:4?seconds=2",
+            "SONG": "builtin:1?seconds=1&seed=7",
+            "CODEC": "--config.model.levels=3 --config.model.codes=16 --config.train.steps=2 "
+            "--config.train.crop_frames=8 --config.train.valid_every=0",
+            "SIZES": "--config.model.layers=1 --config.model.width=32 --config.model.heads=1 "
+            "--config.model.ffn_width=32",
+            "TUNING": "--config.train.learning_rate=2e-2 --config.train.steps=60 --config.train.log_every=5",
+            "SHORT": "--config.model.length=192 --config.model.dtype=float32",
+        },
+        "{'losses': [line['loss'] for line in lines], 'shares': {name: list(map(float, share)) for name, share in "
+        "shares.items()}, 'codes': after.codes_SP.shape, 'true': true_SP.shape}",
+    ),
 }
 
 LADDER = """CONFIG = "configs/khala/backbone.py:tiny"
@@ -164,3 +178,18 @@ def test_reading_a_sweep(run, tmp_path):
     sizes, losses = [run[1] for run in came_to["runs"]], [run[2] for run in came_to["runs"]]
     assert sizes == sorted(sizes) and losses[-1] < losses[0] and pictures(book) == 2
     assert (tmp_path / "out" / "ladder" / "results.png").is_file()
+
+
+@pytest.mark.slow
+def test_starting_from_released_weights(run, tmp_path):
+    book, came_to = run(NOTEBOOKS[4])
+    assert players(book) == 3 and pictures(book) == 1
+    at = tmp_path / "out"
+    assert {path.suffix for path in (at / "six").iterdir()} == {".safetensors", ".json", ".pt", ".yaml", ".md"}
+    assert all((at / "khala" / name / "model.safetensors").is_file() for name in ("codec", "backbone", "superres"))
+    assert len(json.loads((at / "khala/backbone/verification/results.json").read_text())["verification"]) == 6
+    told = json.loads((at / "sung" / "config.json").read_text())
+    assert told["init_from"] == f"{at}/khala/backbone@0" and told["licences"] == ["unknown"]
+    assert came_to["codes"] == came_to["true"] and came_to["losses"][-1] < 0.5 * came_to["losses"][0]
+    shares = {name: sum(share) / len(share) for name, share in came_to["shares"].items()}
+    assert shares["after"] > max(shares["before"], shares["most frequent code"]), shares

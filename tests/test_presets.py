@@ -83,9 +83,42 @@ def test_a_recipe_takes_the_model_of_the_stage_that_it_tunes_as_it_is(of, size):
     for recipe in ("song", "style"):
         words = [recipe, *(["superres"] if of == "superres" else []), "lora", *([size] if size != "paper" else [])]
         config = presets.read(f"configs/khala/finetune.py:{'_'.join(words)}")
-        assert config.stage == of and config.model == stage.model and config.lora.rank == 16
+        by_heart = (recipe, of, size) == ("song", "superres", "tiny")
+        assert config.stage == of and config.model == stage.model and config.lora.rank == (32 if by_heart else 16)
         ends = (config.train.stop_worse, config.train.stop_loss > 0, config.train.valid_every > 0)
         assert ends == ((1, False, True) if recipe == "style" else (0, True, False))
+
+
+def test_adapters_of_super_resolution_begin_with_what_reached_a_song_by_heart():
+    """The figures of the run that docs/results.md tells of."""
+    config = presets.read("configs/khala/finetune.py:song_superres_lora_tiny")
+    train, lora = config.train, config.lora
+    assert (train.learning_rate, train.schedule, train.final_share, train.steps) == (5e-3, "cosine", 0.02, 300)
+    assert (train.stop_loss, lora.alpha) == (0.003, 32) and {"code_embed", "code_head"} < set(lora.targets)
+
+
+@pytest.mark.parametrize("of", ["backbone", "superres"])
+def test_a_recipe_takes_the_model_of_a_run_that_it_names(of, tmp_path):
+    """Stage, sizes and words, and what is set besides on top of them."""
+    begun = presets.read(f"configs/khala/{of}.py:small")
+    begun.model.width, begun.model.as_released, begun.tokens.codes = 96, True, 512
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(begun.to_json_best_effort())
+    for run in ("run", "run@120"):
+        config = presets.load(f"configs/khala/finetune.py:song_lora@{run}", {"model.length": 96})
+        assert (config.stage, config.init_from, config.model.length) == (of, run, 96)
+        config.model.length = begun.model.length
+        assert config.model.to_dict() == begun.model.to_dict() and config.tokens.to_dict() == begun.tokens.to_dict()
+        assert config.lora.rank == 16 and config.train.steps == 400
+    if of == "backbone":
+        with pytest.raises(UserError, match="song_superres@run: run is a backbone: leave superres out"):
+            presets.read("configs/khala/finetune.py:song_superres@run")
+    begun.stage = "codec"
+    (tmp_path / "run" / "config.json").write_text(begun.to_json_best_effort())
+    with pytest.raises(UserError, match="run is the codec of khala: name a backbone or a super-resolution model"):
+        presets.read("configs/khala/finetune.py:style@run")
+    with pytest.raises(UserError, match=r"nowhere/config\.json cannot be read as the configuration of a workdir"):
+        presets.read("configs/khala/finetune.py:style@nowhere")
 
 
 @pytest.mark.parametrize("preset", ["songs", "style_lora_superres", "style_huge", "lora", "song__tiny"])

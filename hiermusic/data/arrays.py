@@ -1,4 +1,4 @@
-"""Arrays that a person hands over in an .npz or .npy file, which may be damaged or made to fill the memory."""
+"""Arrays in .npz and .npy files: those that a person hands over may be damaged, or made to fill the memory."""
 
 import os
 import zipfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hiermusic.errors import UserError, reading
+from hiermusic.errors import UserError, reading, replacing
 
 _SMALL = 1 << 28  # bytes that may be unpacked from any file
 _PACKED = 20  # and from a larger one, so many times its size: codes and vectors shrink to a half at best
@@ -40,3 +40,11 @@ def read_npy(path: str | os.PathLike, what: str, do: str) -> np.ndarray:
         if not isinstance(array, np.ndarray):
             raise UserError(f"{path} cannot be read as {what} (it is an .npz file): {do}")
         return np.array(array)
+
+
+def write_npz(path: str | os.PathLike, **arrays: np.ndarray | int) -> None:
+    """Writes arrays by name, whole or not at all, into a folder that is made where it is not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)

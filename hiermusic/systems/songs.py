@@ -1,4 +1,4 @@
-"""Finished songs on disk: one wav and one JSON each, made once."""
+"""Finished songs on disk: one wav, its codes and one JSON each, made once."""
 
 import hashlib
 import json
@@ -21,6 +21,7 @@ from hiermusic.audio.limiter import limit
 from hiermusic.codec.chunked import decode_long
 from hiermusic.codec.codec import Codec
 from hiermusic.console import bar, warn
+from hiermusic.data.arrays import write_npz
 from hiermusic.data.records import read_json, remove_leftovers
 from hiermusic.errors import reading, write_atomically
 from hiermusic.parallel import memory
@@ -74,7 +75,8 @@ def produce(
     mesh: Mesh | None = None,
     needs: Callable[[], Sequence[Need]] = tuple,
 ) -> list[dict]:
-    """Makes the songs that are not there yet and writes NAME.wav, then NAME.json with all that decided it.
+    """Makes the songs that are not there yet and writes NAME.wav, NAME.npz with its codes as `hiermusic decode` reads
+    them, then NAME.json with all that decided it.
 
     The processes of a run share what is missing: each n-th song is of one of them. Over a mesh, which spans the devices
     of all, they make all of a batch together and then share decoding and writing. What exceeds full scale is limited;
@@ -146,9 +148,9 @@ def _identity(path: str) -> dict[str, str]:
 
 def _stands(out: Path, fact: dict, versions: Sequence[str]) -> bool:
     path = out / f"{fact['name']}.json"
-    sounds = (".wav", *(f".{version}.wav" for version in versions))
+    beside = (".wav", ".npz", *(f".{version}.wav" for version in versions))
     try:
-        if not all(path.with_suffix(suffix).stat().st_size for suffix in sounds):  # as a power cut leaves them
+        if not all(path.with_suffix(suffix).stat().st_size for suffix in beside):  # as a power cut leaves them
             return False
         stored = read_json(path)
     except (OSError, ValueError, RecursionError):  # none, someone else's file, or a damaged one
@@ -174,6 +176,8 @@ def _write(out: Path, fact: dict, song: Song, versions: Sequence[str]) -> None:
             for name, (place, codes_PS) in sounds.items()
         }
     whole |= write_sound(path, wav_LC, rate)
+    codes_SP, length = song.codes_PS.T.astype(np.uint16), len(wav_LC) + song.skip
+    write_npz(path.with_suffix(".npz"), codes=codes_SP, length=length, sample_rate=rate)
     if made < SHORT * asked:
         warn(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")

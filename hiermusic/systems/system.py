@@ -98,7 +98,7 @@ class Rooms:
       program: (configuration, songs made at once) -> the program that generating with its model spends its time in.
       generate: (requests, folder, options=sampling settings that were given, audio=file to go on from or None,
         mesh=axis -> devices, rows=songs made at once, and by its name each flag of "model" or "else" that was given) ->
-        songs as JSON objects, each written as NAME.wav and NAME.json.
+        songs as JSON objects, each written as NAME.wav, NAME.npz and NAME.json.
       demo: (folder for all it makes, folder of configurations) -> everything of the system once, small.
       families: what its authors have published, by kind.
       formats: by name, what writes models as its authors publish them: (folder, of each model the configuration, its

@@ -1,6 +1,5 @@
 """From a configuration or a training workdir to the thing itself: stage, codec, codes, songs, facts."""
 
-import io
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.console import warn
 from hiermusic.data.streams import Tokenizer
-from hiermusic.errors import UserError, brief, reading, replacing
+from hiermusic.errors import UserError, brief, reading
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
 from hiermusic.pretrained.export import is_export
@@ -319,6 +318,7 @@ def encode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     """Codes [S, P] of an audio file (see `tokens.packets`), written as .npz with what decoding needs."""
     from hiermusic.audio import files
     from hiermusic.codec.chunked import encode_long
+    from hiermusic.data.arrays import write_npz
 
     read(codec_dir, "codec")
     wav_LC, rate = files.read(source)  # before the weights, which take longer
@@ -328,12 +328,7 @@ def encode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
         warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
     codes_PS = encode_long(codec, wav_LC, levels=levels)
-    whole = io.BytesIO()
-    np.savez(whole, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(whole.getbuffer())
+    write_npz(target, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
     return {"out": target, "codes": list(codes_PS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 

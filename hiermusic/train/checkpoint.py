@@ -22,10 +22,9 @@ from jax.experimental import multihost_utils
 from hiermusic.console import say
 from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, disk_errors, reading, reason, replacing
-from hiermusic.nn.param import Lent
 from hiermusic.parallel.hosts import wait_for_all
 from hiermusic.pretrained import export
-from hiermusic.train import checksum
+from hiermusic.train import checksum, lent
 from hiermusic.train.tuning import TuningConfig, folded
 
 Tree = dict[str, Any]
@@ -73,6 +72,7 @@ class Checkpoints:
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         self.directory = _directory(workdir)
         self._saving: Any = None
+        self._base: dict[str, str] | None = None
         with disk_errors(self.directory):
             self._checkpointer = ocp.training.Checkpointer(
                 self.directory, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
@@ -81,14 +81,16 @@ class Checkpoints:
     def save(self, step: int, state: nnx.State, data: Mapping[str, int | str]) -> None:
         """Starts saving a stage's state and what the loop itself keeps; waits for an unfinished save first.
 
-        Weights that are another run's are left out.
+        Weights that are another run's are left out but for their fingerprint.
         """
-        parts = {**split(nnx.to_pure_dict(own(state))), "data": dict(data)}
-        sums = checksums(parts)
+        parts = {**split(nnx.to_pure_dict(lent.own(state))), "data": dict(data)}
+        if self._base is None:  # it stays what it is while a run goes on
+            self._base = lent.fingerprint(state)
+        facts = {**checksums(parts), "base": self._base}
         self.wait()
         with disk_errors(self.directory):
             # force: the default policy silently skips a step; overwrite is not needed, no step is saved twice
-            self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=sums)
+            self._saving = self._checkpointer.save_checkpointables_async(step, parts, force=True, custom_metadata=facts)
 
     def restore(
         self, abstract: nnx.State, step: int | None = None, base: str = ""
@@ -101,26 +103,26 @@ class Checkpoints:
         Args:
           abstract: `jax.ShapeDtypeStruct`s with shardings, in the structure that was saved; any mesh.
           step: which checkpoint.
-          base: the run whose weights the state only borrows, WORKDIR or WORKDIR@STEP.
+          base: the run whose weights the state only borrows, WORKDIR or WORKDIR@STEP; "" where it borrows none.
         Raises:
-          UserError: no such checkpoint, none that is whole, or weights of other shapes.
+          UserError: no such checkpoint, none that is whole, weights of other shapes, or another base.
         """
-        lent = _lent(abstract, base, str(self.directory.parent))
-        abstract = own(abstract)
+        ours = lent.own(abstract)
         damaged: dict[Path, DamagedError] = {}
         choice = find(self.directory.parent, step)
         alone = step is None and jax.process_count() == 1
         kept = steps(self.directory.parent)[::-1] if alone else [int(choice.name)]
-        targets = {**split(nnx.to_pure_dict(abstract)), "data": None}
+        targets = {**split(nnx.to_pure_dict(ours)), "data": None}
         for path in (self.directory / str(number) for number in kept):
             try:
                 parts = load(path, targets)
             except DamagedError as error:
                 damaged[path] = error
                 continue
+            theirs = lent.borrowed(abstract, _base_of(path, base), base) if base else nnx.State({})
             self._set_aside(damaged, path)
             data = parts.pop("data")
-            return nnx.merge_state(_filled(abstract, {**parts.pop("train", {}), **parts}), lent), data
+            return nnx.merge_state(_filled(ours, {**parts.pop("train", {}), **parts}), theirs), data
         raise damaged[choice]
 
     def _set_aside(self, damaged: Mapping[Path, DamagedError], taken: Path) -> None:
@@ -183,8 +185,7 @@ def load_model(
     """
     graphdef, abstract = nnx.split(nnx.eval_shape(make_model))
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = shardings(abstract) if shardings else jax.tree.map(lambda _: one_device, abstract)
-    abstract = place(abstract, placed)
+    abstract = place(abstract, shardings(abstract) if shardings else jax.tree.map(lambda _: one_device, abstract))
     wanted = nnx.to_pure_dict(abstract)
     if export.is_export(workdir):
         exported_step(workdir, step)
@@ -192,7 +193,7 @@ def load_model(
     elif tuning_of(workdir).rank:
         weights = load_weights(workdir, step, prefer_ema)
         _check_shapes(Path(workdir), "model", _shapes(wanted), _shapes(weights))
-        weights = jax.tree.map(_placed, weights, wanted)
+        weights = jax.tree.map(lent.placed, weights, wanted)
     else:
         path = find(workdir, step)
         name = weights_part(path, prefer_ema)
@@ -213,8 +214,16 @@ def load_weights(workdir: str | Path, step: int | None = None, prefer_ema: bool 
     trained = load(path, {name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved(path, name))})[name]
     if not (tuning := tuning_of(workdir)).rank:
         return trained
-    base = export.dotted(load_base(tuning.base, str(workdir)))
+    base = _base_of(path, tuning.base)
     return export.nested(folded(base, export.dotted(trained), tuning.alpha / tuning.rank))
+
+
+def _base_of(path: Path, base: str) -> dict[str, np.ndarray]:
+    """The weights by dotted name that a checkpoint's adapters lie beside; UserError where they are others by now."""
+    whose = str(path.parent.parent)
+    weights = export.dotted(load_base(base, whose))
+    lent.check(weights, beside(path).get("base", {}), base, whose)
+    return weights
 
 
 def load_base(base: str, whose: str = "") -> Tree:
@@ -372,32 +381,6 @@ def _load_exported(folder: str | Path, wanted: Tree) -> Tree:
     return export.nested(export.place(folder, export.dotted(wanted)))
 
 
-def own(state: nnx.State) -> nnx.State:
-    """What of a state is in the run's own checkpoints."""
-    return nnx.filter_state(state, nnx.Not(Lent))
-
-
-def _lent(abstract: nnx.State, base: str, whose: str = "") -> nnx.State:
-    """What of a state is another run's, from there."""
-    state = nnx.filter_state(abstract, Lent)
-    if not (flat := nnx.to_flat_state(state)):
-        return state
-    weights = export.dotted(load_base(base, whose))
-    placed = []
-    for path, variable in flat:
-        name, wanted = ".".join(map(str, path[1:])), variable.get_value()  # behind `model` or `ema`
-        if name not in weights or weights[name].shape != wanted.shape:
-            raise UserError(f"{base} is of another model than the one that was adapted: it has no such {name}")
-        placed.append((path, variable.replace(_placed(weights[name], wanted))))
-    return nnx.from_flat_state(placed)
-
-
-def _placed(weight: np.ndarray, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.make_array_from_callback(
-        wanted.shape, wanted.sharding, lambda index: np.asarray(weight[index], wanted.dtype)
-    )
-
-
 def split(tree: Tree) -> Tree:
     """A training state as the parts of a checkpoint: {model, ema?, everything else under train}."""
     weights = {name: tree[name] for name in ("model", "ema") if name in tree}
@@ -426,6 +409,11 @@ def _metadata(path: Path) -> Any:
 
     with read_errors(path):
         return ocp.checkpointables_metadata(path)
+
+
+def beside(path: Path) -> Tree:
+    """What a checkpoint keeps beside its arrays: their checksums, and the fingerprint of a base that it lies upon."""
+    return _metadata(path).custom_metadata or {}
 
 
 def _part(path: Path, metadata: Any, name: str) -> Tree:

@@ -17,7 +17,7 @@ from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
 from hiermusic.train.optimiser import average
 from hiermusic.train.stage import Batch, Metrics, RunConfig, Work
-from hiermusic.train.tuning import merged
+from hiermusic.train.tuning import averaged, merged
 
 if TYPE_CHECKING:
     import grain
@@ -29,7 +29,7 @@ class LMState(nnx.Module):
     def __init__(self, model: nnx.Module, config: RunConfig, rngs: nnx.Rngs):
         self.model = model = config.tuning.apply(model, rngs)
         if config.ema_decay:
-            self.ema = nnx.clone(model)
+            self.ema = averaged(model)
         self.optimiser = nnx.Optimizer(model, config.transform(model), wrt=nnx.Param)
 
 

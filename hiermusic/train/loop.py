@@ -174,7 +174,9 @@ class _Trainer:
             stage.prepare(module)
             self.state = jax.device_put(nnx.state(module), placement)
         else:
-            self.state, data = self.checkpoints.restore(place(abstract, placement), base=stage.config.tuning.base)
+            tuning = stage.config.tuning
+            base = tuning.base if tuning.rank else ""
+            self.state, data = self.checkpoints.restore(place(abstract, placement), base=base)
             self.saved = self.step = data["step"]
             self.guard.load(data["guard"])
             self.rule.load(data["stop"])

@@ -12,6 +12,7 @@ from flax import nnx
 from optax import contrib
 
 from hiermusic.errors import UserError
+from hiermusic.nn.param import Lent
 
 OPTIMISERS = ("adamw", "adam", "muon")
 SCHEDULES = ("constant", "cosine", "wsd", "exponential")
@@ -200,6 +201,8 @@ def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax
     def move(old: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
         if isinstance(new, nnx.Param):
             return new.replace(decay * old[...] + (1 - decay) * new[...])
+        if isinstance(new, Lent):  # of both, and nobody's to change
+            return old
         return new.replace(jnp.copy(new[...]))  # a buffer of two owners could not be donated
 
     states = nnx.state(ema), nnx.state(model)

@@ -18,6 +18,7 @@ from hiermusic.errors import UserError
 from hiermusic.pretrained import export
 from hiermusic.train import checkpoint
 from hiermusic.train.checkpoint import Tree
+from hiermusic.train.lent import own
 
 
 def describe(workdir: str | Path, step: int | None = None, weights: bool = False) -> dict[str, Any]:
@@ -155,15 +156,15 @@ def reshard(
     if dtype and not weights_only:
         raise UserError("--dtype rounds the weights, from which training cannot go on exactly: add --weights_only")
     path = checkpoint.find(workdir, step)
-    wanted = jax.tree.map(lambda leaf: _once(leaf, dtype), checkpoint.split(nnx.to_pure_dict(checkpoint.own(abstract))))
+    wanted = jax.tree.map(lambda leaf: _once(leaf, dtype), checkpoint.split(nnx.to_pure_dict(own(abstract))))
     with export.whole_folder(out) as folder:
         if weights_only:
             part = checkpoint.weights_part(path)
             parts = {"model": checkpoint.load(path, {part: wanted[part]})[part]}
         else:
             parts = checkpoint.load(path, {**wanted, "data": None})
-        sums = checkpoint.checksums(parts)
-        ocp.save_checkpointables(folder / "checkpoints" / path.name, parts, custom_metadata=sums)
+        beside = {**checkpoint.beside(path), **checkpoint.checksums(parts)}
+        ocp.save_checkpointables(folder / "checkpoints" / path.name, parts, custom_metadata=beside)
         if (Path(workdir) / "metrics.jsonl").exists():
             shutil.copy(Path(workdir) / "metrics.jsonl", folder)
         checkpoint.write_config(folder, config)

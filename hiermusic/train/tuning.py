@@ -201,20 +201,28 @@ def merged(model: nnx.Module) -> nnx.Module:
     return model
 
 
+def averaged(model: nnx.Module) -> nnx.Module:
+    """A copy of a model to keep its average in; what the model borrows is in memory once, for both."""
+    copy = nnx.clone(model)
+    for path, _ in nnx.to_flat_state(nnx.state(model, Lent)):
+        setattr(_at(copy, path[:-1]), path[-1], getattr(_at(model, path[:-1]), path[-1]))
+    return copy
+
+
 def folded(base: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
-    """The weights of a base as a run has made them.
+    """The weights of a base as a run has made them, in float32, which it computes them in, whatever the base's type.
 
     Args:
       base: all weights by dotted name.
       own: what the run has trained, adapters and whole weights.
       scale: alpha / rank of the adapters.
     """
-    weights = dict(base)
+    weights = {name: weight.astype(np.float32) for name, weight in base.items()}
     for name, value in own.items():
         if name.endswith(DOWN):
             matrix = name.removesuffix(DOWN)
             added = _added(jnp.asarray(value), jnp.asarray(own[matrix + UP]), base[matrix].shape, scale)
-            weights[matrix] = base[matrix].astype(np.float32) + np.asarray(added)
+            weights[matrix] = weights[matrix] + np.asarray(added)
         elif not name.endswith(UP):
             weights[name] = value
     return weights

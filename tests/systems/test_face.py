@@ -68,6 +68,11 @@ def test_a_model_makes_the_songs_of_the_verb(khala, run, tmp_path):
         wav_L, rate = soundfile.read(tmp_path / "verb" / f"{song.name}.wav", dtype="float32")
         assert rate == song.sample_rate
         np.testing.assert_array_equal(song.wav_LC[:, 0], wav_L)
+        # its codes are kept as those of `encode` are, and make the sound again
+        run("decode", f"--codec={khala.codec}", tmp_path / "verb" / f"{song.name}.npz", tmp_path / "again.wav")
+        np.testing.assert_array_equal(soundfile.read(tmp_path / "again.wav", dtype="float32")[0], wav_L)
+        with np.load(tmp_path / "verb" / f"{song.name}.npz") as stored:
+            np.testing.assert_array_equal(stored["codes"], song.codes_SP)
     # a model of the same workdirs that begins elsewhere, one prompt, and a folder that keeps the song
     (song,) = hiermusic.load(khala.backbone).generate(prompts[0], out=tmp_path / "kept", codec=str(khala.codec))
     assert song.facts["wav"] == str(tmp_path / "kept" / "a.wav")

@@ -91,7 +91,7 @@ def test_silence_has_no_loudness(make_one):
     assert json.loads((make_one(np.zeros((100, 1), np.float32), 0.01) / "song.json").read_text())["loudness"] is None
 
 
-@pytest.mark.parametrize("name", ["song.wav", "song.json"])
+@pytest.mark.parametrize("name", ["song.wav", "song.npz", "song.json"])
 def test_an_empty_file_is_no_song(produce, tmp_path, name):
     assert [produce(None), produce(None)] == [1, 0]
     (tmp_path / "out" / name).write_bytes(b"")
@@ -258,10 +258,14 @@ def test_a_song_is_cut_to_what_was_asked_of_it(tmp_path, monkeypatch):
         return np.linspace(0, 0.5, length or 100, dtype=np.float32)[:, None]
 
     monkeypatch.setattr(songs, "decode_long", decode)
-    song = songs.Song("codes", False, SimpleNamespace(sample_rate=8000), {"backbone": "coarse"}, length=60, skip=20)
+    codes_PS = np.arange(6).reshape(3, 2)
+    song = songs.Song(codes_PS, False, SimpleNamespace(sample_rate=8000), {"backbone": "coarse"}, length=60, skip=20)
     asked_for = requests.single(0.005, 0, tags="a")
     (told,) = songs.produce(asked_for, tmp_path, lambda _: [song], {}, {}, None, ("backbone",))
-    assert asked == [("codes", 60), ("coarse", None)]
+    assert asked == [(codes_PS, 60), ("coarse", None)]
+    with np.load(tmp_path / "song.npz") as stored:  # as `hiermusic encode` writes them, what is skipped among them
+        assert (int(stored["length"]), int(stored["sample_rate"])) == (60, 8000) and stored["codes"].dtype == np.uint16
+        np.testing.assert_array_equal(stored["codes"], codes_PS.T)
     wav_L, _ = soundfile.read(tmp_path / "song.wav")
     np.testing.assert_allclose(wav_L, np.linspace(0, 0.5, 60)[20:], atol=1e-4)
     assert told["seconds"] == 0.005 and told["ended"] is False

@@ -1,6 +1,7 @@
 """What a run trains and what it leaves: names, shares of the learning rate, adapters, and weights that are borrowed."""
 
 import json
+import shutil
 
 import grain
 import jax
@@ -21,8 +22,9 @@ from hiermusic.systems import start
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint, stored
+from hiermusic.train.lent import borrowed
 from hiermusic.train.lm import LMStage
-from hiermusic.train.loop import run
+from hiermusic.train.loop import abstract_state, run
 from hiermusic.train.stage import RunConfig, Work
 from hiermusic.train.tuning import TuningConfig, folded, merged
 
@@ -118,6 +120,15 @@ def test_merged_is_every_matrix_with_its_scaled_product_and_folded_says_the_same
     assert whole.keys() == found.keys()
     for name in found:
         np.testing.assert_allclose(whole[name], found[name], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_made_of_a_base_in_16_bits_is_float32_all_of_it():
+    """As the run has it: rounded back, a small adapter would be lost, and two types would lie in one export."""
+    model = learned(adapted(targets=("query",), beside=("code_head",)))
+    base = {name: weight.astype(jnp.bfloat16) for name, weight in flat(make_model(nnx.Rngs(0))).items()}
+    whole = folded(base, flat(model, nnx.Param), 0.5)
+    assert whole.keys() == base.keys() and {weight.dtype.name for weight in whole.values()} == {"float32"}
+    np.testing.assert_array_equal(whole["text_embed"], base["text_embed"].astype(np.float32))
 
 
 def test_gradients_go_to_adapters_and_what_is_trained_beside_them_alone():
@@ -235,6 +246,15 @@ def test_settings_that_are_none_are_told(options, words):
 # MARK: runs
 
 
+def test_an_average_is_of_what_is_trained_and_borrows_the_rest_with_the_model():
+    stage = stage_of(1, "base", lora={"rank": 2, "beside": ("code_head",)})
+    flat = nnx.to_flat_state(abstract_state(stage, 0)[1])
+    once = {path[1:] for path, variable in flat if isinstance(variable, Lent)}
+    assert len(once) == sum(isinstance(variable, Lent) for _, variable in flat) > 0
+    held = {part: {path[1:] for path, _ in flat if path[0] == part} - once for part in ("model", "ema")}
+    assert held["ema"] == held["model"] and {path[-1] for path in held["ema"]} > {"code_head", "query_lora_a"}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A base, and a run with adapters over it, ended early and gone on with."""
@@ -287,17 +307,40 @@ def test_whoever_reads_the_run_has_the_merged_model(runs, tmp_path):
     same(flat(model), whole)
 
 
-def test_a_base_that_is_gone_or_of_another_model_is_told(runs, tmp_path, monkeypatch):
+def test_a_base_that_is_gone_or_of_another_model_is_told(runs):
     (runs / "base").rename(runs / "moved")
     try:
         with pytest.raises(UserError, match=r"whole starts from .*base@3, which is not there: put it back"):
             checkpoint.load_weights(runs / "whole")
     finally:
         (runs / "moved").rename(runs / "base")
-    monkeypatch.setattr(checkpoint, "load_base", lambda *told: {"code_embed": np.zeros((1, 5, 16))})
     with pytest.raises(UserError, match=r"other is of another model than the one that was adapted: it has no such "):
         abstract = nnx.state(nnx.Dict(model=adapted()))
-        checkpoint._lent(abstract, "other")
+        borrowed(abstract, {"code_embed": np.zeros((1, 5, 16))}, "other")
+
+
+def test_a_base_that_has_changed_since_is_refused(runs, tmp_path):
+    base, place = export.dotted(checkpoint.load_weights(runs / "base")), f"{tmp_path}/base@3"
+    shutil.copytree(runs / "whole", tmp_path / "whole")
+    checkpoint.write_config(tmp_path / "whole", checkpoint.read_config(runs / "whole") | {"init_from": place})
+
+    def put(weights):
+        shutil.rmtree(tmp_path / "base", ignore_errors=True)
+        shapes = {name: export.shape(weight) for name, weight in weights.items()}
+        read = lambda names: {name: weights[name] for name in names}  # noqa: E731
+        export.write(tmp_path / "base", shapes, read, fields(3), {"step": 3}, {})
+
+    put(base)
+    same(*(export.dotted(checkpoint.load_weights(place / "whole")) for place in (tmp_path, runs)))
+    other = base["text_embed"].copy()
+    other[0, 0] = np.nextafter(other[0, 0], 1)
+    words = r"whole was trained upon .*base@3, where 1 of \d+ weights are others by now, as text_embed: put back what"
+    for weights in (base | {"text_embed": other}, base | {"text_embed": base["text_embed"].T}):
+        put(weights)
+        with pytest.raises(UserError, match=words):
+            checkpoint.load_weights(tmp_path / "whole")
+    with pytest.raises(UserError, match=words):
+        run(stage_of(7, place, lora={"rank": 2, "beside": ("code_head",)}), tmp_path / "whole", progress=False)
 
 
 def test_what_is_borrowed_must_be_whole(monkeypatch):

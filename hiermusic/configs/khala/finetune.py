@@ -10,33 +10,50 @@
 
 Words behind it, joined by `_`, say of what: `superres` in place of the backbone; `lora` by adapters in place of all
 weights; and the size of the model that is started from, `tiny`, `small`, `3b` or `7b` in place of `paper`, whose
-architecture it must be. So `style_superres_lora_tiny`. docs/finetuning.md goes through all of it.
+architecture it must be. So `style_superres_lora_tiny`. Behind them `@RUN`, a WORKDIR or WORKDIR@STEP, stands for
+`init_from`, and the model is then of that run's stage and sizes: `style_lora@out/khala/backbone`. docs/finetuning.md
+goes through all of it.
 
 Rates, warm-up and batch are those with which others have tuned Khala's release (2e-5, of LoRA 1e-4; betas 0.9 and 0.95,
 no decay); the tiny ones are for minutes on two CPU cores.
 """
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from hiermusic.configs import common
 from hiermusic.configs.khala import backbone, superres
-from hiermusic.errors import UserError
+from hiermusic.errors import UserError, reading
 
 SIZES = ("tiny", "small", "paper", "3b", "7b")
 
 
 def get_config(preset: str = "style") -> ConfigDict:
-    """The configuration of a preset: song or style, and the words behind it."""
-    recipe, *words = preset.split("_")
+    """The configuration of a preset: song or style, the words behind it, and what is started from."""
+    words, at, run = preset.partition("@")
+    recipe, *words = words.split("_")
     size = words.pop() if words and words[-1] in SIZES else "paper"
     lora = bool(words) and words[-1] == "lora" and bool(words.pop())
-    of = words.pop() if words and words[-1] == "superres" else "backbone"
+    of = words.pop() if words and words[-1] == "superres" else ""
     if recipe not in ("song", "style") or words:
         raise UserError(
             f"unknown preset '{preset}' of configs/khala/finetune.py: choose song or style, and behind it, joined by "
             "_, superres, lora and a size"
         )
+    begun = _read(run) if at else {}
+    if begun and of not in ("", begun["stage"]):
+        raise UserError(f"{preset}: {run} is a {begun['stage']}: leave {of} out")
+    of = of or begun.get("stage", "backbone")
     config = {"backbone": backbone, "superres": superres}[of].get_config(size)
     config.preset = preset
+    if begun:
+        config.init_from = run
+        config.model.update(begun["model"])
+        config.tokens.update(begun["tokens"])
 
     config.train.optimiser = "adamw"
     config.train.learning_rate = 2e-5
@@ -78,9 +95,30 @@ def get_config(preset: str = "style") -> ConfigDict:
         config.train.learning_rate = 2e-3 if recipe == "song" else 2e-4
         if recipe == "song":
             config.train.stop_loss = 0.02
+            if lora and of == "superres":  # 62 levels by heart: more adapters, a higher rate, and its fall
+                config.lora.rank = 32
+                config.lora.targets = (*common.TARGETS, "code_embed", "code_head")
+                config.train.learning_rate = 5e-3
+                config.train.schedule = "cosine"
+                config.train.final_share = 0.02
+                config.train.steps = 300
+                config.train.stop_loss = 0.003
         else:
             config.train.steps = 60
             config.train.batch_size = 4
             config.train.valid_every = 10
             config.train.checkpoint_every = 10
     return config
+
+
+def _read(run: str) -> Mapping[str, Any]:
+    """What a run of WORKDIR or WORKDIR@STEP was trained with; UserError where it is none of Khala's token models."""
+    workdir, at, step = run.rpartition("@")
+    place = Path(workdir if at and step.isdecimal() and not Path(run).is_dir() else run) / "config.json"
+    with reading(place, "the configuration of a workdir", "name a run behind @"):
+        told = json.loads(place.read_bytes())
+        system, stage = told["system"], told["stage"]
+        found = {"stage": stage, **{part: dict(told[part]) for part in ("model", "tokens")}}
+    if system != "khala" or stage not in ("backbone", "superres"):
+        raise UserError(f"{run} is the {stage} of {system}: name a backbone or a super-resolution model of Khala's")
+    return found

@@ -66,7 +66,7 @@ def generate(
     Args:
       requests: what to make, each with the clip (or the .npy vector) it should sound like, or a description; what goes
         on from `audio` sounds like that where the model listens and nothing else is named.
-      out: folder for NAME.wav and NAME.json.
+      out: folder for NAME.wav, NAME.npz and NAME.json.
       lm: workdir of AAR or of the baseline.
       codec: workdir of the codec; None for the one that made the model's tokens.
       clap: folder of an imported CLAP, which makes vectors of descriptions and clips for a model that takes these.

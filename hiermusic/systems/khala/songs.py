@@ -18,6 +18,7 @@ from hiermusic.systems.khala.models import codec_config
 from hiermusic.systems.lm import songs as lm
 from hiermusic.systems.requests import Request
 from hiermusic.systems.token_facts import check_codec, codec_of
+from hiermusic.train import checkpoint
 
 
 def generate(
@@ -37,9 +38,9 @@ def generate(
 
     Args:
       requests: what to make; a song whose JSON stands with the same contents is not made again.
-      out: folder for NAME.wav and NAME.json.
+      out: folder for NAME.wav, NAME.npz and NAME.json.
       superres: workdir of the super-resolution model; None leaves it out.
-      backbone: workdir of the backbone; None for the one `superres` was started from.
+      backbone: workdir of the backbone; None for the one `superres` was started from, at the step that names, if any.
       codec: workdir of the codec; None for the one that made the backbone's tokens.
       options: temperature, top_k, top_p, guidance, min_share where they differ from the backbone's own.
       audio: file to go on from; its length counts in the prompt's seconds.
@@ -49,21 +50,19 @@ def generate(
     Returns:
       What each JSON holds.
     """
+    steps: dict[str, int | None] = {"codec": None}
     if backbone is None:
-        backbone = _started_from(superres)
-        if not backbone:
-            raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
-    step = None
+        backbone, steps["backbone"] = _started_from(superres)
     spread = make_mesh(mesh) if mesh else None
     if codec is None:
-        codec, step = codec_of(workdirs.read(backbone, "backbone"))
+        codec, steps["codec"] = codec_of(workdirs.read(backbone, "backbone"))
     runs = {"codec": codec, "backbone": backbone} | ({"superres": superres} if superres else {})
     sampling = {"backbone": workdirs.read(backbone, "backbone").sampling.to_dict() | dict(options)}
     if superres:
         sampling["superres"] = workdirs.read(superres, "superres").sampling.to_dict()
 
     def make(requests: Sequence[Request]) -> list[songs.Song]:
-        coder = workdirs.load_codec(codec, step)
+        coder = workdirs.load_codec(codec, steps["codec"])
         known_TK = None
         for run in (backbone, superres):
             if run:
@@ -72,7 +71,7 @@ def generate(
             known_TK = encode_long(coder, files.read(audio, coder.sample_rate, coder.channels)[0]).astype(np.int32)
 
         def draw(role: str, run: str, name: str, coarse: Sequence[np.ndarray] | None = None):
-            config, model = workdirs.load(run, role, mesh=spread)
+            config, model = workdirs.load(run, role, step=steps.get(role), mesh=spread)
             if not requests:  # of this process; the others read the checkpoint too
                 return []
             model = lm.ready(config, model)
@@ -97,18 +96,20 @@ def generate(
         return [lm.need(requests, workdirs.read(runs[role], role), guidance) for role, guidance in guided.items()]
 
     versions = ("backbone",) if backbone_too else ()
-    return songs.produce(requests, out, make, runs, sampling, audio, versions, {"codec": step}, rows, spread, needs)
+    return songs.produce(requests, out, make, runs, sampling, audio, versions, steps, rows, spread, needs)
 
 
-def _started_from(superres: str) -> str:
-    """The backbone that super-resolution was started from, perhaps by way of one that it was fine-tuned from; ""
-    where it was from none."""
-    run = superres
-    while (config := workdirs.read(run)).stage == "superres":
-        run = Tokenizer.named(config.init_from).workdir
-        if not run:
-            return ""
-    return run
+def _started_from(superres: str) -> Tokenizer:
+    """The backbone that super-resolution was started from, and its step where that is told; perhaps by way of one that
+    it was fine-tuned from. UserError where it was from none, or where that step is gone."""
+    found = Tokenizer(superres, None)
+    while (config := workdirs.read(found.workdir)).stage == "superres":
+        found = Tokenizer.named(config.init_from)
+        if not found.workdir:
+            raise UserError(f"{superres} was not started from a backbone: give one with --backbone=WORKDIR")
+    if found.step is not None and found.step not in checkpoint.steps(found.workdir):
+        raise UserError(f"{superres} was started from {found}, which is gone: give a backbone with --backbone=WORKDIR")
+    return found
 
 
 def program(config: ConfigDict, rows: int) -> programs.Generation:

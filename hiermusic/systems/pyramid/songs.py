@@ -40,7 +40,7 @@ def generate(
 
     Args:
       requests: what to make; a song whose JSON stands with the same contents is not made again.
-      out: folder for NAME.wav and NAME.json.
+      out: folder for NAME.wav, NAME.npz and NAME.json.
       lm: workdir of the language model, of all levels or of the first ones; of the former, songs may be longer than its
         context.
       finer_lms: workdirs of the models of the levels behind those, by commas, each given what the ones before it made.

@@ -35,7 +35,7 @@ def generate(
 
     Args:
       requests: what to make; a song whose JSON stands with the same contents is not made again.
-      out: folder for NAME.wav and NAME.json.
+      out: folder for NAME.wav, NAME.npz and NAME.json.
       lm: workdir of the token model.
       codec: workdir of the codec; None for the one that made the model's tokens.
       options: temperature, top_k, top_p, guidance where they differ from the model's own.

@@ -46,8 +46,8 @@ def engines(monkeypatch):
     coder = SimpleNamespace(facts=tokens, sample_rate=8000, channels=1)
     known_TK = np.arange(4 * 8).reshape(8, 4) % 32
 
-    def load(run, *stages, mesh=None):
-        it.loaded.append((run, stages, mesh))
+    def load(run, *stages, step=None, mesh=None):
+        it.loaded.append((run, stages, mesh) if step is None else (run, stages, mesh, step))
         model = Loaded(run)
         it.weights.append(weakref.ref(model))
         return configs[run], model
@@ -152,7 +152,7 @@ def test_a_recording_is_what_both_models_go_on_from(engines):
 def test_the_runs_that_made_each_other_are_found(engines):
     assert khala.generate([ONE], "out", superres="superres", backbone_too=True) == ["told"]
     runs = {"codec": "codec of tokens", "backbone": "backbone", "superres": "superres"}
-    assert engines.produced["runs"] == runs and engines.produced["steps"] == {"codec": 6}
+    assert engines.produced["runs"] == runs and engines.produced["steps"] == {"codec": 6, "backbone": None}
     assert engines.produced["versions"] == ("backbone",)
     assert engines.loaded == [
         ("codec of tokens", 6),
@@ -170,8 +170,21 @@ def test_other_runs_are_taken_where_they_are_named(engines):
     engines.configs["tuned"].init_from = "superres@90"  # which was started from the backbone
     khala.generate([ONE], "out", superres="tuned", codec="codec")
     assert engines.produced["runs"] == {"codec": "codec", "backbone": "backbone", "superres": "tuned"}
+    assert engines.loaded[-2] == ("backbone", ("backbone",), None)
     engines.configs["superres"].init_from = ""
     with pytest.raises(UserError, match="superres was not started from a backbone: give one with --backbone"):
+        khala.generate([ONE], "out", superres="superres")
+
+
+def test_the_step_that_a_run_was_started_from_is_the_one_that_plays(engines, monkeypatch):
+    monkeypatch.setattr(khala.checkpoint, "steps", lambda run: {"backbone": [60, 120]}[run])
+    engines.configs["superres"].init_from = "backbone@60"
+    khala.generate([ONE], "out", superres="superres")
+    assert engines.loaded[1:] == [("backbone", ("backbone",), None, 60), ("superres", ("superres",), None)]
+    assert engines.produced["runs"]["backbone"] == "backbone"
+    assert engines.produced["steps"] == {"codec": 6, "backbone": 60}
+    engines.configs["superres"].init_from = "backbone@30"
+    with pytest.raises(UserError, match="superres was started from backbone@30, which is gone: give a backbone with"):
         khala.generate([ONE], "out", superres="superres")
 
 
