@@ -205,6 +205,17 @@ def test_export_writes_what_a_person_would_keep(tmp_path, sung):
     assert json.loads((path.parent / "one.json").read_text())["language"] == "English"
 
 
+def test_beats_are_drawn_on_the_mix_and_syllables_on_the_vocals(monkeypatch, sung):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **how: drawn.append(figure))
+    corpus.plot(sung[0], "song.png")
+    mix, vocals = drawn[0].axes
+    (beats,) = mix.collections
+    np.testing.assert_allclose([line[0, 0] for line in beats.get_segments()], sung[0].beats)
+    syllables = [syllable.text for line in sung[0].lines for syllable in line.syllables]
+    assert [text.get_text() for text in vocals.texts] == syllables and not vocals.collections
+
+
 def test_plot_draws(tmp_path, sung):
     corpus.plot(sung[0], tmp_path / "song.png")
     assert (tmp_path / "song.png").stat().st_size > 10_000

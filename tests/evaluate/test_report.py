@@ -234,6 +234,15 @@ def test_plots_follow_the_pages_ink(metrics):
         plots.loss_curves({"one": metrics.parent / "none" / "metrics.jsonl"})
 
 
+def test_a_plot_of_two_kinds_of_marks_names_both(metrics):
+    codes = [{"level": level, "usage": 0.9, "efficiency": 0.8} for level in range(3)]
+    for svg, names in (
+        (plots.code_usage(codes), ("codes used", "entropy / log2(codes)")),
+        (plots.loss_curves({"one": metrics}), ("train", "held out")),
+    ):
+        assert all(f"<!-- {name} -->" in svg or f">{name}<" in svg for name in names)
+
+
 def test_mel_png_shows_pitch_at_its_height():
     import io
 
