@@ -130,6 +130,12 @@ def test_every_phone_can_be_sung():
             assert set(phones) <= known and any(phone in voice.VOWELS for phone in phones)
 
 
+def test_a_vowel_glides_late_and_each_of_those_behind_it_has_the_same_time():
+    for phones, starts in ((("aa", "ih"), [0, 0.7]), (("aa", "ih", "er"), [0, 0.7, 0.85])):
+        segments = voice._segments([voice.Sung(phones, 50, 2.0, 3.0)])
+        assert [start for start, _, _ in segments] == pytest.approx([*(2 + start for start in starts), 3])
+
+
 def test_sung_pitch_is_the_note(sung):
     errors = []
     for song in sung:

@@ -243,6 +243,14 @@ def test_a_plot_of_two_kinds_of_marks_names_both(metrics):
         assert all(f"<!-- {name} -->" in svg or f">{name}<" in svg for name in names)
 
 
+def test_rates_of_a_thousand_bits_and_more_are_told_in_thousands(result):
+    result["reconstruction"][-1]["bits_per_second"] = 1500.0
+    svg = plots.reconstruction(result, "mel")
+    assert [f"<!-- {rate} -->" in svg or f">{rate}<" in svg for rate in ("215", "430", "1.5k", "0.215k", "1500")] == [
+        True, True, True, False, False
+    ]  # fmt: skip
+
+
 def test_mel_png_shows_pitch_at_its_height():
     import io
 
