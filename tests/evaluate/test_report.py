@@ -251,6 +251,10 @@ def test_rates_of_a_thousand_bits_and_more_are_told_in_thousands(result):
     ]  # fmt: skip
 
 
+def test_a_caption_is_there_where_there_are_words():
+    assert report._caption("a < b") == "<figcaption>a &lt; b</figcaption>" and report._caption("") == ""
+
+
 def test_mel_png_shows_pitch_at_its_height():
     import io
 

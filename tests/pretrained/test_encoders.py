@@ -251,6 +251,14 @@ def test_a_window_of_less_than_a_frame_is_one_frame_and_none_is_the_whole(monkey
     assert found == [heard]
 
 
+def test_a_sound_of_one_frame_is_long_enough(monkeypatch):
+    config = LogMelConfig()
+    monkeypatch.setattr(encoder, "_batched", lambda _, pieces_BL: np.zeros((len(pieces_BL), 1, 3), np.float32))
+    assert encoder.embed(SimpleNamespace(config=config), np.zeros(config.span), 0.0).shape == (1, 3)
+    with pytest.raises(UserError, match=f"a sound of {config.span - 1} samples is shorter than one frame"):
+        encoder.embed(SimpleNamespace(config=config), np.zeros(config.span - 1), 0.0)
+
+
 @pytest.fixture(scope="module")
 def wav(tmp_path_factory):
     from hiermusic.audio import files
