@@ -27,6 +27,6 @@ def test_a_mesh_shares_the_work_and_adds_none_to_it():
 def test_what_travels_is_of_the_type_that_is_computed_in():
     moved = {}
     for dtype in ("float32", "bfloat16"):
-        transfers = load({"tensor": 2}, dtype=dtype).transfers
+        transfers = load({"tensor": 2}, dtype=dtype, kv_heads=2).transfers
         moved[dtype] = sum(transfer.bytes for transfer in transfers if transfer.axis == "tensor")
     assert moved["float32"] == 2 * moved["bfloat16"] > 0
