@@ -398,7 +398,8 @@ class Pattern:
     def most(self, positions: int) -> int | Fraction:
         """How many packets fit into so many positions, in whole packets of the first stream."""
         first = self._units[0]
-        held = bisect_right(range(1, positions + 1), positions, key=lambda n: self.positions(Fraction(n, first)))
+        packets = range(1, first * (positions + 1))
+        held = bisect_right(packets, positions, key=lambda n: self.positions(Fraction(n, first)))
         return _whole(Fraction(held, first))
 
     @property

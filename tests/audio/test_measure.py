@@ -48,6 +48,15 @@ def test_ratios_at_their_ends(ref_LC):
     assert math.isnan(measure.si_sdr(silence_LC, ref_LC)) and math.isnan(measure.sdr(silence_LC + 0.3, ref_LC))
 
 
+@pytest.mark.parametrize(("level", "silent"), [(0.9e-5, True), (1.1e-5, False)])
+def test_what_stays_below_the_last_bit_is_silent(ref_LC, level, silent):
+    ref_LC = ref_LC.astype(np.float64) - ref_LC.mean(axis=0, dtype=np.float64)
+    ref_LC *= level / np.sqrt(np.mean(ref_LC**2))
+    assert measure.is_silent(ref_LC) == silent
+    for ratio in (measure.si_sdr, measure.sdr):
+        assert math.isnan(ratio(ref_LC, ref_LC)) == silent
+
+
 def test_a_batch_on_the_device_scores_as_each_pair_on_the_host(ref_LC):
     ref_BLC = np.stack([ref_LC, ref_LC, ref_LC, 0 * ref_LC])
     noise_LC = orthogonal_noise(ref_LC, 10).astype(np.float32)

@@ -130,6 +130,12 @@ def test_every_phone_can_be_sung():
             assert set(phones) <= known and any(phone in voice.VOWELS for phone in phones)
 
 
+def test_a_vowel_glides_late_and_each_of_those_behind_it_has_the_same_time():
+    for phones, starts in ((("aa", "ih"), [0, 0.7]), (("aa", "ih", "er"), [0, 0.7, 0.85])):
+        segments = voice._segments([voice.Sung(phones, 50, 2.0, 3.0)])
+        assert [start for start, _, _ in segments] == pytest.approx([*(2 + start for start in starts), 3])
+
+
 def test_sung_pitch_is_the_note(sung):
     errors = []
     for song in sung:
@@ -203,6 +209,17 @@ def test_export_writes_what_a_person_would_keep(tmp_path, sung):
     assert np.abs(stems - sung[0].mix).max() < 1e-4
     assert (path.parent / "one.txt").read_text().rstrip("\n") == sung[0].lyrics
     assert json.loads((path.parent / "one.json").read_text())["language"] == "English"
+
+
+def test_beats_are_drawn_on_the_mix_and_syllables_on_the_vocals(monkeypatch, sung):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **how: drawn.append(figure))
+    corpus.plot(sung[0], "song.png")
+    mix, vocals = drawn[0].axes
+    (beats,) = mix.collections
+    np.testing.assert_allclose([line[0, 0] for line in beats.get_segments()], sung[0].beats)
+    syllables = [syllable.text for line in sung[0].lines for syllable in line.syllables]
+    assert [text.get_text() for text in vocals.texts] == syllables and not vocals.collections
 
 
 def test_plot_draws(tmp_path, sung):

@@ -3,6 +3,7 @@
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,19 @@ def test_stems_are_tracks_and_add_up(midi):
     assert not without["drums"].any() and len(without["drums"]) == len(without["mix"])
     with pytest.raises(UserError, match="has no stem vocals: its songs have mix, instrumental, drums, bass, other"):
         open_source(midi, stems=("vocals",))
+
+
+def test_no_track_sounds_on_in_the_next(tmp_path, monkeypatch):
+    said = []
+    calls = {name: lambda *_, name=name: said.append(name) or 0 for name in ("sfload", "system_reset", "delete")}
+    engine = SimpleNamespace(Synth=lambda samplerate: SimpleNamespace(**calls))
+    monkeypatch.setattr(midi_source, "_engine", lambda path: (None, engine))
+
+    def track(name: str) -> SimpleNamespace:
+        return SimpleNamespace(fluidsynth=lambda synthesizer, sfid: said.append(name) or np.ones(9))
+
+    midi_source._render({name: track(name) for name in ("drums", "bass")}, tmp_path / "tone.sf2", ("mix",))
+    assert said == ["sfload", "system_reset", "drums", "system_reset", "bass", "delete"]
 
 
 def test_another_soundfont_is_another_source(tmp_path, midi):

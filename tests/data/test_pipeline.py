@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import grain
 import numpy as np
@@ -89,6 +90,12 @@ def test_valid_batches_are_centre_crops_whatever_the_seed(audio):
     np.testing.assert_array_equal(batches[0], waveform_batches(audio, "valid", 300, 4, seed=9)[0])
     offsets = (places(batches[0])[:, 0] - 1) % 2000
     assert set(offsets) <= {100, 600, 950}
+
+
+def test_every_held_out_segment_is_in_one_batch_of_one(audio):
+    batches = waveform_batches(audio, "valid", 300, 1)
+    begins = [places(batches[i])[0, 0] for i in range(len(batches))]
+    assert len(begins) == 6 == len(set(begins))
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -298,6 +305,17 @@ def test_the_processes_of_a_run_share_the_writing(tmp_path, monkeypatch):
     assert len(AudioSource(alone)) == 33
     for name in ("info.json", *(path.name for path in alone.glob("*.arrayrecord"))):
         assert (out / name).read_bytes() == (alone / name).read_bytes()
+
+
+@pytest.mark.parametrize(("which", "wanted"), [(0, ["read", "wait", "wait"]), (1, ["wait", "read", "wait"])])
+def test_one_process_reads_a_folder_before_the_others(tmp_path, monkeypatch, which, wanted):
+    steps, source = [], SimpleNamespace(fingerprint="f", name="music", tracks=[])
+    monkeypatch.setattr(pipeline, "workers", lambda: (which, 2))
+    monkeypatch.setattr(pipeline, "wait_for_all", lambda name: steps.append("wait"))
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: steps.append("read") or source)
+    monkeypatch.setattr(pipeline, "write_audio", lambda *_, **how: None)
+    resolve(tmp_path, tmp_path / "cache", RATE, 1, progress=False)
+    assert steps == wanted
 
 
 def test_a_damaged_shard_is_named_from_within_the_pipeline(audio, tmp_path):

@@ -107,6 +107,23 @@ def test_round_trip_is_exact(tmp_path):
     assert info["splits"] == {"train": 4, "valid": 1} and info["skipped"] == []
 
 
+def test_tracks_of_whole_segments_lie_side_by_side(tmp_path):
+    """Of 800 samples: 1,600 are two of them and nothing behind, where the next track begins."""
+    sounds = [noise(seed, samples) for seed, samples in enumerate((1600, 800, 900))]
+    write(tmp_path, [Track(f"t{i}", lambda wav_LC=wav_LC: (wav_LC, RATE, {})) for i, wav_LC in enumerate(sounds)])
+    source = AudioSource(tmp_path)
+    for index, wav_LC in enumerate(sounds):
+        np.testing.assert_array_equal(source.track(index), wav_LC)
+
+
+def test_directories_differ_in_the_tracks_that_one_alone_has_with_this_sound(tmp_path):
+    changed = Track("t001", lambda: (noise(9, 2000), RATE, {}))
+    write(tmp_path / "one", tracks(3))
+    write(tmp_path / "two", [tracks(1)[0], changed])
+    assert audio_records.differences(tmp_path / "one", tmp_path / "two") == (2, 1)
+    assert audio_records.differences(tmp_path / "one", tmp_path / "one") == (0, 0)
+
+
 def test_rate_and_channels_are_brought_to_the_records(tmp_path):
     stereo = Track("s", lambda: (noise(1, 4410, 2), 44100, {}))
     seven = Track("q", lambda: (noise(2, 1600, 7), 16000, {}))
@@ -481,3 +498,13 @@ def test_only_our_own_leftovers_are_removed(tmp_path):
         (tmp_path / name).touch()
     records.remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.b.tmp", "notes.tmp"]
+
+
+@pytest.mark.parametrize(("which", "left"), [(0, []), (1, ["info.json.0123abcd.tmp"])])
+def test_nobody_writes_before_the_first_has_removed_leftovers(tmp_path, monkeypatch, which, left):
+    (tmp_path / "info.json.0123abcd.tmp").touch()
+    seen = []
+    monkeypatch.setattr(records, "workers", lambda: (which, 2))
+    monkeypatch.setattr(records, "wait_for_all", lambda name: seen.append((name, os.listdir(tmp_path))))
+    records.remove_leftovers(tmp_path)
+    assert seen == [(f"leftovers of {tmp_path}", left)]

@@ -269,6 +269,9 @@ def test_sums_beyond_full_scale_turn_all_stems_down(tmp_path, capsys):
     assert out["mix"].track(0).max() > 0.9999
     np.testing.assert_allclose(out["vocals"].track(0), 0.6, atol=1e-4)
     assert capsys.readouterr().err == "t: its stems add up to 1.25 of full scale: all are turned down by that\n"
+    just = {"vocals": loud["vocals"], "drums": 0.25 + 0 * loud["drums"]}
+    stems.combine("t", just, ("mix", "vocals"), RATE)
+    assert capsys.readouterr().err == ""
 
 
 # Records

@@ -234,6 +234,27 @@ def test_plots_follow_the_pages_ink(metrics):
         plots.loss_curves({"one": metrics.parent / "none" / "metrics.jsonl"})
 
 
+def test_a_plot_of_two_kinds_of_marks_names_both(metrics):
+    codes = [{"level": level, "usage": 0.9, "efficiency": 0.8} for level in range(3)]
+    for svg, names in (
+        (plots.code_usage(codes), ("codes used", "entropy / log2(codes)")),
+        (plots.loss_curves({"one": metrics}), ("train", "held out")),
+    ):
+        assert all(f"<!-- {name} -->" in svg or f">{name}<" in svg for name in names)
+
+
+def test_rates_of_a_thousand_bits_and_more_are_told_in_thousands(result):
+    result["reconstruction"][-1]["bits_per_second"] = 1500.0
+    svg = plots.reconstruction(result, "mel")
+    assert [f"<!-- {rate} -->" in svg or f">{rate}<" in svg for rate in ("215", "430", "1.5k", "0.215k", "1500")] == [
+        True, True, True, False, False
+    ]  # fmt: skip
+
+
+def test_a_caption_is_there_where_there_are_words():
+    assert report._caption("a < b") == "<figcaption>a &lt; b</figcaption>" and report._caption("") == ""
+
+
 def test_mel_png_shows_pitch_at_its_height():
     import io
 

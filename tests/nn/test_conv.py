@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from hiermusic.nn.conv import Conv, ConvTranspose, Snake, snake, transposed_conv
+from hiermusic.nn.conv import Conv, ConvTranspose, GroupNorm, Snake, snake, transposed_conv
 
 _snake, _transposed = jax.jit(snake), jax.jit(transposed_conv)
 _apply = jax.jit(lambda layer, x: layer(x))
@@ -165,6 +165,15 @@ def test_conv_computes_in_the_type_it_is_told():
     y = jax.eval_shape(layer, _random(0, 1, 5, 16, 2))
     assert y.shape == (1, 5, 8, 4) and y.dtype == jnp.bfloat16
     assert layer.weight_v[...].dtype == jnp.float32
+
+
+def test_a_group_norm_is_over_all_positions_and_channels_of_an_item():
+    norm, x = _make(GroupNorm, 3, None), 5 + _random(0, 2, 4, 6, 3)
+    np.testing.assert_array_equal(norm.bias[...], np.zeros(3))
+    norm.scale[...], norm.bias[...] = jnp.array([1.0, 2.0, -1.0]), jnp.array([0.5, 0.0, 3.0])
+    mean, variance = (of(x.astype(float), axis=(1, 2, 3), keepdims=True) for of in (np.mean, np.var))
+    wanted = (x - mean) / np.sqrt(variance + 1e-5) * [1, 2, -1] + [0.5, 0, 3]
+    np.testing.assert_allclose(_apply(norm, x), wanted, atol=1e-4)
 
 
 def test_initialisation_is_dacs():

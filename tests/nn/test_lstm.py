@@ -33,6 +33,8 @@ def _steps(inputs_TBG, w_DG):
 
 def test_layers_are_the_definition_one_over_the_other():
     lstm, x = _lstm(5, 2), _random(0, 3, 7, 5)
+    for seed, layer in enumerate(lstm.layers, 1):  # they begin at nought
+        layer.bias[...] = jnp.asarray(_random(seed, 20))
     y = _apply(lstm, x)
     for layer in lstm.layers:
         layer_inputs = x @ np.asarray(layer.weight_ih[...]) + np.asarray(layer.bias[...])

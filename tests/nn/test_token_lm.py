@@ -73,24 +73,25 @@ def test_embed_sums_rows():
     np.testing.assert_array_equal(nothing, np.zeros((B, S, 16)))
 
 
-@pytest.mark.parametrize("head", ["window", "full"])
-def test_loss_against_numpy(head):
-    config = dataclasses.replace(CONFIG, head=head)
+@pytest.mark.parametrize(("head", "end"), [("window", 4), ("window", 0), ("full", 4)])
+def test_loss_against_numpy(head, end):
+    config = dataclasses.replace(CONFIG, head=head, end=end)
     model, batch = build(config), draw()
+    batch["text_targets"] = np.where(batch["text_targets"] >= 0, end, -1)
     hidden = np.asarray(level_logits(model, batch, (0, 2))[0], np.float64)
     code = np.einsum("bsd,kvd->bskv", hidden, np.asarray(model.code_head[...]))
     text = hidden @ np.asarray(model.text_head[...]).T
     total, squares, hits, ce, count = 0.0, 0.0, 0, np.zeros(3), np.zeros(3)
     for b, s in np.ndindex(B, S):
         wanted = [(k, target) for k, target in enumerate(batch["targets"][b, s]) if target >= 0]
-        wanted += [("end", 4)] if batch["text_targets"][b, s] >= 0 else []
+        wanted += [("end", end)] if batch["text_targets"][b, s] >= 0 else []
         for k, target in wanted:
             level = 0 if k == "end" else k
             if head == "full":
                 row = np.concatenate([code[b, s].ravel(), text[b, s]])
                 place = 24 + target if k == "end" else k * 8 + target
             else:
-                row = np.append(code[b, s, level], text[b, s, 4]) if level == 0 else code[b, s, level]
+                row = np.append(code[b, s, level], text[b, s, end]) if level == 0 else code[b, s, level]
                 place = 8 if k == "end" else target
             total -= log_softmax(row)[place]
             squares += np.log(np.exp(row).sum()) ** 2

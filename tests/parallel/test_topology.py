@@ -1,5 +1,7 @@
 """Slices by name, and one line for what is none."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from hiermusic.errors import UserError
@@ -46,6 +48,17 @@ def test_devices_of_slices():
     assert len(t.topology("tpu7x:2x2x1")) == 8  # cores
     with pytest.raises(UserError, match="at least one slice"):
         t.topology("v5e:4x4", slices=0)
+
+
+@pytest.mark.parametrize(("name", "bounds"), [("v6e:1x1", (1, 1, 1)), ("v6e:2x2", None)])
+def test_one_chip_is_a_host_of_one_chip_and_larger_slices_are_left_as_they_are(monkeypatch, name, bounds):
+    asked = []
+    made = SimpleNamespace(devices=["a chip"])
+    monkeypatch.setattr(t, "_ENVIRONMENT", {})
+    monkeypatch.setattr(t.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", lambda **how: asked.append(how) or made)
+    assert t.topology(name) == ["a chip"]
+    assert asked[0]["topology_name"] == name and asked[0].get("chips_per_host_bounds") == bounds
 
 
 def test_missing_compiler_is_said_in_one_line(monkeypatch):

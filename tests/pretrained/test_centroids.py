@@ -39,6 +39,11 @@ def test_what_pickle_and_numpy_wrote(tmp_path):
         np.testing.assert_array_equal(centroids.read(tmp_path / name), model.cluster_centers_)
 
 
+def test_an_array_of_more_bytes_than_a_machines_number_counts_is_too_large():
+    with pytest.raises(ValueError, match="larger than any k-means has"):
+        centroids._bytes((1 << 32, 1 << 32), centroids._Stand("f4"))
+
+
 class Program:
     def __init__(self, path):
         self.path = path

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from hiermusic.data import embed
 from hiermusic.errors import UserError
 from hiermusic.pretrained import clap, encoder, encoders, export, hubert
 from hiermusic.pretrained.clap import ClapConfig
 from hiermusic.pretrained.hubert import HubertConfig
+from hiermusic.pretrained.layers import check_blocks
 from hiermusic.pretrained.roberta import RobertaConfig
 from hiermusic.pretrained.semantic import LogMelConfig
 from hiermusic.pretrained.source import Source
@@ -115,6 +117,41 @@ def test_sizes_that_are_none_are_told(tmp_path, field, value, words):
         encoders.read_hubert(Source(tmp_path, theirs, {}))
 
 
+@pytest.mark.parametrize(("layers", "heads", "known"), [(1, 4, True), (0, 4, False), (1, 0, False), (1, 8, False)])
+def test_a_head_may_have_a_width_of_one(layers, heads, known):
+    if known:
+        return check_blocks(layers, 4, heads)
+    with pytest.raises(ValueError, match=f"it has {layers} blocks of width 4 and {heads} heads"):
+        check_blocks(layers, 4, heads)
+
+
+def test_a_number_in_a_folder_is_below_a_bound():
+    told = encoder.to_fields(BASE)
+    for value, known in (((1 << 24) - 1, True), (1 << 24, False)):
+        told["model"]["ffn_width"] = value
+        if known:
+            assert encoder.of_fields(told).ffn_width == value
+        else:
+            with pytest.raises(ValueError, match=f"its ffn_width is {value}"):
+                encoder.of_fields(told)
+
+
+class Echo(nnx.Module):
+    """Gives back what it hears."""
+
+    config = SimpleNamespace(sample_rate=10)
+
+    def __call__(self, clips_BL):
+        return clips_BL
+
+
+def test_clips_beyond_one_batch_come_back_in_their_order_and_number(monkeypatch):
+    monkeypatch.setattr(encoder, "_AT_ONCE", 30.0)  # seconds: three clips of ten
+    for count in (2, 3, 4, 7):
+        clips_BL = np.arange(count * 100, dtype=np.float32).reshape(count, 100)
+        np.testing.assert_array_equal(encoder._batched(Echo(), clips_BL), clips_BL)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -212,6 +249,14 @@ def test_a_window_of_less_than_a_frame_is_one_frame_and_none_is_the_whole(monkey
     monkeypatch.setattr(encoder, "_batched", made)
     assert len(encoder.embed(SimpleNamespace(config=config), np.zeros(8000), window)) == 24
     assert found == [heard]
+
+
+def test_a_sound_of_one_frame_is_long_enough(monkeypatch):
+    config = LogMelConfig()
+    monkeypatch.setattr(encoder, "_batched", lambda _, pieces_BL: np.zeros((len(pieces_BL), 1, 3), np.float32))
+    assert encoder.embed(SimpleNamespace(config=config), np.zeros(config.span), 0.0).shape == (1, 3)
+    with pytest.raises(UserError, match=f"a sound of {config.span - 1} samples is shorter than one frame"):
+        encoder.embed(SimpleNamespace(config=config), np.zeros(config.span - 1), 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -186,6 +186,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(player, tmp_path, capsys, 
     assert not hasattr(player, "heard")
 
 
+def test_a_vocal_lasts_a_second_at_least(tmp_path):
+    assert len(accompany.of_file(put(tmp_path / "just.wav", 1.0)).wav_LC) == 8000
+    with pytest.raises(UserError, match=r"less.wav lasts 1.00 s: a vocal lasts 1 s or more$"):
+        accompany.of_file(put(tmp_path / "less.wav", 1 - 1 / 8000))
+
+
 def test_a_vocal_goes_to_a_page(player, tmp_path, capsys, monkeypatch):
     source = put(tmp_path / "song.wav", 2.5, 0.001)
     how = [f"--workdir={tmp_path / 'stages'}", f"--out={tmp_path}", "--json"]

@@ -39,6 +39,12 @@ def test_a_codec_makes_the_codes_and_the_sound_of_the_verbs(khala, codec, run, t
     np.testing.assert_allclose(np.clip(wav_LC[:, 0], -1, 1), soundfile.read(tmp_path / "out.wav")[0], atol=1 / 32768)
 
 
+def test_one_channel_needs_no_axis_of_its_own():
+    wav_LC = sound(8000, 0.01)
+    np.testing.assert_array_equal(face._as_sound(wav_LC), wav_LC)
+    np.testing.assert_array_equal(face._as_sound(wav_LC[:, 0]), wav_LC)
+
+
 def test_levels_are_coarse_first_and_may_be_left_out_on_either_side(codec):
     wav_L = sound(codec.sample_rate, 0.5)[:, 0]
     codes_SP = codec.encode(wav_L, codec.sample_rate)

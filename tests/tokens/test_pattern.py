@@ -223,6 +223,10 @@ def test_streams_are_cut_between_packets_where_their_own_tokens_end():
     assert [COARSE.most(n) for n in (3989, 3990, 3999, 4000, 3)] == [249, Fraction(499, 2), Fraction(499, 2), 250, 0]
     assert COARSE.packets((499, 500, 748, 748, 748, 748)) == Fraction(499, 2)
     assert COARSE.packets((499, 499, 747, 748, 748, 748)) == 249
+    passes = pattern.Pattern(
+        "layer_wise", (2, 1), 1, (1,), units=(2, 1)
+    )  # a position a packet, whose first half has none
+    assert [passes.most(n) for n in (0, 1, 9)] == [Fraction(1, 2), Fraction(3, 2), Fraction(19, 2)]
     windows = pattern.Pattern("flatten", (4, 4, 8), 1, (1,), units=(4, 1))  # beside packets of four and eight tokens
     assert windows.lengths(Fraction(7, 4)) == (7, 4, 8) and windows.packets((7, 7, 15)) == Fraction(7, 4)
 

@@ -153,6 +153,17 @@ def test_a_run_in_pieces_is_a_run(tmp_path):
     assert np.isclose(finals[0]["loss"], finals[1]["loss"], rtol=1e-3)
 
 
+def test_what_belongs_to_no_row_is_given_with_every_piece():
+    class Moved(Scale):
+        def loss(self, batch, **how):
+            return super().loss({"rows": batch["rows"] + batch["by"]}, **how)
+
+    rows = {"rows": jnp.arange(4.0)[:, None], "by": jnp.float32(7)}
+    for pieces in (1, 2):
+        _, metrics = _gradients(Moved(nnx.Rngs(0)), rows, Visibility.causal(), jax.random.key(0), pieces)
+        assert metrics["loss"] == 8.5
+
+
 class Scale(nnx.Module):
     """Its loss tells what it was called with: the mean of its scale, and a draw of the key."""
 

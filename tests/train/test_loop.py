@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -293,6 +294,25 @@ def test_a_schedule_that_moves_with_the_length_is_told(toy, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "train.steps was 6 and is 12, which moves the cosine schedule" in said
     assert "learning rate after step 6 is 0.00775, it was to be 0.001 " in said
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1_000_001, False), (1_010_000, True)])
+def test_a_rate_that_moves_by_less_than_a_thousandth_is_not_told(toy, monkeypatch, steps, told):
+    monkeypatch.setattr(loop, "latest_step", lambda workdir: 500_000)
+    monkeypatch.setattr(loop, "read_config", lambda workdir: {"train": {"steps": 1_000_000}})
+    config = RunConfig.of(toy.config(steps=steps, schedule="cosine"))
+    assert (loop._moved_rate("run", config) is not None) == told
+
+
+def test_all_that_a_run_holds_is_closed_with_it():
+    closed = []
+
+    def part(name: str) -> SimpleNamespace:
+        return SimpleNamespace(**dict.fromkeys(("close", "stop"), lambda: closed.append(name)))
+
+    names = ["bar", "watchdog", "profiler", "log", "checkpoints"]
+    loop._Trainer.close(SimpleNamespace(**{name: part(name) for name in names}))
+    assert closed == names
 
 
 def test_data_that_change_under_a_run_are_told_and_logged(toy, tmp_path, capsys):

@@ -147,6 +147,12 @@ def test_hidden_matrices_are_told_by_their_axes():
     assert not any(tuple(dimensions[name]) for name in ("stacked_bias", "plain_kernel", "scale"))
     assert tuple(muon_dimensions(trunk())["layers"]["attention"]["out"]) == ((1, 2), (3,))
 
+    class Head(nnx.Module):  # from the width, yet to no inner axis
+        def __init__(self):
+            self.codes = nnx.Param(jnp.ones((3, 4)), axes=("embed", "codes"))
+
+    assert not tuple(muon_dimensions(Head())["codes"])
+
 
 def test_muon_wants_hidden_matrices():
     class Vector(nnx.Module):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hiermusic.errors import UserError
+from hiermusic.systems import catalogue
 from hiermusic.systems.khala import songs as khala
 from hiermusic.systems.lm import models
 from hiermusic.systems.lm import songs as lm
@@ -153,7 +154,7 @@ def test_the_runs_that_made_each_other_are_found(engines):
     assert khala.generate([ONE], "out", superres="superres", backbone_too=True) == ["told"]
     runs = {"codec": "codec of tokens", "backbone": "backbone", "superres": "superres"}
     assert engines.produced["runs"] == runs and engines.produced["steps"] == {"codec": 6, "backbone": None}
-    assert engines.produced["versions"] == ("backbone",)
+    assert engines.produced["versions"] == ("backbone",) == catalogue.named("khala").versions
     assert engines.loaded == [
         ("codec of tokens", 6),
         ("backbone", ("backbone",), None),

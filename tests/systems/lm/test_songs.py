@@ -1,5 +1,7 @@
 """What each pattern's engine is asked for; no model is made."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,7 @@ def asked(monkeypatch):
     return calls
 
 
+SCALES = {"quantiser": "multiscale", "levels": 2, "scales": (4, 8), "phi": "shared", "phi_count": 1, "phi_kernel": 3}
 MOST = {"flatten": 3.0, "level_major": 3.0, "delay": 6.0, "parallel": 6.1, "layer_wise": 6.0, "next_scale": 3.0}
 
 
@@ -48,10 +51,25 @@ def test_only_what_makes_level_after_level_is_told_how_many(asked, name):
     assert asked[0].get("levels") == (2 if name == "layer_wise" else None)
 
 
+def test_a_long_song_has_as_many_packets_as_it_lasts(monkeypatch):
+    """A scale of 4 tokens in a window of 0.8 s: five windows in four seconds, in one go."""
+    config = configuration("tokens/lm:tiny", {"sample_rate": 8000, "hop": 800, "codes": 32, **SCALES})
+    config.model.update({"pattern": "level_major", "tokenizer": "none", "levels": 2, "length": 300})
+    calls = []
+
+    def drawn(parts, *_, **how):
+        assert not calls
+        calls.append(parts)
+        return [songs.Sample((np.zeros(20, int), np.zeros(40, int)), False)]
+
+    monkeypatch.setattr(songs, "_draw", drawn)
+    (made,) = songs.draw_long([request("a", 0, 4.0)], config, None, {})
+    assert [len(codes_T) for codes_T in made.codes] == [20, 40] and calls[0][0].prompt.seconds == pytest.approx(4.0)
+
+
 def test_a_song_that_may_end_itself_has_the_share_of_its_length_in_whole_packets(asked):
     """A scale of 4 tokens in a window of 0.8 s: half of five windows is three of them."""
-    facts = {"quantiser": "multiscale", "levels": 2, "scales": (4, 8), "phi": "shared", "phi_count": 1, "phi_kernel": 3}
-    config = configuration("tokens/lm:tiny", {"sample_rate": 8000, "hop": 800, "codes": 32, **facts})
+    config = configuration("tokens/lm:tiny", {"sample_rate": 8000, "hop": 800, "codes": 32, **SCALES})
     config.model.update({"pattern": "flatten", "levels": 1, "length": 300})
     songs.draw([request("a", 0, 4.0)], config, None, {"min_share": 0.5})
     assert asked[0]["min_frames"] == [12] and asked[0]["eos"] is not None
@@ -73,6 +91,14 @@ def test_a_song_is_guided_by_the_words_of_its_prompt_or_refused_before_anything_
         with pytest.raises(UserError, match=r"^a: guidance 2 of the lm has nothing to drop: [^\n]+$"):
             generate(2.0)
     assert len(made) == (2 if asked else 1)
+
+
+def test_a_prompt_that_is_cut_is_told_by_the_model_that_begins_alone(capsys):
+    config, asked = settings("flatten", tokenizer="bytes", text_limit=32), [request("a", 0, lyrics="la " * 30)]
+    songs.tell_cut(asked, config, given=[np.zeros((2, 1), int)])
+    assert capsys.readouterr().err == ""
+    songs.tell_cut(asked, config)
+    assert re.fullmatch(r"a: its prompt is \d+ ids longer than the 32 read: [^\n]+\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("name", "positions"), [("flatten", 128), ("delay", 64), ("next_scale", 256)])
