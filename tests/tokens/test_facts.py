@@ -41,6 +41,9 @@ def test_facts_come_back_from_json(facts):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"hop": 0.0}, "tokens.hop=0.0: give a whole number"),
+        ({"hop": "1"}, "tokens.hop=1: give a whole number"),
+        ({"latent": 1.5}, "tokens.latent=1.5: give a whole number"),
         ({"levels": 0}, "tokens.levels=0: give a whole number from 1 to 4,096"),
         ({"codes": 1 << 25}, "tokens.codes=33554432: give a whole number"),
         ({"hop": 2.5}, "tokens.hop=2.5: give a whole number"),
