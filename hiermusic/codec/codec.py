@@ -206,6 +206,10 @@ class Codec(nnx.Module):
     def packet(self) -> int:
         return self.config.packet
 
+    def packets(self, length: int) -> int:
+        """Packets of codes of a sound of so many samples."""
+        return self.config.packets(length)
+
     @property
     def sample_rate(self) -> int:
         return self.config.sample_rate

@@ -379,7 +379,7 @@ def decode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     codec = load_codec(codec_dir)
     check_levels(codec, levels)
     check_codes(codec, codes_PS.T, source, codec_dir)
-    if sample_rate != codec.sample_rate or len(codes_PS) != codec.config.packets(length):
+    if sample_rate != codec.sample_rate or len(codes_PS) != codec.packets(length):
         raise UserError(_foreign(source, codes_PS.T, codec_dir))
     check_scales(codec, scales_N, source)
     wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, levels=levels, scales_N=scales_N)

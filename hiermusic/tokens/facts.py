@@ -22,8 +22,8 @@ class TokenFacts:
 
     Args:
       sample_rate: Hz of what the codec hears.
-      hop: samples a latent frame; of a pyramid, samples a token of its finest level; no whole number where a codec of
-        segments codes some of them twice.
+      hop: samples a latent frame; of a pyramid, samples a token of its finest level; of a residual quantiser no whole
+        number where a codec of segments codes some of them twice.
       quantiser: "residual", whose packet of codes is a frame, "multiscale", whose packet is a window of frames, or
         "pyramid", whose packet is one token of the coarsest level and all below it.
       levels: K; of a pyramid, codebooks, of which one of its levels may have several.
@@ -51,8 +51,7 @@ class TokenFacts:
     def __post_init__(self):
         for name in ("sample_rate", "hop", "levels", "codes", "latent"):
             most = _MOST_LEVELS if name == "levels" else _MOST
-            kind = int | float if name == "hop" else int
-            value = getattr(self, name)
+            value, kind = getattr(self, name), int | float if (name, self.quantiser) == ("hop", "residual") else int
             if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= most:
                 raise UserError(f"tokens.{name}={value}: give a whole number from 1 to {most:,}")
         for name in ("phi_count", "phi_kernel", "gamma"):

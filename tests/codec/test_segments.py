@@ -109,7 +109,7 @@ def test_codes_without_scales_have_the_loudness_that_the_codec_names(codec):
 
 def test_what_cannot_be_is_told(codec):
     codes_PS = encode_long(codec, sound(500))
-    with pytest.raises(UserError, match="43 packets are 3 segments, for which there are 2 scales"):
+    with pytest.raises(UserError, match="44 packets are 3 segments, for which there are 2 scales"):
         decode_long(codec, codes_PS, scales_N=np.ones(2, np.float32))
     with pytest.raises(UserError, match="holds no samples"):
         encode_long(codec, sound(0))
