@@ -157,7 +157,7 @@ def _segments(source: Source) -> dict[str, float]:
     """How long the segments are that are coded one by one, and what they share; a length of 0 for sounds as a whole."""
     seconds, overlap = source.config.get("chunk_length_s"), source.config.get("overlap")
     if (seconds is not None) != (normalised := source.field("normalize", bool, False)):
-        told = f"normalize is {normalised} and chunk_length_s {seconds}"
+        told = f"normalize is {normalised} and chunk_length_s is {seconds}"
         raise UserError(f"{source.where}: {told}; only models that have both or neither are known here")
     if seconds is None:
         return {"segment_seconds": 0.0, "overlap": 0.0}

@@ -315,7 +315,7 @@ def test_what_the_originals_say_is_heeded_or_told_in_one_line():
     for padding in ("constant", "reflect"):
         model = KINDS["encodec"].read(Source("m", {"xp.cfg": told.format(padding)}, state)).config
         assert (model["padding"], model["norm"], model["segment_seconds"]) == (padding, "weight", 0.0)
-    with pytest.raises(UserError, match="m: normalize is True and chunk_length_s None; only models that have both"):
+    with pytest.raises(UserError, match="m: normalize is True and chunk_length_s is None; only models that have both"):
         KINDS["encodec"].read(Source("m", {"xp.cfg": "encodec:\n  renormalize: true\n"}, state))
     state["quantizer.vq.layers.0._codebook.embed"] = np.float32(1.0)
     with pytest.raises(UserError, match="m cannot be understood"):
