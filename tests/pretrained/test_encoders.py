@@ -399,7 +399,7 @@ def test_tracks_that_are_too_short_stop_no_folder(tmp_path, corpus, capsys):
     run("import", "kmeans", tmp_path / "km.npy", tmp_path / "km", "--encoder=log_mel")
     streams = (f"--stream=mix/one:{tmp_path / 'km'}", f"--stream=mix/two:{tmp_path / 'km'}")
     run("tokenize", *streams, f"--data={corpus}", f"--out={tmp_path / 'tokens'}", "--json")
-    facts = json.loads(capsys.readouterr().out)["streams"]
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])["streams"]
     reason = "shorter than the 0.025 s of which there is a token"
     assert facts["mix/one"]["tracks"] == 2 and facts["mix/two"]["skipped"] == [["t399", reason], ["t1", reason]]
     both = TokenStreams(tmp_path / "tokens", {"mix/one": "all", "mix/two": "all"})
