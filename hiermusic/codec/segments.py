@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from hiermusic.errors import UserError
 
+_MOST = 1 << 24  # samples of a segment: as many as a stranger's configuration names would fill the memory
+
 
 @dataclass(frozen=True)
 class SegmentsConfig:
@@ -29,10 +31,10 @@ class SegmentsConfig:
     loudness: float
 
     def __post_init__(self):
-        if self.samples < 1 or not 0 <= self.overlap < 1 or not 0 < self.loudness <= 1:
+        if not 1 <= self.samples <= _MOST or not 0 <= self.overlap < 1 or not 0 < self.loudness <= 1:
             raise UserError(
                 f"segments of {self.samples} samples with an overlap of {self.overlap} at a loudness of "
-                f"{self.loudness}: give one sample or more, a share below 1, and a share of full scale"
+                f"{self.loudness}: give 1 to {_MOST:,} samples, a share below 1, and a share of full scale"
             )
 
     @property

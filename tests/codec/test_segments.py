@@ -115,8 +115,9 @@ def test_what_cannot_be_is_told(codec):
         encode_long(codec, sound(0))
     with pytest.raises(UserError, match="holds no samples"):
         decode_long(codec, codes_PS[:0])
-    with pytest.raises(UserError, match="give one sample or more"):
-        SegmentsConfig(samples=0, overlap=0.1, hop=1, loudness=0.1)
+    for samples in (0, 1 << 25):
+        with pytest.raises(UserError, match="give 1 to 16,777,216 samples"):
+            SegmentsConfig(samples=samples, overlap=0.1, hop=1, loudness=0.1)
     with pytest.raises(UserError, match="a share below 1"):
         SegmentsConfig(samples=10, overlap=1.0, hop=1, loudness=0.1)
     with pytest.raises(UserError, match="its trunk has to be ragged"):

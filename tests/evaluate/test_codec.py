@@ -90,7 +90,7 @@ def test_levels_of_unequal_rate(clips):
         rest = wav_LC[:, 0] - np.repeat((slow + 0.5) / 32 - 1, 40)
         return slow[:, None], np.floor((rest + 1) * 32).astype(int).clip(0, 63)[:, None]
 
-    def decode_pyramid(codes, levels, clip):
+    def decode_pyramid(codes, levels, clip=None):
         wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40, axis=0)
         return wav + ((codes[1] + 0.5) / 32 - 1 if levels > 1 else 0)
 
@@ -118,6 +118,21 @@ def test_code_statistics_of_known_distributions():
 def test_codes_may_lie_on_a_device():
     codes = jnp.arange(12).reshape(6, 2)
     assert [level.tolist() for level in levels_of(codes)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+
+
+def test_what_is_kept_beside_codes_comes_of_the_clip_itself(coder, clips):
+    """As the loudness of a codec that codes all sounds at one."""
+
+    def loud(clip):
+        return np.abs(clip).max()
+
+    def of_one_loudness(codes, levels, clip):
+        return decode(codes, levels) * loud(clip)
+
+    quiet = [clip * gain for clip, gain in zip(clips, (0.1, 0.3, 0.5, 0.7, 0.9), strict=False)]
+    scaled = Coder(lambda clip: encode(clip / loud(clip)), of_one_loudness, RATE, 1, HIERARCHY)
+    found, plain = (evaluate_codec(one, quiet, Protocol(levels=())) for one in (scaled, coder))
+    assert found["reconstruction"][-1]["sdr"]["mean"] > plain["reconstruction"][-1]["sdr"]["mean"] + 3
 
 
 def test_wrong_channels_and_short_decodes_are_refused(coder, clips):

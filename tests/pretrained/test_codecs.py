@@ -374,7 +374,7 @@ def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
 
     folder, tokens = of_seconds[0], tmp_path / "tokens"
     cli.main(["tokenize", f"--codec={folder}", "--data=builtin:2?seconds=2-3", f"--out={tokens}"])
-    source, audio = TokenSource(tokens), AudioSource(tokens / "audio")
+    source, audio = TokenSource(tokens), AudioSource(next((tokens / "audio").iterdir()))
     wav_LC, entry = audio.track(0), source.tracks[0]
     codec = workdir.load_codec(folder)
     np.testing.assert_allclose(entry["scales"], workdir.scales(codec, wav_LC), rtol=1e-6)
