@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## corpus, codec, tokens, backbone, super-resolution, three songs and out/demo/report.html
 	$(BIN)/hiermusic demo --workdir=$(OUT)
 
-test: $(VENV)/.installed lint  ## all but the slow ones: a quarter of an hour on two cores, where nothing is compiled yet
+test: $(VENV)/.installed lint  ## all but the slow ones: ten to twenty minutes on two cores where nothing is compiled yet, then six to ten
 	$(BIN)/pytest -n 2 --dist loadscope -m "not slow" $(TESTS)
 
 test-slow: $(VENV)/.installed  ## the others; WITHIN=600: none is begun after so many seconds, and those left out are named

@@ -39,7 +39,7 @@ from hiermusic.tokens import packets, pattern, sequence
 from hiermusic.tokens.prompt import Prompt
 
 LM = "configs/tokens/lm.py:tiny"
-CORPUS = "builtin:120?seconds=4-7"
+CORPUS = "builtin:480?seconds=4-7&styles=pop,dance,ballad,ambient&tempi=71.78,107.67,129.2"
 SONGS = 3
 TRACKS = 12  # held-out songs that a cell is measured on
 PATTERNS = (*pattern.STEPWISE, *pattern.BY_LEVEL)
@@ -182,8 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
     parser.add_argument("--only", help="CODEC.PATTERN: one cell")
-    parser.add_argument("--steps", type=int, default=300, help="updates of the first round")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the steps may be doubled, and once more")
+    parser.add_argument("--steps", type=int, default=150, help="updates of the first round")
+    parser.add_argument("--rounds", type=int, default=2, help="each of twice the steps: soon learnt by heart")
     parser.add_argument("--length", type=int, default=640, help="positions of a row")
     parser.add_argument("--table", action="store_true", help="only shows what there is")
     given = parser.parse_args()

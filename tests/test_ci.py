@@ -174,7 +174,8 @@ def test_what_no_time_is_left_for_is_named(tmp_path, workers):
 
     def run(*words):
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *workers, *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+        own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+        return subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True).stdout.splitlines()
 
     assert run()[-1].strip("= ").startswith("3 passed")
     *_, named, last = run("--within=1e-6")

@@ -229,10 +229,9 @@ def predictability(rows: Sequence[Mapping], title: str = "Predicting the tokens"
     columns = ["level", "tokens/s", *(f"{kind}, bits" for kind in ("model", "unigram", "uniform"))]
     columns += [f"model {MINUS} unigram", "saved, %"]
     kinds = ("rate", "model", "unigram", "uniform")
-    predicted = [row for row in rows if not math.isnan(row["model"])]
     cells = [
         [str(r["level"]), *(f"{r[kind]:.2f}" for kind in kinds), _mean(r["difference"], 2), _share(r["saved"])]
-        for r in predicted
+        for r in rows
     ]
     caption = (
         "Bits a token, teacher forced; the row “all” in bits per second of audio. In brackets the 95 % bootstrap "

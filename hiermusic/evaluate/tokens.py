@@ -50,7 +50,7 @@ def compare(
     trained_KV: Int[np.ndarray, "K V"],
     hierarchy: Hierarchy,
 ) -> list[dict]:
-    """Rows of one table: per level and in total, the model's cross-entropy beside the unigram's and the uniform's.
+    """Rows of one table: per predicted level and in total, the model's cross-entropy beside unigram's and uniform's.
 
     Args:
       sums_NK: the model's nats, teacher forced, of all tokens it predicts of each held-out track.
@@ -88,6 +88,7 @@ def compare(
         | {"saved": 1 - row["model"] / row["unigram"] if row["unigram"] else math.nan}
         | {"difference": {"mean": row["model"] - row["unigram"], "low": low, "high": high} | tracks}
         for row, (low, high) in zip(rows, spread, strict=True)
+        if not math.isnan(row["model"])
     ]
 
 

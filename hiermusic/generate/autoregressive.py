@@ -111,6 +111,10 @@ class _Work(NamedTuple):
     def slots(self) -> int:
         return self.fixed.valid_RS.shape[1]
 
+    def reach(self, positions: int) -> int:
+        """The length of a cache for so many positions."""
+        return reaching(positions, self.slots, len(self.fixed.start_R))
+
     def within(self, reach: int) -> _Fixed:
         """What no step changes, as far as a cache of `reach` positions goes."""
         return self.fixed._replace(valid_RS=self.fixed.valid_RS[:, :reach])
@@ -200,7 +204,7 @@ def generate(
     graphdef, weights = nnx.split(model.unstack())
     prompt_Rp, first = work.prompt_Rp, work.first
     p, last = prompt_Rp.shape[1], max(layout.positions for layout in layouts)
-    reach = reaching(p + first + CHUNK, work.slots)
+    reach = work.reach(p + first + CHUNK)
     state, fixed = _begin(model, work, cache_dtype, reach), work.within(reach)
     condition = _condition(graphdef, weights, work.cond_RU)
     if p + first:
@@ -209,7 +213,7 @@ def generate(
 
     for s in range(first, last, CHUNK):
         if p + s + CHUNK > reach:
-            reach = reaching(p + s + CHUNK, work.slots)
+            reach = work.reach(p + s + CHUNK)
             state, fixed = state._replace(cache=longer(state.cache, reach)), work.within(reach)
         state = _decode(graphdef, weights, state, fixed, condition, work.plan.steps(s), static=work.static)
         if progress is not None:

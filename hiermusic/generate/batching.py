@@ -15,7 +15,8 @@ from hiermusic.nn.transformer import Cache
 from hiermusic.parallel.mesh import AXES, Rules, constrain
 
 LEAST = 64
-SHORTEST = 2048  # of caches: below, what is attended to costs less than another program
+SHORTEST = 2048  # positions of a cache: below, what is attended to costs less than another program
+MANY = 8  # rows, of which a cache costs more than programs from a quarter of these positions on
 
 
 def bucket(n: int) -> int:
@@ -26,9 +27,9 @@ def bucket(n: int) -> int:
     return -(-n // step) * step
 
 
-def reaching(n: int, most: int) -> int:
-    """A length >= n of a short ladder of caches that ends at `most`: each step attends to all of its cache."""
-    length = SHORTEST
+def reaching(n: int, most: int, rows: int) -> int:
+    """A length >= n of a ladder of caches of `rows` that ends at `most`: each step attends to all of its cache."""
+    length = SHORTEST if rows < MANY else SHORTEST // 4
     while length < n:
         length = length * 4 // 3 if length % 3 == 0 else length * 3 // 2
     return most if length * 8 > most * 7 else length

@@ -111,12 +111,13 @@ def attend_one(
     (B, N, H), (X, S, _) = q_BNH.shape, keys_XSH.shape
     q, k = slice(0, 1), slice(0, _reach(visibility, start, start + 1, slice(0, 1), S))
     logits_XkG = jnp.einsum("xkh,xgh->xkg", keys_XSH[:, k], q_BNH.reshape(X, -1, H), preferred_element_type=jnp.float32)
+    # a softmax is cheapest over the dimension that lies closest; turned by the product, keys would come second again
+    logits_XGk = jax.lax.optimization_barrier(logits_XkG).swapaxes(1, 2)
     if bias is not None:
-        bias_BNk = jnp.broadcast_to(bias(q, k)[:, :, 0], (B, N, k.stop))
-        logits_XkG = logits_XkG + bias_BNk.reshape(X, -1, k.stop).swapaxes(1, 2)
+        logits_XGk = logits_XGk + jnp.broadcast_to(bias(q, k)[:, :, 0], (B, N, k.stop)).reshape(X, -1, k.stop)
     visible_B111k = _visible(visibility, start, start + 1, q, k, valid_BS)
     if visible_B111k is not None:
-        visible_Bk = jnp.broadcast_to(visible_B111k, (B, 1, 1, 1, k.stop))[:, 0, 0, 0]
-        logits_XkG = jnp.where(jnp.repeat(visible_Bk, X // B, axis=0)[..., None], logits_XkG, _MASKED)
-    weights_XkG = jax.nn.softmax(logits_XkG, axis=1).astype(values_XSH.dtype)
-    return jnp.einsum("xkg,xkh->xgh", weights_XkG, values_XSH[:, k]).reshape(B, N, H)
+        visible_B1k = jnp.broadcast_to(visible_B111k, (B, 1, 1, 1, k.stop))[:, 0, 0]
+        logits_XGk = jnp.where(jnp.repeat(visible_B1k, X // B, axis=0), logits_XGk, _MASKED)
+    weights_XGk = jax.nn.softmax(logits_XGk, axis=-1).astype(values_XSH.dtype)
+    return jnp.einsum("xgk,xkh->xgh", weights_XGk, values_XSH[:, k]).reshape(B, N, H)

@@ -83,6 +83,8 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
     place = Path(workdir) / "config.json"
     with reading(place, "the configuration of a workdir", "give a folder that `hiermusic train` wrote"):
         config = ConfigDict(checkpoint.read_config(workdir))
+    if not all(isinstance(config.get(name, ""), str) for name in ("system", "stage")):
+        raise UserError(f"{place}: system and stage are no names: give a folder that `hiermusic train` wrote")
     if stages and config.get("stage") not in stages:
         wanted = " or ".join(stages)
         raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {wanted}")

@@ -55,7 +55,8 @@ def sample(
     elif few:
         falling_BV = jax.lax.top_k(logits_BV, top_k)[0]
     if few:
-        least_B1 = falling_BV[:, top_k - 1 : top_k] - _TIE
+        # the least of them: of the last alone XLA on CPU would make a sort of all
+        least_B1 = falling_BV[:, :top_k].min(axis=-1, keepdims=True) - _TIE
         kept_BV, falling_BV = (jnp.where(x < least_B1, -jnp.inf, x) for x in (kept_BV, falling_BV))
     if top_p < 1:
         heat = jnp.maximum(temperature, 1e-6)

@@ -53,9 +53,9 @@ def test_levels_the_model_does_not_predict_stay_out_of_the_total():
     sums_NK, counts_NKV, trained_KV = tracks((1, 2), (1, 2))
     sums_NK[:, 1], counts_NKV[:, 1] = 0, 0
     rows = compare(sums_NK, counts_NKV, trained_KV, HIERARCHY)
-    assert math.isnan(rows[1]["model"]) and math.isnan(rows[1]["difference"]["low"])
-    assert (rows[2]["model"], rows[2]["unigram"], rows[2]["rate"]) == (pytest.approx(50), pytest.approx(100), 50)
-    assert rows[2]["difference"] == {"mean": -50, "low": -50, "high": -50, "count": 2} and losing(rows) == []
+    assert [row["level"] for row in rows] == [0, "all"]
+    assert (rows[1]["model"], rows[1]["unigram"], rows[1]["rate"]) == (pytest.approx(50), pytest.approx(100), 50)
+    assert rows[1]["difference"] == {"mean": -50, "low": -50, "high": -50, "count": 2} and losing(rows) == []
     with pytest.raises(UserError, match="hierarchy of 2"):
         compare(np.zeros((2, 3)), counts_NKV, trained_KV, HIERARCHY)
 

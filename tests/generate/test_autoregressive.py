@@ -335,20 +335,23 @@ def test_no_engine_guides_a_sample_by_nothing_whatever_the_others_drop(engine):
         engine([[5, 6], [5, 7]], [[5, 7], [5, 7]])
 
 
-def test_a_cache_that_grows_changes_nothing(model, monkeypatch):
-    layout, how, lengths = pattern.flatten((60, 60, 60)), {"seeds": [3], "temperature": 1.5, **SAME}, []
-    (whole,) = generate(model, [PROMPTS[0]], [layout], **how)
+@pytest.mark.parametrize(("rows", "shortest", "grows"), [(1, 128, [128, 192, 256]), (8, 512, [128, 192, 256])])
+def test_a_cache_that_grows_changes_nothing(model, monkeypatch, rows, shortest, grows):
+    """That of many rows begins with a quarter."""
+    layout, how, lengths = pattern.flatten((60, 60, 60)), {"seeds": range(rows), "temperature": 1.5, **SAME}, []
+    whole = generate(model, [PROMPTS[0]] * rows, [layout] * rows, **how)
     decode = autoregressive._decode
 
     def seen(graphdef, weights, state, *others, **static):
         lengths.append(state.cache.keys[0].shape[1])
         return decode(graphdef, weights, state, *others, **static)
 
-    monkeypatch.setattr(batching, "SHORTEST", 128)
+    monkeypatch.setattr(batching, "SHORTEST", shortest)
     monkeypatch.setattr(autoregressive, "_decode", seen)
-    (grown,) = generate(model, [PROMPTS[0]], [layout], **how)
-    same(whole, grown)
-    assert lengths == [128, 192, 256]
+    grown = generate(model, [PROMPTS[0]] * rows, [layout] * rows, **how)
+    for one, other in zip(whole, grown, strict=True):
+        same(one, other)
+    assert lengths == grows
 
 
 def test_no_text_at_all(model):

@@ -253,3 +253,10 @@ def test_facts_are_those_of_the_configuration_or_of_the_checkpoint(monkeypatch):
     monkeypatch.setattr(workdir.checkpoint, "steps", lambda place: [4])
     assert workdir.inspect(None, "w") == found | {"checkpoint": "what it holds"}
     assert held == [("w", 0, False), ("w", None, True), ("w", None, False)]
+
+
+@pytest.mark.parametrize("name", ["system", "stage"])
+def test_a_configuration_whose_system_or_stage_is_no_name_is_told(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"system": "khala", "stage": "codec", name: ["codec"]}))
+    with pytest.raises(UserError, match=r"config\.json: system and stage are no names: give a folder"):
+        workdir.read(tmp_path)
