@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.codec import Codec
 from hiermusic.codec.segments import SegmentsConfig, scale_of
 from hiermusic.errors import UserError
 
@@ -95,17 +95,9 @@ def decode_long(
     return _assemble(run, state, cut, total, packets, margin, codec.packet)[:length]
 
 
-def longest(config: CodecConfig, margin: int | None = None) -> int:
-    """Packets of the longest piece: SECONDS and, on either side, what its neighbours reach; or those of a segment.
-
-    Args:
-      config: of the codec.
-      margin: that reach, in packets; in decoding when left out.
-    """
-    if config.segments:
-        return config.segments.frames
-    margin = config.decoder_margin if margin is None else margin
-    return int(SECONDS * config.sample_rate / config.packet) + 2 * margin
+def longest(sample_rate: int, packet: int, margin: int) -> int:
+    """Packets of the longest piece: SECONDS, and on either side what its neighbours reach."""
+    return int(SECONDS * sample_rate / packet) + 2 * margin
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -139,7 +131,7 @@ def _spare(codec: Codec) -> int:
 def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
     """Packets of each of the equal pieces of a song of `total`."""
     _check(total)
-    most = longest(codec.config, margin)
+    most = longest(codec.sample_rate, codec.packet, margin)
     if seconds is not None:
         most = int(seconds * codec.sample_rate / codec.packet)
     if most <= 2 * margin:

@@ -48,7 +48,9 @@ class Generation(NamedTuple):
 
 def decoding(codec: CodecConfig, rows: int) -> Generation:
     """The decoding of one piece of a song on every device of the batch, in shapes."""
-    pieces = chunked.longest(codec)
+    pieces = chunked.longest(codec.sample_rate, codec.packet, codec.decoder_margin)
+    if codec.segments:
+        pieces = codec.segments.frames
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
     spare = codec.trunk.spare if codec.ragged else 0
     codes = jax.ShapeDtypeStruct((rows, pieces + spare, sum(codec.quantiser.slots)), jnp.int32)
