@@ -63,18 +63,36 @@ class TrainedCodec:
         Raises:
           UserError: no samples, samples that are not finite or are integers, another shape, or levels there are not.
         """
+        workdir.check_levels(self.codec, levels)
+        wav_LC = self._heard(wav, sample_rate)
+        return encode_long(self.codec, wav_LC, levels=levels).T
+
+    def scales(
+        self, wav: Float[np.ndarray, "L"] | Float[np.ndarray, "L C"], sample_rate: int
+    ) -> Float[np.ndarray, "N"] | None:
+        """What a codec of segments (EnCodec at 48 kHz) keeps beside the codes of a sound, float32; None of others.
+
+        Args:
+          wav, sample_rate: as for `encode`.
+        """
+        return workdir.scales(self.codec, self._heard(wav, sample_rate))
+
+    def _heard(self, wav: np.ndarray, sample_rate: int) -> Float[np.ndarray, "L C"]:
+        """A sound at the codec's rate and channels."""
         wav_LC = _as_sound(wav)
         low, high = files.RATES
         if not low <= sample_rate <= high:
             raise UserError(f"sample_rate={sample_rate}: give that of the samples, {low} to {high} Hz")
-        workdir.check_levels(self.codec, levels)
         if self.channels == 1 and (odd := files.oddity(wav_LC)):
             warn(f"the sound to encode: {odd}")
-        wav_LC = files.resample(files.to_channels(wav_LC, self.channels), sample_rate, self.sample_rate)
-        return encode_long(self.codec, wav_LC, levels=levels).T
+        return files.resample(files.to_channels(wav_LC, self.channels), sample_rate, self.sample_rate)
 
     def decode(
-        self, codes_SP: Int[np.ndarray, "S P"], levels: int | None = None, length: int | None = None
+        self,
+        codes_SP: Int[np.ndarray, "S P"],
+        levels: int | None = None,
+        length: int | None = None,
+        scales_N: Float[np.ndarray, "N"] | None = None,
     ) -> Float[np.ndarray, "L C"]:
         """The sound of codes, float32 samples at `sample_rate`.
 
@@ -82,13 +100,15 @@ class TrainedCodec:
           codes_SP: as from `encode`; of fewer levels too, coarse first.
           levels: how many of them to hear, coarse first; all when left out.
           length: samples to return, whole packets when left out.
+          scales_N: from `scales`, of a codec of segments; its `model.loudness` for each when left out.
         Raises:
-          UserError: codes that are none of this codec's, or levels there are not.
+          UserError: codes or scales that are none of this codec's, or levels there are not.
         """
         codes_SP = np.asarray(codes_SP)
         workdir.check_levels(self.codec, levels)
         workdir.check_codes(self.codec, codes_SP, "the array", str(self.folder))
-        return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, levels=levels)
+        workdir.check_scales(self.codec, scales_N, "the array")
+        return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ PRESETS = [
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[:3] for preset in LADDER),
     *(f"configs/{stage}.py:{preset}" for stage in STAGES[3:6] for preset in LADDER[:3]),
     *(f"configs/tokens/lm.py:{preset}" for preset in ("tiny", "small", "base")),
-    *(f"configs/tokens/codec.py:{preset}" for preset in ("tiny", "encodec_24khz", "encodec_32khz", "spectrostream")),
+    *(
+        f"configs/tokens/codec.py:{preset}"
+        for preset in ("tiny", "encodec_24khz", "encodec_32khz", "encodec_48khz", "spectrostream")
+    ),
     *(f"configs/tokens/codec.py:dac_{rate}" for rate in ("16khz", "24khz", "44khz", "44khz_16kbps")),
     *(f"configs/tokens/semantic.py:{preset}" for preset in ("tiny", "log_mel", "hubert")),
     "configs/khala/codec.py:music",

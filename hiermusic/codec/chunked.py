@@ -6,7 +6,8 @@ no end). A song shorter than a piece is filled up, with silence or with its last
 that of the whole, where each convolution pads by itself.
 
 Pieces of one song are equally long, and of few different lengths over all songs, so that little is done twice and few
-programs are compiled. The devices of this process take a piece each.
+programs are compiled. The devices of this process take a piece each. A codec of segments codes these in their place,
+several at a time on a device.
 """
 
 import functools
@@ -19,11 +20,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from hiermusic.codec.codec import Codec
-from hiermusic.codec.seanet import SPARE
+from hiermusic.codec.segments import SegmentsConfig, scale_of
 from hiermusic.errors import UserError
 
 SECONDS = 30.0  # of a piece, beside what it shares with its neighbours
 _LEAST = 32  # frames
+_SEGMENTS = 8  # coded at once on a device
 
 
 def encode_long(
@@ -38,14 +40,14 @@ def encode_long(
     Raises:
       UserError: pieces too short for the codec's reach, no samples, or another number of channels.
     """
+    if codec.config.segments:
+        return _encode_segments(codec, codec.config.segments, wav_LC, levels)
     total = -(-len(wav_LC) // codec.packet)
     margin = codec.config.encoder_margin
     packets = _piece(codec, chunk_seconds, margin, total)
     graph, state = nnx.split(codec)
     run = functools.partial(_encode, graph, levels)
-    if codec.config.ragged and total <= SPARE:
-        return np.asarray(run(state, wav_LC[None].astype(np.float32)))[0].astype(np.uint16)
-    length, spare = len(wav_LC), SPARE if codec.config.ragged else 0
+    length, spare = len(wav_LC), _spare(codec)
     wav_LC = np.pad(wav_LC, ((0, (max(total, packets) + spare) * codec.packet - length), (0, 0))).astype(np.float32)
 
     def cut(start: int) -> tuple[np.ndarray, ...]:
@@ -62,6 +64,7 @@ def decode_long(
     chunk_seconds: float | None = None,
     length: int | None = None,
     levels: int | None = None,
+    scales_N: Float[np.ndarray, "N"] | None = None,
 ) -> Float[np.ndarray, "L C"]:
     """Waveform of codes of any length.
 
@@ -70,26 +73,25 @@ def decode_long(
       chunk_seconds: as in `encode_long`.
       length: samples to return, P * packet when left out.
       levels: how many to use, all that are there when left out.
+      scales_N: of a codec of segments, what each is multiplied by; its `loudness` when left out.
     Raises:
-      UserError: pieces too short for the codec's reach, or no codes.
+      UserError: pieces too short for the codec's reach, no codes, or scales that are not as many as the segments.
     """
-    total = len(codes_PS)
+    total, codes_PS = len(codes_PS), _filled(codec, codes_PS, levels)
+    if codec.config.segments:
+        return _decode_segments(codec, codec.config.segments, codes_PS, scales_N)[:length]
     margin = codec.config.decoder_margin
     packets = _piece(codec, chunk_seconds, margin, total)
-    # A short song is followed by a held last packet, so that its end does not meet an arbitrary code.
-    codes_PS = codes_PS[:, : sum(codec.slots[:levels])]
-    codes_PS = np.pad(codes_PS, ((0, max(0, packets - total)), (0, 0)), mode="edge").astype(np.int32)
-    # Levels left out are there as -1, so that one program serves many numbers of levels; but for those of a finer
-    # resolution, of which nothing is to be computed.
-    ends = (sum(codec.slots[:levels]) for levels in codec.resolutions)
-    missing = next(end for end in ends if end >= codes_PS.shape[1]) - codes_PS.shape[1]
-    codes_PS = np.pad(codes_PS, ((0, 0), (0, missing)), constant_values=-1)
     graph, state = nnx.split(codec)
+    run, spare = functools.partial(decode, graph), _spare(codec)
+    # Behind the end of a song that is shorter than a piece, or of a ragged codec's, its last packet is held, so that it
+    # does not meet an arbitrary code.
+    codes_PS = np.pad(codes_PS, ((0, max(total, packets) + spare - total), (0, 0)), mode="edge")
 
     def cut(start: int) -> tuple[np.ndarray, ...]:
-        return (codes_PS[start : start + packets],)
+        piece_PS = codes_PS[start : start + packets + spare]
+        return (piece_PS, np.int32(min(packets, total - start))) if spare else (piece_PS,)
 
-    run = functools.partial(decode, graph)
     return _assemble(run, state, cut, total, packets, margin, codec.packet)[:length]
 
 
@@ -104,15 +106,31 @@ def _encode(graph, levels, state, wav_BLC, ends_B=None):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def decode(graph: nnx.GraphDef, state: nnx.State, codes_BPS: Int[Array, "B P S"]) -> Float[Array, "B L C"]:
-    """Pieces: the program that decoding spends its time in."""
-    return nnx.merge(graph, state).decode(codes_BPS)
+def decode(
+    graph: nnx.GraphDef, state: nnx.State, codes_BPS: Int[Array, "B P S"], ends_B: Int[Array, "B"] | None = None
+) -> Float[Array, "B L C"]:
+    """Pieces, or segments and where they end: the program that decoding spends its time in."""
+    return nnx.merge(graph, state).decode(codes_BPS, ends_B=ends_B)
+
+
+def _filled(codec: Codec, codes_PS: np.ndarray, levels: int | None) -> Int[np.ndarray, "P S"]:
+    """The codes of the first levels, and of the others as none."""
+    codes_PS = codes_PS[:, : sum(codec.slots[:levels])].astype(np.int32)
+    # Levels left out are there as -1, so that one program serves many numbers of levels; but for those of a finer
+    # resolution, of which nothing is to be computed.
+    ends = (sum(codec.slots[:levels]) for levels in codec.resolutions)
+    missing = next(end for end in ends if end >= codes_PS.shape[1]) - codes_PS.shape[1]
+    return np.pad(codes_PS, ((0, 0), (0, missing)), constant_values=-1)
+
+
+def _spare(codec: Codec) -> int:
+    """Frames behind the end of what a ragged codec hears."""
+    return codec.config.trunk.spare if codec.config.ragged else 0
 
 
 def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
     """Packets of each of the equal pieces of a song of `total`."""
-    if total == 0:
-        raise UserError("there is nothing to encode or decode: the input holds no samples")
+    _check(total)
     most = longest(codec.sample_rate, codec.packet, margin)
     if seconds is not None:
         most = int(seconds * codec.sample_rate / codec.packet)
@@ -124,6 +142,11 @@ def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
     count = 1 if total <= most else -(-(total - 2 * margin) // (most - 2 * margin))
     share = -(-(total + 2 * margin * (count - 1)) // count)
     return min(most, max(_rung(share), -(-_LEAST * codec.hop // codec.packet)))
+
+
+def _check(total: int) -> None:
+    if total == 0:
+        raise UserError("there is nothing to encode or decode: the input holds no samples")
 
 
 def _rung(n: int) -> int:
@@ -147,17 +170,53 @@ def _assemble(
     return np.concatenate([piece[(a - start) * scale : (b - start) * scale] for (start, a, b), piece in parts])
 
 
-def _run(run: Callable, state: nnx.State, pieces: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
-    """What a program makes of pieces, each the arrays it takes, as many at a time as this process has devices."""
+def _encode_segments(
+    codec: Codec, segments: SegmentsConfig, wav_LC: np.ndarray, levels: int | None
+) -> Int[np.ndarray, "P S"]:
+    _check(len(wav_LC))
+    parts = [part_LC / scale_of(part_LC) for part_LC in segments.cut(wav_LC.astype(np.float32))]
+    found = _run_segments(codec, lambda graph: functools.partial(_encode, graph, levels), parts, codec.hop)
+    codes = [piece_PS[: -(-len(part_LC) // codec.hop)] for part_LC, piece_PS in zip(parts, found, strict=True)]
+    return np.concatenate(codes).astype(np.uint16)
+
+
+def _decode_segments(
+    codec: Codec, segments: SegmentsConfig, codes_PS: np.ndarray, scales_N: np.ndarray | None
+) -> Float[np.ndarray, "L C"]:
+    _check(len(codes_PS))
+    parts = [codes_PS[start : start + segments.frames] for start in range(0, len(codes_PS), segments.frames)]
+    scales_N = np.full(len(parts), segments.loudness, np.float32) if scales_N is None else scales_N
+    if len(scales_N) != len(parts):
+        raise UserError(
+            f"{len(codes_PS)} packets are {len(parts)} segments, for which there are {len(scales_N)} scales"
+        )
+    found = _run_segments(codec, lambda graph: functools.partial(decode, graph), parts, 1)
+    pairs = zip(parts, found, scales_N, strict=True)
+    return segments.join([piece_LC[: len(part_PS) * codec.hop] * scale for part_PS, piece_LC, scale in pairs])
+
+
+def _run_segments(codec: Codec, program: Callable, parts: list[np.ndarray], hop: int) -> list[np.ndarray]:
+    """What a program makes of segments: all in arrays of one length, with where each ends, so that one serves all."""
+    graph, state = nnx.split(codec)
+    length = (codec.config.segments.frames + codec.config.trunk.spare) * hop
+    pieces = [(np.pad(x, ((0, length - len(x)), (0, 0))), np.int32(len(x))) for x in parts]
+    return _run(program(graph), state, pieces, _SEGMENTS)
+
+
+def _run(run: Callable, state: nnx.State, pieces: list[tuple[np.ndarray, ...]], each: int = 1) -> list[np.ndarray]:
+    """What a program makes of pieces, each the arrays it takes, up to `each` at once on a device of this process."""
     devices = jax.local_devices()[: len(pieces)]
-    if len(devices) == 1:
-        return [np.asarray(run(state, *(part[None] for part in piece)))[0] for piece in pieces]
-    mesh = jax.sharding.Mesh(devices, "piece")
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    found = []
-    for first in range(0, len(pieces), len(devices)):
-        group = pieces[first : first + len(devices)]
-        whole = map(np.stack, zip(*group, *group[-1:] * (len(devices) - len(group)), strict=True))
-        made = np.asarray(run(state, *jax.device_put(tuple(whole), NamedSharding(mesh, PartitionSpec("piece")))))
+    while each > 1 and (each // 2) * len(devices) >= len(pieces):
+        each //= 2
+    place = None
+    if len(devices) > 1:
+        mesh = jax.sharding.Mesh(devices, "piece")
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        place = NamedSharding(mesh, PartitionSpec("piece"))
+    found, size = [], each * len(devices)
+    for first in range(0, len(pieces), size):
+        group = pieces[first : first + size]
+        whole = tuple(map(np.stack, zip(*group, *group[-1:] * (size - len(group)), strict=True)))
+        made = np.asarray(run(state, *(whole if place is None else jax.device_put(whole, place))))
         found += list(made[: len(group)])
     return found

@@ -17,6 +17,7 @@ from hiermusic.codec.multiscale import MultiscaleConfig
 from hiermusic.codec.pyramid import PyramidConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.codec.segments import SegmentsConfig, scale_of
 from hiermusic.codec.spectro import SpectroConfig
 from hiermusic.errors import UserError
 from hiermusic.tokens.facts import TokenFacts
@@ -43,8 +44,10 @@ class CodecConfig:
         directions, which the first levels take (quantisation as noise: Balle et al., arXiv 1611.01704).
       mel_bands: bands whose loudness is added to what the encoder makes of the samples, see `MelBranch`; 0 for none.
       mel_width: channels that they begin with in a `DeepMelBranch`, which takes its place; 0 for none.
+      segments: long sounds are coded in these, at a scale each; None for sounds as a whole, as loud as they are.
     Raises:
-      UserError: when `noise_db` is not two rising numbers, or `mel_bands` or `mel_width` is negative.
+      UserError: when `noise_db` is not two rising numbers, `mel_bands` or `mel_width` is negative, or a codec that
+        takes no ragged ends is to have segments.
     """
 
     sample_rate: int = 44_100
@@ -55,6 +58,7 @@ class CodecConfig:
     noise_db: tuple[float, ...] = ()
     mel_bands: int = 0
     mel_width: int = 0
+    segments: SegmentsConfig | None = None
 
     def __post_init__(self):
         if self.noise_db and (len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]):
@@ -63,6 +67,8 @@ class CodecConfig:
             raise UserError(f"mel_bands is {self.mel_bands}: give a number of bands, or 0 for none")
         if self.ragged and (self.windowed or self.quantiser.frames > 1 or self.mel_bands):
             raise UserError("a trunk with ragged ends goes without windows, packets of several frames and mel bands")
+        if self.segments and not self.ragged:
+            raise UserError("a codec of segments ends within a frame, as sounds do: its trunk has to be ragged")
         if self.mel_width < 0:
             raise UserError(f"mel_width is {self.mel_width}: give a number of channels, or 0 for a single convolution")
 
@@ -84,7 +90,8 @@ class CodecConfig:
     @property
     def facts(self) -> TokenFacts:
         """What a token model has to know of the tokens this codec makes."""
-        return self.quantiser.facts(self.sample_rate, self.hop, self.trunk.latent)
+        hop = self.segments.samples_per_frame if self.segments else self.hop
+        return self.quantiser.facts(self.sample_rate, hop, self.trunk.latent)
 
     @property
     def hierarchy(self) -> Hierarchy:
@@ -108,6 +115,10 @@ class CodecConfig:
     def factors(self) -> tuple[int, ...]:
         """By how much what each resolution rebuilds is narrower in band than the whole, coarse first; (1,) for one."""
         return self.quantiser.factors if isinstance(self.quantiser, PyramidConfig) else (1,)
+
+    def packets(self, length: int) -> int:
+        """Packets of codes of a sound of so many samples."""
+        return self.segments.packets(length) if self.segments else -(-length // self.packet)
 
     def _packets(self, frames: int) -> int:
         return 0 if self.windowed else -(-frames // self.quantiser.frames)
@@ -152,6 +163,8 @@ class Codec(nnx.Module):
 
     Codes come in packets, [B, P, S]: P packets of S slots, the slots of the first level before those of the second. For
     a residual quantiser these are frames and levels; `tokens.packets` tells packets from streams of levels.
+
+    What `encode` and `decode` of a codec of segments code is one segment over its scale; `chunked` cuts and scales.
     """
 
     def __init__(self, config: CodecConfig, *, rngs: nnx.Rngs):
@@ -193,6 +206,10 @@ class Codec(nnx.Module):
     def packet(self) -> int:
         return self.config.packet
 
+    def packets(self, length: int) -> int:
+        """Packets of codes of a sound of so many samples."""
+        return self.config.packets(length)
+
     @property
     def sample_rate(self) -> int:
         return self.config.sample_rate
@@ -211,10 +228,20 @@ class Codec(nnx.Module):
         return self.quantiser.encode(self._latents(wav_BLC, ends_B), levels)
 
     def decode(
-        self, codes_BPS: Int[Array, "B P S"], length: int | None = None, levels: int | None = None
+        self,
+        codes_BPS: Int[Array, "B P S"],
+        length: int | None = None,
+        levels: int | None = None,
+        ends_B: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B L C"]:
-        """Waveform of `length` samples (default: P * packet) from the first `levels` levels (all that are there)."""
-        return self._waveform(self.quantiser.decode(codes_BPS, levels), length)
+        """Waveform of `length` samples (default: P * packet) from the first `levels` levels (all that are there).
+
+        `ends_B` tells at which frame each item of a ragged codec ends; see `seanet.Decoder`.
+        """
+        z_q_BTD = self.quantiser.decode(codes_BPS, levels)
+        if ends_B is not None:
+            return self.decoder(z_q_BTD, ends_B).astype(jnp.float32)[:, :length]
+        return self._waveform(z_q_BTD, length)
 
     def forward(
         self,
@@ -234,7 +261,8 @@ class Codec(nnx.Module):
           quantise: False sends the latent frames past the codebooks, to warm the trunk up before they start.
           coarser: also reconstruct from the first levels of a pyramid alone.
         """
-        z_e_BTD = self._latents(wav_BLC)
+        scale_B11 = scale_of(wav_BLC)[:, None, None] if self.config.segments else 1
+        z_e_BTD = self._latents(wav_BLC / scale_B11)
         quantised = self.quantiser(z_e_BTD, key=key, train=train and quantise)
         if not quantise:
             *less, z_q_BTD = self.quantiser.bypass(z_e_BTD)
@@ -243,7 +271,7 @@ class Codec(nnx.Module):
             commitment = jnp.zeros_like(quantised.commitment)
             quantised = quantised._replace(z_q_BTD=z_q_BTD, coarser=tuple(less), commitment=commitment)
         *less, wav = self._waveforms([*quantised.coarser * coarser, quantised.z_q_BTD], wav_BLC.shape[1])
-        return CodecOutput(wav, quantised.codes_BPS, quantised.commitment, quantised.stats, tuple(less))
+        return CodecOutput(wav * scale_B11, quantised.codes_BPS, quantised.commitment, quantised.stats, tuple(less))
 
     def _latents(self, wav_BLC: Array, ends_B: Array | None = None) -> Float[Array, "B T D"]:
         _, length, channels = wav_BLC.shape

@@ -5,20 +5,14 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from hiermusic.codec.trunk import check_choices, through
 from hiermusic.errors import UserError
-from hiermusic.nn.conv import Conv, ConvTranspose
+from hiermusic.nn.conv import Conv, ConvTranspose, Ends
 from hiermusic.nn.lstm import LSTM
 from hiermusic.parallel.mesh import constrain
-
-SPARE = 8  # frames, more than a convolution at their rate reaches
-
-Ends = Int[Array, "B"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +39,11 @@ class SeanetConfig:
       causal: no frame hears a later sample, but for those that the beginning is mirrored from.
       norm: of the convolutions, see `nn.conv.Conv`. Under "group" every frame hears all others.
       shortcut: a convolution around each residual unit; without, the signal as it is.
-      ragged: a waveform may end within a frame: each convolution mirrors what its last stride lacks, as EnCodec has it.
+      ragged: a waveform may end within a frame: each convolution pads what its last stride lacks, as EnCodec has it.
         Otherwise silence fills the frame.
+      padding: what convolutions pad with, see `nn.conv.Conv`: "reflect" or "constant".
     Raises:
-      UserError: for another dtype, init, remat or norm, a fold below 1, or ragged ends under a fold.
+      UserError: for another dtype, init, remat, norm or padding, a fold below 1, or ragged ends under a fold.
     """
 
     strides: tuple[int, ...] = (2, 4, 5, 8)
@@ -69,11 +64,14 @@ class SeanetConfig:
     norm: str = "weight"
     shortcut: bool = True
     ragged: bool = False
+    padding: str = "reflect"
 
     def __post_init__(self):
         check_choices(self)
         if self.norm not in ("weight", "group"):
             raise UserError(f"codec norm is '{self.norm}': choose from weight, group")
+        if self.padding not in ("reflect", "constant"):
+            raise UserError(f"codec padding is '{self.padding}': choose from reflect, constant")
         if self.ragged and self.fold > 1:
             raise UserError(f"a trunk's fold is {self.fold}: only waveforms of whole frames can be folded")
 
@@ -97,6 +95,12 @@ class SeanetConfig:
         for stride in self.strides:
             reach = -(-(reach + self._unit_reach) // stride) + 1
         return reach + self._reach(self.kernel) + self._lstm_margin
+
+    @property
+    def spare(self) -> int:
+        """Frames behind the end of an item that its convolutions may write to, where the array goes on there."""
+        unit = -(-max(self.dilations) * self.residual_kernel // self.strides[-1])
+        return max(2, self.kernel, self.last_kernel, unit)
 
     @property
     def _unit_reach(self) -> int:
@@ -132,10 +136,9 @@ class ResidualUnit(nnx.Module):
         self.shortcut = _conv(channels, channels, 1, config, rngs=rngs) if config.shortcut else None
 
     def __call__(self, x_BTD: Float[Array, "B T D"], ends_B: Ends = None) -> Float[Array, "B T D"]:
-        heard_BTD = _mirrored(jax.nn.elu(x_BTD), ends_B, self.conv_in)
-        hidden_BTD = constrain(self.conv_in(heard_BTD), "batch", "positions", "hidden")
-        past_BTD = x_BTD if self.shortcut is None else self.shortcut(x_BTD)
-        return constrain(past_BTD + self.conv_out(jax.nn.elu(hidden_BTD)), "batch", "positions", None)
+        hidden_BTD = constrain(self.conv_in(jax.nn.elu(x_BTD), ends_B), "batch", "positions", "hidden")
+        past_BTD = x_BTD if self.shortcut is None else self.shortcut(x_BTD, ends_B)
+        return constrain(past_BTD + self.conv_out(jax.nn.elu(hidden_BTD), ends_B), "batch", "positions", None)
 
 
 class EncoderBlock(nnx.Module):
@@ -148,7 +151,7 @@ class EncoderBlock(nnx.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"], ends_B: Ends = None) -> Float[Array, "B T/s 2D"]:
         for unit in self.units:
             x_BTD = unit(x_BTD, ends_B)
-        return constrain(self.down(_mirrored(jax.nn.elu(x_BTD), ends_B, self.down)), "batch", "positions", None)
+        return constrain(self.down(jax.nn.elu(x_BTD), ends_B), "batch", "positions", None)
 
 
 class DecoderBlock(nnx.Module):
@@ -159,10 +162,11 @@ class DecoderBlock(nnx.Module):
         self.up = ConvTranspose(channels, channels // 2, stride, causal=config.causal, **options)
         self.units = nnx.List([ResidualUnit(channels // 2, d, config, rngs=rngs) for d in config.dilations])
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T*s D/2"]:
-        x_BTD = constrain(self.up(jax.nn.elu(x_BTD)), "batch", "positions", None)
+    def __call__(self, x_BTD: Float[Array, "B T D"], ends_B: Ends = None) -> Float[Array, "B T*s D/2"]:
+        x_BTD = constrain(self.up(jax.nn.elu(x_BTD), ends_B), "batch", "positions", None)
+        ends_B = None if ends_B is None else ends_B * self.up.stride
         for unit in self.units:
-            x_BTD = unit(x_BTD)
+            x_BTD = unit(x_BTD, ends_B)
         return x_BTD
 
 
@@ -184,17 +188,16 @@ class Encoder(nnx.Module):
 
         Args:
           wav_BLC: waveforms.
-          ends_B: where each of them ends, `SPARE` frames or more in front of where all do, and none before that many.
+          ends_B: where each of them ends, `spare` frames or more in front of where all do.
         """
         folded = wav_BLC.reshape(len(wav_BLC), -1, self.config.fold * wav_BLC.shape[-1])
-        x = constrain(self.conv_in(_mirrored(folded, ends_B, self.conv_in)), "batch", "positions", None)
+        x = constrain(self.conv_in(folded, ends_B), "batch", "positions", None)
         if ends_B is None:
             x = through(self.blocks, x, self.config.remat == "full")
         else:
             for block, stride in zip(self.blocks, self.config.strides, strict=True):
                 x, ends_B = block(x, ends_B), -(-ends_B // stride)
-        x = jax.nn.elu(_remember(self.lstm, x))
-        return self.conv_out(_mirrored(x, ends_B, self.conv_out))
+        return self.conv_out(jax.nn.elu(_remember(self.lstm, x)), ends_B)
 
 
 class Decoder(nnx.Module):
@@ -210,23 +213,17 @@ class Decoder(nnx.Module):
         )
         self.conv_out = _conv(widths[-1], config.fold * channels, config.last_kernel, config, rngs=rngs)
 
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B L C"]:
-        x = constrain(self.conv_in(x_BTD), "batch", "positions", None)
-        x = through(self.blocks, _remember(self.lstm, x), self.config.remat == "full")
-        wav = self.conv_out(jax.nn.elu(x))
+    def __call__(self, x_BTD: Float[Array, "B T D"], ends_B: Ends = None) -> Float[Array, "B L C"]:
+        """Waveforms; where `ends_B` tells at which frame each ends, `spare` or more in front of where all do, as they
+        would be without what lies behind."""
+        x = _remember(self.lstm, constrain(self.conv_in(x_BTD, ends_B), "batch", "positions", None))
+        if ends_B is None:
+            x = through(self.blocks, x, self.config.remat == "full")
+        else:
+            for block in self.blocks:
+                x, ends_B = block(x, ends_B), ends_B * block.up.stride
+        wav = self.conv_out(jax.nn.elu(x), ends_B)
         return wav.reshape(len(wav), wav.shape[1] * self.config.fold, -1)
-
-
-def _mirrored(x_BTD: Array, ends_B: Ends, conv: Conv) -> Array:
-    """What a convolution that mirrors the end of its input would read there, where that is not the end of the array."""
-    reach = conv.padding[0][1] + conv.stride[0] - 1
-    if ends_B is None or not reach:
-        return x_BTD
-
-    def each(x_TD: Array, end: Array) -> Array:
-        return lax.dynamic_update_slice(x_TD, x_TD[end - 2 - jnp.arange(reach)], (end, 0))
-
-    return jax.vmap(each)(x_BTD, ends_B)
 
 
 def _widths(config: SeanetConfig) -> Sequence[int]:
@@ -237,7 +234,7 @@ def _conv(inputs: int, outputs: int, kernel: int, config: SeanetConfig, **more) 
     """A convolution of the trunk; what it pads keeps the length, or divides it by the stride."""
     extra = (kernel - 1) * math.prod(more.get("dilation", (1,))) + 1 - math.prod(more.get("stride", (1,)))
     after = 0 if config.causal else extra // 2
-    more |= {"padding_mode": "reflect", "norm": config.norm, "dtype": config.dtype, "init": config.init}
+    more |= {"padding_mode": config.padding, "norm": config.norm, "dtype": config.dtype, "init": config.init}
     return Conv(inputs, outputs, (kernel,), padding=((extra - after, after),), **more)
 
 

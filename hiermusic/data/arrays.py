@@ -1,7 +1,9 @@
 """Arrays in .npz and .npy files: those that a person hands over may be damaged, or made to fill the memory."""
 
+import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,23 @@ def read_npz(path: str | os.PathLike, what: str, do: str) -> dict[str, np.ndarra
             raise UserError(f"{path} cannot be read as {what} (its {size:,} bytes unpack to {unpacked:,}): {do}")
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
+
+
+def with_licences(licences: Sequence[str]) -> bytes:
+    """The comment of an .npz file whose arrays come under licences: beside them, where no array's name is taken."""
+    return json.dumps({"licences": list(licences)}).encode()
+
+
+def licences_of(path: str | os.PathLike) -> list[str]:
+    """The licences that an .npz file says its arrays come under; none where nothing is said of them.
+
+    Raises:
+      UserError: no such file, or no .npz.
+    """
+    with reading(path, "arrays"), zipfile.ZipFile(path) as packed:
+        if not packed.comment:
+            return []
+        return list(map(str, json.loads(packed.comment)["licences"]))
 
 
 def read_npy(path: str | os.PathLike, what: str, do: str) -> np.ndarray:

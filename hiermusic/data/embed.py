@@ -1,27 +1,28 @@
 """What public encoders make of sounds, written as arrays: of one file, or of every track of audio records."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hiermusic.audio import files
-from hiermusic.console import bar
+from hiermusic.console import bar, warn
+from hiermusic.data import arrays
 from hiermusic.data.audio_records import AudioSource
 from hiermusic.errors import UserError, replacing
 from hiermusic.pretrained import encoder as encoders
 
 
-def embed_file(folder: str, source: str, target: str, *, layer: int | None, window: float) -> dict[str, Any]:
+def embed_file(folder: str, source: str, target: str, *, layer: int | None, window: float | None) -> dict[str, Any]:
     """Features [frames, D] of a sound, written as .npy.
 
     Args:
       folder: an imported encoder.
       source: an audio file.
       target: the .npy file.
-      layer, window: as `encoder.load` and `encoder.embed` take them.
+      layer, window: as `encoder.load` and `encoder.embed` take them; None for their own.
     Returns:
       out, shape, seconds; frame_rate and layer where there are frames.
     Raises:
@@ -30,6 +31,7 @@ def embed_file(folder: str, source: str, target: str, *, layer: int | None, wind
     if not target.endswith(".npy"):
         raise UserError(f"{target}: features are written as .npy: name such a file")
     config = encoders.at_layer(encoders.read_config(folder), layer, folder)
+    window = encoders.window_of(config, window, folder)
     wav_LC, rate = files.read(source)  # before the weights, which take longer
     model = encoders.load(folder, layer)
     wav_L = files.resample(files.to_channels(wav_LC, 1), rate, config.sample_rate)[:, 0]
@@ -44,12 +46,18 @@ def embed_file(folder: str, source: str, target: str, *, layer: int | None, wind
     return facts
 
 
-def embed_tracks(folder: str, data: str, target: str, *, layer: int | None, window: float) -> dict[str, Any]:
-    """The same of every track of audio records, written as .npz with an array for each track's id."""
+def embed_tracks(folder: str, data: str, target: str, *, layer: int | None, window: float | None) -> dict[str, Any]:
+    """The same of every track of audio records, written as .npz with an array for each track's id.
+
+    Tracks that are too short are left out and counted; UserError where all are.
+    """
     if not target.endswith(".npz"):
         raise UserError(f"{target}: features of tracks are written as .npz: name such a file")
-    source, model = AudioSource(data), encoders.load(folder, layer)
+    source = AudioSource(data)
+    window = encoders.window_of(encoders.read_config(folder), window, folder)
+    model = encoders.load(folder, layer)
     found: dict[str, np.ndarray] = {}
+    skipped: list[str] = []
     with bar("track", len(source)) as shown:
         for index, track in enumerate(source.tracks):
             wav_LC = files.to_channels(source.track(index), 1)
@@ -57,13 +65,21 @@ def embed_tracks(folder: str, data: str, target: str, *, layer: int | None, wind
             try:
                 found[track["id"]] = encoders.embed(model, wav_L, window)
             except UserError as error:
-                raise UserError(f"{data}, track {track['id']}: {error}") from error
+                skipped.append(track["id"])
+                told = f"{data}, track {track['id']}: {error}"
             shown.update()
-    _save(target, found)
-    return {"out": target, "tracks": len(found), "width": model.width}
+    if skipped and not found:
+        raise UserError(told)
+    if skipped:
+        warn(
+            f"{len(skipped)} of {len(source)} tracks are too short and have no vector: {', '.join(skipped[:3])}"
+            + ", ..." * (len(skipped) > 3)
+        )
+    _save(target, found, encoders.licences(folder))
+    return {"out": target, "tracks": len(found), "width": model.width, "skipped": skipped}
 
 
-def _save(target: str, value: np.ndarray | Mapping[str, np.ndarray]) -> None:
+def _save(target: str, value: np.ndarray | Mapping[str, np.ndarray], licences: Sequence[str] = ()) -> None:
     path = Path(target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -71,6 +87,7 @@ def _save(target: str, value: np.ndarray | Mapping[str, np.ndarray]) -> None:
             np.save(file, value)
             return
         with zipfile.ZipFile(file, "w") as packed:  # np.savez would take an id such as `file` for an argument
+            packed.comment = arrays.with_licences(licences)
             for name, array in value.items():
                 with packed.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)

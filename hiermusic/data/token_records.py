@@ -40,6 +40,7 @@ def write_tokens(
     *,
     settings: Mapping,
     load: Callable[[int], Any] = int,
+    skipped: Sequence[tuple[str, str]] = (),
     shards: int | None = None,
     worker: tuple[int, int] = (0, 1),
     progress: bool = True,
@@ -51,6 +52,7 @@ def write_tokens(
       encode: what `load` made of a track -> its codes (int [T, K], or a tuple of such arrays where levels differ in
         rate, one a rate group) and its entry (id, split, seconds, meta).
       load: index of a track -> what `encode` takes, made ahead on threads; the index itself when left out.
+      skipped: names of tracks that are not among them, and why, to be told.
       settings: JSON values kept in info.json (codec, fingerprint); a directory begun with others is refused.
       worker: (which, of how many) processes that share the shards; the one that ends last writes info.json.
     Returns:
@@ -80,7 +82,7 @@ def write_tokens(
     label = progress and "tokenising"
     entries = write_shards(out, plan, prefixes, OPTIONS, read, write, worker, label)
     if entries is not None:
-        finish(out, plan, entries, [])
+        finish(out, plan, entries, skipped)
     return read_summary(out)
 
 

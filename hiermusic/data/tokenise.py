@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from hiermusic.data.codes import Codes
 from hiermusic.data.records import Summary
 from hiermusic.data.stems import MIX
 from hiermusic.data.token_records import write_tokens
+from hiermusic.errors import UserError
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
@@ -41,6 +43,8 @@ def tokenise(
     codec_id: str,
     *,
     facts: TokenFacts | None = None,
+    scales: Callable[[np.ndarray], np.ndarray | None] = lambda wav_LC: None,
+    shortest: Fraction = Fraction(0),
     stem: str = MIX,
     sample_rate: int | None = None,
     channels: int | None = None,
@@ -61,6 +65,8 @@ def tokenise(
       split_at: levels below it go to the `coarse` files, the others to the `fine` ones.
       codec_id: names the codec and its weights (`streams.Tokenizer`); a directory begun with another is refused.
       facts: what the codec says of its tokens besides.
+      scales: waveform -> float32 [N], what a codec of segments keeps beside their codes, for the tracks' entries.
+      shortest: seconds of the least track of which there are tokens; what is shorter is skipped, and told.
       stem: which one is encoded; the shards of others are not opened.
       sample_rate, channels: Hz and number that `encode` takes; those of the records when left out.
       noise: standard deviation of the Gaussian noise that is added before (`noisy`), of each track its own.
@@ -69,14 +75,22 @@ def tokenise(
     Returns:
       The summary, or None while shards of other workers are missing.
     Raises:
-      UserError: no audio records there, or `out_dir` was begun with other settings.
+      UserError: no audio records there, none of `shortest` or more, or `out_dir` was begun with other settings.
     """
     source = AudioSource(audio_dir, stem)
     rate = sample_rate or source.sample_rate
     told = [source.info["fingerprint"], [(track["id"], track["samples"], track["split"]) for track in source.tracks]]
     fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
-    def load(index: int) -> tuple[np.ndarray, Mapping]:
+    lasting = [Fraction(track["samples"], source.sample_rate) for track in source.tracks]
+    long = [index for index, seconds in enumerate(lasting) if seconds >= shortest]
+    reason = f"shorter than the {float(shortest):g} s of which there is a token"
+    skipped = [(track["id"], reason) for track, s in zip(source.tracks, lasting, strict=True) if s < shortest]
+    if skipped and not long:
+        raise UserError(f"{audio_dir}: all of its {len(skipped)} tracks are {reason}: give longer ones")
+
+    def load(place: int) -> tuple[np.ndarray, Mapping]:
+        index = long[place]
         track = source.tracks[index]
         entry = {key: track[key] for key in ("id", "split", "seconds", "meta")}
         wav_LC = files.to_channels(source.track(index), channels or source.channels)
@@ -84,6 +98,8 @@ def tokenise(
 
     def encode_track(loaded: tuple[np.ndarray, Mapping]) -> tuple[Codes, Mapping]:
         wav_LC, entry = loaded
+        if (scales_N := scales(wav_LC)) is not None:
+            entry = {**entry, "scales": scales_N.tolist()}
         return encode(wav_LC), entry
 
     settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": rate}
@@ -94,13 +110,14 @@ def tokenise(
     if noise:
         settings["noise"] = noise
     return write_tokens(
-        len(source),
+        len(long),
         encode_track,
         out_dir,
         hierarchy,
         split_at,
         settings=settings,
         load=load,
+        skipped=skipped,
         shards=shards,
         worker=worker,
         progress=progress,

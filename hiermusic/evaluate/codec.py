@@ -22,7 +22,9 @@ class Coder:
     """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
 
     encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.packets`)
-    decode: Callable[[Any, int], Wave]  # (codes, levels) -> wav_LC from the first `levels` levels
+    decode: Callable[
+        [Any, int, Wave], Wave
+    ]  # (codes, levels, what they are of) -> wav_LC from the first `levels` levels
     sample_rate: int
     channels: int
     hierarchy: Hierarchy
@@ -125,10 +127,10 @@ def evaluate_codec(
     def measure(index: int) -> Measured:
         progress(f"measuring clip {index + 1} of {len(clips)}")
         clip = clips[index]
-        codes = coder.encode(clips[index])
-        versions = [coder.decode(codes, levels) for levels in depths]
+        codes = coder.encode(clip)
+        versions = [coder.decode(codes, levels, clip) for levels in depths]
         generator = np.random.default_rng((protocol.seed, index))
-        versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth))
+        versions.append(coder.decode(_random_like(codes, coder.hierarchy, generator), depth, clip))
         made = dict(zip(depths, versions, strict=False))
         own = [_score(target(clip), made[levels], coder) for levels, target in coder.targets.items()]
         levels = {f"level {level}": stream for level, stream in enumerate(levels_of(codes))}

@@ -254,9 +254,14 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
     config, codec = workdirs.load(workdir, "codec")
     audio_dir = _codec_data(config, workdir, data, codec.sample_rate, codec.channels)
     clips = held_out(audio_dir, seconds, tracks)
+
+    def decode(streams: packets.Streams, levels: int, clip_LC: np.ndarray) -> np.ndarray:
+        codes_PS = packets.to_packets(streams, codec.slots)
+        return decode_long(codec, codes_PS, levels=levels, scales_N=workdirs.scales(codec, clip_LC))
+
     coder = Coder(
         encode=lambda wav_LC: packets.to_streams(encode_long(codec, wav_LC), codec.slots),
-        decode=lambda streams, levels: decode_long(codec, packets.to_packets(streams, codec.slots), levels=levels),
+        decode=decode,
         sample_rate=codec.sample_rate,
         channels=codec.channels,
         hierarchy=codec.hierarchy,
@@ -291,10 +296,10 @@ def reconstructions(codec: Codec, wav_LC: np.ndarray, folder: Path, name: str) -
     folder.mkdir(parents=True, exist_ok=True)
     rate = codec.sample_rate
     depth = len(codec.hierarchy)
-    codes_PS = encode_long(codec, wav_LC)
+    codes_PS, how = encode_long(codec, wav_LC), {"length": len(wav_LC), "scales_N": workdirs.scales(codec, wav_LC)}
     sounds = {"truth": wav_LC}
     for levels in (*(n for n in HEARD_LEVELS if n < depth), depth):
-        sounds[levels_name(levels)] = decode_long(codec, codes_PS, length=len(wav_LC), levels=levels)
+        sounds[levels_name(levels)] = decode_long(codec, codes_PS, levels=levels, **how)
     players = []
     for label, sound_LC in sounds.items():
         path = folder / f"{name}-{label.replace(' ', '-')}.wav"

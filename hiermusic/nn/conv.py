@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.nn import initializers
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hiermusic.nn import param
 from hiermusic.nn.norms import standardise
+
+Ends = Int[Array, "B"] | None
 
 _INITS = {
     "dac": initializers.normal(0.02),  # DAC truncates at +-2, a hundred deviations away
@@ -89,8 +91,8 @@ class Conv(nnx.Module):
       stride, dilation: per spatial dimension, 1 when left out.
       padding: positions added to each dimension, before and after it or the same number on both sides; by default what
         keeps the length at stride 1 and odd kernels.
-      padding_mode: what they hold: "zeros", or in one dimension "reflect", the signal mirrored about its end, which is
-        then also mirrored as far as the last stride needs.
+      padding_mode: what they hold: "zeros", or in one dimension, as EnCodec has it, "reflect", the signal mirrored
+        about its end, or "constant", zeros, either of them as far behind it as the last stride needs, too.
       spread: how far the input's positions are moved apart before, zeros between them: a transposed convolution, whose
         taps lie in the order in which they meet the output; per spatial dimension, 1 when left out.
       norm: "weight", of each output's weights (arXiv 1602.07868), "group", of what comes out: one group of all
@@ -124,7 +126,7 @@ class Conv(nnx.Module):
             raise ValueError(f"stride {self.stride} over taps dilated by {self.dilation}: the last axis takes only one")
         padding = padding or [d * (k - 1) // 2 for k, d in zip(kernel, self.dilation, strict=True)]
         self.padding = tuple((p, p) if isinstance(p, int) else p for p in padding)
-        self.reflect = padding_mode == "reflect"
+        self.padding_mode = padding_mode
         self.dtype = dtype
         self.weight_v = param.weight(rngs, (*kernel, inputs, outputs), (None,) * rank + axes, _INITS[init])
         self.weight_g = param.ones(rngs, (outputs,), axes[1:]) if norm == "weight" else None
@@ -133,15 +135,27 @@ class Conv(nnx.Module):
         self.norm = GroupNorm(outputs, axes[1], rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), axes[1:])
 
-    def __call__(self, x: Float[Array, "B *S I"]) -> Float[Array, "B *T O"]:
+    def __call__(self, x: Float[Array, "B *S I"], ends_B: Ends = None) -> Float[Array, "B *T O"]:
+        """What comes of a signal.
+
+        Args:
+          x: the signal.
+          ends_B: under "reflect" and "constant", where each item ends, if not where the array does: it is then coded as
+            if nothing lay behind. There must be room for what padding adds.
+        """
         w = self.weight_v[...]
         if self.weight_g is not None:
             w = weight_norm(w, self.weight_g[...], w.ndim - 1)
         x, w = x.astype(self.dtype), w.astype(self.dtype)
         stride, padding = self.stride, self.padding
-        if self.reflect:
+        if self.padding_mode != "zeros":
             (before, after), missing = padding[0], -x.shape[1] % stride[0]
-            x = _reflect(x, before, after + missing)
+            if self.padding_mode == "reflect":
+                x = x if ends_B is None else _mirrored(x, ends_B, before, after, stride[0])
+                x = _reflect(x, before, after + missing)
+            else:
+                x = jnp.pad(_silent(x, ends_B), ((0, 0), (before, after + missing), (0, 0)))
+            ends_B = None if ends_B is None else -(-ends_B // stride[0])
             padding = ((0, 0),)
         if stride[-1] > 1:
             x, w = _fold_stride(x, w, stride[-1], padding[-1])
@@ -151,7 +165,29 @@ class Conv(nnx.Module):
         apart = {"lhs_dilation": self.spread, "rhs_dilation": self.dilation}
         y = lax.conv_general_dilated(x, w, stride, padding, **apart, dimension_numbers=layout)
         y += self.bias[...].astype(self.dtype)
-        return y if self.norm is None else self.norm(y)
+        return y if self.norm is None else self.norm(y, ends_B)
+
+
+def _silent(x_BTI: Array, ends_B: Ends) -> Array:
+    """Zeros behind the end of each item."""
+    if ends_B is None:
+        return x_BTI
+    return jnp.where((jnp.arange(x_BTI.shape[1]) < ends_B[:, None])[..., None], x_BTI, 0)
+
+
+def _mirrored(x_BTI: Array, ends_B: Array, before: int, after: int, stride: int) -> Array:
+    """What `_reflect` would put behind the end of each item, where that is not the end of the array."""
+    if not (reach := max(before, after + stride - 1)):
+        return x_BTI
+
+    def each(x_TI: Array, end: Array) -> Array:
+        whole = jnp.maximum(end, 1 + jnp.maximum(before, after + -end % stride))  # with the zeros of a short signal
+        places = end + jnp.arange(reach)
+        mirror = 2 * whole - 2 - places
+        mirrored = jnp.where(((places >= whole) & (mirror < end))[:, None], x_TI[mirror], 0)
+        return lax.dynamic_update_slice(x_TI, mirrored, (end, 0))
+
+    return jax.vmap(each)(x_BTI, ends_B)
 
 
 def _reflect(x_BTI: Array, before: int, after: int) -> Array:
@@ -217,14 +253,16 @@ class ConvTranspose(nnx.Module):
         self.norm = GroupNorm(outputs, "channels", rngs=rngs) if norm == "group" else None
         self.bias = param.zeros(rngs, (outputs,), ("channels",))
 
-    def __call__(self, x_BTI: Float[Array, "B T I"]) -> Float[Array, "B L O"]:
+    def __call__(self, x_BTI: Float[Array, "B T I"], ends_B: Ends = None) -> Float[Array, "B L O"]:
+        """What comes of frames, of which those from `ends_B` on, where it is given, count as not there."""
         w = self.weight_v[...]
         if self.norm is None:
             w = weight_norm(w, self.weight_g[...], 1)
+        x_BTI = _silent(x_BTI, ends_B)
         y = transposed_conv(x_BTI.astype(self.dtype), w.astype(self.dtype))
         bias = self.bias[...].astype(self.dtype)
         if self.norm is not None:  # before anything is trimmed
-            y, bias = self.norm(y + bias), 0
+            y, bias = self.norm(y + bias, None if ends_B is None else (ends_B + 1) * self.stride), 0
         y = lax.slice_in_dim(y, self.front, self.front + x_BTI.shape[1] * self.stride - self.lost, axis=1)
         return y + bias
 
@@ -236,9 +274,25 @@ class GroupNorm(nnx.Module):
         self.scale = param.ones(rngs, (channels,), (axis,))
         self.bias = param.zeros(rngs, (channels,), (axis,))
 
-    def __call__(self, x: Float[Array, "B *S C"]) -> Float[Array, "B *S C"]:
-        y = standardise(x, tuple(range(1, x.ndim)), 1e-5)
+    def __call__(self, x: Float[Array, "B *S C"], ends_B: Ends = None) -> Float[Array, "B *S C"]:
+        """The same normed; where `ends_B` is given, of one dimension, by what lies in front of each item's end."""
+        if ends_B is None:
+            y = standardise(x, tuple(range(1, x.ndim)), 1e-5)
+        else:
+            y = _standardised(x, ends_B)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def _standardised(x_BTC: Array, ends_B: Array) -> Array:
+    """`norms.standardise` over positions and channels, by the moments of those in front of each item's end."""
+    wide = x_BTC.astype(jnp.float32)
+    count_B11 = (ends_B * x_BTC.shape[2])[:, None, None]
+
+    def mean(y_BTC: Array) -> Array:
+        return jnp.sum(_silent(y_BTC, ends_B), (1, 2), keepdims=True) / count_B11
+
+    wide -= mean(wide)
+    return wide * lax.rsqrt(mean(jnp.square(wide)) + 1e-5)
 
 
 def transposed_conv(x_BTI: Float[Array, "B T I"], w_KIO: Float[Array, "K I O"]) -> Float[Array, "B L O"]:

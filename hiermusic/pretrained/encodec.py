@@ -1,4 +1,4 @@
-"""EnCodec (arXiv 2210.13438): the 24 kHz and MusicGen's 32 kHz model, from transformers' folders and the originals."""
+"""EnCodec (arXiv 2210.13438) at 24 and 48 kHz, and MusicGen's at 32, from transformers' folders and the originals."""
 
 import math
 import re
@@ -15,6 +15,7 @@ from hiermusic.pretrained.source import Source
 
 _MOST_LAYERS = 100  # of an LSTM
 _AT_LEAST = 2  # levels of the lowest bandwidth that EnCodec offers
+_SEGMENTS = {"normalize": True, "chunk_length_s": 1.0, "overlap": 0.01}  # of the original at 48 kHz, which tells none
 
 # the originals' names -> transformers'
 _NAMES = (
@@ -53,15 +54,16 @@ def write(codec: Imported) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     bits = int(model["codes"]).bit_length() - 1
     if model["codes"] != 1 << bits or not model["ragged"] or not model["lstm_layers"]:
         raise UserError("transformers' EnCodec has codes of whole bits, ragged ends and an LSTM: this codec has not")
+    seconds = model.get("segment_seconds") or None  # folders of earlier versions know neither these nor a padding
     levels = [2**i for i in range(20) if _AT_LEAST <= 2**i < model["levels"] and model["levels"] > 4]
     config = {
         "model_type": "encodec",
         "architectures": ["EncodecModel"],
         "sampling_rate": model["sample_rate"],
         "audio_channels": model["channels"],
-        "normalize": False,
-        "chunk_length_s": None,
-        "overlap": None,
+        "normalize": bool(seconds),
+        "chunk_length_s": seconds,
+        "overlap": model["overlap"] if seconds else None,
         "hidden_size": model["latent"],
         "num_filters": model["width"],
         "num_residual_layers": len(model["dilations"]),
@@ -72,7 +74,7 @@ def write(codec: Imported) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "residual_kernel_size": model["residual_kernel"],
         "dilation_growth_rate": growth,
         "use_causal_conv": model["causal"],
-        "pad_mode": "reflect",
+        "pad_mode": model.get("padding", "reflect"),
         "compress": model["compress"],
         "num_lstm_layers": model["lstm_layers"],
         "trim_right_ratio": 1.0,
@@ -112,11 +114,10 @@ FAMILY = Family("EnCodec", read, write, "configs/tokens/codec.py:encodec_24khz",
 def _model(source: Source) -> dict[str, Any]:
     if (kind := source.config.get("model_type")) != "encodec":
         raise UserError(f"{source.where} is a model of the type '{kind}': encodec is wanted here")
-    for name, only in (("pad_mode", "reflect"), ("trim_right_ratio", 1.0), ("normalize", False)):
-        if (value := source.field(name, default=only)) != only:
-            raise UserError(f"{source.where}: {name} is {value}; only {only} is known here")
-    if source.config.get("chunk_length_s") is not None:
-        raise UserError(f"{source.where}: models that code seconds one by one (chunk_length_s) are not known here")
+    if (value := source.field("trim_right_ratio", default=1.0)) != 1.0:
+        raise UserError(f"{source.where}: trim_right_ratio is {value}; only 1.0 is known here")
+    if (padding := source.field("pad_mode", str, "reflect")) not in ("reflect", "constant"):
+        raise UserError(f"{source.where}: pad_mode is {padding}; known are reflect, constant")
     norms = {"weight_norm": "weight", "time_group_norm": "group"}
     if (norm := source.field("norm_type", str, "weight_norm")) not in norms:
         raise UserError(f"{source.where}: norm_type is {norm}; known are {', '.join(norms)}")
@@ -146,8 +147,25 @@ def _model(source: Source) -> dict[str, Any]:
         "norm": norms[norm],
         "shortcut": source.field("use_conv_shortcut", bool, True),
         "ragged": True,
+        "padding": padding,
+        **_segments(source),
         "levels": max(1, sum(map(bool, found))),
     }
+
+
+def _segments(source: Source) -> dict[str, float]:
+    """How long the segments are that are coded one by one, and what they share; a length of 0 for sounds as a whole."""
+    seconds, overlap = source.config.get("chunk_length_s"), source.config.get("overlap")
+    if (seconds is not None) != (normalised := source.field("normalize", bool, False)):
+        told = f"normalize is {normalised} and chunk_length_s is {seconds}"
+        raise UserError(f"{source.where}: {told}; only models that have both or neither are known here")
+    if seconds is None:
+        return {"segment_seconds": 0.0, "overlap": 0.0}
+    for name, value, least, most in (("chunk_length_s", seconds, 0.01, 60), ("overlap", overlap, 0, 0.99)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            told = f"a number from {least} to {most} belongs there"
+            raise UserError(f"{source.where}: {name} is {value} in its configuration: {told}")
+    return {"segment_seconds": float(seconds), "overlap": float(overlap)}
 
 
 def _table(model: Mapping[str, Any]) -> Iterator[pairs.Pair]:
@@ -231,8 +249,6 @@ def _as_transformers(source: Source) -> Source:
         for old, new in _NAMES:
             name = re.sub(old, new, name)
         tensors[name] = tensor
-    if "encoder.layers.0.norm.weight" in tensors:
-        raise UserError(f"{source.where} codes seconds one by one, as EnCodec 48 kHz does: that is not known here")
     config = {"model_type": "encodec", **_sizes(source, tensors)}
     return Source(source.where, config, tensors, source.licence)
 
@@ -256,6 +272,11 @@ def _sizes(source: Source, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     rate = re.search(r"^sample_rate: (\d+)$", told, re.MULTILINE)
     causal = re.search(r"^ +causal: (true|false)$", told, re.MULTILINE)
     padding = re.search(r"^ +pad_mode: (\w+)$", told, re.MULTILINE)
+    loud = re.search(r"^ +renormalize: true$", told, re.MULTILINE)
+    # of the two models of the encodec package, which tell nothing, the one that codes segments has another norm
+    group = "encoder.layers.0.norm.weight" in tensors
+    segments = group and not told
+    own = {"sampling_rate": 48_000, "use_causal_conv": False, **_SEGMENTS} if segments else {}
     return {
         "sampling_rate": int(rate[1]) if rate else 24_000,
         "audio_channels": channels,
@@ -272,6 +293,9 @@ def _sizes(source: Source, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "use_causal_conv": causal is None or causal[1] == "true",
         "use_conv_shortcut": any(".shortcut." in name for name in tensors),
         "codebook_size": codebook.shape[0],
+        "norm_type": "time_group_norm" if group else "weight_norm",
+        "normalize": bool(loud),
+        **own,
     }
 
 

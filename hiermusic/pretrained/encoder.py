@@ -50,6 +50,13 @@ def read_config(folder: str | Path) -> Config:
         return of_fields(told)
 
 
+def licences(folder: str | Path) -> list[str]:
+    """Those that the weights of an imported encoder are under, and so what is made with them."""
+    path = Path(folder) / "config.json"
+    with reading(path, "an encoder"):
+        return list(map(str, json.loads(path.read_text(encoding="utf-8")).get("licences", ())))
+
+
 def of_fields(told: Mapping[str, Any]) -> Config:
     """What `to_fields` made of an encoder; ValueError for anything else."""
     if told["family"] not in FAMILIES:
@@ -124,6 +131,15 @@ def at_layer(config: Config, layer: int | None, folder: str | Path) -> Config:
     if not 0 <= layer <= config.layers:
         raise UserError(f"--layer={layer}: {folder} has the layers 0 to {config.layers}")
     return replace(config, layer=layer)
+
+
+def window_of(config: Config, window: float | None, folder: str | Path) -> float:
+    """The seconds that an encoder hears at once; UserError where some are asked of one whose clips have a length."""
+    if window is not None and not isinstance(config, HubertConfig):
+        raise UserError(
+            f"--window={window:g}: {folder} hears clips of one length and gives a vector for each: leave it out"
+        )
+    return WINDOW if window is None else window
 
 
 def embed(encoder: Any, wav_L: Float[np.ndarray, "L"], window: float = WINDOW) -> Float[np.ndarray, "T D"]:

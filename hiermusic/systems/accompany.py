@@ -213,14 +213,14 @@ def mixed(one_LC: Wave, one_rate: int, other_LC: Wave, other_rate: int) -> tuple
 
 
 def _write(out: Path, vocal: Vocal, song: windows.Whole, codec: Codec, facts: dict[str, Any]) -> dict[str, Any]:
-    rate, hop = codec.sample_rate, codec.packet
+    rate, seconds = codec.sample_rate, codec.facts.frames / codec.facts.frame_rate  # of a packet
     wav_LC = decode_long(codec, packets.to_packets(song.codes_TK, codec.slots))
     wav_LC = fitted(wav_LC, -(-len(vocal.wav_LC) * rate // vocal.sample_rate))
     sounds = {"accompaniment": (wav_LC, rate), "mix": mixed(vocal.wav_LC, vocal.sample_rate, wav_LC, rate)}
     sounds["vocal"] = (vocal.wav_LC, vocal.sample_rate)
     if vocal.true_LC is not None:
         sounds["true"] = (vocal.true_LC, vocal.sample_rate)
-    facts |= {"seconds": len(vocal.wav_LC) / vocal.sample_rate, "seams": [seam * hop / rate for seam in song.seams]}
+    facts |= {"seconds": len(vocal.wav_LC) / vocal.sample_rate, "seams": [float(seam * seconds) for seam in song.seams]}
     facts["sounds"] = {}
     for name, (sound_LC, own) in sounds.items():
         path = out / f"{vocal.name}.{name}.wav"

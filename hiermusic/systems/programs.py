@@ -49,12 +49,17 @@ class Generation(NamedTuple):
 def decoding(codec: CodecConfig, rows: int) -> Generation:
     """The decoding of one piece of a song on every device of the batch, in shapes."""
     pieces = chunked.longest(codec.sample_rate, codec.packet, codec.decoder_margin)
+    if codec.segments:
+        pieces = codec.segments.frames
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
-    codes = jax.ShapeDtypeStruct((rows, pieces, sum(codec.quantiser.slots)), jnp.int32)
+    spare = codec.trunk.spare if codec.ragged else 0
+    codes = jax.ShapeDtypeStruct((rows, pieces + spare, sum(codec.quantiser.slots)), jnp.int32)
     seconds = rows * pieces * codec.packet / codec.sample_rate
     tokens = rows * pieces * sum(codec.quantiser.slots)
     positions = pieces * codec.quantiser.frames
     arguments = (graphdef, weights, codes)
+    if codec.ragged:
+        arguments += (jax.ShapeDtypeStruct((rows,), jnp.int32),)
     return Generation("generate: decode a piece", chunked.decode, arguments, {}, positions, tokens, seconds)
 
 

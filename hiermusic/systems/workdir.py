@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 TOKENIZERS = ("codec", "semantic")  # stages whose models make tokens of sound, of the systems that say so
 
+_PLACES = ("data.codec", "init_from")  # fields that name what a model is made from, in every system
 _MOST = 1 << 24  # of any size: as many levels as a stranger's configuration names would fill the memory
 
 
@@ -103,12 +105,23 @@ def makes_tokens(config: ConfigDict) -> bool:
 
 def _absolute(config: ConfigDict, places: Sequence[str]) -> None:
     """Makes paths whole that later commands follow from the workdir, wherever those are given."""
-    for place in ("data.path", "data.codec", "init_from", *places):
-        *parents, name = place.split(".")
-        fields = config[parents[0]] if parents else config
+    for place in ("data.path", *_PLACES, *places):
+        fields, name = _holder(config, place)
         found = Tokenizer.named(fields.get(name) or "")
         if found.workdir and Path(found.workdir).exists():
             fields[name] = str(found._replace(workdir=os.path.abspath(found.workdir)))
+
+
+def _holder(config: ConfigDict, place: str) -> tuple[ConfigDict, str]:
+    """What holds the field of a dotted name, and the field's own name."""
+    *parents, name = place.split(".")
+    return (config[parents[0]] if parents else config), name
+
+
+def _field(config: ConfigDict, place: str) -> Any:
+    """The field of a dotted name; None where there is none."""
+    fields, name = _holder(config, place)
+    return fields.get(name)
 
 
 def _pinned(base: str, workdir: str | Path | None) -> str:
@@ -126,8 +139,8 @@ def _pinned(base: str, workdir: str | Path | None) -> str:
 def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDict:
     """A configuration with whole paths and, of a token model, with what its token records say of its tokens.
 
-    It also names the `licences` of published weights that the model is made from, be it their own or the tokens that
-    they make.
+    It also names the `licences` of published weights that the model is made from, be it their own, or the tokens or
+    vectors that they make.
 
     Args:
       config: as a person has it.
@@ -140,24 +153,22 @@ def resolved(config: ConfigDict, workdir: str | Path | None = None) -> ConfigDic
             config.init_from = _pinned(config.init_from, workdir)
         token_facts.learn(config)
         token_facts.learn_features(config)
-    codec, encoder = config.data.get("codec", ""), config.model.get("encoder", "")
-    sources = (
-        Tokenizer.named(config.get("init_from") or "").workdir,
-        codec and Tokenizer.named(codec).workdir,
-        encoder,
-        workdir,
-    )
-    sources += tuple(token_facts.makers_of_prefix(config))
+    sources = [Tokenizer.named(_field(config, place) or "").workdir for place in (*_PLACES, *ours.places)]
+    sources += [workdir, *token_facts.makers_of_prefix(config)]
     if licences := sorted({licence for source in sources if source for licence in _licences(Path(source))}):
         with config.unlocked():  # the command line locks what it makes
             config.licences = licences
     return config
 
 
-def _licences(workdir: Path) -> list[str]:
-    """Those that a workdir's configuration names; whether it is one at all is asked elsewhere."""
+def _licences(source: Path) -> list[str]:
+    """Those that a workdir's configuration, or a file of vectors, names; whether it is one is asked elsewhere."""
+    from hiermusic.data import arrays
+
     try:
-        return list(map(str, checkpoint.read_config(workdir).get("licences", ())))
+        if source.is_file():
+            return arrays.licences_of(source)
+        return list(map(str, checkpoint.read_config(source).get("licences", ())))
     except (UserError, TypeError):
         return []
 
@@ -234,7 +245,10 @@ def tokenise(
     from hiermusic.data import records, stems, streams, tokenise
 
     made_by = {name: _codec_of(text) for name, text in codecs.items()}
-    audio_dir = _audio_for(made_by, data, Path(out) / "audio")
+    configs = {name: read(tokenizer.workdir, *TOKENIZERS) for name, tokenizer in made_by.items()}
+    heard = [_codec_config(config) for config in configs.values()]
+    audio_dir = _audio_for(configs, heard, data, Path(out) / "audio")
+    shortest = max(_shortest(tokenizer) for tokenizer in heard)  # of all streams, which hold the same tracks
     for name, (workdir, step) in made_by.items():
         codec = load(workdir, *TOKENIZERS, step=step)[1]
         tokenise.tokenise(
@@ -245,6 +259,8 @@ def tokenise(
             min(split_at, len(codec.hierarchy)) if name or len(codec.hierarchy) == 1 else split_at,
             str(streams.Tokenizer(os.path.abspath(workdir), step)),
             facts=codec.facts,
+            scales=partial(scales, codec),
+            shortest=shortest,
             stem=streams.stem_of(name),
             sample_rate=codec.sample_rate,
             channels=codec.channels,
@@ -279,16 +295,28 @@ def _codec_config(config: ConfigDict) -> CodecConfig | SemanticConfig:
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))).config
 
 
-def _audio_for(made_by: Mapping[str, Tokenizer], data: str, cache_dir: Path) -> Path:
-    """Audio records with the stems that streams are made of, at the highest rate that one of their codecs hears."""
+def _shortest(config: CodecConfig | SemanticConfig) -> Fraction:
+    """Seconds of the least sound of which there are tokens."""
+    return Fraction(config.features.span, config.sample_rate) if isinstance(config, SemanticConfig) else Fraction(0)
+
+
+def _audio_for(
+    configs: Mapping[str, ConfigDict], heard: Sequence[CodecConfig | SemanticConfig], data: str, cache_dir: Path
+) -> Path:
+    """Audio records with the stems that streams are made of, at the highest rate that one of their codecs hears.
+
+    Args:
+      configs: of the codec of each stream, by its name.
+      heard: what these codecs are.
+      data: audio records, or music.
+      cache_dir: for the records that have to be made.
+    """
     from hiermusic.data import pipeline, stems, streams
     from hiermusic.data.audio_records import check_stems
     from hiermusic.data.records import read_info
 
-    configs = {name: read(tokenizer.workdir, *TOKENIZERS) for name, tokenizer in made_by.items()}
-    heard = [_codec_config(config) for config in configs.values()]
     rate, channels = max(codec.sample_rate for codec in heard), max(codec.channels for codec in heard)
-    used = {streams.stem_of(name) for name in made_by}
+    used = {streams.stem_of(name) for name in configs}
     wanted = tuple(stem for stem in stems.NAMES if stem in used)
     if pipeline.is_records(data):
         info = read_info(data, "audio")
@@ -328,7 +356,8 @@ def encode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
         warn(f"{source}: {odd}")
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
     codes_PS = encode_long(codec, wav_LC, levels=levels)
-    write_npz(target, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate)
+    beside = {} if (scales_N := scales(codec, wav_LC)) is None else {"scales": scales_N}
+    write_npz(target, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate, **beside)
     return {"out": target, "codes": list(codes_PS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 
@@ -344,15 +373,33 @@ def decode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     stored = read_npz(source, "a codes file", "give one that `hiermusic encode` wrote")
     with reading(source, "a codes file", "give one that `hiermusic encode` wrote"):
         codes_PS, length = stored["codes"].T, int(stored["length"])
-        sample_rate = int(stored["sample_rate"])
+        sample_rate, scales_N = int(stored["sample_rate"]), stored.get("scales")
     codec = load_codec(codec_dir)
     check_levels(codec, levels)
     check_codes(codec, codes_PS.T, source, codec_dir)
-    if sample_rate != codec.sample_rate or len(codes_PS) != -(-length // codec.packet):
+    if sample_rate != codec.sample_rate or len(codes_PS) != codec.packets(length):
         raise UserError(_foreign(source, codes_PS.T, codec_dir))
-    wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, levels=levels)
+    check_scales(codec, scales_N, source)
+    wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
+
+
+def scales(codec: Codec | Semantic, wav_LC: np.ndarray) -> np.ndarray | None:
+    """What a codec of segments divides each segment of a sound by, to be kept beside its codes; None of others."""
+    segments = codec.config.segments if isinstance(codec, Codec) else None
+    return None if segments is None else segments.scales(wav_LC)
+
+
+def check_scales(codec: Codec, scales_N: np.ndarray | None, whose: str) -> None:
+    """UserError, of `whose`, for scales that are no loudness of segments, or of a codec that has none."""
+    if scales_N is None:
+        return
+    if not codec.config.segments:
+        raise UserError(f"{whose} holds scales of segments, and this codec has none: use the codec that made it")
+    fits = scales_N.ndim == 1 and scales_N.dtype.kind == "f"
+    if not fits or not np.isfinite(scales_N).all() or scales_N.min(initial=0) < 0:
+        raise UserError(f"{whose} holds scales that are no loudness: one number of 0 or more for each segment")
 
 
 def check_levels(codec: Codec, levels: int | None) -> None:

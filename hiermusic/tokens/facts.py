@@ -12,6 +12,7 @@ from hiermusic.tokens.scales import check_nested, check_scales
 QUANTISERS = ("residual", "multiscale", "pyramid")
 
 _MOST = 1 << 24  # of any number
+_MOST_FRAMES = 1 << 12  # of a segment
 _MOST_LEVELS = 1 << 12  # as many as a stranger's file names would fill the memory
 
 
@@ -21,7 +22,8 @@ class TokenFacts:
 
     Args:
       sample_rate: Hz of what the codec hears.
-      hop: samples a latent frame; of a pyramid, samples a token of its finest level.
+      hop: samples a latent frame; of a pyramid, samples a token of its finest level; of a residual quantiser no whole
+        number where a codec of segments codes some of them twice.
       quantiser: "residual", whose packet of codes is a frame, "multiscale", whose packet is a window of frames, or
         "pyramid", whose packet is one token of the coarsest level and all below it.
       levels: K; of a pyramid, codebooks, of which one of its levels may have several.
@@ -35,7 +37,7 @@ class TokenFacts:
     """
 
     sample_rate: int
-    hop: int
+    hop: int | float
     quantiser: str
     levels: int
     codes: int
@@ -49,7 +51,8 @@ class TokenFacts:
     def __post_init__(self):
         for name in ("sample_rate", "hop", "levels", "codes", "latent"):
             most = _MOST_LEVELS if name == "levels" else _MOST
-            if type(value := getattr(self, name)) is not int or not 0 < value <= most:
+            value, kind = getattr(self, name), int | float if (name, self.quantiser) == ("hop", "residual") else int
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= most:
                 raise UserError(f"tokens.{name}={value}: give a whole number from 1 to {most:,}")
         for name in ("phi_count", "phi_kernel", "gamma"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= _MOST:
@@ -93,7 +96,7 @@ class TokenFacts:
     @property
     def frame_rate(self) -> Fraction:
         """Latent frames a second."""
-        return Fraction(self.sample_rate, self.hop)
+        return self.sample_rate / Fraction(self.hop).limit_denominator(_MOST_FRAMES)
 
     @property
     def hierarchy(self) -> Hierarchy:

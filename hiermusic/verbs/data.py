@@ -160,7 +160,7 @@ def _define_embed(values: Values) -> None:
     string(values, "model", "folder of an imported encoder: HuBERT, CLAP or VGGish")
     string(values, "data", "audio records, of all whose tracks OUT.npz gets an array, instead of IN.wav")
     integer(values, "layer", "of HuBERT: whose features, 0 = what enters the first; default: the folder's", lower=0)
-    number(values, "window", "seconds that HuBERT hears at once; 0 = all", 10.0, lower=0.0)
+    number(values, "window", "seconds that HuBERT hears at once, 0 = all; default: 10", lower=0.0)
     boolean(values, "json", "print one JSON object")
 
 

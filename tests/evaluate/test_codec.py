@@ -25,7 +25,7 @@ def encode(wav_LC):
     return np.stack([whole // 4 ** (LEVELS - 1 - k) % 4 for k in range(LEVELS)], axis=1)
 
 
-def decode(codes, levels):
+def decode(codes, levels, clip=None):
     weights = 4.0 ** -np.arange(1, levels + 1)
     return ((codes[:, :levels] @ weights + weights[-1] / 2) * 2 - 1)[:, None]
 
@@ -90,7 +90,7 @@ def test_levels_of_unequal_rate(clips):
         rest = wav_LC[:, 0] - np.repeat((slow + 0.5) / 32 - 1, 40)
         return slow[:, None], np.floor((rest + 1) * 32).astype(int).clip(0, 63)[:, None]
 
-    def decode_pyramid(codes, levels):
+    def decode_pyramid(codes, levels, clip=None):
         wav = np.repeat((codes[0] + 0.5) / 32 - 1, 40, axis=0)
         return wav + ((codes[1] + 0.5) / 32 - 1 if levels > 1 else 0)
 
@@ -120,10 +120,25 @@ def test_codes_may_lie_on_a_device():
     assert [level.tolist() for level in levels_of(codes)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
 
 
+def test_what_is_kept_beside_codes_comes_of_the_clip_itself(coder, clips):
+    """As the loudness of a codec that codes all sounds at one."""
+
+    def loud(clip):
+        return np.abs(clip).max()
+
+    def of_one_loudness(codes, levels, clip):
+        return decode(codes, levels) * loud(clip)
+
+    quiet = [clip * gain for clip, gain in zip(clips, (0.1, 0.3, 0.5, 0.7, 0.9), strict=False)]
+    scaled = Coder(lambda clip: encode(clip / loud(clip)), of_one_loudness, RATE, 1, HIERARCHY)
+    found, plain = (evaluate_codec(one, quiet, Protocol(levels=())) for one in (scaled, coder))
+    assert found["reconstruction"][-1]["sdr"]["mean"] > plain["reconstruction"][-1]["sdr"]["mean"] + 3
+
+
 def test_wrong_channels_and_short_decodes_are_refused(coder, clips):
     with pytest.raises(UserError, match="clip 1"):
         evaluate_codec(coder, [clips[0], np.repeat(clips[0], 2, axis=1)])
-    short = Coder(encode, lambda codes, levels: decode(codes, levels)[:-100], RATE, 1, HIERARCHY)
+    short = Coder(encode, lambda codes, levels, clip: decode(codes, levels)[:-100], RATE, 1, HIERARCHY)
     with pytest.raises(UserError, match="whole clips"):
         evaluate_codec(short, clips)
 
@@ -149,7 +164,7 @@ def test_clips_that_differ_more_than_codecs_do_are_compared_one_by_one():
 
 def test_codecs_are_told_apart_in_a_table(coder, clips, tmp_path):
     """benchmarks/codec_table.py: a whole codec, one that drops half of its levels, one measured on other clips."""
-    coarse = Coder(encode, lambda codes, levels: decode(codes, min(levels, 2)), RATE, 1, HIERARCHY)
+    coarse = Coder(encode, lambda codes, levels, clip: decode(codes, min(levels, 2)), RATE, 1, HIERARCHY)
     for name, codec, sounds in (("fine", coder, clips), ("coarse", coarse, clips), ("other", coder, clips[:2])):
         (tmp_path / name / "evaluation").mkdir(parents=True)
         result = to_json(evaluate_codec(codec, sounds, Protocol(levels=())))

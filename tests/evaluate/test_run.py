@@ -92,7 +92,7 @@ def codec(monkeypatch, resolved):
     def encode(codec, wav_LC):
         return np.repeat(np.floor(wav_LC).astype(int), 2, axis=1)
 
-    def decode(codec, codes_PS, length=None, levels=None):
+    def decode(codec, codes_PS, length=None, levels=None, scales_N=None):
         return codes_PS[:length, :1] + 0.01 * (levels or 2)
 
     def evaluate_codec(coder, clips, progress, each):
@@ -122,7 +122,7 @@ def test_a_codec_is_measured_on_held_out_clips_and_its_yardsticks_at_its_rates(c
     assert (coder.sample_rate, coder.channels, coder.hierarchy) == (RATE, 1, codec.hierarchy)
     streams = coder.encode(clips[0])
     np.testing.assert_array_equal(streams, np.full((4 * RATE, 2), 3))
-    np.testing.assert_allclose(coder.decode(streams, 1), np.full((4 * RATE, 1), 3.01))
+    np.testing.assert_allclose(coder.decode(streams, 1, clips[0]), np.full((4 * RATE, 1), 3.01))
     nyquist_LC = np.tile([[1.0], [-1.0]], (2 * RATE, 1))  # what the first level, of half the band, is not held to
     assert list(coder.targets) == [1] and np.abs(coder.targets[1](nyquist_LC)[100:-100]).max() < 0.01
 
@@ -145,7 +145,7 @@ def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, mo
 def test_a_codec_is_played_whole_whatever_its_depth(depth, heard, tmp_path, monkeypatch):
     asked = []
 
-    def decode(codec, codes_PS, *, length, levels):
+    def decode(codec, codes_PS, *, length, levels, scales_N):
         asked.append(levels)
         return np.zeros((length, 1), np.float32)
 

@@ -137,7 +137,7 @@ def test_strided_conv_is_laxs(size, kernel, stride, padding):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "constant"])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(10, 5, (3, 2)), (7, 1, (2, 4)), (2, 2, (0, 0))])
 def test_either_side_is_padded_by_itself(kernel, stride, padding, mode):
     layer = _make(Conv, 3, 4, (kernel,), stride=(stride,), padding=(padding,), padding_mode=mode)
@@ -153,6 +153,35 @@ def test_a_signal_too_short_to_mirror_is_lengthened_with_zeros_first():
     layer.weight_g[...] = jnp.sqrt(7.0)[None]
     # 1 2 becomes 1 2 0 0, mirrored 0 0 2 | 1 2 0 0 | 0 2 1, and without its last two 0 0 2 1 2 0 0 0.
     np.testing.assert_allclose(_apply(layer, np.array([[[1.0], [2.0]]], np.float32))[0, :, 0], [5, 5], atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["weight", "group"])
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(10, 5, (3, 2)), (7, 1, (3, 3)), (7, 1, (6, 0)), (4, 2, (2, 0))]
+)
+def test_what_lies_behind_an_end_is_not_heard(kernel, stride, padding, mode, norm):
+    """Signals of any length in one array give what each gives by itself."""
+    layer = _make(Conv, 3, 4, (kernel,), stride=(stride,), padding=(padding,), padding_mode=mode, norm=norm)
+    layer.bias[...] = jnp.arange(4.0)
+    x, ends_B = _random(0, 9, 40, 3), np.array([1, 2, 3, 4, 5, 7, 9, 20, 26], np.int32)
+    found = jax.jit(lambda layer, x, ends_B: layer(x, ends_B))(layer, x, ends_B)
+    for one, item, end in zip(found, x, ends_B, strict=True):
+        alone = layer(item[None, :end])[0]
+        assert len(alone) == -(-end // stride)
+        np.testing.assert_allclose(one[: len(alone)], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["weight", "group"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("stride", [2, 5])
+def test_frames_behind_an_end_are_not_heard_either(stride, causal, norm):
+    layer = _make(ConvTranspose, 3, 4, stride, causal=causal, norm=norm)
+    layer.bias[...] = jnp.arange(4.0)
+    x, ends_B = _random(0, 3, 9, 3), np.array([1, 4, 9], np.int32)
+    found = jax.jit(lambda layer, x, ends_B: layer(x, ends_B))(layer, x, ends_B)
+    for one, item, end in zip(found, x, ends_B, strict=True):
+        np.testing.assert_allclose(one[: end * stride], layer(item[None, :end])[0], atol=1e-5)
 
 
 def test_a_stride_over_dilated_taps_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 import hiermusic
 from hiermusic import cli, presets
+from hiermusic.codec.codec import CodecConfig
 from hiermusic.errors import UserError
 from hiermusic.pretrained import dac, encodec, export, pairs
 from hiermusic.pretrained.family import Imported
@@ -37,6 +39,7 @@ TINY = {
 RELEASES = {  # numbers that are trained, in millions, as PyTorch counts them
     "encodec_24khz": (14.852, 75, 32),
     "encodec_32khz": (56.885, 50, 4),
+    "encodec_48khz": (14.856, 150, 16),
     "dac_16khz": (74.18, 50, 12),
     "dac_24khz": (74.71, 75, 32),
     "dac_44khz": (76.65, 86.13, 9),
@@ -270,11 +273,22 @@ def test_a_form_that_transformers_has_not_is_told(tmp_path):
             KINDS[kind].write(Imported(_whole(kind, {**base, **change}), {}))
 
 
-@pytest.mark.parametrize("field", ["pad_mode", "trim_right_ratio", "normalize", "chunk_length_s", "norm_type"])
-def test_a_form_of_encodec_that_is_not_known_is_told(field):
-    odd = {"pad_mode": "constant", "trim_right_ratio": 0.5, "normalize": True, "chunk_length_s": 1.0, "norm_type": "x"}
-    with pytest.raises(UserError, match=f"m.*{field}"):
-        KINDS["encodec"].read(Source("m", TINY["encodec"] | {field: odd[field]}, {}))
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"pad_mode": "replicate"},
+        {"trim_right_ratio": 0.5},
+        {"norm_type": "x"},
+        {"normalize": True},
+        {"chunk_length_s": 1.0},
+        {"chunk_length_s": 0, "normalize": True, "overlap": 0.1},
+        {"overlap": 1.0, "normalize": True, "chunk_length_s": 1.0},
+        {"overlap": None, "normalize": True, "chunk_length_s": 1.0},
+    ],
+)
+def test_a_form_of_encodec_that_is_not_known_is_told(odd):
+    with pytest.raises(UserError, match=f"m: .*{next(iter(odd))} is"):
+        KINDS["encodec"].read(Source("m", TINY["encodec"] | odd, {}))
 
 
 @pytest.mark.parametrize(
@@ -297,8 +311,12 @@ def test_what_the_originals_say_is_heeded_or_told_in_one_line():
     with pytest.raises(UserError, match="m cannot be understood"):
         KINDS["dac"].read(Source("m", {"metadata": {"kwargs": {"encoder_rates": None}}}, {}))
     state = {_original("encodec", name): weight for name, weight in theirs("encodec")[1].items()}
-    with pytest.raises(UserError, match="m: pad_mode is constant; only reflect is known here"):
-        KINDS["encodec"].read(Source("m", {"xp.cfg": "seanet:\n  pad_mode: constant\n"}, state))
+    told = "seanet:\n  pad_mode: {}\n"
+    for padding in ("constant", "reflect"):
+        model = KINDS["encodec"].read(Source("m", {"xp.cfg": told.format(padding)}, state)).config
+        assert (model["padding"], model["norm"], model["segment_seconds"]) == (padding, "weight", 0.0)
+    with pytest.raises(UserError, match="m: normalize is True and chunk_length_s is None; only models that have both"):
+        KINDS["encodec"].read(Source("m", {"xp.cfg": "encodec:\n  renormalize: true\n"}, state))
     state["quantizer.vq.layers.0._codebook.embed"] = np.float32(1.0)
     with pytest.raises(UserError, match="m cannot be understood"):
         KINDS["encodec"].read(Source("m", {}, state))
@@ -315,10 +333,73 @@ def test_streams_that_are_read_in_front_carry_their_licences(imported, tmp_path)
     assert list(workdir.resolved(config).licences) == ["cc-by-nc-4.0"]
 
 
-def test_the_original_that_codes_seconds_is_told(tmp_path):
-    tensors = {"encoder.model.0.conv.norm.weight": np.ones(4, np.float32)}
-    with pytest.raises(UserError, match="m codes seconds one by one, as EnCodec 48 kHz does"):
-        KINDS["encodec"].read(Source("m", {}, tensors))
+SECONDS = {"audio_channels": 2, "use_causal_conv": False, "norm_type": "time_group_norm"}
+SECONDS |= {"normalize": True, "chunk_length_s": 1.0, "overlap": 0.01}
+
+
+@pytest.fixture(scope="module")
+def of_seconds(tmp_path_factory):
+    """The folder of an imported EnCodec that codes seconds one by one; its configuration and tensors as published."""
+    from safetensors.numpy import save_file
+
+    names = {f"quantizer.layers.{k}.codebook.embed": np.zeros((16, 8), np.float32) for k in range(3)}
+    model = encodec._model(Source("m", TINY["encodec"] | SECONDS, names))
+    config, tensors = KINDS["encodec"].write(Imported(_whole("encodec", model), random_weights(model)))
+    folder = tmp_path_factory.mktemp("seconds")
+    (folder / "m").mkdir()
+    (folder / "m" / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "m" / "model.safetensors")
+    cli.main(["import", "encodec", str(folder / "m"), str(folder / "out")])
+    return folder / "out", config, tensors
+
+
+def test_the_original_that_codes_seconds_tells_no_sizes(of_seconds):
+    """The encodec package saves tensors alone; what codes seconds is what has the other norm."""
+    folder, config, tensors = of_seconds
+    assert {name: config[name] for name in SECONDS} == SECONDS
+    state = {_original("encodec", name).replace("conv.conv.norm", "conv.norm"): one for name, one in tensors.items()}
+    ups = {int(name.split(".")[2]) for name in tensors if name.startswith("decoder.layers.") and ".norm." in name}
+    model = KINDS["encodec"].read(Source("m", {}, state)).config
+    expected = json.loads((folder / "config.json").read_text())["model"] | {"sample_rate": 48_000}
+    assert ups and {name: expected[name] for name in model} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in model.items()
+    }
+
+
+def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
+    """Of a file in its .npz, of tracks in their entries: with them the sound is as loud as it was."""
+    from hiermusic.codec.chunked import decode_long
+    from hiermusic.data.audio_records import AudioSource
+    from hiermusic.data.token_records import TokenSource
+
+    folder, tokens = of_seconds[0], tmp_path / "tokens"
+    cli.main(["tokenize", f"--codec={folder}", "--data=builtin:2?seconds=2-3", f"--out={tokens}"])
+    source, audio = TokenSource(tokens), AudioSource(next((tokens / "audio").iterdir()))
+    wav_LC, entry = audio.track(0), source.tracks[0]
+    codec = workdir.load_codec(folder)
+    np.testing.assert_allclose(entry["scales"], workdir.scales(codec, wav_LC), rtol=1e-6)
+    assert entry["frames"] == [codec.config.packets(len(wav_LC))]
+    soundfile.write(tmp_path / "in.wav", wav_LC, 8000, subtype="FLOAT")
+    codes, out = str(tmp_path / "c.npz"), str(tmp_path / "out.wav")
+    cli.main(["encode", f"--codec={folder}", str(tmp_path / "in.wav"), codes])
+    cli.main(["decode", f"--codec={folder}", codes, out])
+    with np.load(codes) as stored:
+        np.testing.assert_array_equal(stored["codes"].T, source[0]["codes"])
+        np.testing.assert_array_equal(stored["scales"], np.float32(entry["scales"]))
+        loose = dict(stored)
+    scales_N = np.float32(entry["scales"])
+    made_LC = decode_long(codec, source[0]["codes"], length=len(wav_LC), scales_N=scales_N)
+    np.testing.assert_allclose(soundfile.read(out)[0], made_LC.clip(-1, 1), atol=2**-15 + 1e-6)
+    for scales, words in (
+        (scales_N[1:], "scales"),
+        (np.full_like(scales_N, np.nan), "holds scales that are no loudness"),
+        (scales_N[None], "holds scales that are no loudness"),
+    ):
+        np.savez(codes, **loose | {"scales": scales})
+        with pytest.raises(UserError, match=words):
+            workdir.decode_file(str(folder), codes, out, None)
+    with pytest.raises(UserError, match="this codec has none"):
+        workdir.check_scales(SimpleNamespace(config=CodecConfig()), scales_N, "c.npz")
 
 
 @pytest.mark.slow

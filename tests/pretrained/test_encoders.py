@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic import presets
 from hiermusic.data import embed
+from hiermusic.data.audio_records import write_audio
+from hiermusic.data.streams import TokenStreams
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.pretrained import clap, encoder, encoders, export, hubert
 from hiermusic.pretrained.clap import ClapConfig
@@ -20,6 +24,7 @@ from hiermusic.pretrained.roberta import RobertaConfig
 from hiermusic.pretrained.semantic import LogMelConfig
 from hiermusic.pretrained.source import Source
 from hiermusic.pretrained.swin import SwinConfig
+from hiermusic.systems import workdir
 
 BASE = HubertConfig(
     width=64, layers=2, heads=1, ffn_width=24, conv_widths=(6,) * 7, position_kernel=8, position_groups=4, layer=2
@@ -408,3 +413,74 @@ def test_claps_words_go_with_it(tmp_path, capsys):
     run("import", "clap", tmp_path / "back", tmp_path / "again")
     one, two = (export.load(tmp_path / name) for name in ("clap", "again"))
     assert all(np.array_equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
+
+
+def of_samples(wav_LC):
+    return Track(f"t{len(wav_LC)}", lambda: ({"mix": wav_LC.astype(np.float32)}, 16_000, {}))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Audio records of four tracks: of a second, of one sample less than HuBERT hears, of just as many, of one."""
+    out = tmp_path_factory.mktemp("corpus") / "audio"
+    dice = np.random.default_rng(4)
+    tracks = [of_samples(0.1 * dice.normal(size=(length, 1))) for length in (16_000, 399, 400, 1)]
+    write_audio(tracks, out, 16_000, 1, valid_fraction=0.0, fingerprint="", progress=False)
+    return out
+
+
+def test_tracks_that_are_too_short_stop_no_folder(tmp_path, corpus, capsys):
+    """They are left out and counted: of vectors, and of tokens in all streams that one call makes."""
+    weights = {name: 0.1 * array for name, array in drawn(BASE).items()}
+    folder = folder_of(BASE, tmp_path / "hubert", weights)
+    run("embed", f"--model={folder}", f"--data={corpus}", tmp_path / "v.npz", "--json")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["skipped"] == ["t399", "t1"]
+    assert "2 of 4 tracks are too short and have no vector: t399, t1" in err
+    with np.load(tmp_path / "v.npz") as found:
+        assert {name: len(found[name]) for name in found} == {"t16000": 49, "t400": 1}
+
+    np.save(tmp_path / "km.npy", np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32))
+    run("import", "kmeans", tmp_path / "km.npy", tmp_path / "km", "--encoder=log_mel")
+    streams = (f"--stream=mix/one:{tmp_path / 'km'}", f"--stream=mix/two:{tmp_path / 'km'}")
+    run("tokenize", *streams, f"--data={corpus}", f"--out={tmp_path / 'tokens'}", "--json")
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])["streams"]
+    reason = "shorter than the 0.025 s of which there is a token"
+    assert facts["mix/one"]["tracks"] == 2 and facts["mix/two"]["skipped"] == [["t399", reason], ["t1", reason]]
+    both = TokenStreams(tmp_path / "tokens", {"mix/one": "all", "mix/two": "all"})
+    assert [both[i]["meta"]["id"] for i in range(2)] == ["t16000", "t400"]
+    assert [len(both[i]["codes"]["mix/one"]) for i in range(2)] == [49, 1]
+
+
+def test_a_folder_of_tracks_that_are_all_too_short_is_told(tmp_path):
+    write_audio(
+        [of_samples(np.zeros((300, 1)))], tmp_path / "a", 16_000, 1, valid_fraction=0.0, fingerprint="", progress=False
+    )
+    np.save(tmp_path / "km.npy", np.ones((5, 64), np.float32))
+    run("import", "kmeans", tmp_path / "km.npy", tmp_path / "km", "--encoder=log_mel")
+    with pytest.raises(UserError, match=r"all of its 1 tracks are shorter than the 0.025 s"):
+        workdir.tokenise({"": str(tmp_path / "km")}, str(tmp_path / "a"), str(tmp_path / "tokens"), split_at=1)
+    folder = folder_of(BASE, tmp_path / "hubert")
+    with pytest.raises(UserError, match="track t300: a sound of 300 samples is shorter than one frame"):
+        embed.embed_tracks(folder, str(tmp_path / "a"), str(tmp_path / "v.npz"), layer=None, window=None)
+    assert not (tmp_path / "v.npz").exists()
+
+
+def test_vectors_carry_the_licence_of_their_encoder_into_what_learns_of_them(tmp_path, corpus):
+    folder, vectors = Path(folder_of(BASE, tmp_path / "hubert")), tmp_path / "v.npz"
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"licences": ["cc-by-nc-4.0"]}))
+    embed.embed_tracks(str(folder), str(corpus), str(vectors), layer=None, window=None)
+    settings = {"data.clap": str(vectors), "model.listener": 0}
+    config = presets.load("configs/aar/lm.py:tiny", settings)
+    assert list(workdir.resolved(config).licences) == ["cc-by-nc-4.0"]
+    np.savez(vectors, t=np.ones(64))  # somebody's own, which say nothing
+    assert "licences" not in workdir.resolved(config)
+
+
+def test_clips_have_one_length(tmp_path, wav):
+    folder = folder_of(TINY_CLAP, tmp_path / "clap")
+    with pytest.raises(UserError, match=r"--window=5: .* hears clips of one length and gives a vector for each"):
+        embed.embed_file(folder, str(wav), str(tmp_path / "o.npy"), layer=None, window=5.0)
+    assert encoder.window_of(TINY_CLAP, None, folder) == encoder.window_of(BASE, None, folder) == 10
+    assert encoder.window_of(BASE, 0.0, folder) == 0

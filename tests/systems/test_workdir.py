@@ -24,6 +24,7 @@ LEVELS = 4
 def codec(monkeypatch):
     """A codec of 10 samples a frame that codes a frame as its place, and what was asked of it."""
     it = SimpleNamespace(asked=[], sample_rate=1000, channels=1, packet=10, slots=(1,) * LEVELS)
+    it.packets = lambda length: -(-length // 10)
     it.hierarchy = Hierarchy.uniform(LEVELS, 10, 64)
     it.config, it.facts = configuration("khala/codec:tiny"), TokenFacts(1000, 100, "residual", LEVELS, 64, 8)
 
@@ -31,7 +32,7 @@ def codec(monkeypatch):
         it.asked.append((wav_LC, levels))
         return np.repeat(np.arange(-(-len(wav_LC) // 10))[:, None], levels or LEVELS, axis=1).astype(np.uint16)
 
-    def decode(codec, codes_PS, length=None, levels=None):
+    def decode(codec, codes_PS, length=None, levels=None, scales_N=None):
         it.asked.append((codes_PS, length, levels))
         return np.full((length, 1), 0.25)
 
@@ -59,6 +60,7 @@ def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_pa
     name = f"{Path('codec').absolute()}@12"
     assert given == ["records", out, codec.hierarchy, 2, name]
     how = {"facts": codec.facts, "stem": "mix", "sample_rate": 1000, "channels": 1, "worker": (1, 3), "noise": 0.0}
+    assert shared.pop("scales")(np.zeros((25, 1))) is None and shared.pop("shortest") == 0
     assert shared == how
     wav_LC = np.zeros((25, 1))
     np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])

@@ -33,7 +33,15 @@ def test_facts_are_told_in_words():
     )
 
 
-@pytest.mark.parametrize("facts", [RESIDUAL, SCALES, PYRAMID])
+SEGMENTS = TokenFacts(48_000, 316.8, "residual", levels=16, codes=1024, latent=128)
+
+
+def test_frames_that_segments_share_count_in_the_rate():
+    """A segment of 150 frames begins every 47,520 samples."""
+    assert SEGMENTS.frame_rate == Fraction(48_000 * 150, 47_520) == SEGMENTS.hierarchy.rates[0]
+
+
+@pytest.mark.parametrize("facts", [RESIDUAL, SCALES, PYRAMID, SEGMENTS])
 def test_facts_come_back_from_json(facts):
     assert TokenFacts.of(json.loads(json.dumps(facts.to_json()))) == facts
 
@@ -41,6 +49,9 @@ def test_facts_come_back_from_json(facts):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        ({"hop": 0.0}, "tokens.hop=0.0: give a whole number"),
+        ({"hop": -1.5, "quantiser": "residual", "scales": ()}, "tokens.hop=-1.5: give a whole number"),
+        ({"latent": 1.5}, "tokens.latent=1.5: give a whole number"),
         ({"levels": 0}, "tokens.levels=0: give a whole number from 1 to 4,096"),
         ({"codes": 1 << 25}, "tokens.codes=33554432: give a whole number"),
         ({"hop": 2.5}, "tokens.hop=2.5: give a whole number"),

@@ -10,6 +10,7 @@ SpectroStream (arXiv 2508.05207).
 | tiny             | two CPU cores, untried; DAC's design at 22 kHz, 4 levels of 256 codes at 43 frames/s   |
 | encodec_24khz    | causal, 32 levels of 1024 codes at 75 frames/s: 8 of them are 6 kbit/s               |
 | encodec_32khz    | MusicGen's, 4 levels of 2048 codes at 50 frames/s                                    |
+| encodec_48khz    | stereo, 16 levels of 1024 codes at 151.5 frames/s, in segments of a second           |
 | dac_16khz        | 12 levels of 1024 codes at 50 frames/s                                               |
 | dac_24khz        | 32 levels of 1024 codes at 75 frames/s                                               |
 | dac_44khz        | 9 levels of 1024 codes at 86.13 frames/s, 8 kbit/s                                   |
@@ -89,6 +90,15 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.codes = 2048
             config.model.levels = 4
             config.train.crop_frames = 50
+        case "encodec_48khz":
+            config.model.sample_rate = 48_000
+            config.model.channels = 2
+            config.model.causal = False
+            config.model.norm = "group"
+            config.model.levels = 16
+            config.model.segment_seconds = 1.0
+            config.model.overlap = 0.01
+            config.train.crop_frames = 150
         case "dac_16khz" | "dac_24khz" | "dac_44khz" | "dac_44khz_16kbps":
             config.model.sample_rate, config.model.strides, config.model.levels = _DAC[preset]
             config.model.latent = 128 if preset == "dac_44khz_16kbps" else 1024
@@ -130,7 +140,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.checkpoint_every = 400
             config.train.show_every = 800
         case _:
-            names = ", ".join(("tiny", "encodec_24khz", "encodec_32khz", *_DAC, "spectrostream"))
+            names = ", ".join(("tiny", "encodec_24khz", "encodec_32khz", "encodec_48khz", *_DAC, "spectrostream"))
             raise UserError(f"unknown preset '{preset}' of configs/tokens/codec.py: choose one of {names}")
     return config
 
@@ -149,6 +159,10 @@ def _encodec(config: ConfigDict) -> None:
     config.model.norm = "weight"
     config.model.shortcut = True
     config.model.ragged = True
+    config.model.padding = "reflect"
+    config.model.segment_seconds = 0.0
+    config.model.overlap = 0.0
+    config.model.loudness = 0.1
     config.model.init = "fan_in"
     config.model.quantiser = "residual"
     config.model.levels = 32

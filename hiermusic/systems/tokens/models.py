@@ -12,6 +12,7 @@ from hiermusic.codec.discriminator import Discriminator, DiscriminatorConfig
 from hiermusic.codec.factorised import FactorisedConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.codec.segments import SegmentsConfig
 from hiermusic.codec.spectro import SpectroConfig
 from hiermusic.errors import UserError
 from hiermusic.pretrained import semantic
@@ -21,7 +22,12 @@ from hiermusic.systems.lm import models
 
 def codec_config(model: ConfigDict) -> CodecConfig:
     """The codec of a configuration's `model`: EnCodec, DAC or SpectroStream."""
-    return CodecConfig(model.sample_rate, model.channels, _trunk(model), _quantiser(model))
+    trunk = _trunk(model)
+    segments = None
+    if seconds := model.get("segment_seconds"):  # a field that folders of earlier versions have not
+        samples = int(seconds * model.sample_rate)
+        segments = SegmentsConfig(samples, model.overlap, trunk.hop, model.loudness)
+    return CodecConfig(model.sample_rate, model.channels, trunk, _quantiser(model), segments=segments)
 
 
 def _trunk(model: ConfigDict) -> SeanetConfig | DacConfig | SpectroConfig:
@@ -34,7 +40,8 @@ def _trunk(model: ConfigDict) -> SeanetConfig | DacConfig | SpectroConfig:
         case "seanet":
             own = ("width", "kernel", "last_kernel", "residual_kernel", "compress", "lstm_layers")
             own += ("causal", "norm", "shortcut", "ragged")
-            return SeanetConfig(**shared, **{name: model[name] for name in own})
+            padding = model.get("padding", "reflect")  # as above
+            return SeanetConfig(**shared, **{name: model[name] for name in own}, padding=padding)
         case "dac":
             own = ("encoder_width", "decoder_width", "tanh", "short")
             return DacConfig(**shared, **{name: model[name] for name in own})
