@@ -107,7 +107,8 @@ class TrainedCodec:
         codes_SP = np.asarray(codes_SP)
         workdir.check_levels(self.codec, levels)
         workdir.check_codes(self.codec, codes_SP, "the array", str(self.folder))
-        workdir.check_scales(self.codec, scales_N, "the array")
+        scales_N = None if scales_N is None else np.asarray(scales_N)
+        workdir.check_scales(self.codec, scales_N, "the array of scales")
         return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
 
 

@@ -116,6 +116,12 @@ def test_a_recipe_takes_the_model_of_a_run_that_it_names(of, tmp_path):
     if of == "backbone":
         with pytest.raises(UserError, match="song_superres@run: run is a backbone: leave superres out"):
             presets.read("configs/khala/finetune.py:song_superres@run")
+    for part, field in (("model", "levels"), ("tokens", "codes")):
+        told = begun.to_dict()
+        told[part][field] = "many"
+        (tmp_path / "run" / "config.json").write_text(json.dumps(told))
+        with pytest.raises(UserError, match=r"run cannot be read as a run of this version \(it holds other things"):
+            presets.read("configs/khala/finetune.py:style@run")
     begun.stage = "codec"
     (tmp_path / "run" / "config.json").write_text(begun.to_json_best_effort())
     with pytest.raises(UserError, match="run is the codec of khala: name a backbone or a super-resolution model"):

@@ -47,7 +47,7 @@ def encode_long(
     packets = _piece(codec, chunk_seconds, margin, total)
     graph, state = nnx.split(codec)
     run = functools.partial(_encode, graph, levels)
-    length, spare = len(wav_LC), _spare(codec)
+    length, spare = len(wav_LC), codec.config.spare
     wav_LC = np.pad(wav_LC, ((0, (max(total, packets) + spare) * codec.packet - length), (0, 0))).astype(np.float32)
 
     def cut(start: int) -> tuple[np.ndarray, ...]:
@@ -83,7 +83,7 @@ def decode_long(
     margin = codec.config.decoder_margin
     packets = _piece(codec, chunk_seconds, margin, total)
     graph, state = nnx.split(codec)
-    run, spare = functools.partial(decode, graph), _spare(codec)
+    run, spare = functools.partial(decode, graph), codec.config.spare
     # Behind the end of a song that is shorter than a piece, or of a ragged codec's, its last packet is held, so that it
     # does not meet an arbitrary code.
     codes_PS = np.pad(codes_PS, ((0, max(total, packets) + spare - total), (0, 0)), mode="edge")
@@ -123,11 +123,6 @@ def _filled(codec: Codec, codes_PS: np.ndarray, levels: int | None) -> Int[np.nd
     return np.pad(codes_PS, ((0, 0), (0, missing)), constant_values=-1)
 
 
-def _spare(codec: Codec) -> int:
-    """Frames behind the end of what a ragged codec hears."""
-    return codec.config.trunk.spare if codec.config.ragged else 0
-
-
 def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
     """Packets of each of the equal pieces of a song of `total`."""
     _check(total)
@@ -165,7 +160,7 @@ def _assemble(
         stop = total if start + packets >= total else start + packets - margin
         kept.append((start, done, stop))
         done = stop
-    found = _run(run, state, [cut(start) for start, _, _ in kept])
+    found = _run(run, state, len(kept), lambda i: cut(kept[i][0]))
     parts = zip(kept, found, strict=True)
     return np.concatenate([piece[(a - start) * scale : (b - start) * scale] for (start, a, b), piece in parts])
 
@@ -174,8 +169,12 @@ def _encode_segments(
     codec: Codec, segments: SegmentsConfig, wav_LC: np.ndarray, levels: int | None
 ) -> Int[np.ndarray, "P S"]:
     _check(len(wav_LC))
-    parts = [part_LC / scale_of(part_LC) for part_LC in segments.cut(wav_LC.astype(np.float32))]
-    found = _run_segments(codec, lambda graph: functools.partial(_encode, graph, levels), parts, codec.hop)
+    parts = segments.cut(wav_LC.astype(np.float32, copy=False))
+
+    def scaled(i: int) -> np.ndarray:
+        return parts[i] / scale_of(parts[i])
+
+    found = _run_segments(codec, lambda graph: functools.partial(_encode, graph, levels), len(parts), scaled, codec.hop)
     codes = [piece_PS[: -(-len(part_LC) // codec.hop)] for part_LC, piece_PS in zip(parts, found, strict=True)]
     return np.concatenate(codes).astype(np.uint16)
 
@@ -190,23 +189,32 @@ def _decode_segments(
         raise UserError(
             f"{len(codes_PS)} packets are {len(parts)} segments, for which there are {len(scales_N)} scales"
         )
-    found = _run_segments(codec, lambda graph: functools.partial(decode, graph), parts, 1)
+    found = _run_segments(codec, lambda graph: functools.partial(decode, graph), len(parts), parts.__getitem__, 1)
     pairs = zip(parts, found, scales_N, strict=True)
     return segments.join([piece_LC[: len(part_PS) * codec.hop] * scale for part_PS, piece_LC, scale in pairs])
 
 
-def _run_segments(codec: Codec, program: Callable, parts: list[np.ndarray], hop: int) -> list[np.ndarray]:
+def _run_segments(codec: Codec, program: Callable, count: int, part: Callable, hop: int) -> list[np.ndarray]:
     """What a program makes of segments: all in arrays of one length, with where each ends, so that one serves all."""
     graph, state = nnx.split(codec)
-    length = (codec.config.segments.frames + codec.config.trunk.spare) * hop
-    pieces = [(np.pad(x, ((0, length - len(x)), (0, 0))), np.int32(len(x))) for x in parts]
-    return _run(program(graph), state, pieces, _SEGMENTS)
+    length = (codec.config.segments.frames + codec.config.spare) * hop
+
+    def cut(i: int) -> tuple[np.ndarray, ...]:
+        x = part(i)
+        return np.pad(x, ((0, length - len(x)), (0, 0))), np.int32(len(x))
+
+    return _run(program(graph), state, count, cut, _SEGMENTS)
 
 
-def _run(run: Callable, state: nnx.State, pieces: list[tuple[np.ndarray, ...]], each: int = 1) -> list[np.ndarray]:
-    """What a program makes of pieces, each the arrays it takes, up to `each` at once on a device of this process."""
-    devices = jax.local_devices()[: len(pieces)]
-    while each > 1 and (each // 2) * len(devices) >= len(pieces):
+def _run(run: Callable, state: nnx.State, count: int, cut: Callable, each: int = 1) -> list[np.ndarray]:
+    """What a program makes of pieces, up to `each` of them at once on a device of this process.
+
+    Args:
+      count: pieces.
+      cut: index of a piece -> the arrays that the program takes; asked when it is its turn.
+    """
+    devices = jax.local_devices()[:count]
+    while each > 1 and (each // 2) * len(devices) >= count:
         each //= 2
     place = None
     if len(devices) > 1:
@@ -214,8 +222,8 @@ def _run(run: Callable, state: nnx.State, pieces: list[tuple[np.ndarray, ...]], 
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         place = NamedSharding(mesh, PartitionSpec("piece"))
     found, size = [], each * len(devices)
-    for first in range(0, len(pieces), size):
-        group = pieces[first : first + size]
+    for first in range(0, count, size):
+        group = [cut(i) for i in range(first, min(first + size, count))]
         whole = tuple(map(np.stack, zip(*group, *group[-1:] * (size - len(group)), strict=True)))
         made = np.asarray(run(state, *(whole if place is None else jax.device_put(whole, place))))
         found += list(made[: len(group)])

@@ -88,6 +88,11 @@ class CodecConfig:
         return isinstance(self.trunk, SeanetConfig) and self.trunk.ragged
 
     @property
+    def spare(self) -> int:
+        """Frames behind the end of what a ragged codec codes; 0 of others."""
+        return self.trunk.spare if self.ragged else 0
+
+    @property
     def facts(self) -> TokenFacts:
         """What a token model has to know of the tokens this codec makes."""
         hop = self.segments.samples_per_frame if self.segments else self.hop
@@ -119,6 +124,10 @@ class CodecConfig:
     def packets(self, length: int) -> int:
         """Packets of codes of a sound of so many samples."""
         return self.segments.packets(length) if self.segments else -(-length // self.packet)
+
+    def length(self, packets: int) -> int:
+        """Samples that so many packets of codes are decoded to."""
+        return self.segments.length(packets) if self.segments else packets * self.packet
 
     def _packets(self, frames: int) -> int:
         return 0 if self.windowed else -(-frames // self.quantiser.frames)
@@ -205,10 +214,6 @@ class Codec(nnx.Module):
     @property
     def packet(self) -> int:
         return self.config.packet
-
-    def packets(self, length: int) -> int:
-        """Packets of codes of a sound of so many samples."""
-        return self.config.packets(length)
 
     @property
     def sample_rate(self) -> int:

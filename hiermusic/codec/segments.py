@@ -16,6 +16,8 @@ _MOST = 1 << 24  # samples of a segment: as many as a stranger's configuration n
 class SegmentsConfig:
     """Segments of a sound: each begins a little before the one in front of it ends; the last ends where the sound does.
 
+    What ends in front of a segment's last frame ends with that segment, though the next one would begin before.
+
     Args:
       samples: of a segment.
       overlap: share of it that its neighbour codes again; the two are faded over into each other.
@@ -54,12 +56,25 @@ class SegmentsConfig:
 
     def packets(self, length: int) -> int:
         """Frames of a sound of so many samples."""
-        whole = max(-(-length // self.stride) - 1, 0)
+        whole = max(self._count(length) - 1, 0)
         return whole * self.frames + -(-(length - whole * self.stride) // self.hop)
+
+    def length(self, packets: int) -> int:
+        """Samples that so many frames are decoded to."""
+        whole = max(-(-packets // self.frames) - 1, 0)
+        last = whole * self.stride + (packets - whole * self.frames) * self.hop
+        return max(last, (whole - 1) * self.stride + self.frames * self.hop if whole else 0)
 
     def cut(self, wav_LC: Float[np.ndarray, "L C"]) -> list[Float[np.ndarray, "l C"]]:
         """The segments of a sound."""
-        return [wav_LC[start : start + self.samples] for start in range(0, len(wav_LC), self.stride)]
+        starts = (self.stride * i for i in range(self._count(len(wav_LC))))
+        return [wav_LC[start : start + self.samples] for start in starts]
+
+    def _count(self, length: int) -> int:
+        """Segments of so many samples. Behind one that lacks a frame, and so ends the sound, none is begun: where codes
+        lie one after another, all but the last segment have as many."""
+        lacking = (self.frames - 1) * self.hop
+        return min(-(-length // self.stride), 1 + max(-(-(length - lacking) // self.stride), 0))
 
     def scales(self, wav_LC: Float[np.ndarray, "L C"]) -> Float[np.ndarray, "N"]:
         """The scale of each segment, float32: what it is divided by before it is coded."""
@@ -75,7 +90,8 @@ class SegmentsConfig:
             place, weight = slice(i * self.stride, i * self.stride + len(part_LC)), weight_l1[: len(part_LC)]
             whole_LC[place] += weight * part_LC
             sum_L1[place] += weight
-        return (whole_LC / sum_L1).astype(np.float32)
+        whole_LC /= sum_L1
+        return whole_LC.astype(np.float32)
 
 
 def scale_of(wav_LC: Float[Array, "... L C"]) -> Float[Array, "..."]:

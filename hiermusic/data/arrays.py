@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +34,6 @@ def read_npz(path: str | os.PathLike, what: str, do: str) -> dict[str, np.ndarra
             return {name: stored[name] for name in stored.files}
 
 
-def with_licences(licences: Sequence[str]) -> bytes:
-    """The comment of an .npz file whose arrays come under licences: beside them, where no array's name is taken."""
-    return json.dumps({"licences": list(licences)}).encode()
-
-
 def licences_of(path: str | os.PathLike) -> list[str]:
     """The licences that an .npz file says its arrays come under; none where nothing is said of them.
 
@@ -61,9 +56,18 @@ def read_npy(path: str | os.PathLike, what: str, do: str) -> np.ndarray:
         return np.array(array)
 
 
-def write_npz(path: str | os.PathLike, **arrays: np.ndarray | int) -> None:
-    """Writes arrays by name, whole or not at all, into a folder that is made where it is not."""
+def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray | int], licences: Sequence[str] = ()) -> None:
+    """Writes arrays by name, whole or not at all, into a folder that is made where it is not.
+
+    Args:
+      path: the .npz file.
+      arrays: of any names; np.savez has some for itself.
+      licences: those that the arrays come under, kept where no array's name is taken: in the file's comment.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as packed:
+        packed.comment = json.dumps({"licences": list(licences)}).encode() if licences else b""
+        for name, array in arrays.items():
+            with packed.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -1,7 +1,5 @@
 """What public encoders make of sounds, written as arrays: of one file, or of every track of audio records."""
 
-import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from hiermusic.audio import files
 from hiermusic.console import bar, warn
-from hiermusic.data import arrays
+from hiermusic.data.arrays import write_npz
 from hiermusic.data.audio_records import AudioSource
 from hiermusic.errors import UserError, replacing
 from hiermusic.pretrained import encoder as encoders
@@ -39,7 +37,10 @@ def embed_file(folder: str, source: str, target: str, *, layer: int | None, wind
         found_TD = encoders.embed(model, wav_L, window)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    _save(target, found_TD)
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, found_TD)
     facts = {"out": target, "shape": list(found_TD.shape), "seconds": len(wav_LC) / rate}
     if isinstance(config, encoders.HubertConfig):
         facts |= {"frame_rate": config.sample_rate / config.hop, "layer": config.layer}
@@ -75,19 +76,5 @@ def embed_tracks(folder: str, data: str, target: str, *, layer: int | None, wind
             f"{len(skipped)} of {len(source)} tracks are too short and have no vector: {', '.join(skipped[:3])}"
             + ", ..." * (len(skipped) > 3)
         )
-    _save(target, found, encoders.licences(folder))
+    write_npz(target, found, encoders.licences(folder))
     return {"out": target, "tracks": len(found), "width": model.width, "skipped": skipped}
-
-
-def _save(target: str, value: np.ndarray | Mapping[str, np.ndarray], licences: Sequence[str] = ()) -> None:
-    path = Path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        if isinstance(value, np.ndarray):
-            np.save(file, value)
-            return
-        with zipfile.ZipFile(file, "w") as packed:  # np.savez would take an id such as `file` for an argument
-            packed.comment = arrays.with_licences(licences)
-            for name, array in value.items():
-                with packed.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hiermusic.data.arrays import write_npz
 from hiermusic.data.records import remove_leftovers
-from hiermusic.errors import replacing
 from hiermusic.parallel.hosts import wait_for_all, workers
 
 Measured = Mapping[str, np.ndarray]
@@ -38,8 +38,7 @@ def on_disk(folder: Path, facts: Mapping) -> Each:
         which, processes = workers()
         for index in range(which, count, processes):
             if not paths[index].is_file():
-                with replacing(paths[index]) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **measure(index))
+                write_npz(paths[index], measure(index))
         wait_for_all(f"{name} {place}")
         return [_read(path) for path in paths]
 

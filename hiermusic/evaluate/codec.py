@@ -22,9 +22,7 @@ class Coder:
     """A codec as its measurement sees it: two functions on whole clips, and what they speak."""
 
     encode: Callable[[Wave], Any]  # wav_LC -> streams (see `tokens.packets`)
-    decode: Callable[
-        [Any, int, Wave], Wave
-    ]  # (codes, levels, what they are of) -> wav_LC from the first `levels` levels
+    decode: Callable[[Any, int, Wave], Wave]  # (codes, how many levels of them, what they are of) -> wav_LC
     sample_rate: int
     channels: int
     hierarchy: Hierarchy

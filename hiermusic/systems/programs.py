@@ -52,8 +52,7 @@ def decoding(codec: CodecConfig, rows: int) -> Generation:
     if codec.segments:
         pieces = codec.segments.frames
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
-    spare = codec.trunk.spare if codec.ragged else 0
-    codes = jax.ShapeDtypeStruct((rows, pieces + spare, sum(codec.quantiser.slots)), jnp.int32)
+    codes = jax.ShapeDtypeStruct((rows, pieces + codec.spare, sum(codec.quantiser.slots)), jnp.int32)
     seconds = rows * pieces * codec.packet / codec.sample_rate
     tokens = rows * pieces * sum(codec.quantiser.slots)
     positions = pieces * codec.quantiser.frames

@@ -177,7 +177,7 @@ def _write(out: Path, fact: dict, song: Song, versions: Sequence[str]) -> None:
         }
     whole |= write_sound(path, wav_LC, rate)
     codes_SP, length = song.codes_PS.T.astype(np.uint16), len(wav_LC) + song.skip
-    write_npz(path.with_suffix(".npz"), codes=codes_SP, length=length, sample_rate=rate)
+    write_npz(path.with_suffix(".npz"), {"codes": codes_SP, "length": length, "sample_rate": rate})
     if made < SHORT * asked:
         warn(f"{fact['name']}: ended itself after {made:.1f} s of the {asked:g} s asked for")
     write_atomically(path.with_suffix(".json"), json.dumps(whole, indent=1, ensure_ascii=False) + "\n")

@@ -357,7 +357,7 @@ def encode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     wav_LC = files.resample(files.to_channels(wav_LC, codec.channels), rate, codec.sample_rate)
     codes_PS = encode_long(codec, wav_LC, levels=levels)
     beside = {} if (scales_N := scales(codec, wav_LC)) is None else {"scales": scales_N}
-    write_npz(target, codes=codes_PS.T, length=len(wav_LC), sample_rate=codec.sample_rate, **beside)
+    write_npz(target, {"codes": codes_PS.T, "length": len(wav_LC), "sample_rate": codec.sample_rate, **beside})
     return {"out": target, "codes": list(codes_PS.T.shape), "seconds": len(wav_LC) / codec.sample_rate}
 
 
@@ -377,7 +377,8 @@ def decode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     codec = load_codec(codec_dir)
     check_levels(codec, levels)
     check_codes(codec, codes_PS.T, source, codec_dir)
-    if sample_rate != codec.sample_rate or len(codes_PS) != codec.packets(length):
+    whole = codec.config.length(len(codes_PS)) >= length and codec.config.packets(length) >= len(codes_PS)
+    if sample_rate != codec.sample_rate or not whole:
         raise UserError(_foreign(source, codes_PS.T, codec_dir))
     check_scales(codec, scales_N, source)
     wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
@@ -397,7 +398,7 @@ def check_scales(codec: Codec, scales_N: np.ndarray | None, whose: str) -> None:
         return
     if not codec.config.segments:
         raise UserError(f"{whose} holds scales of segments, and this codec has none: use the codec that made it")
-    fits = scales_N.ndim == 1 and scales_N.dtype.kind == "f"
+    fits = scales_N.ndim == 1 and scales_N.dtype.kind in "iuf"
     if not fits or not np.isfinite(scales_N).all() or scales_N.min(initial=0) < 0:
         raise UserError(f"{whose} holds scales that are no loudness: one number of 0 or more for each segment")
 

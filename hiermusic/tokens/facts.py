@@ -51,9 +51,9 @@ class TokenFacts:
     def __post_init__(self):
         for name in ("sample_rate", "hop", "levels", "codes", "latent"):
             most = _MOST_LEVELS if name == "levels" else _MOST
-            value, kind = getattr(self, name), int | float if (name, self.quantiser) == ("hop", "residual") else int
-            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= most:
-                raise UserError(f"tokens.{name}={value}: give a whole number from 1 to {most:,}")
+            value, broken = getattr(self, name), (name, self.quantiser) == ("hop", "residual")
+            if (type(value) is not int and not (broken and type(value) is float)) or not 1 <= value <= most:
+                raise UserError(f"tokens.{name}={value}: give a {'' if broken else 'whole '}number from 1 to {most:,}")
         for name in ("phi_count", "phi_kernel", "gamma"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= _MOST:
                 raise UserError(f"tokens.{name}={value}: give a number from 0 to {_MOST:,}")

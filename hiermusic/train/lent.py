@@ -71,8 +71,8 @@ def _fingerprint(weights: Mapping[str, Any]) -> dict[str, str]:
 
 def _checksum(weight: Any) -> int:
     if isinstance(weight, np.ndarray):  # which every process has read
-        weight = jax.device_put(weight, jax.local_devices()[0])
-    # a base may be kept in 16 bits, adapters lie beside 32
+        # a base may be kept in 16 bits, adapters lie beside 32; on the host: the mesh in force may have more devices
+        weight = jax.device_put(weight.astype(np.float32, copy=False), jax.local_devices()[0])
     return checksum.of_arrays({"": weight.astype(jnp.float32)})[""]
 
 

@@ -217,7 +217,7 @@ def folded(base: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], scale:
       own: what the run has trained, adapters and whole weights.
       scale: alpha / rank of the adapters.
     """
-    weights = {name: weight.astype(np.float32) for name, weight in base.items()}
+    weights = {name: weight.astype(np.float32, copy=False) for name, weight in base.items()}
     for name, value in own.items():
         if name.endswith(DOWN):
             matrix = name.removesuffix(DOWN)

@@ -53,6 +53,23 @@ def test_a_segment_begins_at_every_stride():
         assert SEGMENTS.packets(length) == sum(-(-part // HOP) for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("samples", "overlap", "hop"), [(48_000, 0.01, 320), (100, 0.5, 10), (100, 0.75, 7), (9, 0, 4)]
+)
+def test_codes_tell_where_segments_meet(samples, overlap, hop):
+    """All but the last have as many frames, however little of the sound the last one would have had for its own."""
+    segments = SegmentsConfig(samples, overlap, hop, 0.1)
+    fewest = max(3 * segments.stride - 400, 1)
+    for length in range(fewest, fewest + 900):
+        frames = [-(-len(part_L) // hop) for part_L in segments.cut(np.empty(length, np.int8))]
+        assert set(frames[:-1]) <= {segments.frames} and sum(frames) == segments.packets(length)
+        assert length <= segments.length(sum(frames))
+    for packets in range(1, 4 * segments.frames):
+        parts = [min(segments.frames, packets - start) for start in range(0, packets, segments.frames)]
+        whole_LC = segments.join([np.ones((frames * hop, 1)) for frames in parts])
+        assert len(whole_LC) == segments.length(packets) and segments.packets(len(whole_LC)) >= packets
+
+
 def test_frames_are_counted_as_they_come():
     """Two of them are of the same sound where segments meet, so there are more than the hop tells."""
     facts = CONFIG.facts

@@ -75,3 +75,20 @@ def test_a_vector_is_no_archive_and_claims_no_more_than_it_holds(tmp_path):
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
     with pytest.raises(UserError, match="cannot be read as a vector"):
         arrays.read_npy(tmp_path / "b.npy", "a vector", DO)
+
+
+def test_arrays_of_any_name_are_written_with_their_licences(tmp_path):
+    whole = {"file": np.arange(3), "self": np.float32([[1, 2]]), "length": 7}
+    for licences in ((), ("cc-by-nc-4.0", "unknown")):
+        arrays.write_npz(tmp_path / "new" / "x.npz", whole, licences)
+        found = arrays.read_npz(tmp_path / "new" / "x.npz", "arrays", DO)
+        assert list(found) == list(whole) and all(
+            found[name].tolist() == np.array(whole[name]).tolist() for name in whole
+        )
+        assert arrays.licences_of(tmp_path / "new" / "x.npz") == list(licences)
+
+
+def test_of_arrays_that_cannot_be_written_nothing_stays(tmp_path):
+    with pytest.raises(ValueError, match="pickle"):
+        arrays.write_npz(tmp_path / "x.npz", {"a": np.arange(3), "b": np.array([object()])})
+    assert not list(tmp_path.iterdir())

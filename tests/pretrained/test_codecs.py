@@ -366,6 +366,21 @@ def test_the_original_that_codes_seconds_tells_no_sizes(of_seconds):
     }
 
 
+def test_as_many_codes_as_no_sound_has_are_decoded_too(of_seconds, tmp_path):
+    """A song may end with a whole segment, behind which `encode` would have begun another."""
+    config = workdir.load_codec(of_seconds[0]).config
+    frames = config.segments.frames
+    for packets in (frames, frames + 1, 2 * frames, 5):
+        length, codes = config.length(packets), np.zeros((1, packets), np.uint16)
+        np.savez(tmp_path / "song.npz", codes=codes, length=length, sample_rate=config.sample_rate)
+        made = workdir.decode_file(str(of_seconds[0]), str(tmp_path / "song.npz"), str(tmp_path / "song.wav"), None)
+        assert made["seconds"] == length / config.sample_rate
+        for wrong in (length + 1, length - 2 * config.hop - 240, 0):
+            np.savez(tmp_path / "song.npz", codes=codes, length=wrong, sample_rate=config.sample_rate)
+            with pytest.raises(UserError, match="use the codec that made it"):
+                workdir.decode_file(str(of_seconds[0]), str(tmp_path / "song.npz"), str(tmp_path / "song.wav"), None)
+
+
 def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
     """Of a file in its .npz, of tracks in their entries: with them the sound is as loud as it was."""
     from hiermusic.codec.chunked import decode_long
@@ -390,8 +405,11 @@ def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
     scales_N = np.float32(entry["scales"])
     made_LC = decode_long(codec, source[0]["codes"], length=len(wav_LC), scales_N=scales_N)
     np.testing.assert_allclose(soundfile.read(out)[0], made_LC.clip(-1, 1), atol=2**-15 + 1e-6)
+    heard_LC = hiermusic.load(folder).decode(loose["codes"], length=len(wav_LC), scales_N=entry["scales"])
+    np.testing.assert_array_equal(heard_LC, made_LC)  # lists will do
     for scales, words in (
         (scales_N[1:], "scales"),
+        (scales_N.astype(str), "holds scales that are no loudness"),
         (np.full_like(scales_N, np.nan), "holds scales that are no loudness"),
         (scales_N[None], "holds scales that are no loudness"),
     ):

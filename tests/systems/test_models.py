@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from hiermusic import presets
+from hiermusic.errors import UserError
 from hiermusic.systems.aar import models as aar
 from hiermusic.systems.khala import models as khala
 from hiermusic.systems.lm import models as lm
+from hiermusic.systems.tokens import models as tokens
 
 BUILT = {
     "khala/codec": lambda config: khala.codec_config(config.model),
@@ -105,3 +107,10 @@ def test_a_setting_of_the_model_becomes_the_field_of_its_name(stage, field):
         assert all(any(f".{name}".endswith(f".{end}") for end in ends) for name in changed), changed
     if field not in NAMES:
         assert {after[name] for name in changed} == {model[field]}
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e-9])
+def test_segments_of_no_length_are_told(seconds):
+    config = presets.load("configs/tokens/codec.py:encodec_48khz", {"model.segment_seconds": seconds})
+    with pytest.raises(UserError, match=r"segments of .* samples .* give 1 to"):
+        tokens.codec_config(config.model)

@@ -50,7 +50,8 @@ def test_facts_come_back_from_json(facts):
     ("wrong", "words"),
     [
         ({"hop": 0.0}, "tokens.hop=0.0: give a whole number"),
-        ({"hop": -1.5, "quantiser": "residual", "scales": ()}, "tokens.hop=-1.5: give a whole number"),
+        ({"hop": -1.5, "quantiser": "residual", "scales": ()}, "tokens.hop=-1.5: give a number from 1"),
+        ({"hop": 1e-9, "quantiser": "residual", "scales": ()}, "tokens.hop=1e-09: give a number from 1"),
         ({"latent": 1.5}, "tokens.latent=1.5: give a whole number"),
         ({"levels": 0}, "tokens.levels=0: give a whole number from 1 to 4,096"),
         ({"codes": 1 << 25}, "tokens.codes=33554432: give a whole number"),

@@ -22,7 +22,7 @@ from hiermusic.systems import start
 from hiermusic.tokens import pattern, sequence
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train import checkpoint, stored
-from hiermusic.train.lent import borrowed
+from hiermusic.train.lent import borrowed, check, fingerprint
 from hiermusic.train.lm import LMStage
 from hiermusic.train.loop import abstract_state, run
 from hiermusic.train.stage import RunConfig, Work
@@ -341,6 +341,17 @@ def test_a_base_that_has_changed_since_is_refused(runs, tmp_path):
             checkpoint.load_weights(tmp_path / "whole")
     with pytest.raises(UserError, match=words):
         run(stage_of(7, place, lora={"rank": 2, "beside": ("code_head",)}), tmp_path / "whole", progress=False)
+
+
+def test_a_base_in_16_bits_is_known_again_on_any_mesh():
+    """Where a run goes on, its mesh is in force while the base, which lies on the host, is held against what it was."""
+    with jax.set_mesh(make_mesh({"fsdp": 4, "tensor": 2})):
+        state = nnx.state(adapted())
+        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), nnx.filter_state(state, Lent))
+        base = {".".join(map(str, path[1:])): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(wide)}
+        known = fingerprint(wide)
+        assert known
+        check({name: weight.astype(jnp.bfloat16) for name, weight in base.items()}, known, "base", "run")
 
 
 def test_what_is_borrowed_must_be_whole(monkeypatch):

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from hiermusic.configs import common
 from hiermusic.configs.khala import backbone, superres
+from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, reading
 
 SIZES = ("tiny", "small", "paper", "3b", "7b")
@@ -52,8 +53,9 @@ def get_config(preset: str = "style") -> ConfigDict:
     config.preset = preset
     if begun:
         config.init_from = run
-        config.model.update(begun["model"])
-        config.tokens.update(begun["tokens"])
+        with reading(run, "a run of this version", "train or import it anew"):
+            config.model.update(begun["model"])
+            config.tokens.update(begun["tokens"])
 
     config.train.optimiser = "adamw"
     config.train.learning_rate = 2e-5
@@ -113,8 +115,7 @@ def get_config(preset: str = "style") -> ConfigDict:
 
 def _read(run: str) -> Mapping[str, Any]:
     """What a run of WORKDIR or WORKDIR@STEP was trained with; UserError where it is none of Khala's token models."""
-    workdir, at, step = run.rpartition("@")
-    place = Path(workdir if at and step.isdecimal() and not Path(run).is_dir() else run) / "config.json"
+    place = Path(Tokenizer.named(run).workdir) / "config.json"
     with reading(place, "the configuration of a workdir", "name a run behind @"):
         told = json.loads(place.read_bytes())
         system, stage = told["system"], told["stage"]

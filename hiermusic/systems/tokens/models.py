@@ -1,5 +1,6 @@
 """Codecs, tokenizers of meaning and token models of no system of their own: what a configuration of each describes."""
 
+import math
 from collections.abc import Callable
 
 from flax import nnx
@@ -25,7 +26,7 @@ def codec_config(model: ConfigDict) -> CodecConfig:
     trunk = _trunk(model)
     segments = None
     if seconds := model.get("segment_seconds"):  # a field that folders of earlier versions have not
-        samples = int(seconds * model.sample_rate)
+        samples = int(seconds * model.sample_rate) if math.isfinite(seconds) else 0
         segments = SegmentsConfig(samples, model.overlap, trunk.hop, model.loudness)
     return CodecConfig(model.sample_rate, model.channels, trunk, _quantiser(model), segments=segments)
 
