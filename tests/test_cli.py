@@ -90,7 +90,8 @@ def test_commands_of_the_documents_exist(monkeypatch):
         for line in re.sub(r"\\\n\s*", "", page.read_text()).splitlines():
             if not re.match(r"\s*hiermusic [a-z]+ .*--", line):
                 continue
-            _, name, *rest = shlex.split(line.strip(), comments=True)
+            # of a recipe of fine-tuning the run that it names, which is not there, is left out
+            _, name, *rest = shlex.split(re.sub(r"(finetune\.py:\w+)@\S+", r"\1", line.strip()), comments=True)
             values = cli.Values()
             monkeypatch.setattr("sys.argv", [f"hiermusic {name}", *rest])
             cli.VERBS[name].define(values)

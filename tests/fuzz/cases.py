@@ -296,11 +296,12 @@ def arrays(chance: Chance, folder: Path) -> None:
     taken(reader.read_npy, folder / "a.npy", "a vector", "save one")
     taken(Vectors, str(path), 4)
     hierarchy = Hierarchy.uniform(3, 10, 16)
-    codec = SimpleNamespace(slots=(1, 1, 1), hierarchy=hierarchy, sample_rate=100, packet=10, channels=1)
+    sizes = {"slots": (1, 1, 1), "sample_rate": 100, "channels": 1, "packets": lambda length: -(-length // 10)}
+    codec = SimpleNamespace(hierarchy=hierarchy, **sizes)
     with (
         patch.object(workdir, "read"),
         patch.object(workdir, "load_codec", lambda *_: codec),
-        patch.object(chunked, "decode_long", lambda codec, codes_PS, length, levels: np.zeros((length, 1), np.float32)),
+        patch.object(chunked, "decode_long", lambda codec, codes_PS, length, **_: np.zeros((length, 1), np.float32)),
     ):
         workdir.decode_file("codec", str(path), str(folder / "out.wav"), None)
 
