@@ -184,13 +184,13 @@ def _decode_segments(
 ) -> Float[np.ndarray, "L C"]:
     _check(len(codes_PS))
     parts = [codes_PS[start : start + segments.frames] for start in range(0, len(codes_PS), segments.frames)]
-    scales_N = np.full(len(parts), segments.loudness, np.float32) if scales_N is None else scales_N
+    scales_N = np.full(len(parts), segments.loudness) if scales_N is None else scales_N
     if len(scales_N) != len(parts):
         raise UserError(
             f"{len(codes_PS)} packets are {len(parts)} segments, for which there are {len(scales_N)} scales"
         )
     found = _run_segments(codec, lambda graph: functools.partial(decode, graph), len(parts), parts.__getitem__, 1)
-    pairs = zip(parts, found, scales_N, strict=True)
+    pairs = zip(parts, found, np.float32(scales_N), strict=True)
     return segments.join([piece_LC[: len(part_PS) * codec.hop] * scale for part_PS, piece_LC, scale in pairs])
 
 
