@@ -204,7 +204,7 @@ SCALES += "(tokens.levels)"
         ("khala/backbone", "model.kv_heads=0", "model.kv_heads=0: give whole numbers of 1 or more"),
         ("khala/backbone", "model.layers=0", "model.layers=0: give whole numbers of 1 or more"),
         ("khala/backbone", "model.width=-4", "model.width=-4: give whole numbers of 1 or more"),
-        ("khala/backbone", "tokens.hop=0", "tokens.hop=0: give a whole number from 1 to 16,777,216"),
+        ("khala/backbone", "tokens.hop=0", "tokens.hop=0: give a number from 1 to 16,777,216"),
         ("khala/backbone", "model.levels=65", "model.levels=65: the tokens have 64 levels; 0 takes all"),
         ("aar/lm", "tokens.levels=15", SCALES),
         ("khala/codec", "model.strides=abc", "model.strides=('abc',): give whole numbers of 1 or more"),

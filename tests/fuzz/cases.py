@@ -296,8 +296,9 @@ def arrays(chance: Chance, folder: Path) -> None:
     taken(reader.read_npy, folder / "a.npy", "a vector", "save one")
     taken(Vectors, str(path), 4)
     hierarchy = Hierarchy.uniform(3, 10, 16)
-    sizes = {"slots": (1, 1, 1), "sample_rate": 100, "channels": 1, "packets": lambda length: -(-length // 10)}
-    codec = SimpleNamespace(hierarchy=hierarchy, **sizes)
+    sizes = {"slots": (1, 1, 1), "sample_rate": 100, "channels": 1, "packet": 10}
+    config = SimpleNamespace(packets=lambda length: -(-length // 10), length=lambda packets: 10 * packets)
+    codec = SimpleNamespace(hierarchy=hierarchy, config=config, **sizes)
     with (
         patch.object(workdir, "read"),
         patch.object(workdir, "load_codec", lambda *_: codec),
