@@ -215,6 +215,14 @@ class Codec(nnx.Module):
     def packet(self) -> int:
         return self.config.packet
 
+    def packets(self, length: int) -> int:
+        """Packets of codes of a sound of so many samples."""
+        return self.config.packets(length)
+
+    def length(self, packets: int) -> int:
+        """Samples that so many packets of codes are decoded to."""
+        return self.config.length(packets)
+
     @property
     def sample_rate(self) -> int:
         return self.config.sample_rate

@@ -377,7 +377,7 @@ def decode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     codec = load_codec(codec_dir)
     check_levels(codec, levels)
     check_codes(codec, codes_PS.T, source, codec_dir)
-    whole = codec.config.length(len(codes_PS)) >= length and codec.config.packets(length) >= len(codes_PS)
+    whole = codec.length(len(codes_PS)) >= length and codec.packets(length) >= len(codes_PS)
     if sample_rate != codec.sample_rate or not whole:
         raise UserError(_foreign(source, codes_PS.T, codec_dir))
     check_scales(codec, scales_N, source)

@@ -24,7 +24,7 @@ LEVELS = 4
 def codec(monkeypatch):
     """A codec of 10 samples a frame that codes a frame as its place, and what was asked of it."""
     it = SimpleNamespace(asked=[], sample_rate=1000, channels=1, packet=10, slots=(1,) * LEVELS)
-    it.packets = lambda length: -(-length // 10)
+    it.packets, it.length = (lambda length: -(-length // 10)), (lambda packets: 10 * packets)
     it.hierarchy = Hierarchy.uniform(LEVELS, 10, 64)
     it.config, it.facts = configuration("khala/codec:tiny"), TokenFacts(1000, 100, "residual", LEVELS, 64, 8)
 
