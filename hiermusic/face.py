@@ -107,7 +107,7 @@ class TrainedCodec:
         codes_SP = np.asarray(codes_SP)
         workdir.check_levels(self.codec, levels)
         workdir.check_codes(self.codec, codes_SP, "the array", str(self.folder))
-        workdir.check_scales(self.codec, scales_N, "the array")
+        workdir.check_scales(self.codec, scales_N, codes_SP.shape[1], "the array")
         return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
 
 

@@ -391,7 +391,7 @@ def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
     made_LC = decode_long(codec, source[0]["codes"], length=len(wav_LC), scales_N=scales_N)
     np.testing.assert_allclose(soundfile.read(out)[0], made_LC.clip(-1, 1), atol=2**-15 + 1e-6)
     for scales, words in (
-        (scales_N[1:], "scales"),
+        (scales_N[1:], "c.npz holds 2 scales for 3 segments: one belongs to each"),
         (np.full_like(scales_N, np.nan), "holds scales that are no loudness"),
         (scales_N[None], "holds scales that are no loudness"),
     ):
@@ -399,7 +399,7 @@ def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
         with pytest.raises(UserError, match=words):
             workdir.decode_file(str(folder), codes, out, None)
     with pytest.raises(UserError, match="this codec has none"):
-        workdir.check_scales(SimpleNamespace(config=CodecConfig()), scales_N, "c.npz")
+        workdir.check_scales(SimpleNamespace(config=CodecConfig()), scales_N, 1, "c.npz")
 
 
 @pytest.mark.slow
