@@ -108,7 +108,7 @@ class TrainedCodec:
         workdir.check_levels(self.codec, levels)
         workdir.check_codes(self.codec, codes_SP, "the array", str(self.folder))
         scales_N = None if scales_N is None else np.asarray(scales_N)
-        workdir.check_scales(self.codec, scales_N, "the array of scales")
+        workdir.check_scales(self.codec, scales_N, codes_SP.shape[1], "the array of scales")
         return decode_long(self.codec, codes_SP.T.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
 
 

@@ -123,11 +123,14 @@ def test_a_recipe_takes_the_model_of_a_run_that_it_names(of, tmp_path):
         with pytest.raises(UserError, match=r"run cannot be read as a run of this version \(it holds other things"):
             presets.read("configs/khala/finetune.py:style@run")
     begun.stage = "codec"
+    del begun.tokens  # which codecs have none of
     (tmp_path / "run" / "config.json").write_text(begun.to_json_best_effort())
     with pytest.raises(UserError, match="run is the codec of khala: name a backbone or a super-resolution model"):
         presets.read("configs/khala/finetune.py:style@run")
     with pytest.raises(UserError, match=r"nowhere/config\.json cannot be read as the configuration of a workdir"):
         presets.read("configs/khala/finetune.py:style@nowhere")
+    with pytest.raises(UserError, match="no run is named behind @"):
+        presets.read("configs/khala/finetune.py:song_lora@")
 
 
 @pytest.mark.parametrize("preset", ["songs", "style_lora_superres", "style_huge", "lora", "song__tiny"])

@@ -46,7 +46,8 @@ def read_config(folder: str | Path) -> Config:
     with reading(path, "an encoder", "give a folder that `hiermusic import` wrote of HuBERT, CLAP or VGGish"):
         told = json.loads(path.read_text(encoding="utf-8"))
         if told.get("stage") != STAGE:
-            raise UserError(f"{folder} is a {told.get('stage')}: give an imported encoder (HuBERT, CLAP or VGGish)")
+            kind = f"a {told['stage']}" if "stage" in told else "not imported"
+            raise UserError(f"{folder} is {kind}: give an imported encoder (HuBERT, CLAP or VGGish)")
         return of_fields(told)
 
 

@@ -82,6 +82,11 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
     place = Path(workdir) / "config.json"
     with reading(place, "the configuration of a workdir", "give a folder that `hiermusic train` wrote"):
         config = ConfigDict(checkpoint.read_config(workdir))
+    if not {"system", "stage"} & set(config):
+        raise UserError(
+            f"{place} names no system and no stage: give a folder that `hiermusic train` wrote, or what "
+            "`hiermusic import` makes of a published model"
+        )
     if not all(isinstance(config.get(name, ""), str) for name in ("system", "stage")):
         raise UserError(f"{place}: system and stage are no names: give a folder that `hiermusic train` wrote")
     if stages and config.get("stage") not in stages:
@@ -380,7 +385,7 @@ def decode_file(codec_dir: str, source: str, target: str, levels: int | None) ->
     whole = codec.length(len(codes_PS)) >= length and codec.packets(length) >= len(codes_PS)
     if sample_rate != codec.sample_rate or not whole:
         raise UserError(_foreign(source, codes_PS.T, codec_dir))
-    check_scales(codec, scales_N, source)
+    check_scales(codec, scales_N, len(codes_PS), source)
     wav_LC = decode_long(codec, codes_PS.astype(np.int32), length=length, levels=levels, scales_N=scales_N)
     files.write(target, wav_LC, codec.sample_rate)
     return {"out": target, "seconds": len(wav_LC) / codec.sample_rate}
@@ -392,8 +397,8 @@ def scales(codec: Codec | Semantic, wav_LC: np.ndarray) -> np.ndarray | None:
     return None if segments is None else segments.scales(wav_LC)
 
 
-def check_scales(codec: Codec, scales_N: np.ndarray | None, whose: str) -> None:
-    """UserError, of `whose`, for scales that are no loudness of segments, or of a codec that has none."""
+def check_scales(codec: Codec, scales_N: np.ndarray | None, packets: int, whose: str) -> None:
+    """UserError, of `whose`, for scales that are no loudness of the segments of so many packets."""
     if scales_N is None:
         return
     if not codec.config.segments:
@@ -401,6 +406,8 @@ def check_scales(codec: Codec, scales_N: np.ndarray | None, whose: str) -> None:
     fits = scales_N.ndim == 1 and scales_N.dtype.kind in "iuf"
     if not fits or not np.isfinite(scales_N).all() or scales_N.min(initial=0) < 0:
         raise UserError(f"{whose} holds scales that are no loudness: one number of 0 or more for each segment")
+    if len(scales_N) != (count := -(-packets // codec.config.segments.frames)):
+        raise UserError(f"{whose} holds {len(scales_N)} scales for {count} segments: one belongs to each")
 
 
 def check_levels(codec: Codec, levels: int | None) -> None:

@@ -408,7 +408,7 @@ def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
     heard_LC = hiermusic.load(folder).decode(loose["codes"], length=len(wav_LC), scales_N=entry["scales"])
     np.testing.assert_array_equal(heard_LC, made_LC)  # lists will do
     for scales, words in (
-        (scales_N[1:], "scales"),
+        (scales_N[1:], "c.npz holds 2 scales for 3 segments: one belongs to each"),
         (scales_N.astype(str), "holds scales that are no loudness"),
         (np.full_like(scales_N, np.nan), "holds scales that are no loudness"),
         (scales_N[None], "holds scales that are no loudness"),
@@ -417,7 +417,7 @@ def test_tokens_of_seconds_keep_their_scales(of_seconds, tmp_path):
         with pytest.raises(UserError, match=words):
             workdir.decode_file(str(folder), codes, out, None)
     with pytest.raises(UserError, match="this codec has none"):
-        workdir.check_scales(SimpleNamespace(config=CodecConfig()), scales_N, "c.npz")
+        workdir.check_scales(SimpleNamespace(config=CodecConfig()), scales_N, 1, "c.npz")
 
 
 @pytest.mark.slow

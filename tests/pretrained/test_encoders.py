@@ -292,12 +292,16 @@ def test_what_cannot_be_embedded_is_told_and_nothing_is_written(tmp_path, wav):
     other = tmp_path / "codec"
     other.mkdir()
     (other / "config.json").write_text('{"stage": "codec"}')
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "config.json").write_text('{"model_type": "hubert"}')
     for words, arguments in {
         "features are written as .npy": (folder, str(wav), str(tmp_path / "out.npz"), None),
         "has the layers 0 to 2": (folder, str(wav), out, 3),
         "shorter than one frame, which has 400": (folder, str(short), out, None),
         "no such file": (folder, str(tmp_path / "none.wav"), out, None),
         "is a codec: give an imported encoder": (str(other), str(wav), out, None),
+        "is not imported: give an imported encoder": (str(published), str(wav), out, None),
         "cannot be read as an encoder": (str(tmp_path / "none"), str(wav), out, None),
     }.items():
         model, source, target, layer = arguments

@@ -260,3 +260,10 @@ def test_a_configuration_whose_system_or_stage_is_no_name_is_told(name, tmp_path
     (tmp_path / "config.json").write_text(json.dumps({"system": "khala", "stage": "codec", name: ["codec"]}))
     with pytest.raises(UserError, match=r"config\.json: system and stage are no names: give a folder"):
         workdir.read(tmp_path)
+
+
+def test_a_model_of_another_program_is_told_to_be_imported(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "encodec"}))
+    for stages in ((), ("codec",)):
+        with pytest.raises(UserError, match=r"names no system and no stage: .* `hiermusic import` makes"):
+            workdir.read(tmp_path, *stages)

@@ -115,11 +115,14 @@ def get_config(preset: str = "style") -> ConfigDict:
 
 def _read(run: str) -> Mapping[str, Any]:
     """What a run of WORKDIR or WORKDIR@STEP was trained with; UserError where it is none of Khala's token models."""
+    if not run:
+        raise UserError("no run is named behind @: give a workdir or an exported folder")
     place = Path(Tokenizer.named(run).workdir) / "config.json"
-    with reading(place, "the configuration of a workdir", "name a run behind @"):
+    what, do = "the configuration of a workdir", "name a run behind @"
+    with reading(place, what, do):
         told = json.loads(place.read_bytes())
         system, stage = told["system"], told["stage"]
-        found = {"stage": stage, **{part: dict(told[part]) for part in ("model", "tokens")}}
     if system != "khala" or stage not in ("backbone", "superres"):
         raise UserError(f"{run} is the {stage} of {system}: name a backbone or a super-resolution model of Khala's")
-    return found
+    with reading(place, what, do):
+        return {"stage": stage, **{part: dict(told[part]) for part in ("model", "tokens")}}
