@@ -354,6 +354,13 @@ def test_a_base_in_16_bits_is_known_again_on_any_mesh():
         check({name: weight.astype(jnp.bfloat16) for name, weight in base.items()}, known, "base", "run")
 
 
+def test_of_a_base_in_32_bits_only_what_changes_is_copied():
+    base = {"query": np.ones((4, 4), np.float32), "norm": np.ones(4, np.float32)}
+    adapter = {"query_lora_a": np.ones((4, 1), np.float32), "query_lora_b": np.ones((1, 4), np.float32)}
+    found = folded(base, adapter, 2.0)
+    assert found["norm"] is base["norm"] and (found["query"] == 3).all() and (base["query"] == 1).all()
+
+
 def test_what_is_borrowed_must_be_whole(monkeypatch):
     known = flat(make_model(nnx.Rngs(0)))
     known["code_embed"] = known["code_embed"][:1]
