@@ -297,8 +297,8 @@ def arrays(chance: Chance, folder: Path) -> None:
     taken(Vectors, str(path), 4)
     hierarchy = Hierarchy.uniform(3, 10, 16)
     sizes = {"slots": (1, 1, 1), "sample_rate": 100, "channels": 1, "packet": 10}
-    config = SimpleNamespace(packets=lambda length: -(-length // 10), length=lambda packets: 10 * packets)
-    codec = SimpleNamespace(hierarchy=hierarchy, config=config, **sizes)
+    lengths = {"packets": lambda length: -(-length // 10), "length": lambda packets: 10 * packets}
+    codec = SimpleNamespace(hierarchy=hierarchy, config=SimpleNamespace(segments=None), **sizes, **lengths)
     with (
         patch.object(workdir, "read"),
         patch.object(workdir, "load_codec", lambda *_: codec),
