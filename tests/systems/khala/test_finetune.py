@@ -28,6 +28,8 @@ def test_a_song_is_sung_back(khala, run, tmp_path, lora):
     run("tokenize", f"--codec={khala.codec}", f"--data={song}", f"--out={tokens}")
     sizes = [flag for flag in TOKEN_LM if flag.startswith("--config.model")]
     how = (f"--config.data.path={tokens}", "--noprogress", "--config.train.learning_rate=0.02", *sizes, *lora)
+    how += ("--config.train.batch_size=8",)  # the song for each device
+    how += ("--config.train.schedule=cosine", "--config.train.final_share=0.02", "--config.train.stop_loss=0.002")
     for stage, words in (("backbone", ""), ("superres", "superres_")):
         config = f"--config={CONFIGS}/finetune.py:song_{words}tiny"
         base = f"--config.init_from={getattr(khala, stage)}"
