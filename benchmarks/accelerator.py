@@ -34,6 +34,7 @@ import subprocess
 import sys
 import time
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,9 @@ def main(arguments: list[str] | None = None) -> None:
         return section(given.section, path, given.preset)
     if given.preset == "tiny":
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-        # emitters whose code is better, and takes twice as long to make
-        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
+        # emitters whose code is better, and takes twice as long to make; a later jaxlib has no others and no flag
+        if version("jaxlib").startswith("0.10."):
+            os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
     before = len(read(path))
     if given.preset == "tiny" and not given.together:
         first = [name for name in names if name == "card"]  # against whose figures the others are held

@@ -86,7 +86,7 @@ class Process:
         children.subprocess = SimpleNamespace(Popen=self._fork, DEVNULL=None)
         # a fork as well, and not a thread: the next fork of a process with JAX's threads would hang
         plan.ProcessPoolExecutor = lambda count, **how: ProcessPoolExecutor(count, **how | {"mp_context": FORK})
-        workdirs.resolved = lambda config: config
+        workdirs.resolved = lambda config, workdir: config
         workdirs.stage = lambda config: toy.ToyStage(config.to_dict(), pause=0.02)
         workdirs.open_data = lambda stage, workdir: None
         status = 0

@@ -85,7 +85,7 @@ def test_two_processes_of_four_devices_make_the_songs_of_one_device(request, ver
     run(*generate, f"--out={tmp_path / 'one'}")
     well(verb(2, *generate, f"--out={tmp_path / 'two'}", "--mesh=fsdp=4,data=2", "--json", devices=4))
     one, two = (contents(tmp_path / name) for name in ("one", "two"))
-    assert one.keys() == two.keys() and len(one) == 6
+    assert one.keys() == two.keys() and len(one) == 9
     for name in one:
         assert one[name].replace(b"/one/", b"/two/") == two[name], name
 
