@@ -20,7 +20,7 @@ demo: $(VENV)/.installed  ## corpus, codec, tokens, backbone, super-resolution, 
 	$(BIN)/hiermusic demo --workdir=$(OUT)
 
 test: $(VENV)/.installed lint  ## all but the slow ones: ten to twenty minutes on two cores where nothing is compiled yet, then six to ten
-	$(BIN)/pytest -n 2 --dist loadscope -m "not slow" $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not slow" --within=$(WITHIN) $(TESTS)
 
 test-slow: $(VENV)/.installed  ## the others; WITHIN=600: none is begun after so many seconds, and those left out are named
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --within=$(WITHIN) $(TESTS)

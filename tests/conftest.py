@@ -36,6 +36,7 @@ LAST = (
     "fuzz/",
 )
 NO_TIME = "no time was left"
+FEW = 8  # tests of a file that are named one by one
 BEGAN = time.monotonic()
 
 SELDOM = 100_000, 10, 10  # when Python looks for garbage: tracing makes heaps of small objects, few of them that
@@ -73,10 +74,12 @@ def pytest_configure():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, by what the tests start too
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    first = () if config.getoption("--within") else FIRST  # where time may run out, those named first begin
+
     def place(item) -> int:
         where = item.nodeid.removeprefix("tests/")
-        order, other = (LAST, -1) if item.get_closest_marker("slow") else (FIRST, len(FIRST))
+        order, other = (LAST, -1) if item.get_closest_marker("slow") else (first, len(first))
         return next((i for i, part in enumerate(order) if where.startswith(part)), other)
 
     items.sort(key=place)  # keeps the order of those that stand in neither
@@ -96,7 +99,8 @@ def pytest_terminal_summary(terminalreporter):
             file, _, name = report.nodeid.partition("::")
             left_out[file].append(name)
     for file, names in left_out.items():
-        terminalreporter.write_line(f"{NO_TIME} for {file}: {', '.join(sorted(names))}")
+        told = ", ".join(sorted(names)) if len(names) <= FEW else f"{len(names)} tests"
+        terminalreporter.write_line(f"{NO_TIME} for {file}: {told}")
 
 
 @pytest.fixture(scope="session")

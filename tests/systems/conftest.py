@@ -129,11 +129,15 @@ def miniature():
     return lambda stage: (f"--config={CONFIGS}/{stage}.py:tiny", *sizes[stage])
 
 
+def one_device() -> dict[str, str]:
+    """The environment of a process with one device, as a newcomer has it."""
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+
+
 def work(*commands) -> None:
-    """Verbs one after another in a process of their own, on one device as a newcomer has it."""
-    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+    """Verbs one after another in a process of their own, on one device."""
     words = [[str(argument) for argument in command] for command in commands]
-    subprocess.run([sys.executable, "-c", WORK, json.dumps(words)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", WORK, json.dumps(words)], env=one_device(), check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,17 @@
 """All three stages through the verbs: trained, killed, told, measured, and playing to a vocal."""
 
 import json
-import os
-import random
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
 import pytest
 
 from hiermusic.systems.hafm.songs import STAGES, Accompanist
-from hiermusic.train.checkpoint import latest_step, load_weights
-from hiermusic.train.log import read_metrics
 
 from ..conftest import CONFIGS, work
+from ..kills import ends_in_the_same_bits
 from .streams import LENGTHS, SMALL, track, write
 
 STEPS = 12
-ONE_DEVICE = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
 
 
 def train(stage: str, workdir, tokens) -> list[str]:
@@ -64,21 +56,4 @@ def test_stages_are_trained_told_measured_and_play(tokens, tmp_path, run, capsys
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_run_ends_in_the_same_bits(tokens, tmp_path, stage):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [sys.executable, "-m", "hiermusic", *train(stage, killed, tokens)]
-    process = subprocess.Popen(command, env=ONE_DEVICE, stderr=subprocess.PIPE)
-    last = random.Random().randint(2, STEPS // 3)
-    while process.poll() is None and not any(record["step"] >= last for record in read_metrics(killed)):
-        time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
-    process.kill()
-    process.wait()
-    assert (latest_step(killed) or 0) < STEPS
-
-    for workdir in (killed, whole):
-        command = [sys.executable, "-m", "hiermusic", *train(stage, workdir, tokens)]
-        subprocess.run(command, env=ONE_DEVICE, check=True)
-    one, other = load_weights(killed), load_weights(whole)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
-    losses = [[(record["step"], record["loss"]) for record in read_metrics(path)] for path in (killed, whole)]
-    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+    ends_in_the_same_bits(lambda workdir: train(stage, workdir, tokens), tmp_path, STEPS, STEPS // 3)

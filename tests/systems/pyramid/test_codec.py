@@ -1,15 +1,9 @@
 """PyramidCodec's codec in miniature through the verbs, and its numbers at the paper's size."""
 
 import json
-import os
-import random
-import subprocess
-import sys
-import time
 from functools import cache
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -21,10 +15,10 @@ from hiermusic.systems import workdir
 from hiermusic.systems.pyramid import SYSTEM as system
 from hiermusic.systems.pyramid import models
 from hiermusic.tokens.facts import TokenFacts
-from hiermusic.train.checkpoint import latest_step, load_weights
 from hiermusic.train.log import read_metrics
 
 from ..conftest import CONFIGS, shared, work
+from ..kills import ends_in_the_same_bits
 
 CODEC = (
     f"--config={CONFIGS.parent}/pyramid/codec.py:tiny",
@@ -216,24 +210,9 @@ def test_it_is_measured_and_exported(pyramid, run, capsys, tmp_path):
 def test_a_killed_run_ends_in_the_same_bits(pyramid, tmp_path):
     steps = 16
     every = ("--config.train.log_every=1", "--config.train.checkpoint_every=2", f"--config.train.steps={steps}")
-    alone = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
 
-    def command(place):
+    def train(place):
         where = (f"--workdir={place}", f"--config.data.path={pyramid.corpus}", "--noprogress")
-        return [sys.executable, "-m", "hiermusic", "train", *CODEC, *every, *where]
+        return ["train", *CODEC, *every, *where]
 
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(command(killed), env=alone, stderr=subprocess.PIPE)
-    last = random.Random().randint(3, steps // 2)
-    while process.poll() is None and not any(record["step"] >= last for record in read_metrics(killed)):
-        time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
-    process.kill()
-    process.wait()
-    assert (latest_step(killed) or 0) < steps
-    for place in (killed, whole):
-        subprocess.run(command(place), env=alone, check=True)
-    one, other = load_weights(killed), load_weights(whole)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
-    losses = [[(record["step"], record["loss"]) for record in read_metrics(path)] for path in (killed, whole)]
-    assert losses[0] == losses[1] and len(losses[0]) == steps
+    ends_in_the_same_bits(train, tmp_path, steps, steps // 2)

@@ -1,22 +1,14 @@
 """PyramidCodec's language model in miniature through the verbs, on the codes of the miniature of its codec."""
 
 import json
-import os
-import random
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 import soundfile
 
-from hiermusic.train.checkpoint import latest_step, load_weights
-from hiermusic.train.log import read_metrics
-
 from ..conftest import CONFIGS, TOKEN_LM, shared, work
+from ..kills import ends_in_the_same_bits
 from .test_codec import pyramid as coded  # noqa: F401  the fixture
 
 LM = (
@@ -108,18 +100,4 @@ def test_three_stages_make_a_song(at, run, tmp_path):
 def test_a_killed_run_ends_in_the_same_bits(at, tmp_path):
     steps = 16
     every = ("--config.train.log_every=1", "--config.train.checkpoint_every=2", f"--config.train.steps={steps}")
-    alone = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = {place: [sys.executable, "-m", "hiermusic", *train(at, place, *every)] for place in (killed, whole)}
-    process = subprocess.Popen(command[killed], env=alone, stderr=subprocess.PIPE)
-    last = random.Random().randint(3, steps // 2)
-    while process.poll() is None and not any(record["step"] >= last for record in read_metrics(killed)):
-        time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
-    process.kill()
-    process.wait()
-    assert (latest_step(killed) or 0) < steps
-    for place in (killed, whole):
-        subprocess.run(command[place], env=alone, check=True)
-    one, other = load_weights(killed), load_weights(whole)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
+    ends_in_the_same_bits(lambda place: train(at, place, *every), tmp_path, steps, steps // 2)
