@@ -50,23 +50,24 @@ def test_two_write_the_records_of_one(verb, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_make_the_tokens_songs_and_measures_of_one(verb, run, khala, tmp_path, capsys):
-    for name, count in (("one", 1), ("two", 2)):
-        at = tmp_path / name
-        tokenize = ("tokenize", f"--codec={khala.codec}", "--data=builtin:18?seconds=1-2", f"--out={at}/tokens")
-        generate = ("generate", f"--superres={khala.superres}", f"--prompts={khala.prompts}", f"--out={at}/songs")
-        for command in (tokenize, generate):
-            well(verb(count, *command, "--json"))
+def test_two_make_the_tokens_songs_and_measures_of_one(verb, run, khala, tmp_path):
+    def commands(at):
+        yield "tokenize", f"--codec={khala.codec}", "--data=builtin:18?seconds=1-2", f"--out={at}/tokens"
+        yield "generate", f"--superres={khala.superres}", f"--prompts={khala.prompts}", f"--out={at}/songs"
         for stage in ("codec", "backbone", "superres"):
-            evaluate = ("evaluate", f"--workdir={khala.root / stage}", f"--out={at}/{stage}", "--seconds=1")
-            well(verb(count, *evaluate, "--json"))
+            yield "evaluate", f"--workdir={khala.root / stage}", f"--out={at}/{stage}", "--seconds=1"
+
+    systems.work(*commands(tmp_path / "one"))
+    for command in commands(tmp_path / "two"):
+        well(verb(2, *command, "--json"))
     one, two = (contents(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys() and len(one) > 20
     for name in one:
         ours, theirs = one[name].replace(b"/one/", b"/two/"), two[name]
         assert ours == theirs, name
 
-    run(*generate[:-1], f"--out={tmp_path}/spread/songs", "--mesh=fsdp=4,data=2")
+    _, generate, *_ = commands(tmp_path / "spread")
+    run(*generate, "--mesh=fsdp=4,data=2")
     spread = contents(tmp_path / "spread" / "songs")
     for name in spread:
         assert spread[name].replace(b"/spread/", b"/two/") == two[f"songs/{name}"], name
