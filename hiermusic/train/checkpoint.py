@@ -326,7 +326,7 @@ def _directory(workdir: str | Path) -> Path:
 def find(workdir: str | Path, step: int | None = None) -> Path:
     """The folder of a checkpoint of a run, the newest or that of a step; UserError when there is none."""
     if export.is_export(workdir):
-        raise UserError(f"{workdir} is an exported model, not a training run with checkpoints: give that")
+        raise UserError(f"{workdir} is an exported or imported model, not a training run with checkpoints: give a run")
     directory = _directory(workdir)
     kept = steps(workdir)
     if not kept:

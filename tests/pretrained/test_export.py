@@ -112,7 +112,9 @@ def test_bfloat16_is_widened_again(weights, tmp_path):
 
 @pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("a.b.c", "a.b")])
 def test_weights_inside_each_other_are_told(names):
-    with pytest.raises(UserError, match=f"the weight '{names[1]}' and another lie inside each other: export or import the model"):
+    with pytest.raises(
+        UserError, match=f"the weight '{names[1]}' and another lie inside each other: export or import the model"
+    ):
         export.nested(dict.fromkeys(names, 1))
 
 
