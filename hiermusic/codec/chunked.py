@@ -27,9 +27,8 @@ from hiermusic.errors import UserError
 SECONDS = 30.0  # of a piece, beside what it shares with its neighbours
 _LEAST = 32  # frames
 SEGMENTS = 8  # coded at once on a device
-_ROUNDS = (
-    4  # of pieces for every device that songs are gathered for: the last, which may lack some, is then one of many
-)
+# pieces for every device that songs are gathered for: the last round, which may lack some, is then one of several
+_ROUNDS = 4
 
 
 class _Song(NamedTuple):
