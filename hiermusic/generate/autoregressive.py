@@ -31,7 +31,7 @@ from hiermusic.generate.batching import (
 )
 from hiermusic.generate.plan import CHUNK, Plan, known
 from hiermusic.tokens.pattern import Layout
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys, temperatures
 from hiermusic.tokens.visibility import Visibility
 
 
@@ -157,7 +157,7 @@ def generate(
       eos: text id that ends the music, legal in place of a level-0 token; None = every layout is filled.
       min_frames: level-0 tokens before which EOS is not legal: one number, or B of them.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
-      final_temperature: of the last level; those between have what lies between, evenly. The same for all when left out.
+      final_temperature: of the last level, see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` or `null` is given.
       cond: condition vectors, for a model that takes them.
@@ -281,7 +281,6 @@ def _lay_out(
     heads = [row[:-1] for row in rows]
     p = bucket(max(len(head) for head in heads))
     slots = bucket(p + plan.reads_BSK.shape[1])
-    last = temperature if final_temperature is None else final_temperature
     pad_R = np.array([p - len(head) for head in heads])
     fixed = _Fixed(
         start_R=np.array([row[-1] if len(row) else -1 for row in rows], np.int32),
@@ -291,7 +290,7 @@ def _lay_out(
         shift_R=-pad_R.astype(np.int32),
         seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         size_K=np.asarray(sizes, np.int32),
-        temperature_K=np.linspace(temperature, last, len(sizes), dtype=np.float32),
+        temperature_K=temperatures(temperature, final_temperature, len(sizes), layouts[0].given),
         guidance=np.float32(guidance),
         min_frames_B=np.broadcast_to(np.asarray(min_frames, np.int32), len(layouts)),
         dropped=None if null is None or guidance == 1.0 else _dropped(codes_BKT, null),

@@ -237,7 +237,7 @@ def test_a_continuation_keeps_what_is_given_and_goes_on_as_before(model, name):
 
 
 def test_levels_may_stand_side_by_side_in_time(model, plain):
-    """Turned by the time of their tokens, behind prompts of unequal lengths, one half of a guided batch behind others."""
+    """Behind prompts of unequal lengths, of which the half that is not prompted has others."""
     config = dataclasses.replace(model.config, transformer=dataclasses.replace(TRUNK, positions="rotary_aligned"))
     timed = nnx.merge(nnx.graphdef(TokenLM(config, rngs=nnx.Rngs(0))), nnx.state(model))
     order = pattern.Pattern("level_major", (1, 2, 4), separate=True)
@@ -255,17 +255,18 @@ def test_levels_may_stand_side_by_side_in_time(model, plain):
 
 
 def test_finer_levels_may_be_drawn_cooler(model):
-    layout = pattern.level_major((6, 12, 24))
-    hot, cooling, cold = (
-        by_level(generate(model, PROMPTS[:1], [layout], seeds=SEEDS[:1], **how, sizes=SIZES)[0])
-        for how in ({}, {"final_temperature": 0.0}, {"temperature": 0.0})
+    """The last as its likeliest codes, given those before it; where levels are given, from the first that is not."""
+    layout, how = pattern.level_major((6, 12, 24)), {"sizes": SIZES, "seeds": SEEDS[:1]}
+    hot, cooling = (
+        by_level(generate(model, PROMPTS[:1], [layout], **how, final_temperature=last)[0]) for last in (None, 0.0)
     )
     np.testing.assert_array_equal(cooling[0], hot[0])
     assert (cooling[1] != hot[1]).any(), "half as warm"
-    likeliest = [*cooling[:2], np.zeros(0, int)]
-    again = generate(model, PROMPTS[:1], [layout], seeds=[9], given=[likeliest], temperature=0.0, sizes=SIZES)[0]
-    np.testing.assert_array_equal(by_level(again)[2], cooling[2])
-    assert (cold[0] != hot[0]).any()
+    (cold,) = generate(model, PROMPTS[:1], [layout], given=[[*cooling[:2], []]], temperature=0.0, **how)
+    np.testing.assert_array_equal(by_level(cold)[2], cooling[2])
+    behind, known = pattern.level_major((6, 12, 24), given=1), [[hot[0], [], []]]
+    (whole,) = generate(model, PROMPTS[:1], [behind], given=known, **how, final_temperature=0.0)
+    np.testing.assert_array_equal(by_level(whole)[1], hot[1])
 
 
 def test_a_long_continuation_is_prefilled_at_once(model):

@@ -3,8 +3,8 @@
     hiermusic sweep --sweep=configs/sweeps/pyramid.py --workdir=out/pyramids --config.data.path=RECORDS
 
 p111 has 75 tokens a second, DAC's two codebooks 86; p555 377, nine codebooks 388. Each pyramid is trained twice: its
-levels quantise sums, as the paper's, or what the coarser ones have left over (`model.residual`). Once all are evaluated,
-`benchmarks/codec_table.py` sets them side by side, the first it is given against the others.
+levels quantise sums, as the paper's, or what the coarser ones have left over (`model.residual`). Once all are
+evaluated, `benchmarks/codec_table.py` sets them side by side, the first it is given against the others.
 """
 
 CONFIG = "configs/pyramid/codec.py:tiny"
