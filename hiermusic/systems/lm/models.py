@@ -209,7 +209,7 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         dropout=model.dropout,
         dtype=model.dtype,
         remat=model.remat,
-        segments=len(order.parts) if steps(config) else 0,
+        segments=len(order.parts) if steps(config) and model.positions == "t5_aligned" else 0,
     )
     silent = len(tokens) if order.isolated or order.separate else 1
     return TokenLMConfig(
