@@ -71,12 +71,12 @@ def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypa
     assert asked == []
     made.given.open(Path("w"))
     codec = system.codec_config(config.model)
-    how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4}
+    how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4, "stems": ("mix",)}
     assert asked == [(("music", Path("w/data"), codec.sample_rate, codec.channels), how)]
     samples = config.train.crop_frames * codec.hop
     assert made.given.crop == (samples, codec.channels)
     for given, split in ((made.given.train, "train"), (made.given.valid, "valid")):
-        assert given([1]) == ("records", split, samples, 3, 5, [1])
+        assert given([1]) == ("records", split, samples, 3, 5, [1], ("mix",))
 
 
 def test_a_stage_that_is_only_looked_at_touches_no_data(made, monkeypatch):
