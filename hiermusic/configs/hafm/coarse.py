@@ -22,7 +22,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data.stream = semantic.CODES
     config.data.prefix = (semantic.VOCAL, semantic.SEMANTIC)
     config.model.levels = 2 if preset == "tiny" else 4
-    config.model.length = 600 if preset == "tiny" else 3990
+    config.model.length = 400 if preset == "tiny" else 3990
     config.tokens = semantic.sound(preset)
     config.prefix = ConfigDict({number: semantic.meaning(preset) for number in "01"})
     return config
