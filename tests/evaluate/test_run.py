@@ -129,6 +129,17 @@ def test_a_codec_is_measured_on_held_out_clips_and_its_yardsticks_at_its_rates(c
     assert list(coder.targets) == [1] and np.abs(coder.targets[1](nyquist_LC)[100:-100]).max() < 0.01
 
 
+@pytest.mark.parametrize(("data", "stem", "stems"), [(None, "vocals", ("vocals", "mix")), ("other", "mix", ("mix",))])
+def test_a_codec_is_measured_on_the_first_stem_that_it_was_trained_on(
+    codec, resolved, monkeypatch, tmp_path, data, stem, stems
+):
+    config, opened = configuration(stems=("vocals", "mix")), []
+    monkeypatch.setattr(run.workdirs, "load", lambda workdir, *stages: (config, codec))
+    monkeypatch.setattr(run, "AudioSource", lambda path, stem: opened.append(stem) or Records(path, stem))
+    run._codec("w", tmp_path, data, 4.0, 2)
+    assert set(opened) == {stem} and resolved[0][7:] == stems
+
+
 def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "HEARD_LEVELS", (1,))
     wav_LC = np.full((50, 1), 0.25)

@@ -200,3 +200,16 @@ def test_a_codecs_codebooks_are_compared_number_by_number():
     aar.check_codebooks(holder(1.0), "codec", holder(1.0), "lm")
     with pytest.raises(UserError, match="codec has other codebooks than lm was trained with"):
         aar.check_codebooks(holder(1.0), "codec", holder(1.1), "lm")
+
+
+@pytest.mark.parametrize("wanted", [(), ("mix", "mix"), ("voice",)])
+def test_stems_that_none_has_are_refused(wanted):
+    config = configuration("khala/codec:tiny")
+    assert stages.stems_of(config) == ("mix",)
+    config.data.stems = ("vocals", "instrumental")
+    assert stages.stems_of(config) == ("vocals", "instrumental")
+    config.data.stems = wanted
+    with pytest.raises(UserError, match=r"data.stems=.*: give stems, each once: mix, vocals, instrumental, drums"):
+        stages.stems_of(config)
+    del config.data["stems"]  # of a workdir from before there were any
+    assert stages.stems_of(config) == ("mix",)

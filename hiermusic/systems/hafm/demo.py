@@ -6,7 +6,7 @@ from pathlib import Path
 from hiermusic.systems.demos import Demo, Step
 
 # three tempi, of which a beat is a whole number of frames of the codec: what minutes of training can learn
-CORPUS = "builtin:640?seconds=4-7&styles=pop,dance,ballad,ambient&tempi=75,107.14,125"
+CORPUS = "builtin:480?seconds=4-7&styles=pop,dance,ballad,ambient&tempi=75,107.14,125"
 TRACKS = 8  # held-out songs that the models are measured on
 VOCALS = 24  # of held-out songs that are accompanied
 STAGES = {"semantic": "what the accompaniment means", "coarse": "its coarse codes", "fine": "its fine codes"}
@@ -37,7 +37,7 @@ def _steps(folder: Path, configs: Path) -> Sequence[Step]:
     at = {name: str(folder / name) for name in ("corpus", "codec", "meaning", "tokens", *STAGES)}
     corpus = f"--config.data.path={at['corpus']}"
     codec = ["train", f"--config={configs / 'khala' / 'codec.py:tiny'}", f"--workdir={at['codec']}", corpus]
-    codec += ["--config.data.stems=('instrumental',)", "--config.model.sample_rate=16000", "--config.model.levels=4"]
+    codec += ["--config.data.stems=('instrumental',)", "--config.model.sample_rate=16000", "--config.model.levels=8"]
     codec += ["--config.model.strides=(4,5)", "--config.train.crop_frames=24"]
     meaning = ["train", f"--config={configs / 'tokens' / 'semantic.py:chroma'}", f"--workdir={at['meaning']}", corpus]
     meaning += ["--config.data.stems=('vocals','instrumental')"]
