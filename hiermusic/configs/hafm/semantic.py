@@ -6,7 +6,7 @@
 
 | preset | where                  | expect                                                          |
 |--------|------------------------|-----------------------------------------------------------------|
-| tiny   | two CPU cores, minutes | fewer bits than counting codes; 4 s                             |
+| tiny   | two CPU cores, minutes | a third of the bits of counting codes; 4 s                      |
 | small  | one GPU, days          | untried; 10 s, a model of 38 M parameters                       |
 | paper  | GPUs, 200 k steps      | untried; 10 s, 998 positions, 86 M parameters                   |
 
