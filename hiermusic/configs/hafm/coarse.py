@@ -4,7 +4,7 @@
 
 | preset | where                  | expect                                                          |
 |--------|------------------------|-----------------------------------------------------------------|
-| tiny   | two CPU cores, minutes | fewer bits than counting codes; 4 s, 2 levels                   |
+| tiny   | two CPU cores, minutes | three quarters of the bits of counting codes; 4 s, 2 levels     |
 | small  | one GPU, days          | untried; 10 s, 4 levels, a model of 43 M parameters             |
 | paper  | GPUs, 200 k steps      | untried; 10 s, 3,990 positions, 4 levels, 93 M parameters       |
 

@@ -6,7 +6,7 @@
 
 | preset | where                  | expect                                                          |
 |--------|------------------------|-----------------------------------------------------------------|
-| tiny   | two CPU cores, minutes | a third of the bits of counting codes; 4 s                      |
+| tiny   | two CPU cores, minutes | a third of the bits of counting codes; 7 s                      |
 | small  | one GPU, days          | untried; 10 s, a model of 38 M parameters                       |
 | paper  | GPUs, 200 k steps      | untried; 10 s, 998 positions, 86 M parameters                   |
 
@@ -44,7 +44,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config = base("semantic", preset)
     config.data.stream = SEMANTIC
     config.data.prefix = (VOCAL,)
-    config.model.length = 200 if preset == "tiny" else 998
+    config.model.length = 350 if preset == "tiny" else 998
     config.tokens, config.prefix = meaning(preset), ConfigDict({"0": meaning(preset)})
     return config
 
@@ -136,7 +136,7 @@ def base(stage: str, preset: str) -> ConfigDict:
             config.model.dropout = 0.0
             config.model.dtype = "float32"
             config.sampling.top_k = 30
-            config.train.steps = {"semantic": 400, "coarse": 300, "fine": 150}[stage]
+            config.train.steps = {"semantic": 300, "coarse": 300, "fine": 120}[stage]
             config.train.batch_size = 8
             config.train.optimiser = "muon"
             config.train.learning_rate = 6e-3
