@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -50,7 +51,7 @@ def write_tokens(folder: Path, tracks: int, seconds: float) -> Path:
         return draw.integers(0, 1024, (frames, 64)), entry
 
     hierarchy = Hierarchy.uniform(64, rate, 1024)
-    token_records.write_tokens(tracks, encode, folder, hierarchy, 2, settings={}, progress=False)
+    token_records.write_tokens(tracks, partial(map, encode), folder, hierarchy, 2, settings={}, progress=False)
     return folder
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,6 +135,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(workdir: str | os.PathLike) -> None:
+    """UserError where a workdir, or the folder that it is to be made in, takes no file, or none of 64 KiB."""
+    place = next(path for path in (Path(workdir).absolute(), *Path(workdir).absolute().parents) if path.exists())
+    try:
+        with disk_errors(workdir), tempfile.TemporaryFile(dir=place) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written: {error.strerror}; give another workdir") from error
 
 
 def replace(temporary: str | os.PathLike, path: str | os.PathLike) -> None:

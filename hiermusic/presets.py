@@ -33,7 +33,10 @@ def read(name: str) -> ConfigDict:
     if not (file := locate(path)).is_file():
         raise UserError(f"no configuration file at {path}: give --config=FILE.py[:preset]")
     try:
-        config = runpy.run_path(str(file))["get_config"](*preset)
+        made = runpy.run_path(str(file))
+        if "get_hyper" in made and "get_config" not in made:
+            raise UserError(f"{path} is a sweep and no configuration: `hiermusic sweep` takes it as --sweep={path}")
+        config = made["get_config"](*preset)
         if not isinstance(config, ConfigDict):
             raise TypeError(f"get_config gives a {type(config).__name__} where a ConfigDict belongs")
     except UserError:

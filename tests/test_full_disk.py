@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,13 @@ def test_token_records_keep_no_half_of_a_shard(disk):
 
     with pytest.raises(UserError, match="the disk is full"):
         token_records.write_tokens(
-            2, encode, disk / "t", Hierarchy.uniform(64, Fraction(21), 1024), 2, settings={}, progress=False
+            2,
+            partial(map, encode),
+            disk / "t",
+            Hierarchy.uniform(64, Fraction(21), 1024),
+            2,
+            settings={},
+            progress=False,
         )
     assert others(disk) == ["t/parts/plan.json"]
 

@@ -222,6 +222,15 @@ def test_a_file_that_makes_no_configuration_is_one_line(text, words, tmp_path, c
     assert err.startswith("hiermusic inspect: the configuration cannot be made") and err.count("\n") == 1
 
 
+def test_a_sweep_that_is_given_as_a_configuration_is_told(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "--config=configs/sweeps/learning_rate.py", "--workdir=w"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "is a sweep and no configuration: `hiermusic sweep` takes it as --sweep=configs/sweeps/learning_rate.py"
+    )
+
+
 @pytest.mark.parametrize("name", ["nowhere.py:tiny", "configs/khala/nowhere.py", "configs", "configs/khala", ""])
 def test_a_file_that_is_not_there_is_one_line(name, capsys):
     words = f"no configuration file at {name.split(':')[0]}: give --config=FILE.py[:preset]"

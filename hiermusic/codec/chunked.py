@@ -6,12 +6,13 @@ no end). A song shorter than a piece is filled up, with silence or with its last
 that of the whole, where each convolution pads by itself.
 
 Pieces of one song are equally long, and of few different lengths over all songs, so that little is done twice and few
-programs are compiled. The devices of this process take a piece each. A codec of segments codes these in their place,
-several at a time on a device.
+programs are compiled. The devices of this process take a piece each, of several songs where one has too few
+(`encode_each`). A codec of segments codes these in their place, several at a time on a device.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +26,25 @@ from hiermusic.errors import UserError
 
 SECONDS = 30.0  # of a piece, beside what it shares with its neighbours
 _LEAST = 32  # frames
-_SEGMENTS = 8  # coded at once on a device
+SEGMENTS = 8  # coded at once on a device
+# pieces for every device that songs are gathered for: the last round, which may lack some, is then one of several
+_ROUNDS = 4
+
+
+class _Song(NamedTuple):
+    """A song on its way through a codec.
+
+    Attributes:
+      size: of each piece; pieces of one size run in one program.
+      count: of its pieces.
+      piece: index of one -> the arrays that the program takes.
+      join: what the program made of the pieces, in order -> what becomes of the song.
+    """
+
+    size: int
+    count: int
+    piece: Callable[[int], tuple[np.ndarray, ...]]
+    join: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def encode_long(
@@ -40,14 +59,46 @@ def encode_long(
     Raises:
       UserError: pieces too short for the codec's reach, no samples, or another number of channels.
     """
+    return _encode_together(codec, [wav_LC], chunk_seconds, levels)[0]
+
+
+def encode_each(codec: Codec, sounds: Iterable[Float[np.ndarray, "L C"]]) -> Iterator[Int[np.ndarray, "P S"]]:
+    """`encode_long` of sounds one after the other, the same codes.
+
+    Where this process has several devices, several sounds are taken before the codes of the first are given: as many as
+    keep all devices at work, of which pieces of one length run side by side.
+    """
+    devices = len(jax.local_devices())
+    # the many segments of a sound leave no device without any
+    enough = 0.0 if devices == 1 or codec.config.segments else _ROUNDS * devices * SECONDS * codec.sample_rate
+    waiting: list[np.ndarray] = []
+    length = 0
+    for wav_LC in sounds:
+        waiting.append(wav_LC)
+        length += len(wav_LC)
+        if length >= enough:
+            yield from _encode_together(codec, waiting)
+            waiting, length = [], 0
+    if waiting:
+        yield from _encode_together(codec, waiting)
+
+
+def _encode_together(
+    codec: Codec, sounds: Sequence[np.ndarray], chunk_seconds: float | None = None, levels: int | None = None
+) -> list[Int[np.ndarray, "P S"]]:
     if codec.config.segments:
-        return _encode_segments(codec, codec.config.segments, wav_LC, levels)
-    total = -(-len(wav_LC) // codec.packet)
-    margin = codec.config.encoder_margin
-    packets = _piece(codec, chunk_seconds, margin, total)
+        return [_encode_segments(codec, codec.config.segments, wav_LC, levels) for wav_LC in sounds]
     graph, state = nnx.split(codec)
-    run = functools.partial(_encode, graph, levels)
-    length, spare = len(wav_LC), codec.config.spare
+    songs = [_to_encode(codec, wav_LC, chunk_seconds) for wav_LC in sounds]
+    made = _run_songs(functools.partial(_encode, graph, levels), state, songs)
+    return [codes_PS.astype(np.uint16) for codes_PS in made]
+
+
+def _to_encode(codec: Codec, wav_LC: np.ndarray, chunk_seconds: float | None) -> _Song:
+    total = -(-len(wav_LC) // codec.packet)
+    margin, spare = codec.config.encoder_margin, codec.config.spare
+    packets = _piece(codec, chunk_seconds, margin, total)
+    length = len(wav_LC)
     wav_LC = np.pad(wav_LC, ((0, (max(total, packets) + spare) * codec.packet - length), (0, 0))).astype(np.float32)
 
     def cut(start: int) -> tuple[np.ndarray, ...]:
@@ -55,7 +106,7 @@ def encode_long(
         # where it ends within its last frame is told, so that one program serves all lengths
         return (piece, np.int32(min(packets * codec.packet, length - start * codec.packet))) if spare else (piece,)
 
-    return _assemble(run, state, cut, total, packets, margin, 1).astype(np.uint16)
+    return _in_pieces(cut, total, packets, margin, 1)
 
 
 def decode_long(
@@ -92,7 +143,7 @@ def decode_long(
         piece_PS = codes_PS[start : start + packets + spare]
         return (piece_PS, np.int32(min(packets, total - start))) if spare else (piece_PS,)
 
-    return _assemble(run, state, cut, total, packets, margin, codec.packet)[:length]
+    return _run_songs(run, state, [_in_pieces(cut, total, packets, margin, codec.packet)])[0][:length]
 
 
 def longest(sample_rate: int, packet: int, margin: int) -> int:
@@ -150,19 +201,25 @@ def _rung(n: int) -> int:
     return -(-n // step) * step
 
 
-def _assemble(
-    run: Callable, state: nnx.State, cut: Callable, total: int, packets: int, margin: int, scale: int
-) -> np.ndarray:
-    """Runs pieces that together hold `total` packets, and joins what is exact; a packet is `scale` entries of it."""
+def _in_pieces(cut: Callable, total: int, packets: int, margin: int, scale: int) -> _Song:
+    """A song in pieces that together hold `total` packets, of which what is exact is joined.
+
+    Args:
+      cut: packet that a piece begins with -> the arrays that the program takes.
+      scale: entries of what the program makes, a packet.
+    """
     kept, done = [], 0
     while done < total:
         start = max(0, min(done - margin, total - packets))
         stop = total if start + packets >= total else start + packets - margin
         kept.append((start, done, stop))
         done = stop
-    found = _run(run, state, len(kept), lambda i: cut(kept[i][0]))
-    parts = zip(kept, found, strict=True)
-    return np.concatenate([piece[(a - start) * scale : (b - start) * scale] for (start, a, b), piece in parts])
+
+    def join(found: Sequence[np.ndarray]) -> np.ndarray:
+        parts = zip(kept, found, strict=True)
+        return np.concatenate([piece[(a - start) * scale : (b - start) * scale] for (start, a, b), piece in parts])
+
+    return _Song(packets, len(kept), lambda i: cut(kept[i][0]), join)
 
 
 def _encode_segments(
@@ -203,7 +260,22 @@ def _run_segments(codec: Codec, program: Callable, count: int, part: Callable, h
         x = part(i)
         return np.pad(x, ((0, length - len(x)), (0, 0))), np.int32(len(x))
 
-    return _run(program(graph), state, count, cut, _SEGMENTS)
+    return _run(program(graph), state, count, cut, SEGMENTS)
+
+
+def _run_songs(run: Callable, state: nnx.State, songs: Sequence[_Song]) -> list[np.ndarray]:
+    """What becomes of each song; pieces of one size, whichever song they are of, run side by side."""
+    found: list[list[np.ndarray]] = [[] for _ in songs]
+    for size in sorted({song.size for song in songs}):
+        places = [(at, i) for at, song in enumerate(songs) if song.size == size for i in range(song.count)]
+
+        def cut(place: int, places=places) -> tuple[np.ndarray, ...]:
+            at, i = places[place]
+            return songs[at].piece(i)
+
+        for (at, _), piece in zip(places, _run(run, state, len(places), cut), strict=True):
+            found[at].append(piece)
+    return [song.join(parts) for song, parts in zip(songs, found, strict=True)]
 
 
 def _run(run: Callable, state: nnx.State, count: int, cut: Callable, each: int = 1) -> list[np.ndarray]:
@@ -213,7 +285,7 @@ def _run(run: Callable, state: nnx.State, count: int, cut: Callable, each: int =
       count: pieces.
       cut: index of a piece -> the arrays that the program takes; asked when it is its turn.
     """
-    devices = jax.local_devices()[:count]
+    devices = jax.local_devices()[: 1 << (count - 1).bit_length()]  # few numbers of them: each has its own program
     while each > 1 and (each // 2) * len(devices) >= count:
         each //= 2
     place = None

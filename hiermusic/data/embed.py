@@ -11,6 +11,7 @@ from hiermusic.data.arrays import write_npz
 from hiermusic.data.audio_records import AudioSource
 from hiermusic.errors import UserError, replacing
 from hiermusic.pretrained import encoder as encoders
+from hiermusic.pretrained import export
 
 
 def embed_file(folder: str, source: str, target: str, *, layer: int | None, window: float | None) -> dict[str, Any]:
@@ -76,5 +77,5 @@ def embed_tracks(folder: str, data: str, target: str, *, layer: int | None, wind
             f"{len(skipped)} of {len(source)} tracks are too short and have no vector: {', '.join(skipped[:3])}"
             + ", ..." * (len(skipped) > 3)
         )
-    write_npz(target, found, encoders.licences(folder))
+    write_npz(target, found, export.licences(folder))
     return {"out": target, "tracks": len(found), "width": model.width, "skipped": skipped}

@@ -33,7 +33,7 @@ OPTIONS = "group_size:1,zstd:3"  # one record a chunk, as for audio; 10-bit code
 
 def write_tokens(
     count: int,
-    encode: Callable[[Any], tuple[Codes, Mapping]],
+    encode: Callable[[Iterable[Any]], Iterable[tuple[Codes, Mapping]]],
     out: str | os.PathLike,
     hierarchy: Hierarchy,
     split_at: int,
@@ -49,8 +49,8 @@ def write_tokens(
 
     Args:
       count: tracks.
-      encode: what `load` made of a track -> its codes (int [T, K], or a tuple of such arrays where levels differ in
-        rate, one a rate group) and its entry (id, split, seconds, meta).
+      encode: what `load` made of tracks -> of each in order its codes (int [T, K], or a tuple of such arrays where
+        levels differ in rate, one a rate group) and its entry (id, split, seconds, meta).
       load: index of a track -> what `encode` takes, made ahead on threads; the index itself when left out.
       skipped: names of tracks that are not among them, and why, to be told.
       settings: JSON values kept in info.json (codec, fingerprint); a directory begun with others is refused.
@@ -75,8 +75,7 @@ def write_tokens(
 
     def read(indices: Iterable[int]) -> Generator[tuple[Codes, Mapping], None, None]:
         with closing(ahead(load, indices)) as tracks:
-            for track in tracks:
-                yield encode(track)
+            yield from encode(tracks)
 
     prefixes = tuple(_bounds(hierarchy, split_at))
     label = progress and "tokenising"

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -35,7 +36,7 @@ def noisy(wav_LC: Float[np.ndarray, "L C"], noise: float, of: str) -> Float[np.n
 
 
 def tokenise(
-    encode: Callable[[np.ndarray], Codes],
+    encode: Callable[[Iterable[np.ndarray]], Iterable[Codes]],
     audio_dir: str | os.PathLike,
     out_dir: str | os.PathLike,
     hierarchy: Hierarchy,
@@ -58,8 +59,8 @@ def tokenise(
     A run that was interrupted continues at its first missing shard and ends with the same files.
 
     Args:
-      encode: waveform float32 [L, C] -> codes int [T, K], or a tuple of such arrays, one a rate
-        group, where the levels differ in rate.
+      encode: waveforms float32 [L, C] -> of each in order codes int [T, K], or a tuple of such arrays, one a rate
+        group, where the levels differ in rate. It may take several before it gives the first.
       audio_dir, out_dir: record directories; tracks keep their id, split and metadata.
       hierarchy: the codec's levels.
       split_at: levels below it go to the `coarse` files, the others to the `fine` ones.
@@ -96,11 +97,17 @@ def tokenise(
         wav_LC = files.to_channels(source.track(index), channels or source.channels)
         return noisy(files.resample(wav_LC, source.sample_rate, rate), noise, track["id"]), entry
 
-    def encode_track(loaded: tuple[np.ndarray, Mapping]) -> tuple[Codes, Mapping]:
-        wav_LC, entry = loaded
-        if (scales_N := scales(wav_LC)) is not None:
-            entry = {**entry, "scales": scales_N.tolist()}
-        return encode(wav_LC), entry
+    def encode_tracks(loaded: Iterable[tuple[np.ndarray, Mapping]]) -> Generator[tuple[Codes, Mapping], None, None]:
+        entries: deque[Mapping] = deque()
+
+        def sounds() -> Iterator[np.ndarray]:
+            for wav_LC, entry in loaded:
+                beside = {} if (scales_N := scales(wav_LC)) is None else {"scales": scales_N.tolist()}
+                entries.append({**entry, **beside})
+                yield wav_LC
+
+        for codes in encode(sounds()):
+            yield codes, entries.popleft()
 
     settings = {"codec": codec_id, "audio": fingerprint, "sample_rate": rate}
     if facts:
@@ -111,7 +118,7 @@ def tokenise(
         settings["noise"] = noise
     return write_tokens(
         len(long),
-        encode_track,
+        encode_tracks,
         out_dir,
         hierarchy,
         split_at,

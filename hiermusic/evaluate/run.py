@@ -366,6 +366,9 @@ def _verified(workdir: str, out: Path, data: str | None, seconds: float, tracks:
 
 
 def _middle(codes_TK: np.ndarray, codec: Codec, seconds: float) -> np.ndarray:
+    """The frames of so many seconds, where it is a codec of segments from the beginning of one on."""
     frames = max(round(seconds * float(codec.hierarchy.rates[0])), 1)
     start = max(len(codes_TK) - frames, 0) // 2
+    if segments := codec.config.segments:
+        start -= start % segments.frames
     return codes_TK[start : start + frames].astype(np.int32)

@@ -13,8 +13,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from hiermusic.errors import UserError
 from hiermusic.parallel import relay
@@ -48,6 +51,24 @@ def all_stop(step: int, wanted: bool) -> bool:
       wanted: this process was asked to end.
     """
     return _link.stops(step, wanted) if _link else wanted
+
+
+def check_shared(workdir: str | os.PathLike) -> None:
+    """UserError in a process that does not see what the first one writes into a workdir. Called by every process."""
+    # a name that nobody has looked up yet, which no file system's cache can answer for
+    token = multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31, dtype=np.int32))
+    mark = Path(workdir) / f".shared-{int(token)}"
+    if jax.process_index() == 0:
+        mark.touch()
+    wait_for_all(f"{mark.name} written")
+    if not mark.exists():
+        raise UserError(
+            f"process {jax.process_index()} does not see what process 0 writes into {workdir}: give a workdir on a "
+            "file system that all hosts share"
+        )
+    wait_for_all(f"{mark.name} seen")
+    if jax.process_index() == 0:
+        mark.unlink()
 
 
 @contextmanager

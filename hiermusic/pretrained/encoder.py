@@ -51,13 +51,6 @@ def read_config(folder: str | Path) -> Config:
         return of_fields(told)
 
 
-def licences(folder: str | Path) -> list[str]:
-    """Those that the weights of an imported encoder are under, and so what is made with them."""
-    path = Path(folder) / "config.json"
-    with reading(path, "an encoder"):
-        return list(map(str, json.loads(path.read_text(encoding="utf-8")).get("licences", ())))
-
-
 def of_fields(told: Mapping[str, Any]) -> Config:
     """What `to_fields` made of an encoder; ValueError for anything else."""
     if told["family"] not in FAMILIES:
@@ -118,7 +111,7 @@ def load(folder: str | Path, layer: int | None = None) -> Encoder:
         if name not in weights or weights[name].shape != shape:
             found = weights[name].shape if name in weights else "not there"
             raise UserError(
-                f"{folder}: the weight {name} is {found}, its config.json asks for {shape}: {export.REMEDY}"
+                f"{folder}: the weight {name} is {found}, its config.json asks for {shape}: import it again"
             )
     return filled(config, weights)
 

@@ -18,7 +18,7 @@ import numpy as np
 from hiermusic.errors import UserError, disk_errors, reading, replace, sync
 
 FILE_BYTES = 5 * 10**9
-REMEDY = "export the model again"
+REMEDY = "export or import the model again"
 
 _WHOLE, _INDEX, _CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"} | {
@@ -26,6 +26,17 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 }
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def licences(folder: str | Path) -> list[str]:
+    """Those that config.json of a folder or a workdir names, and so that what is made with its weights comes under.
+
+    Raises:
+      UserError: no configuration, or one that cannot be read.
+    """
+    path = Path(folder) / _CONFIG
+    with reading(path, "a configuration"):
+        return list(map(str, json.loads(path.read_text(encoding="utf-8")).get("licences", ())))
 
 
 def check_new(path: str | Path) -> None:

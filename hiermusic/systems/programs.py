@@ -47,15 +47,16 @@ class Generation(NamedTuple):
 
 
 def decoding(codec: CodecConfig, rows: int) -> Generation:
-    """The decoding of one piece of a song on every device of the batch, in shapes."""
-    pieces = chunked.longest(codec.sample_rate, codec.packet, codec.decoder_margin)
+    """The decoding of one piece of a song, or of as many segments as run at once, on every device of the batch."""
+    frames, hop = chunked.longest(codec.sample_rate, codec.packet, codec.decoder_margin), codec.packet
     if codec.segments:
-        pieces = codec.segments.frames
+        rows *= chunked.SEGMENTS
+        frames, hop = codec.segments.frames, codec.segments.samples_per_frame
     graphdef, weights = nnx.split(nnx.eval_shape(lambda: Codec(codec, rngs=nnx.Rngs(0))))
-    codes = jax.ShapeDtypeStruct((rows, pieces + codec.spare, sum(codec.quantiser.slots)), jnp.int32)
-    seconds = rows * pieces * codec.packet / codec.sample_rate
-    tokens = rows * pieces * sum(codec.quantiser.slots)
-    positions = pieces * codec.quantiser.frames
+    codes = jax.ShapeDtypeStruct((rows, frames + codec.spare, sum(codec.quantiser.slots)), jnp.int32)
+    seconds = rows * frames * hop / codec.sample_rate
+    tokens = rows * frames * sum(codec.quantiser.slots)
+    positions = frames * codec.quantiser.frames
     arguments = (graphdef, weights, codes)
     if codec.ragged:
         arguments += (jax.ShapeDtypeStruct((rows,), jnp.int32),)

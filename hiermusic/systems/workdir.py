@@ -1,7 +1,7 @@
 """From a configuration or a training workdir to the thing itself: stage, codec, codes, songs, facts."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
@@ -20,7 +20,7 @@ from hiermusic.data.streams import Tokenizer
 from hiermusic.errors import UserError, brief, reading
 from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.parallel.mesh import shardings
-from hiermusic.pretrained.export import is_export
+from hiermusic.pretrained import export
 from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.systems import catalogue, token_facts
 from hiermusic.systems.requests import Request
@@ -94,7 +94,7 @@ def read(workdir: str | Path, *stages: str) -> ConfigDict:
         raise UserError(f"{workdir} was trained as a {config.get('stage')}: give the workdir of a {wanted}")
     if config.get("system") in catalogue.systems():
         ours = system(config, str(place))
-        with _understood(str(place), ", as another version wrote it: train or export it anew with this one"):
+        with _understood(str(place), ", as another version wrote it: train, export or import it anew with this one"):
             ours.rooms.make_model(config)
     if stages == TOKENIZERS and not makes_tokens(config):
         wanted = " or ".join(stages)
@@ -137,7 +137,7 @@ def _pinned(base: str, workdir: str | Path | None) -> str:
         step = old.step if old.workdir == run else None
     if run:
         checkpoint.read_config(run)
-        step = checkpoint.exported_step(run, step) if is_export(run) else int(checkpoint.find(run, step).name)
+        step = checkpoint.exported_step(run, step) if export.is_export(run) else int(checkpoint.find(run, step).name)
     return str(Tokenizer(run, step))
 
 
@@ -173,8 +173,8 @@ def _licences(source: Path) -> list[str]:
     try:
         if source.is_file():
             return arrays.licences_of(source)
-        return list(map(str, checkpoint.read_config(source).get("licences", ())))
-    except (UserError, TypeError):
+        return export.licences(source)
+    except UserError:
         return []
 
 
@@ -257,7 +257,7 @@ def tokenise(
     for name, (workdir, step) in made_by.items():
         codec = load(workdir, *TOKENIZERS, step=step)[1]
         tokenise.tokenise(
-            partial(encoded, codec),
+            partial(encoded_each, codec),
             audio_dir,
             Path(out) / name,
             codec.hierarchy,
@@ -278,18 +278,23 @@ def tokenise(
 
 def encoded(codec: Codec | Semantic, wav_LC: np.ndarray) -> packets.Streams:
     """The tokens of a sound of any length, at its tokenizer's rate and channels."""
-    from hiermusic.codec.chunked import encode_long
+    return next(iter(encoded_each(codec, [wav_LC])))
+
+
+def encoded_each(codec: Codec | Semantic, sounds: Iterable[np.ndarray]) -> Iterator[packets.Streams]:
+    """`encoded` of sounds one after the other; a codec hears several at once where there are devices for it."""
+    from hiermusic.codec.chunked import encode_each
 
     if isinstance(codec, Semantic):
-        return codec.encode(wav_LC)
-    return packets.to_streams(encode_long(codec, wav_LC), codec.slots)
+        return map(codec.encode, sounds)
+    return (packets.to_streams(codes_PS, codec.slots) for codes_PS in encode_each(codec, sounds))
 
 
 def _codec_of(text: str) -> Tokenizer:
     """The codec that WORKDIR, or WORKDIR@STEP, names, its newest checkpoint where none is named."""
     workdir, step = Tokenizer.named(text)
     read(workdir, *TOKENIZERS)
-    if is_export(workdir):
+    if export.is_export(workdir):
         return Tokenizer(workdir, checkpoint.exported_step(workdir, step))
     return Tokenizer(workdir, int(checkpoint.find(workdir, step).name))
 

@@ -8,7 +8,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from hiermusic.console import say
 from hiermusic.data.streams import Tokenizer
-from hiermusic.errors import UserError, disk_errors, reading, reason, replacing
-from hiermusic.parallel.hosts import wait_for_all
+from hiermusic.errors import UserError, check_writable, disk_errors, reading, reason, replacing
+from hiermusic.parallel.hosts import check_shared
 from hiermusic.pretrained import export
 from hiermusic.train import checksum, lent
 from hiermusic.train.tuning import TuningConfig, folded
@@ -260,7 +258,7 @@ def check(workdir: str | Path, fields: Mapping[str, Any], free: Sequence[str] = 
     """
     if export.is_export(workdir):
         raise UserError(f"{workdir} is an exported model: train in a new workdir with --config.init_from={workdir}")
-    _check_writable(Path(workdir))
+    check_writable(workdir)
     if (Path(workdir) / "config.json").exists():
         old, new = _flat(read_config(workdir)), _flat(fields)
         for name in sorted(old.keys() | new.keys()):
@@ -282,7 +280,7 @@ def claim(workdir: str | Path, fields: Mapping[str, Any], free: Sequence[str] = 
     if jax.process_index() == 0:
         write_config(workdir, fields)
     if jax.process_count() > 1:
-        _check_shared(Path(workdir))
+        check_shared(workdir)
 
 
 def write_config(workdir: str | Path, fields: Mapping[str, Any]) -> None:
@@ -294,33 +292,6 @@ def write_config(workdir: str | Path, fields: Mapping[str, Any]) -> None:
             temporary.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def _check_writable(workdir: Path) -> None:
-    place = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
-    try:
-        with disk_errors(workdir), tempfile.TemporaryFile(dir=place) as probe:
-            probe.write(bytes(1 << 16))
-            probe.flush()
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be written: {error.strerror}; give another workdir") from error
-
-
-def _check_shared(workdir: Path) -> None:
-    # a name that nobody has looked up yet, which no file system's cache can answer for
-    token = multihost_utils.broadcast_one_to_all(np.random.default_rng().integers(2**31, dtype=np.int32))
-    mark = workdir / f".shared-{int(token)}"
-    if jax.process_index() == 0:
-        mark.touch()
-    wait_for_all(f"{mark.name} written")
-    if not mark.exists():
-        raise UserError(
-            f"process {jax.process_index()} does not see what process 0 writes into {workdir}: give a workdir on a "
-            "file system that all hosts share"
-        )
-    wait_for_all(f"{mark.name} seen")
-    if jax.process_index() == 0:
-        mark.unlink()
 
 
 def read_config(workdir: str | Path) -> Tree:
@@ -355,7 +326,7 @@ def _directory(workdir: str | Path) -> Path:
 def find(workdir: str | Path, step: int | None = None) -> Path:
     """The folder of a checkpoint of a run, the newest or that of a step; UserError when there is none."""
     if export.is_export(workdir):
-        raise UserError(f"{workdir} is an exported model, not a training run with checkpoints: give that")
+        raise UserError(f"{workdir} is an exported or imported model, not a training run with checkpoints: give a run")
     directory = _directory(workdir)
     kept = steps(workdir)
     if not kept:
@@ -370,7 +341,7 @@ def exported_step(folder: str | Path, step: int | None = None) -> int:
     facts = _read_json(folder).get("export")
     stored = facts.get("step") if isinstance(facts, dict) else None
     if not isinstance(stored, int):
-        raise UserError(f"{folder} is not whole: its config.json does not say which step was exported; export it again")
+        raise UserError(f"{folder} is not whole: its config.json does not say which step it is of; {export.REMEDY}")
     if step is not None and step != stored:
         raise UserError(f"{folder} holds no checkpoint of step {step}: it was exported at step {stored}")
     return stored

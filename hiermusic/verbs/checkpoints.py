@@ -138,6 +138,8 @@ def _export(values: Values, given: list[str]) -> None:
         words = f"{', '.join(made['files'])} ({made['bytes'] / 1e6:,.1f} MB) for transformers' {made['class']}"
         answer(values, made, [f"{values.out}: {words}"])
         return
+    if export.is_export(values.workdir):
+        raise UserError(f"{values.workdir} is exported or imported already: copy the folder, or give another --format")
     weights = stored.open_weights(values.workdir, values.step, _dtype(values))
     kinds = {shape.dtype.name for shape in weights.shapes.values() if jnp.issubdtype(shape.dtype, jnp.floating)}
     facts = {

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hiermusic.codec.chunked import _assemble, _piece, decode_long, encode_long
+from hiermusic.codec import chunked
+from hiermusic.codec.chunked import _in_pieces, _piece, _run_songs, decode_long, encode_each, encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
 
 CONFIG = CodecConfig(
@@ -101,7 +103,8 @@ def test_pieces_do_little_twice_and_have_few_lengths(margin):
         def cut(start, row_P=row_P, packets=packets):
             return (row_P[start : start + packets],)
 
-        np.testing.assert_array_equal(_assemble(run, {}, cut, total, packets, margin, 1), np.arange(total))
+        (made,) = _run_songs(run, {}, [_in_pieces(cut, total, packets, margin, 1)])
+        np.testing.assert_array_equal(made, np.arange(total))
         assert packets <= most and all(shape[0] <= 8 and shape[1] == packets for shape in seen)
         if total >= 200:
             pieces = -(-(total - 2 * margin) // (most - 2 * margin))
@@ -109,3 +112,47 @@ def test_pieces_do_little_twice_and_have_few_lengths(margin):
             assert packets * pieces <= total * (1 + 1 / 16) + 2 * margin * pieces
         sizes.add(packets)
     assert len(sizes) <= 9
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypatch):
+    """Thirteen sounds on eight devices, one of them of three pieces: those of one length run side by side."""
+    trunk = dataclasses.replace(CONFIG.trunk, init="fan_in")
+    if ragged:
+        trunk = SeanetConfig(strides=(4, 2), width=4, latent=6, lstm_reach=4, ragged=True)
+    codec = nnx.jit(lambda: Codec(dataclasses.replace(CONFIG, trunk=trunk), rngs=nnx.Rngs(0)))()
+    draw = np.random.default_rng(3)
+    lengths = (800, 1, 799, 800, 60_001, 798, 797, 796, 7, 795, 800, 794, 793)
+    sounds = [draw.normal(size=(length, 2)).astype(np.float32) for length in lengths]
+    alone = [encode_long(codec, wav_LC) for wav_LC in sounds]
+    runs = []
+    whole = chunked._encode
+    monkeypatch.setattr(chunked, "_encode", lambda *given: runs.append(given[3].shape) or whole(*given))
+    found = list(encode_each(codec, iter(sounds)))
+    assert len(found) == len(alone) and len(np.unique(np.concatenate(alone))) > 4
+    for codes_PS, expected_PS in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(codes_PS, expected_PS)
+        assert codes_PS.dtype == np.uint16
+    shared = runs.copy()
+    runs.clear()
+    for wav_LC in sounds:
+        encode_long(codec, wav_LC)
+    assert sorted(shape[0] for shape in shared) == [2, 4, 8, 8] and sorted(shape[0] for shape in runs) == [1] * 12 + [4]
+
+
+def test_sounds_are_given_as_soon_as_devices_are_full(monkeypatch):
+    """Two devices hold two minutes of sound at four pieces each; one device none but the one it codes."""
+    codec = nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
+    sounds = [np.zeros((800 * 50, 2), np.float32)] * 12
+    taken = []
+
+    def each():
+        for wav_LC in sounds:
+            taken.append(wav_LC)
+            yield wav_LC
+
+    for devices, most in ((1, 1), (2, 5)):
+        monkeypatch.setattr(chunked.jax, "local_devices", lambda devices=devices: jax.devices()[:devices])
+        taken.clear()
+        first = next(encode_each(codec, each()))
+        assert len(taken) == most and first.shape == (5000, 3)

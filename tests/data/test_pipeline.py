@@ -139,7 +139,7 @@ def tokens(audio, tmp_path_factory):
     """Ten tracks to train on and two held out, codes of three levels."""
     out = tmp_path_factory.mktemp("tokens")
     tokenise(
-        lambda wav_LC: np.repeat(places(wav_LC[None])[0, ::10, None] // 2000, 3, 1),
+        lambda sounds: (np.repeat(places(wav_LC[None])[0, ::10, None] // 2000, 3, 1) for wav_LC in sounds),
         *(audio, out, Hierarchy.uniform(3, 100, 1024), 2, "fake"),
         progress=False,
     )

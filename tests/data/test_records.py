@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -358,7 +359,7 @@ def audio(tmp_path):
 
 
 def test_token_round_trip(tmp_path, audio):
-    summary = tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    summary = tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     source, waves = TokenSource(tmp_path / "tokens"), AudioSource(audio)
     assert summary.tracks == len(source) == 7 and source.hierarchy == UNIFORM
     for index in range(7):
@@ -390,12 +391,12 @@ def test_tracks_are_read_while_others_are_encoded(tmp_path, audio, monkeypatch):
 
     encoded = []
     monkeypatch.setattr(AudioSource, "track", track)
-    tokenise(encode, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    tokenise(partial(map, encode), audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     assert len(encoded) == 7
 
 
 def test_coarse_levels_need_no_fine_files(tmp_path, audio):
-    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     for file in (tmp_path / "tokens").glob("fine-*"):
         file.unlink()
     coarse = TokenSource(tmp_path / "tokens", "coarse")
@@ -406,7 +407,7 @@ def test_coarse_levels_need_no_fine_files(tmp_path, audio):
 
 
 def test_a_number_of_coarse_levels_that_is_none_is_told(tmp_path, audio):
-    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     info = json.loads((tmp_path / "tokens/info.json").read_text())
     for split_at in (0.5, 0, 6, True, "2"):
         (tmp_path / "tokens/info.json").write_text(json.dumps(info | {"split_at": split_at}))
@@ -415,7 +416,7 @@ def test_a_number_of_coarse_levels_that_is_none_is_told(tmp_path, audio):
 
 
 def test_levels_of_several_rates(tmp_path, audio):
-    tokenise(encode_pyramid, audio, tmp_path / "tokens", PYRAMID, 2, "fake", progress=False)
+    tokenise(partial(map, encode_pyramid), audio, tmp_path / "tokens", PYRAMID, 2, "fake", progress=False)
     wanted = encode_pyramid(AudioSource(audio).track(1))
     for got, want in zip(TokenSource(tmp_path / "tokens")[1]["codes"], wanted, strict=True):
         np.testing.assert_array_equal(got, want)
@@ -434,33 +435,34 @@ def test_codes_that_do_not_fit_are_refused(tmp_path, audio):
         encode_pyramid,
     ):
         with pytest.raises(ValueError, match="codes"):
-            tokenise(wrong, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+            tokenise(partial(map, wrong), audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     with pytest.raises(UserError, match="split_at is 6"):
-        tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 6, "fake", progress=False)
+        tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 6, "fake", progress=False)
 
 
 def test_all_levels_coarse(tmp_path, audio):
-    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 5, "fake", progress=False)
+    tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 5, "fake", progress=False)
     assert not list((tmp_path / "tokens").glob("fine-*"))
     assert TokenSource(tmp_path / "tokens", "coarse")[0]["codes"].shape == (20, 5)
 
 
 def test_another_codec_is_refused(tmp_path, audio):
-    tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
+    tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 2, "fake", progress=False)
     with pytest.raises(UserError, match="another codec"):
-        tokenise(encode_uniform, audio, tmp_path / "tokens", UNIFORM, 2, "other", progress=False)
+        tokenise(partial(map, encode_uniform), audio, tmp_path / "tokens", UNIFORM, 2, "other", progress=False)
 
 
 def test_workers_share_the_shards(tmp_path, audio):
-    tokenise(encode_uniform, audio, tmp_path / "one", UNIFORM, 2, "fake", shards=3, progress=False)
+    tokenise(partial(map, encode_uniform), audio, tmp_path / "one", UNIFORM, 2, "fake", shards=3, progress=False)
     args = (audio, tmp_path / "two", UNIFORM, 2, "fake")
-    assert tokenise(encode_uniform, *args, shards=3, worker=(1, 2), progress=False) is None
-    assert tokenise(encode_uniform, *args, shards=3, worker=(0, 2), progress=False).tracks == 7
+    assert tokenise(partial(map, encode_uniform), *args, shards=3, worker=(1, 2), progress=False) is None
+    assert tokenise(partial(map, encode_uniform), *args, shards=3, worker=(0, 2), progress=False).tracks == 7
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
 
 
 KILLED = """
 import os, signal, sys
+from functools import partial
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 from test_records import UNIFORM, encode_uniform
 from hiermusic.data.tokenise import tokenise
@@ -470,12 +472,12 @@ def encode(wav_LC):
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return encode_uniform(wav_LC)
-tokenise(encode, sys.argv[2], sys.argv[3], UNIFORM, 2, "fake", shards=3, progress=False)
+tokenise(partial(map, encode), sys.argv[2], sys.argv[3], UNIFORM, 2, "fake", shards=3, progress=False)
 """
 
 
 def test_killed_tokenising_ends_with_the_same_files(tmp_path, audio):
-    tokenise(encode_uniform, audio, tmp_path / "whole", UNIFORM, 2, "fake", shards=3, progress=False)
+    tokenise(partial(map, encode_uniform), audio, tmp_path / "whole", UNIFORM, 2, "fake", shards=3, progress=False)
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, __file__, audio, tmp_path / "cut"], env=os.environ, cwd=Path(__file__).parents[2]
     )
@@ -484,7 +486,7 @@ def test_killed_tokenising_ends_with_the_same_files(tmp_path, audio):
     assert "coarse-00000-of-00003.arrayrecord" in left and "info.json" not in left
     encoded = []
     tokenise(
-        lambda wav_LC: encoded.append(0) or encode_uniform(wav_LC),
+        partial(map, lambda wav_LC: encoded.append(0) or encode_uniform(wav_LC)),
         *(audio, tmp_path / "cut", UNIFORM, 2, "fake"),
         shards=3,
         progress=False,

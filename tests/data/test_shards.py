@@ -7,6 +7,7 @@ import random
 import shutil
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def encode(wav_LC: np.ndarray) -> np.ndarray:
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     write(folder / "audio", shards=2)
-    tokenise(encode, folder / "audio", folder / "tokens", LEVELS, 1, "fake", shards=2, progress=False)
+    tokenise(partial(map, encode), folder / "audio", folder / "tokens", LEVELS, 1, "fake", shards=2, progress=False)
     return folder
 
 

@@ -1,6 +1,7 @@
 """Which tracks are held out: given splits, drawn ones, and copies, which never lie on both sides."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +221,7 @@ def test_tokens_are_made_of_the_tracks_that_are_used(music, tmp_path):
     def encode(wav_LC: np.ndarray) -> np.ndarray:
         return np.zeros((len(wav_LC), 2), int)
 
-    summary = tokenise(encode, audio, tmp_path / "tokens", codes, 1, "fake", progress=False)
+    summary = tokenise(partial(map, encode), audio, tmp_path / "tokens", codes, 1, "fake", progress=False)
     assert summary.splits == {"test": 2, "train": 5, "valid": 1} and "copies" not in str(summary)
     ids = {track["id"] for track in TokenSource(tmp_path / "tokens").tracks}
     assert len(ids) == 8 and not ids & {copy for copy, _ in LEFT_OUT}

@@ -54,7 +54,7 @@ def make(audio: Path, out: Path, *names: str, **how) -> None:
     for name in names or MADE:
         hierarchy, split_at, rate, step = MADE[name]
         tokenise(
-            lambda wav_LC, hierarchy=hierarchy, rate=rate: encode(hierarchy, rate, wav_LC),
+            partial(map, partial(encode, hierarchy, rate)),
             *(audio, out / name, hierarchy, split_at, str(Tokenizer(f"/runs/{len(hierarchy)}@x", step))),
             stem=streams.stem_of(name),
             sample_rate=rate,
@@ -234,7 +234,14 @@ def test_a_tokenizer_as_a_person_names_it(tmp_path):
 def test_facts_of_the_tokens_come_back_and_cannot_contradict_the_hierarchy(audio, tmp_path):
     facts = TokenFacts(2400, 48, "multiscale", 2, 9, 5, (1, 2), "shared", 1, 3, 0.25)
     out, how = tmp_path / "tokens", {"facts": facts, "progress": False}
-    given = (partial(encode, facts.hierarchy, 2400), audio, out, facts.hierarchy, 1, str(Tokenizer("/runs/x", 3)))
+    given = (
+        partial(map, partial(encode, facts.hierarchy, 2400)),
+        audio,
+        out,
+        facts.hierarchy,
+        1,
+        str(Tokenizer("/runs/x", 3)),
+    )
     tokenise(*given, **how)
     assert read_stream(out).facts == facts
     tokenise(*given, **how)  # goes on with the same facts

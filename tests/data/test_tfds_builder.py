@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -257,7 +258,7 @@ def test_tokens_round_trip(audio, tmp_path, rates):
 
         return codes(100, 3) if len(set(rates)) == 1 else (codes(400, 1), codes(200, 2))
 
-    tokenise(encode, audio, tmp_path / "tokens", hierarchy, 1, "fake", progress=False)
+    tokenise(partial(map, encode), audio, tmp_path / "tokens", hierarchy, 1, "fake", progress=False)
     builder = tfds.builder_from_directory(export_tfds(tmp_path / "tokens", tmp_path / "tfds"))
     assert Hierarchy.from_json(builder.info.metadata["hierarchy"]) == hierarchy
     names = ["codes"] if len(set(rates)) == 1 else ["codes_0", "codes_1"]

@@ -126,3 +126,12 @@ def test_a_codec_is_refused(monkeypatch):
     monkeypatch.setattr(run.workdirs, "read", lambda workdir: config)
     with pytest.raises(UserError, match="--verify_tokens asks a token model about its tokens, w is a codec"):
         run.evaluate("w", "out", data=None, seconds=1.0, tracks=1, verify_tokens=True)
+
+
+def test_tokens_of_segments_are_heard_from_the_beginning_of_one_on():
+    """The middle six of 33 frames begin with frame 13; segments of five begin with frame 10."""
+    codes_TK = np.arange(33)[:, None]
+    hierarchy = SimpleNamespace(rates=(3,))
+    for segments, first in ((None, 13), (SimpleNamespace(frames=5), 10)):
+        codec = SimpleNamespace(hierarchy=hierarchy, config=SimpleNamespace(segments=segments))
+        assert run._middle(codes_TK, codec, 2.0)[:, 0].tolist() == list(range(first, first + 6))

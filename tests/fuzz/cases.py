@@ -19,7 +19,7 @@ import traceback
 import unicodedata
 import zipfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -157,7 +157,9 @@ def recorded() -> dict[str, Path]:
         codes = tuple(rng.integers(0, 16, (15 * width, count)) for width, count in ((1, 2), (2, 1)))
         return codes, {"id": f"song-{index}", "split": "train", "seconds": 1.5, "meta": {}}
 
-    token_records.write_tokens(2, encode, root / "tokens", hierarchy, 1, settings={"codec": "c"}, progress=False)
+    token_records.write_tokens(
+        2, partial(map, encode), root / "tokens", hierarchy, 1, settings={"codec": "c"}, progress=False
+    )
     return {kind: root / kind for kind in ("audio", "tokens")}
 
 

@@ -112,7 +112,9 @@ def test_bfloat16_is_widened_again(weights, tmp_path):
 
 @pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("a.b.c", "a.b")])
 def test_weights_inside_each_other_are_told(names):
-    with pytest.raises(UserError, match=f"the weight '{names[1]}' and another lie inside each other: export the model"):
+    with pytest.raises(
+        UserError, match=f"the weight '{names[1]}' and another lie inside each other: export or import the model"
+    ):
         export.nested(dict.fromkeys(names, 1))
 
 
@@ -128,7 +130,7 @@ def test_what_is_refused(weights, tmp_path):
     with pytest.raises(UserError, match=r"is an exported model: train in a new workdir with --config\.init_from="):
         checkpoint.check(out, None)
     (out / "model.safetensors").write_bytes(b"garbage" * 30)
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read .*: export the model again"):
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read .*: export or import the model again"):
         checkpoint.load_model(out, make)
 
 
@@ -143,7 +145,7 @@ def test_what_is_refused(weights, tmp_path):
 def test_an_index_that_is_none(weights, tmp_path, text):
     assert len(write(tmp_path / "out", weights, file_bytes=100)) > 1
     (tmp_path / "out/model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"cannot be read .*: export the model again") as told:
+    with pytest.raises(UserError, match=r"cannot be read .*: export or import the model again") as told:
         export.shapes(tmp_path / "out")
     assert str(tmp_path / "out") in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
 

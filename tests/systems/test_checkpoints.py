@@ -89,9 +89,13 @@ def test_what_reshard_refuses(capsys, khala, run, tmp_path):
 
 
 def test_an_exported_model_is_no_training_run(capsys, run, exported, tmp_path):
-    for verb in ("reshard", "export"):
+    told = {
+        "reshard": "is an exported or imported model, not a training run with checkpoints: give a run",
+        "export": "is exported or imported already: copy the folder, or give another --format",
+    }
+    for verb, words in told.items():
         line = refusal(capsys, run, verb, f"--workdir={exported / 'backbone'}", f"--out={tmp_path / 'out'}")
-        assert "backbone is an exported model, not a training run with checkpoints" in line
+        assert f"backbone {words}" in line
 
 
 def test_export_tells_what_it_wrote(capsys, khala, run, exported, tmp_path):

@@ -1,6 +1,7 @@
 """A fifth system is a folder, its configurations and a line in the catalogue: `toy/`, from training to a model card."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def tokens(tmp_path_factory) -> Path:
     def encode(wav_LC: np.ndarray) -> np.ndarray:
         return np.clip(np.round((wav_LC + 0.5) * CODES), 0, CODES - 1).astype(np.int64)
 
-    tokenise(encode, folder / "audio", folder / "tokens", hierarchy, 1, "none@0", progress=False)
+    tokenise(partial(map, encode), folder / "audio", folder / "tokens", hierarchy, 1, "none@0", progress=False)
     return folder / "tokens"
 
 

@@ -3,7 +3,15 @@
 import math
 
 import jax
+import numpy as np
+import pytest
+from flax import nnx
 
+from hiermusic.codec import chunked
+from hiermusic.codec.codec import Codec, CodecConfig
+from hiermusic.codec.residual import QuantiserConfig
+from hiermusic.codec.seanet import SeanetConfig
+from hiermusic.codec.segments import SegmentsConfig
 from hiermusic.parallel.mesh import make_mesh
 from hiermusic.parallel.roofline import Load
 from hiermusic.systems import programs
@@ -30,3 +38,24 @@ def test_what_travels_is_of_the_type_that_is_computed_in():
         transfers = load({"tensor": 2}, dtype=dtype, kv_heads=2).transfers
         moved[dtype] = sum(transfer.bytes for transfer in transfers if transfer.axis == "tensor")
     assert moved["float32"] == 2 * moved["bfloat16"] > 0
+
+
+def test_segments_are_decoded_as_many_at_once_as_decoding_takes(monkeypatch):
+    """What is compiled for eight devices has the shapes of what a long song runs there."""
+    segments = SegmentsConfig(samples=240, overlap=0.05, hop=12, loudness=0.2)
+    trunk = SeanetConfig(strides=(2, 6), width=4, latent=6, norm="group", ragged=True, lstm_layers=0)
+    config = CodecConfig(1200, 1, trunk, QuantiserConfig(levels=3, codes=16), segments=segments)
+    made = programs.decoding(config, 8)
+    asked = []
+
+    def run(graph, state, codes_BPS, ends_B):
+        asked.append((codes_BPS.shape, ends_B.shape))
+        return np.zeros((len(codes_BPS), codes_BPS.shape[1] * 12, 1), np.float32)
+
+    monkeypatch.setattr(chunked, "decode", run)
+    frames = 20 * 100
+    codec = Codec(config, rngs=nnx.Rngs(0))
+    wav_LC = chunked.decode_long(codec, np.zeros((frames, 3), np.uint16))
+    assert [tuple(x.shape for x in made.arguments[2:])] * 2 == asked
+    assert made.tokens == 64 * 20 * 3 and made.positions == 20
+    assert made.seconds == pytest.approx(len(wav_LC) / 1200 * 64 / 100, rel=0.01)

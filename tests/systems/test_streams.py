@@ -68,7 +68,7 @@ def codecs(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir, "read", read)
     monkeypatch.setattr(workdir, "load", load)
     monkeypatch.setattr(workdir, "_codec_config", lambda config: made[config.folder])
-    monkeypatch.setattr(chunked, "encode_long", peaks)
+    monkeypatch.setattr(chunked, "encode_each", lambda codec, sounds: (peaks(codec, wav_LC) for wav_LC in sounds))
     return SimpleNamespace(**{name: str(tmp_path / name) for name in shapes}, made=made)
 
 

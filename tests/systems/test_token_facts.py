@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def records(out: Path, facts: TokenFacts | None, codec: str = "/gone/codec@7", s
         entry = {"id": f"t{index}", "split": ("train", "valid")[index], "seconds": 2.0, "meta": {}}
         return groups if len(groups) > 1 else groups[0], entry
 
-    write_tokens(2, encode, out, shown.hierarchy, 1, settings=told, progress=False)
+    write_tokens(2, partial(map, encode), out, shown.hierarchy, 1, settings=told, progress=False)
     return str(out)
 
 

@@ -37,6 +37,7 @@ def codec(monkeypatch):
         return np.full((length, 1), 0.25)
 
     monkeypatch.setattr("hiermusic.codec.chunked.encode_long", encode)
+    monkeypatch.setattr("hiermusic.codec.chunked.encode_each", lambda codec, sounds: (encode(codec, x) for x in sounds))
     monkeypatch.setattr("hiermusic.codec.chunked.decode_long", decode)
     monkeypatch.setattr(workdir, "read", lambda place, *stages: it.config)
     monkeypatch.setattr(workdir, "load", lambda place, *stages, step=None, mesh=None: (it.config, it))
@@ -63,7 +64,8 @@ def test_tokens_hold_out_what_the_codec_has_not_heard(codec, monkeypatch, tmp_pa
     assert shared.pop("scales")(np.zeros((25, 1))) is None and shared.pop("shortest") == 0
     assert shared == how
     wav_LC = np.zeros((25, 1))
-    np.testing.assert_array_equal(encode(wav_LC), [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
+    for codes_TK in encode([wav_LC, wav_LC]):
+        np.testing.assert_array_equal(codes_TK, [[0] * LEVELS, [1] * LEVELS, [2] * LEVELS])
 
 
 @pytest.mark.parametrize("levels", [None, 1, LEVELS])

@@ -1,6 +1,7 @@
 """Streams of tokens in which the accompaniment follows the vocal, and small stages that read them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def write(folder: Path, tracks: int = 8) -> Path:
             return track(index)[name], entry
 
         told = {"tokens": facts.to_json(), "codec": f"{name.partition('/')[2]}@1", "sample_rate": facts.sample_rate}
-        write_tokens(tracks, encode, folder / name, facts.hierarchy, facts.levels, settings=told, progress=False)
+        write_tokens(
+            tracks, partial(map, encode), folder / name, facts.hierarchy, facts.levels, settings=told, progress=False
+        )
     return folder
 
 

@@ -1,6 +1,7 @@
 """Training rows of every pattern, position by position."""
 
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -341,7 +342,7 @@ def test_a_model_is_trained_and_measured_behind_the_records_of_another_stream(mo
             return track(frames, facts.levels, first + 100 * index)["codes"], entry
 
         told = {"tokens": facts.to_json(), "codec": "codec@1", "sample_rate": 8000}
-        write_tokens(3, encode, tmp_path / name, facts.hierarchy, 1, settings=told, progress=False)
+        write_tokens(3, partial(map, encode), tmp_path / name, facts.hierarchy, 1, settings=told, progress=False)
     config = configuration("tokens/lm:tiny", levels=2, pattern="flatten", tokenizer="none", length=40)
     config.model.codec_tables, config.train.batch_size = False, 2
     config.data.path, config.data.prefix = str(tmp_path / "own"), (str(tmp_path / "other"),)
