@@ -3,10 +3,11 @@
     hiermusic evaluate --workdir=out/sat/RUN       # for every run
     python benchmarks/codec_table.py out/sat/*/
 
-First table: tokens and bits a second (nominal, and by the entropy of the codes that were used), SI-SDR, mel and STFT
-distance (means over held-out clips), perplexity of the coarsest, the middle and the finest level, share of codes used.
-Second: the differences from the first run, clip by clip, with 95 % bootstrap intervals; "yes" where the whole interval
-is on the better side of zero, "no" where it is on the worse.
+First table: tokens and bits a second (nominal, and by the entropy of the codes that were used), SI-SDR, SDR (of the
+waveform as it is), mel and STFT distance (means over held-out clips), perplexity of the coarsest, the middle and the
+finest level, share of codes used. Second: the differences from the first run, clip by clip, with 95 % bootstrap
+intervals; "yes" where the whole interval is on the better side of zero, "no" where it is on the worse. Third, of codecs
+whose first levels have targets of their own: how near they come to these.
 """
 
 import json
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from hiermusic.evaluate.scores import SCORES, difference, from_json
 
-COLUMNS = ("run", "tokens/s", "bit/s", "used bit/s", "SI-SDR, dB", "mel", "STFT", "perplexity", "codes used")
-SHOWN = ("si_sdr", "mel", "stft")
+SHOWN = {"si_sdr": "SI-SDR, dB", "sdr": "SDR, dB", "mel": "mel", "stft": "STFT"}
+COLUMNS = ("run", "tokens/s", "bit/s", "used bit/s", *SHOWN.values(), "perplexity", "codes used")
 
 
 def row(name: str, result: dict) -> list[str]:
@@ -47,6 +48,16 @@ def gains(name: str, result: dict, first: dict) -> list[str]:
     return cells
 
 
+def parts(name: str, result: dict) -> list[list[str]]:
+    """The rows of one evaluated codec in the third table."""
+    rows = []
+    for one in result["reconstruction"]:
+        if own := one.get("own_target"):
+            scores = [f"{own[key]['mean']:.2f} ({own[key]['low']:.2f} … {own[key]['high']:.2f})" for key in SHOWN]
+            rows.append([name, str(one["levels"]), f"{one['bits_per_second']:.0f}", *scores])
+    return rows
+
+
 def table(*rows: list[str]) -> None:
     """Prints rows, the first of them the heading."""
     for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
@@ -65,7 +76,10 @@ def main() -> None:
             sys.exit(f"{name} was not measured on the clips of {base}: evaluate both alike (--data, --seconds)")
     if others:
         print(f"\nBetter than {base}?\n")
-        table(["run", "SI-SDR, dB", "mel", "STFT"], *(gains(name, result, first) for name, result in others))
+        table(["run", *SHOWN.values()], *(gains(name, result, first) for name, result in others))
+    if partial := [row for name, result in results.items() for row in parts(name, result)]:
+        print("\nThe first levels beside targets of their own\n")
+        table(["run", "codebooks", "bit/s", *SHOWN.values()], *partial)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def attention(config, w, x_BSD, sees_BSS, at_BS, table_WN, pairs_GGN=None):
     if c.qk_norm == "unit":
         q, k = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (q, k))
         scale_N = np.minimum(np.exp(w["log_scale"]), 100.0)
-    if c.positions == "rotary":
+    if c.positions.startswith("rotary"):
         q, k = (rotate(x, at_BS, c.rope_base) for x in (q, k))
     out = np.zeros(x_BSD.shape)
     for n in range(c.heads):

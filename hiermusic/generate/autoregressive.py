@@ -31,7 +31,7 @@ from hiermusic.generate.batching import (
 )
 from hiermusic.generate.plan import CHUNK, Plan, known
 from hiermusic.tokens.pattern import Layout
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys, temperatures
 from hiermusic.tokens.visibility import Visibility
 
 
@@ -73,7 +73,7 @@ class _Fixed(NamedTuple):
     shift_R: Int[Array, "R"]
     seed_B: Int[Array, "B"]
     size_K: Int[Array, "K"]
-    temperature: Array
+    temperature_K: Float[Array, "K"]
     guidance: Array
     min_frames_B: Int[Array, "B"]
     dropped: _Dropped | None
@@ -130,6 +130,7 @@ def generate(
     eos: int | None = None,
     min_frames: int | Sequence[int] = 1,
     temperature: float = 1.0,
+    final_temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
     guidance: float = 1.0,
@@ -156,6 +157,7 @@ def generate(
       eos: text id that ends the music, legal in place of a level-0 token; None = every layout is filled.
       min_frames: level-0 tokens before which EOS is not legal: one number, or B of them.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
+      final_temperature: of the last level, see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` or `null` is given.
       cond: condition vectors, for a model that takes them.
@@ -190,6 +192,7 @@ def generate(
         eos=eos,
         min_frames=min_frames,
         temperature=temperature,
+        final_temperature=final_temperature,
         top_k=top_k,
         top_p=top_p,
         guidance=guidance,
@@ -254,6 +257,7 @@ def _lay_out(
     eos=None,
     min_frames=1,
     temperature=1.0,
+    final_temperature=None,
     top_k=0,
     top_p=1.0,
     guidance=1.0,
@@ -286,7 +290,7 @@ def _lay_out(
         shift_R=-pad_R.astype(np.int32),
         seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         size_K=np.asarray(sizes, np.int32),
-        temperature=np.float32(temperature),
+        temperature_K=temperatures(temperature, final_temperature, len(sizes), layouts[0].given),
         guidance=np.float32(guidance),
         min_frames_B=np.broadcast_to(np.asarray(min_frames, np.int32), len(layouts)),
         dropped=None if null is None or guidance == 1.0 else _dropped(codes_BKT, null),
@@ -387,10 +391,8 @@ def _prefill(
     first_Rs = jnp.where(jnp.arange(s) == fixed.begin_R[:, None], fixed.start_R[:, None], marks_Rs)
     reads_RSK = jnp.concatenate([jnp.full((R, p, K), -1, jnp.int32), _read(state.codes_BKT, reads_BsK, fixed)], axis=1)
     x_RSD = model.embed(jnp.concatenate([text_Rp, first_Rs], axis=1), reads_RSK, cond_BD=condition.cond_RD)
-    if places_BS is None:
-        positions_RS = jnp.maximum(jnp.arange(p + s) + fixed.shift_R[:, None], 0)
-    else:
-        positions_RS = jnp.tile(places_BS, (R // len(places_BS), 1))
+    places_1S = jnp.arange(p + s)[None] if places_BS is None else jnp.tile(places_BS, (R // len(places_BS), 1))
+    positions_RS = jnp.maximum(places_1S + fixed.shift_R[:, None], 0)
     _, cache = model.trunk.extend(
         x_RSD,
         state.cache,
@@ -417,7 +419,7 @@ def _decode(
         text_R1 = jnp.where(s == fixed.begin_R, fixed.start_R, marks_R)[:, None]
         x_R1D = model.embed(text_R1, _read(state.codes_BKT, reads_BK[:, None], fixed), cond_BD=condition.cond_RD)
         slot = fixed.first_slot + s
-        at_R = slot + fixed.shift_R if places_B is None else jnp.resize(places_B, fixed.shift_R.shape)
+        at_R = fixed.first_slot + fixed.shift_R + (s if places_B is None else jnp.resize(places_B, fixed.start_R.shape))
         x_R1D, cache = model.trunk.extend(
             x_R1D,
             state.cache,
@@ -453,7 +455,7 @@ def _draw(model, x_RD, state: _State, fixed: _Fixed, keys_B, t_B, level, static:
     drawn_B = sample(
         logits_RV,
         fold_keys(keys_B, level),
-        temperature=fixed.temperature,
+        temperature=fixed.temperature_K[level],
         top_k=static.top_k,
         top_p=static.top_p,
         allowed=allowed_BV,

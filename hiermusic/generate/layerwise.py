@@ -20,7 +20,7 @@ from hiermusic.errors import UserError
 from hiermusic.generate.batching import bucket, check_batch, check_dropped, everywhere, lacking, padded, unconditional
 from hiermusic.tokens import packets
 from hiermusic.tokens.pattern import layer_pass
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys, temperatures
 from hiermusic.tokens.visibility import Visibility
 
 
@@ -73,8 +73,7 @@ def refine(
       lengths: tokens of each of the K levels of every sample; as many as its first level has when left out.
       levels: how many levels a song has in the end, the given ones among them; all K when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
-      final_temperature: of the last level; those between have what lies between, evenly. The finer a level, the less of
-        it can be predicted, and what cannot be is noise when it is drawn; the same for all when left out.
+      final_temperature: of the last level, see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions, each with its marker place.
       known: the first tokens of every level of every sample, int [T0, K] or one array a level (continuation); they
@@ -205,7 +204,6 @@ def _lay_out(
     lengths = [(len(one[0]),) * K for one in levels] if lengths is None else [tuple(one) for one in lengths]
     if any(len(one) != K for one in lengths):
         raise ValueError(f"refinement needs a length of each of {K} levels")
-    last = temperature if final_temperature is None else final_temperature
     codes_BTK = np.full((len(codes), bucket(max(map(max, lengths))), K), -1, np.int32)
     for b, one in enumerate(levels):
         for part in (one, () if known is None else packets.levels_of(known)):
@@ -214,7 +212,7 @@ def _lay_out(
     request = _Request(
         seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
         size_K=np.asarray(sizes, np.int32),
-        temperature_K=np.r_[np.zeros(given), np.linspace(temperature, last, K - given)].astype(np.float32),
+        temperature_K=temperatures(temperature, final_temperature, K, given),
         guidance=np.float32(guidance),
     )
     return _Work(rows, lengths, given, codes_BTK, request)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, Int32
 
 from hiermusic.generate.batching import check_batch, check_dropped, everywhere, lacking, spread, unconditional
 from hiermusic.tokens import packets, pattern, sequence
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys, temperatures
 from hiermusic.tokens.visibility import Visibility
 
 
@@ -210,7 +210,7 @@ class _Prompted(NamedTuple):
     known: tuple[Int32[np.ndarray, "B T"], ...]
     length_BK: Int32[np.ndarray, "B K"]
     seed_B: Int[Array, "B"]
-    temperature: Array
+    temperature_K: Float[Array, "K"]
     guidance: Array
 
 
@@ -225,6 +225,7 @@ def draw(
     given: int = 0,
     known: Sequence[packets.Streams] | None = None,
     temperature: float = 1.0,
+    final_temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
     guidance: float = 1.0,
@@ -243,6 +244,7 @@ def draw(
       given: the first levels that are known beforehand and not predicted.
       known: of each sample the first tokens of each level, int [T, K] or one array a level; they are kept.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
+      final_temperature: of the last level, see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions.
       progress: called with (1, 1) at the end.
@@ -262,6 +264,7 @@ def draw(
         given=given,
         known=known,
         temperature=temperature,
+        final_temperature=final_temperature,
         top_k=top_k,
         top_p=top_p,
         guidance=guidance,
@@ -298,6 +301,7 @@ def _prompted(
     given=0,
     known=None,
     temperature=1.0,
+    final_temperature=None,
     top_k=0,
     top_p=1.0,
     guidance=1.0,
@@ -319,7 +323,7 @@ def _prompted(
         known=codes,
         length_BK=np.asarray([window] * len(prompts) if lengths is None else lengths, np.int32),
         seed_B=np.asarray(seeds, np.int64).astype(np.uint32),
-        temperature=np.float32(temperature),
+        temperature_K=temperatures(temperature, final_temperature, len(sizes), given),
         guidance=np.float32(guidance),
     )
     static = {"sizes": tuple(sizes), "given": given, "top_k": top_k, "top_p": top_p, "guided": guidance != 1.0}
@@ -362,7 +366,7 @@ def _draw_all(
         drawn_Bn = _draw(
             logits_BnV[..., : sizes[level]],
             fold_keys(sample_keys(request.seed_B), level),
-            temperature=request.temperature,
+            temperature=request.temperature_K[level],
             top_k=top_k,
             top_p=top_p,
         )

@@ -46,11 +46,11 @@ class Plan(NamedTuple):
         return cls(reads_BSK, predicts_BSK, marks_BS, places_BS, level_S)
 
     def front(self, p: int, first: int) -> Int32[np.ndarray, "B s"] | None:
-        """Where a prompt's p positions and the first ones behind it stand; the prompt where the last segment begins."""
+        """Where p positions up to a prompt's end and the first ones behind it stand, the prompt in the last segment."""
         if self.places_BS is None:
             return None
         begin_B1 = self.places_BS.max(axis=1, keepdims=True) // SEGMENT * SEGMENT
-        return np.concatenate([np.repeat(begin_B1, p, axis=1), self.places_BS[:, :first]], axis=1)
+        return np.concatenate([begin_B1 + np.arange(p, dtype=np.int32), p + self.places_BS[:, :first]], axis=1)
 
     def steps(self, start: int) -> tuple:
         """What a chunk of steps scans over: position, reads, predicts, marks, places and level, step by step."""

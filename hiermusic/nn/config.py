@@ -8,7 +8,7 @@ from hiermusic.tokens.visibility import Visibility
 _CHOICES = {
     "norm": ("rms", "layer"),
     "ffn": ("swiglu", "geglu", "gelu"),
-    "positions": ("rotary", "t5", "t5_aligned", "learned", "none"),
+    "positions": ("rotary", "rotary_aligned", "t5", "t5_aligned", "learned", "none"),
     "qk_norm": ("none", "rms", "unit", "layer"),
     "bias": ("none", "all", "all_but_key"),
     "dtype": ("float32", "bfloat16"),
@@ -25,8 +25,9 @@ class TransformerConfig:
       norm: "rms" or "layer"; a layer norm has a bias unless `bias` is "none".
       adaptive: scale, shift and gate of every sub-layer come from a condition of size width (adaLN); needs `cond_BD`.
       ffn: "swiglu", "geglu" or "gelu" (tanh form; the last without gate).
-      positions: "rotary" (full head dim), "t5" (one bias table for all layers), "t5_aligned" (the same of distances in
-        time, to keys ahead too, and a bias for every pair of segments), "learned" (absolute) or "none".
+      positions: "rotary" (full head dim), "t5" (one bias table for all layers), "learned" (absolute) or "none";
+        "rotary_aligned" turns by where a position stands in time, "t5_aligned" has a bias of distances in time, to keys
+        ahead too, and one for every pair of segments.
       rope_base, t5_buckets, t5_max_distance, max_positions: of those, the last for "learned".
       segments: of a row, for "t5_aligned".
       qk_norm: "none"; "rms" over each head with learned scale (ViT-22B); "unit" length with a learned temperature for
@@ -77,7 +78,7 @@ class TransformerConfig:
                 raise UserError(f"transformer {field} is '{getattr(self, field)}': choose from {', '.join(words)}")
         if self.heads % self.kv_heads:
             raise UserError(f"{self.heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
-        if self.positions == "rotary" and self.head_dim % 2:
+        if self.positions.startswith("rotary") and self.head_dim % 2:
             raise UserError(f"rotary positions turn pairs: head_dim {self.head_dim} must be even")
         if self.positions == "learned" and self.max_positions < 1:
             raise UserError("learned positions need max_positions: the length of the longest row")

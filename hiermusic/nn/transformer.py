@@ -210,7 +210,8 @@ class Transformer(nnx.Module):
 
     def _share(self, how, q_positions_Bs, k_positions_BS, see) -> Shared:
         c = self.config
-        rotation = place.rotation(q_positions_Bs, c.head_dim, c.rope_base) if c.positions == "rotary" else None
+        turned = c.positions.startswith("rotary")
+        rotation = place.rotation(q_positions_Bs, c.head_dim, c.rope_base) if turned else None
 
         def bias(q: slice, k: slice):
             at = q_positions_Bs[:, q], k_positions_BS[:, k], c.t5_max_distance

@@ -114,10 +114,15 @@ def _short(fields) -> dict[str, str]:
 
 
 def _name(settings: Settings, short: dict[str, str]) -> str:
-    full = ",".join(f"{short[name]}={presets.as_text(value)}" for name, value in settings.items())
+    full = ",".join(f"{short[name]}={_shown(value)}" for name, value in settings.items())
     name = re.sub(r"[^\w.,=+-]+", "-", full, flags=re.ASCII)
     if name == full and len(name) <= LONGEST_NAME:
         return name
     # what was cut or replaced must still tell two runs apart
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{name[: LONGEST_NAME - 9]}-{digest}"
+
+
+def _shown(value) -> str:
+    """A value in a name: of several, one after another."""
+    return "-".join(map(str, value)) if isinstance(value, list | tuple) else presets.as_text(value)

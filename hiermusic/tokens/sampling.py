@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 # Between logits that count as equal. A compiled program may work the same logits out twice, for the sorting and for the
@@ -22,6 +23,20 @@ def fold_keys(keys_B: Key[Array, "B"], data: Int[Array, ""]) -> Key[Array, "B"]:
 def guide(cond: Float[Array, "..."], uncond: Float[Array, "..."], scale: float) -> Float[Array, "..."]:
     """Classifier-free guidance: 1 is the conditional prediction, 0 the unconditional one."""
     return uncond + scale * (cond - uncond)
+
+
+def temperatures(first: float, last: float | None, levels: int, given: int = 0) -> Float[np.ndarray, "K"]:
+    """The temperature of each level: from that of the first one drawn evenly to that of the last.
+
+    The finer a level, the less of it can be predicted, and what cannot be is noise when it is drawn.
+
+    Args:
+      first, last: of those two; None for the same at all.
+      levels: K.
+      given: the first levels that are known beforehand, and not drawn.
+    """
+    drawn = np.linspace(first, first if last is None else last, levels - given)
+    return np.concatenate([np.zeros(given), drawn]).astype(np.float32)
 
 
 def sample(

@@ -38,7 +38,8 @@ def pack(
       level: the only one that the layout predicts; None where there are several.
       most: codes of a level: those read come in 16 bits where these hold them, as they do most of what a row is.
       markers: the id of each level that stands where the layout has a mark.
-      places: where the layout's positions stand (`Pattern.places`); the prompt then stands where the last begins.
+      places: where the layout's positions stand (`Pattern.places`), counted from the prompt's last id; its other ids
+        stand one by one in front, in the segment that the last place is in.
     Returns:
       `text` [length], `reads` [length, K], `targets` [length, K], `text_targets` [length], all int32 (`reads` perhaps
       int16) with -1 for none, and `valid` [length] bool; of a row of one level `targets` are [length], and `level` []
@@ -72,8 +73,8 @@ def pack(
     if level is not None:
         row["level"] = np.int32(level)
     if places is not None:
-        row["positions"] = np.full(length, places[-1] // SEGMENT * SEGMENT, np.int32)
-        row["positions"][start:stop] = places
+        row["positions"] = (places[-1] // SEGMENT * SEGMENT + np.arange(length)).astype(np.int32)
+        row["positions"][start:stop] = start + places
     if end is not None:
         row["reads"][stop:used] = targets_SK[-1]
         row["text_targets"][start + layout.end] = end

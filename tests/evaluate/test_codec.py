@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -177,8 +178,16 @@ def test_codecs_are_told_apart_in_a_table(coder, clips, tmp_path):
 
     lines = table("fine", "coarse").stdout.splitlines()
     assert lines[2].startswith(f"| fine | {4 * RATE} | {8 * RATE} | ")
-    assert lines[-1].startswith("| coarse | -") and lines[-1].count(") no |") == 3
-    assert table("coarse", "fine").stdout.splitlines()[-1].count(") yes |") == 3
+    assert lines[-1].startswith("| coarse | -") and lines[-1].count(") no |") == 4
+    assert table("coarse", "fine").stdout.splitlines()[-1].count(") yes |") == 4
+    assert "own" not in "".join(lines)
+    (tmp_path / "aimed" / "evaluation").mkdir(parents=True)
+    result = evaluate_codec(dataclasses.replace(coder, targets={2: lambda clip: clip}), clips, Protocol(levels=()))
+    (tmp_path / "aimed" / "evaluation" / "results.json").write_text(json.dumps(to_json(result)))
+    *_, heading, _, row = table("aimed").stdout.splitlines()
+    assert heading.startswith("| run | codebooks | ") and row.startswith("| aimed | 2 | ")
+    score = result["reconstruction"][0]["own_target"]["si_sdr"]
+    assert f" | {score['mean']:.2f} ({score['low']:.2f} … {score['high']:.2f}) | " in row
     refused = table("fine", "other")
     assert refused.returncode == 1 and "other was not measured on the clips of fine" in refused.stderr
 

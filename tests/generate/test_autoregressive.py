@@ -36,7 +36,7 @@ def plain(reference, model):
     """One sample in NumPy: no cache, the whole row anew for every position, layouts filled to the end."""
     config, w = model.config, reference.weights_of(model)
 
-    def decode(prompt, layout, seed, given=(), *, unprompted=None, guidance=1.0, **options):
+    def decode(prompt, layout, seed, given=(), *, unprompted=None, guidance=1.0, places=None, config=config, **options):
         codes = [np.full(n, -1) for n in layout.lengths]
         for codes_T, known_T in zip(codes, given, strict=False):
             codes_T[: len(known_T)] = known_T
@@ -50,7 +50,10 @@ def plain(reference, model):
                 text_S = [*words[:-1], *[words[-1] if at == layout.begin else marks_S[at] for at in range(s + 1)]]
                 before_SK = np.full((len(words) - 1, len(codes)), -1)
                 rows = np.concatenate([before_SK, reads_SK])
-                hidden.append(reference.row(config, w, text_S, rows, sees_SS=np.tri(len(text_S), dtype=bool))[-1])
+                how = {"sees_SS": np.tri(len(text_S), dtype=bool)}
+                if places is not None:
+                    how["at_S"] = [*range(len(words) - 1), *len(words) - 1 + places[: s + 1]]
+                hidden.append(reference.row(config, w, text_S, rows, **how)[-1])
             for k, t in drawn:
                 logits = [reference.code_logits(config, w, x, k) for x in hidden]
                 if len(logits) == 2:
@@ -231,6 +234,39 @@ def test_a_continuation_keeps_what_is_given_and_goes_on_as_before(model, name):
     same(made[0], whole[0])
     same(made[2], whole[2])
     assert any((a[2:] != b[2:]).any() for a, b in zip(by_level(made[1]), by_level(whole[1]), strict=True))
+
+
+def test_levels_may_stand_side_by_side_in_time(model, plain):
+    """Behind prompts of unequal lengths, of which the half that is not prompted has others."""
+    config = dataclasses.replace(model.config, transformer=dataclasses.replace(TRUNK, positions="rotary_aligned"))
+    timed = nnx.merge(nnx.graphdef(TokenLM(config, rngs=nnx.Rngs(0))), nnx.state(model))
+    order = pattern.Pattern("level_major", (1, 2, 4), separate=True)
+    layouts = [order.layout(packets) for packets in (1, 3, 2)]
+    places = [order.places(layout, (4, 2, 1)) for layout in layouts]
+    assert places[0].tolist() == [0, 0, 0, 2, 2, 0, 1, 2, 3]
+    others, given = [[5], [10, 6, 7], [12]], [[np.array([3]), np.array([4, 1])]] * 3
+    how = {"temperature": 1.5, "guidance": 1.5}
+    asked = {"unprompted": others, "given": given, "places": places, "markers": MARKERS}
+    made = generate(timed, PROMPTS, layouts, seeds=SEEDS, **asked, **how, **SAME)
+    for sample, prompt, layout, seed, other, at_S in zip(made, PROMPTS, layouts, SEEDS, others, places, strict=True):
+        expected = plain(prompt, layout, seed, given[0], unprompted=other, places=at_S, config=config, **how, **CUT)
+        for drawn, codes_T in zip(by_level(sample), expected, strict=True):
+            np.testing.assert_array_equal(drawn, codes_T)
+
+
+def test_finer_levels_may_be_drawn_cooler(model):
+    """The last as its likeliest codes, given those before it; where levels are given, from the first that is not."""
+    layout, how = pattern.level_major((6, 12, 24)), {"sizes": SIZES, "seeds": SEEDS[:1]}
+    hot, cooling = (
+        by_level(generate(model, PROMPTS[:1], [layout], **how, final_temperature=last)[0]) for last in (None, 0.0)
+    )
+    np.testing.assert_array_equal(cooling[0], hot[0])
+    assert (cooling[1] != hot[1]).any(), "half as warm"
+    (cold,) = generate(model, PROMPTS[:1], [layout], given=[[*cooling[:2], []]], temperature=0.0, **how)
+    np.testing.assert_array_equal(by_level(cold)[2], cooling[2])
+    behind, known = pattern.level_major((6, 12, 24), given=1), [[hot[0], [], []]]
+    (whole,) = generate(model, PROMPTS[:1], [behind], given=known, **how, final_temperature=0.0)
+    np.testing.assert_array_equal(by_level(whole)[1], hot[1])
 
 
 def test_a_long_continuation_is_prefilled_at_once(model):

@@ -216,6 +216,13 @@ def test_given_levels_are_read_and_known_tokens_kept(model, whole):
         for found, expected in zip(codes, whole(PROMPTS[b], SEEDS[b], given=[level_0[b]], **DRAWN), strict=True):
             np.testing.assert_array_equal(found, expected)
     free = nextscale.draw(model, PROMPTS, WINDOW, **HOW)
+    cooling = nextscale.draw(model, PROMPTS, WINDOW, **HOW, final_temperature=0.0)
+    known = [[*one[:2], []] for one in cooling]
+    likeliest = nextscale.draw(model, PROMPTS, WINDOW, known=known, **HOW | {"temperature": 0.0})
+    for one, cooled, cold in zip(free, cooling, likeliest, strict=True):
+        np.testing.assert_array_equal(cooled[0], one[0])
+        np.testing.assert_array_equal(cooled[2], cold[2])
+    assert any((one[2] != cooled[2]).any() for one, cooled in zip(free, cooling, strict=True))
     known = [[(codes_T[: len(codes_T) // 2] + 1) % 12 for codes_T in one] for one in free]
     kept = nextscale.draw(model, PROMPTS, WINDOW, known=known, **HOW)
     for codes, begun in zip(kept, known, strict=True):

@@ -41,6 +41,8 @@ def test_names_are_readable_unique_and_do_not_depend_on_the_other_runs(tmp_path)
     assert len(set(names)) == 4 and all(len(name) <= runs.LONGEST_NAME and "/" not in name for name in names)
     shared = sweep_file(tmp_path, "hyper.product([hyper.sweep('a.seed', [1]), hyper.sweep('b.seed', [2])])")
     assert runs.runs_of(shared, BACKBONE, {}, "out")[0].name == "a.seed=1,b.seed=2"
+    several = sweep_file(tmp_path, "hyper.sweep('model.books', [(1, 1, 1), [2, 0.5], (9,)])")
+    assert [run.name for run in runs.runs_of(several, BACKBONE, {}, "out")] == ["books=1-1-1", "books=2-0.5", "books=9"]
 
 
 @pytest.mark.parametrize(

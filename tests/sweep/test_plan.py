@@ -11,11 +11,11 @@ from hiermusic.systems import workdir as workdirs
 from .files import BACKBONE, SUPERRES, one_run
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "scaling", "mesh"])
+@pytest.mark.parametrize("name", ["learning_rate", "scaling", "mesh", "pyramid"])
 def test_the_shipped_sweeps_can_be_costed(name):
     module = runs.read(f"configs/sweeps/{name}.py")
     found = runs.runs_of(f"configs/sweeps/{name}.py", module.CONFIG, {}, "none")
-    assert len(found) == {"learning_rate": 6, "scaling": 6, "mesh": 8}[name]
+    assert len(found) == {"learning_rate": 6, "scaling": 6, "mesh": 8, "pyramid": 4}[name]
     first, last = (plan._estimate(run, False) for run in (found[0], found[-1]))
     assert first.left == first.steps > 0 and last.flops > 0
     if name == "scaling":

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys
+from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys, temperatures
 
 LOGITS = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
 
@@ -81,3 +81,10 @@ def test_guidance_moves_away_from_the_unconditional():
     np.testing.assert_allclose(guide(cond, uncond, 1.0), cond)
     np.testing.assert_allclose(guide(cond, uncond, 0.0), uncond)
     np.testing.assert_allclose(guide(cond, uncond, 3.0), [3.0, -1.0])
+
+
+def test_temperature_goes_evenly_from_the_first_level_to_the_last():
+    assert temperatures(1.0, 0.0, 3).tolist() == [1.0, 0.5, 0.0]
+    assert temperatures(0.75, None, 3).tolist() == [0.75] * 3
+    assert temperatures(1.0, 0.5, 4, given=1).tolist() == [0.0, 1.0, 0.75, 0.5]
+    assert temperatures(0.75, 0.0, 2, given=1).tolist() == [0.0, 0.75] and temperatures(1.0, 0.0, 2).dtype == np.float32

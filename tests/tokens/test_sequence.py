@@ -78,11 +78,11 @@ def test_given_levels_stand_between_the_prompt_and_its_last_id():
     assert row["targets"].tolist() == [NONE, NONE, NONE, [-1, 4], [-1, 6], NONE]
 
 
-def test_places_stand_behind_the_prompt_which_stands_where_the_last_segment_begins():
+def test_places_stand_behind_the_prompt_which_begins_the_last_segment():
     layout = pattern.prefixed(pattern.flatten((2,)), pattern.flatten((2,)))
     places = np.array([5, 8, pattern.SEGMENT + 4, pattern.SEGMENT + 6])
     row = pack([7, 8], layout, CODES, 6, places=places)
-    assert row["positions"].tolist() == [pattern.SEGMENT, *places, pattern.SEGMENT]
+    assert row["positions"][:5].tolist() == [pattern.SEGMENT, *1 + places]
     assert row["positions"].dtype == np.int32 and "positions" not in pack([7, 8], layout, CODES, 6)
 
 

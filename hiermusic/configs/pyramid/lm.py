@@ -12,18 +12,21 @@ A row is `BOS level-0 MARK level-1 MARK level-2`, and lasts as long as `model.le
 codes take 14,000, and the last is that of the paper's end, which a song of a known length has no need of. A level's
 mark stands where it begins (`model.separators`); like the end it is read and never predicted. The paper's three levels
 share the ids of their codes (`model.shared_embed`, and `model.head=shared`, one table each); `small` and `tiny` give
-every level its own. `model.positions` is learned or rotary. Behind 14,004 learned positions the paper has 85,996 more
-that no row reaches, which are left out; its tables are tied, ours are not.
+every level its own. `model.positions` is learned or rotary, in `tiny` by the time at which a token sounds. Behind
+14,004 learned positions the paper has 85,996 more that no row reaches, which are left out; its tables are tied, ours
+are not.
 
 The three-stage variant is a model for each level, of which the coarser ones are given: `--config.model.levels=1`, then
 `--config.model.levels=2 --config.model.given=1`, then `--config.model.levels=3 --config.model.given=2`. Songs are made
 by `hiermusic generate --lm=FIRST --finer_lms=SECOND,THIRD`.
 
 Sampling is at temperature 1.0, of which the paper's listeners judged the songs (it measures 0.8 and 1.3 too), among the
-100 likeliest codes, as its code draws them.
+100 likeliest codes, as its code draws them. Where there is a `sampling.final_temperature`, it goes evenly to that of
+the last level.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hiermusic.configs import common
 from hiermusic.configs.pyramid import codec
@@ -87,6 +90,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.checkpoint_every = 2000
 
     config.sampling = ConfigDict({"temperature": 1.0, "top_k": 100, "top_p": 1.0, "guidance": 1.0, "levels": 0})
+    config.sampling.final_temperature = placeholder(float)  # none: the same for all levels
 
     match preset:
         case "paper":
@@ -121,11 +125,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.norm = "rms"
             config.model.ffn = "swiglu"
             config.model.ffn_width = 256
-            config.model.positions = "rotary"
+            config.model.positions = "rotary_aligned"
             config.model.dtype = "float32"
             config.model.remat = "none"
+            config.sampling.final_temperature = 0.0
             config.sampling.top_k = 15
-            config.train.steps = 240
+            config.train.steps = 160
             config.train.decay_steps = 0
             config.train.batch_size = 8
             config.train.optimiser = "muon"
@@ -133,9 +138,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.warmup_steps = 20
             config.train.ema_decay = 0.98
             config.train.log_every = 10
-            config.train.valid_every = 120
+            config.train.valid_every = 80
             config.train.valid_batches = 1
-            config.train.checkpoint_every = 120
+            config.train.checkpoint_every = 80
         case _:
             raise UserError(f"unknown preset '{preset}' of configs/pyramid/lm.py: choose tiny, small or paper")
     config.tokens = codec.tokens(preset)

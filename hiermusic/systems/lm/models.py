@@ -64,14 +64,20 @@ def _others(config: ConfigDict) -> list[Hierarchy]:
 
 def steps(config: ConfigDict) -> tuple[int, ...] | None:
     """Ticks from token to token of each level, of a model whose positions stand in time; None of others."""
-    if config.model.get("positions") != "t5_aligned":
+    positions, order, rates = config.model.get("positions"), pattern_of(config), hierarchy(config).rates
+    if positions == "rotary_aligned":
+        if order.name != "level_major":
+            raise UserError(f"model.positions={positions} goes with level_major, not with {order.name}: take rotary")
+        ticks = Fraction(lcm(*(rate.numerator for rate in rates)), gcd(*(rate.denominator for rate in rates)))
+        return tuple(int(ticks / rate) for rate in rates)
+    if positions != "t5_aligned":
         return None
-    if not pattern_of(config).stepwise:
-        raise UserError(f"model.positions=t5_aligned goes with stepwise patterns, not with {config.model.pattern}")
-    found = [Fraction(config.model.ticks) / rate for rate in hierarchy(config).rates]
+    if not order.stepwise:
+        raise UserError(f"model.positions=t5_aligned goes with stepwise patterns, not with {order.name}")
+    found = [Fraction(config.model.ticks) / rate for rate in rates]
     if not all(step.denominator == 1 for step in found):
-        rates = ", ".join(sorted({str(rate) for rate in hierarchy(config).rates}))
-        raise UserError(f"model.ticks={config.model.ticks}: give a multiple of all levels' tokens a second, {rates}")
+        named = ", ".join(sorted({str(rate) for rate in rates}))
+        raise UserError(f"model.ticks={config.model.ticks}: give a multiple of all levels' tokens a second, {named}")
     return tuple(map(int, found))
 
 
@@ -203,7 +209,7 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
         dropout=model.dropout,
         dtype=model.dtype,
         remat=model.remat,
-        segments=len(order.parts) if steps(config) else 0,
+        segments=len(order.parts) if steps(config) and model.positions == "t5_aligned" else 0,
     )
     silent = len(tokens) if order.isolated or order.separate else 1
     return TokenLMConfig(

@@ -65,7 +65,12 @@ def test_a_stage_predicts_its_level_and_reads_those_before(stage):
     assert row["text"][row["text"] >= 0].tolist() == list(range(stage))
 
 
-@pytest.mark.parametrize("change", [{}, {"positions": "rotary", "shared_embed": False, "head": "window"}], ids=str)
+OWN = {"shared_embed": False, "head": "window"}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"positions": "rotary", **OWN}, {"positions": "rotary_aligned", **OWN}], ids=str
+)
 def test_decoding_with_a_cache_says_what_the_whole_row_says(change):
     """Also in two windows: each token is the likeliest of the row that it stands in."""
     config = small(**change)
@@ -77,8 +82,10 @@ def test_decoding_with_a_cache_says_what_the_whole_row_says(change):
     logits_of = jax.jit(lambda batch: [_logits(model, batch, k) for k in range(3)])
     for start, known in ((0, 0), (6, 6)):  # twelve packets, then six more behind the last six
         window = [codes_T[start * slot : (start + 12) * slot] for codes_T, slot in zip(levels, (1, 2, 4), strict=True)]
-        layout, markers = models.pattern_of(config).layout(12), models.markers(config)
-        row = sequence.pack([sequence.START], layout, window, 86, markers=markers)
+        order, markers = models.pattern_of(config), models.markers(config)
+        layout = order.layout(12)
+        places = models.places(config, order, layout)
+        row = sequence.pack([sequence.START], layout, window, 86, markers=markers, places=places)
         logits_KSV = logits_of(sequence.stack([row]))
         for k, slot in enumerate((1, 2, 4)):
             due_S = np.flatnonzero(row["targets"][:, k] >= 0)
@@ -100,6 +107,20 @@ def test_one_table_serves_all_levels():
         reads[0, [0, 1, 2], [0, 1, 2]] = 5
         x_SD = np.asarray(model.embed(np.full((1, 3), -1), reads))[0]
         assert np.array_equal(x_SD[0], x_SD[1]) == np.array_equal(x_SD[0], x_SD[2]) == shared
+
+
+def test_levels_that_stand_in_time():
+    """A row says when each token begins, in tokens of the finest level; only where whole levels come one by one."""
+    config = small(positions="rotary_aligned")
+    row = lm_rows.make_rows(config).row(track(2), np.random.default_rng(0))
+    # START, two tokens of four ticks; where the last is read; a marker, ...
+    expected = [0, 4, 4, *[0, 2, 4, 6], 6, *range(8)]
+    assert row["positions"][row["valid"]].tolist() == expected
+    assert "positions" not in lm_rows.make_rows(small()).row(track(2), np.random.default_rng(0))
+    with pytest.raises(UserError, match="rotary_aligned goes with level_major, not with flatten: take rotary"):
+        models.steps(small(positions="rotary_aligned", pattern="flatten", separators=False))
+    with pytest.raises(UserError, match="rotary positions turn pairs: head_dim 7 must be even"):
+        models.make_model(small(positions="rotary_aligned", head_dim=7))
 
 
 def test_separators_belong_to_one_order():

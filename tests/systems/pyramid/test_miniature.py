@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 import time
@@ -80,7 +81,8 @@ def test_what_is_heard_goes_on(at, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_is_told_measured_and_exported(at, run, capsys, tmp_path):
+def test_it_is_told_measured_and_exported(at, run, monkeypatch, capsys, tmp_path):
+    """Also by benchmarks/token_kinds.py, here beside itself."""
     run("inspect", f"--workdir={at.lm}", "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["sequence_length"] == 320 and told["tokens_per_second"] == RATE / PACKET * CODES
@@ -88,6 +90,14 @@ def test_it_is_told_measured_and_exported(at, run, capsys, tmp_path):
          ("export", f"--workdir={at.lm}", f"--out={tmp_path / 'card'}"))  # fmt: skip
     rows = json.loads((tmp_path / "found" / "results.json").read_text())["predictability"]
     assert [row["level"] for row in rows] == [0, 1, 2, 3, "all"] and all(np.isfinite(row["model"]) for row in rows)
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["token_kinds", str(at.lm), f"{at.lm}/", "--tracks=2"])
+    runpy.run_path(str(CONFIGS.parents[1] / "benchmarks" / "token_kinds.py"), run_name="__main__")
+    one, other = ([cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()[2:])
+    rate, nominal, spent, counted = (float(cell.split()[0]) for cell in one[2:6])
+    assert (rate, nominal) == (RATE / PACKET * CODES, np.round(RATE / PACKET * CODES * np.log2(16)))
+    assert (spent, counted) == pytest.approx((rows[-1]["model"], rows[-1]["unigram"]), rel=0.05)
+    assert one[2:7] == other[2:7] and (one[7], other[7]) == ("", "+0 (+0 … +0)")
     asked = ("--tags=slow", "--seconds=0.5", f"--codec={at.codec}")
     for name, model in (("run", at.lm), ("card", tmp_path / "card")):
         run("generate", f"--lm={model}", *asked, f"--out={tmp_path / name}")
