@@ -48,7 +48,7 @@ PRESETS = [
         for preset in ("tiny", "encodec_24khz", "encodec_32khz", "encodec_48khz", "spectrostream")
     ),
     *(f"configs/tokens/codec.py:dac_{rate}" for rate in ("16khz", "24khz", "44khz", "44khz_16kbps")),
-    *(f"configs/tokens/semantic.py:{preset}" for preset in ("tiny", "log_mel", "hubert")),
+    *(f"configs/tokens/semantic.py:{preset}" for preset in ("tiny", "chroma", "log_mel", "hubert")),
     "configs/khala/codec.py:music",
     "configs/aar/codec.py:paper128",
     *(f"configs/pyramid/codec.py:{preset}" for preset in ("tiny", "small", "paper", "code", "dac")),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32, Int, Int16
 
 from hiermusic.console import say
 from hiermusic.data.audio_records import AudioSource, check_stems, from_pcm, write_audio
@@ -116,6 +116,7 @@ def waveform_batches(
     batch_size: int,
     seed: int = 0,
     rows: Sequence[int] | None = None,
+    stems: Sequence[str] = ALONE,
 ) -> "grain.MapDataset":
     """Batches of crops from audio records, float32 [B, crop_samples, C].
 
@@ -130,18 +131,20 @@ def waveform_batches(
       batch_size: crops in a batch, over all processes.
       seed: of the order and of the crops in training.
       rows: which of every batch's crops to read, all when left out.
+      stems: what is heard of the tracks; a crop is of one of these, each as often as the others.
     Raises:
-      UserError: crop longer than a segment.
+      UserError: crop longer than a segment, or a stem that the records do not hold.
       NoTracks: no track in the split.
     """
     import grain
 
-    source = AudioSource(path)
+    sources = [AudioSource(path, stem) for stem in stems]
+    source = sources[0]
     if not 0 < crop_samples <= source.segment_samples:
         raise UserError(
             f"a crop of {crop_samples} samples does not fit the segments of {path} ({source.segment_samples} samples)"
         )
-    segments = _Segments(source, split, crop_samples)
+    segments = _Segments(sources, split, crop_samples)
     _check_size(source, split, len(segments), batch_size, "segments")
     dataset = grain.MapDataset.source(segments)
     if split == "train":
@@ -254,11 +257,11 @@ def _check_size(
 
 
 class _Segments:
-    """The segments of a split; one too short for a crop is lengthened by the end of the one before it."""
+    """The segments of a split in all sources; one too short for a crop is lengthened by the end of the one before."""
 
-    def __init__(self, source: AudioSource, split: str, crop_samples: int):
-        self._source, self._crop = source, crop_samples
-        segments = source.segments(split)
+    def __init__(self, sources: Sequence[AudioSource], split: str, crop_samples: int):
+        self._sources, self._crop = sources, crop_samples
+        segments = np.concatenate([_numbered(source.segments(split), n) for n, source in enumerate(sources)])
         # A fixed order that mixes the tracks, so that the first few batches of a split speak for all of it.
         self._segments = segments[np.random.default_rng(0).permutation(len(segments))]
 
@@ -266,11 +269,16 @@ class _Segments:
         return len(self._segments)
 
     def __getitem__(self, index: int) -> Int16[np.ndarray, "L C"]:
-        record, first = self._segments[index]
-        pcm_LC = self._source.segment(record)
+        number, record, first = self._segments[index]
+        source = self._sources[number]
+        pcm_LC = source.segment(record)
         if len(pcm_LC) < self._crop and record > first:
-            return np.concatenate([self._source.segment(record - 1), pcm_LC])[-self._crop :]
+            return np.concatenate([source.segment(record - 1), pcm_LC])[-self._crop :]
         return pcm_LC
+
+
+def _numbered(segments_N2: Int[np.ndarray, "N 2"], number: int) -> Int[np.ndarray, "N 3"]:
+    return np.concatenate([np.full((len(segments_N2), 1), number), segments_N2], axis=1)
 
 
 def _random_crop(

@@ -31,6 +31,7 @@ _LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # as `errors.replacing` and `sha
 T = TypeVar("T")
 
 ENTRY = {"id": str, "split": str | None, "seconds": int | float, "meta": dict}  # what a track's entry says
+_NAMED = 3  # of inputs that were skipped for one reason; info.json names all
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,15 @@ class Summary:
         lines += splits.describe(self.division) if self.division else []
         if self.skipped:
             lines.append(f"skipped {len(self.skipped)}:")
-        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.skipped])
+        why = {}
+        for name, reason in self.skipped:
+            why.setdefault(reason, []).append(name)
+        for reason, names in why.items():
+            if len(names) > _NAMED:
+                lines.append(f"  {len(names)} of one kind, {', '.join(names[:_NAMED])} among them: {reason}")
+            else:
+                lines += [f"  {name}: {reason}" for name in names]
+        return "\n".join(lines)
 
 
 def read_json(path: Path) -> dict:

@@ -20,7 +20,7 @@ from hiermusic.errors import write_atomically
 from hiermusic.evaluate import plots, report, seams
 from hiermusic.evaluate.music import Lead, agreement, lead
 from hiermusic.evaluate.scores import difference, from_json, interval, to_json
-from hiermusic.systems.accompany import Vocal
+from hiermusic.systems.accompany import RESULTS, Vocal
 
 FEWEST = 8  # songs: over fewer, no interval says anything
 MEASURES = {  # name: heading
@@ -193,7 +193,7 @@ def evaluate(songs: Sequence[Mapping[str, Any]], vocals: Sequence[Vocal], out: P
     results = measure(pairs) | {"seams": {key: interval(values) for key, values in met.items()}}
     results["heard"] = [_heard(pair) for pair in pairs]
     results = to_json(results)
-    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(out / f"{RESULTS}.json", json.dumps(results, indent=1) + "\n")
     report.write(report.Page("Accompaniments", _intro(songs), chapters(results, songs)), out / "report.html")
     return results
 
@@ -217,11 +217,11 @@ def _heard(pair: Pair) -> dict[str, Any]:
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The results of accompaniments that lie in a folder, and what is told of each of them."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.name != "results.json"]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if path.stem != RESULTS]
     songs = [one for one in found if "vocal" in one]
     for sound in (sound for song in songs for sound in song["sounds"].values()):
         sound["path"] = str(folder / Path(sound["path"]).name)  # written as seen from where the command was given
-    return json.loads((folder / "results.json").read_text()), songs
+    return json.loads((folder / f"{RESULTS}.json").read_text()), songs
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:

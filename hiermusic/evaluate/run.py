@@ -17,6 +17,7 @@ from hiermusic.codec.codec import Codec
 from hiermusic.console import bar, say
 from hiermusic.data import pipeline
 from hiermusic.data.audio_records import AudioSource
+from hiermusic.data.stems import ALONE, MIX
 from hiermusic.data.streams import read_stream
 from hiermusic.data.token_records import TokenSource
 from hiermusic.errors import UserError, write_atomically
@@ -31,6 +32,7 @@ from hiermusic.parallel.hosts import wait_for_all, workers
 from hiermusic.pretrained.encoder import read_config
 from hiermusic.systems import token_facts
 from hiermusic.systems import workdir as workdirs
+from hiermusic.systems.stages import stems_of
 from hiermusic.systems.token_facts import own_place
 from hiermusic.tokens import packets
 from hiermusic.train.checkpoint import latest_step
@@ -138,7 +140,7 @@ def _corpus(made: Sequence[songs.Made], data: str | None, out: Path) -> Path:
 
 
 def _codec_data(config: ConfigDict, workdir: str, data: str | None, rate: int, channels: int) -> Path:
-    """The audio records that a codec was trained on, or others, split as these."""
+    """The audio records that a codec was trained on, or others, of which the mixes are heard, split as these."""
     return pipeline.resolve(
         data or config.data.path,
         Path(workdir) / "data",
@@ -148,6 +150,7 @@ def _codec_data(config: ConfigDict, workdir: str, data: str | None, rate: int, c
         # as in training: with another share, tracks that were trained on would count as held out
         segment_seconds=config.data.segment_seconds,
         valid_fraction=config.data.valid_fraction,
+        stems=ALONE if data else stems_of(config),
     )
 
 
@@ -237,9 +240,9 @@ def _heard(results: dict[str, Any], made: Sequence[songs.Made], corpus: AudioSou
     ]
 
 
-def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
-    """The middle `seconds` of the held-out tracks of audio records, float32 [L, C] each."""
-    source = AudioSource(audio_dir)
+def held_out(audio_dir: Path, seconds: float, tracks: int, stem: str = MIX) -> list[np.ndarray]:
+    """The middle `seconds` of a stem of the held-out tracks of audio records, float32 [L, C] each."""
+    source = AudioSource(audio_dir, stem)
     if not source.valid:
         raise UserError(f"{audio_dir} has no held-out tracks: write it with --valid_fraction above 0")
     clips = []
@@ -253,7 +256,8 @@ def held_out(audio_dir: Path, seconds: float, tracks: int) -> list[np.ndarray]:
 def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: int) -> Measured:
     config, codec = workdirs.load(workdir, "codec")
     audio_dir = _codec_data(config, workdir, data, codec.sample_rate, codec.channels)
-    clips = held_out(audio_dir, seconds, tracks)
+    stem = MIX if data else stems_of(config)[0]
+    clips = held_out(audio_dir, seconds, tracks, stem)
 
     def decode(streams: packets.Streams, levels: int, clip_LC: np.ndarray) -> np.ndarray:
         codes_PS = packets.to_packets(streams, codec.slots)
@@ -267,7 +271,7 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         hierarchy=codec.hierarchy,
         targets={levels: partial(narrowed, factor=n) for levels, n in codec.resolutions.items() if n > 1},
     )
-    each = _each(workdir, out, AudioSource(audio_dir), seconds=seconds)
+    each = _each(workdir, out, AudioSource(audio_dir, stem), seconds=seconds)
     results = evaluate_codec(coder, clips, progress=say, each=each)
     rates = [row["bits_per_second"] for row in results["reconstruction"]]
     results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say, each=each)

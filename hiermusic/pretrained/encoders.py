@@ -11,6 +11,7 @@ import numpy as np
 from hiermusic.errors import UserError
 from hiermusic.pretrained import centroids, clap, encoder, hubert, names, semantic, vggish
 from hiermusic.pretrained.family import Family, Imported
+from hiermusic.pretrained.plain import FEATURES
 from hiermusic.pretrained.source import Source
 
 _CENTRES = "cluster_centers_"
@@ -79,11 +80,11 @@ def read_kmeans(source: Source, encoder: str = "", layer: int | None = None) -> 
     """A tokenizer of these clusters and an encoder's features; see `semantic.of_centroids`."""
     if not encoder:
         raise UserError(f"{source.where} says nothing of what it clusters: give --encoder=HUBERT, an imported folder")
-    if encoder == semantic.LOG_MEL and layer is not None:
+    if encoder in FEATURES and layer is not None:
         raise UserError(f"--layer={layer}: {encoder} has no layers: leave it out")
     config, weights = semantic.of_centroids(source.where, source.tensors[_CENTRES], encoder, layer)
     place = os.path.abspath(encoder) if os.path.isdir(encoder) else encoder
-    heard = {} if encoder == semantic.LOG_MEL else {"layer": config.features.layer}
+    heard = {} if encoder in FEATURES else {"layer": config.features.layer}
     return Imported({"encoder": place, "codes": config.codes, **heard}, weights)
 
 

@@ -1,10 +1,10 @@
 """Tokens of meaning: which of a few hundred clusters each frame's features are nearest to, one token a frame.
 
-Features are those of HuBERT at a layer, or log-mel bands, which need no weights of others and say of each frame no more
-than its colour. Letters: B batch, L samples, T frames, D width, V clusters, N points.
+Features are those of HuBERT at a layer, or such as need no weights of others (`plain`). Letters: B batch, L samples,
+T frames, D width, V clusters, N points.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from hiermusic.audio import spectral
 from hiermusic.codec.codebook import (
     Averages,
     CodebookConfig,
@@ -30,43 +29,12 @@ from hiermusic.errors import UserError
 from hiermusic.pretrained import encoder, export
 from hiermusic.pretrained.encoder import WINDOW
 from hiermusic.pretrained.hubert import HubertConfig
-from hiermusic.pretrained.layers import EXACT
+from hiermusic.pretrained.plain import FEATURES, ChromaConfig, LogMelConfig
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.hierarchy import Hierarchy
 
-LOG_MEL = "log_mel"
-
-
-@dataclass(frozen=True)
-class LogMelConfig:
-    """Log-mel bands on HuBERT's grid: its rate, its hop, and the samples that its frames hear.
-
-    Args:
-      width: D, bands.
-    """
-
-    width: int = 64
-
-    sample_rate = 16000
-    hop, span = 320, 400
-
-    def make(self, *, rngs: nnx.Rngs) -> "LogMel":
-        return LogMel(self)
-
-
-class LogMel(nnx.Module):
-    """The features that need no weights."""
-
-    def __init__(self, config: LogMelConfig):
-        self.config = config
-
-    def __call__(self, wav_BL: Float[Array, "B L"]) -> Float[Array, "B T D"]:
-        c, n_fft = self.config, 512
-        aside = (n_fft - c.span) // 2
-        wav_BL = jnp.pad(wav_BL, ((0, 0), (aside, aside)))
-        size_BTF = jnp.abs(spectral.stft(wav_BL, n_fft, c.hop, c.span, center=False))
-        filters_DF = spectral.mel_filters(c.sample_rate, n_fft, c.width)
-        return jnp.log(jnp.matmul(size_BTF, filters_DF.T, precision=EXACT) + 1e-3)
+Features = HubertConfig | LogMelConfig | ChromaConfig
+CHOICES = f"{', '.join(FEATURES)}, or a folder that `hiermusic import hubert` wrote"
 
 
 @dataclass(frozen=True)
@@ -80,7 +48,7 @@ class SemanticConfig:
       dead_share: a cluster is moved to where points are once it has less than this share of what each would have.
     """
 
-    features: HubertConfig | LogMelConfig = field(default_factory=LogMelConfig)
+    features: Features = field(default_factory=LogMelConfig)
     codes: int = 500
     window: float = WINDOW
     dead_share: float = 0.02
@@ -182,34 +150,35 @@ class Semantic(nnx.Module):
 _nearest = jax.jit(nearest)
 
 
-def features_of(named: str, layer: int | None) -> HubertConfig | LogMelConfig:
-    """What a configuration clusters: `log_mel`, or the folder of an imported HuBERT, at a layer.
+def features_of(named: str, layer: int | None) -> Features:
+    """What a configuration clusters: a name of `plain.FEATURES`, or the folder of an imported HuBERT, at a layer.
 
     Raises:
       UserError: no such folder, or an encoder that has no frames.
     """
-    if named == LOG_MEL:
-        return LogMelConfig()
+    if named in FEATURES:
+        return FEATURES[named]()
     if not Path(named).is_dir():
-        raise UserError(f"no encoder at {named}: give {LOG_MEL}, or a folder that `hiermusic import hubert` wrote")
+        raise UserError(f"no encoder at {named}: give {CHOICES}")
     config = encoder.at_layer(encoder.read_config(named), layer, named)
     if not isinstance(config, HubertConfig):
-        raise UserError(f"{named} gives one vector for seconds of sound, not frames: take HuBERT or {LOG_MEL}")
+        raise UserError(f"{named} gives one vector for seconds of sound, not frames: give {CHOICES}")
     return config
 
 
-def to_fields(config: HubertConfig | LogMelConfig) -> dict[str, Any]:
+def to_fields(config: Features) -> dict[str, Any]:
     """Features as a configuration keeps them."""
-    if isinstance(config, LogMelConfig):
-        return {"family": LOG_MEL, "model": {"width": config.width}}
+    for family, kind in FEATURES.items():
+        if isinstance(config, kind):
+            return {"family": family, "model": asdict(config)}
     told = encoder.to_fields(config)
     return {name: told[name] for name in ("family", "model")}
 
 
-def of_fields(told: Any) -> HubertConfig | LogMelConfig:
+def of_fields(told: Any) -> Features:
     """What `to_fields` made of features; ValueError for anything else."""
-    if told["family"] == LOG_MEL:
-        return LogMelConfig(**told["model"])
+    if told["family"] in FEATURES:
+        return FEATURES[told["family"]](**told["model"])
     return encoder.of_fields(told)
 
 
@@ -221,7 +190,7 @@ def of_centroids(
     Args:
       path: of their file.
       centres_VD: the clusters.
-      folder: an imported HuBERT.
+      folder: an imported HuBERT, or a name of `plain.FEATURES`.
       layer: whose features were clustered; the folder's own when left out.
     Returns:
       what it is, and its weights by dotted name.
@@ -232,7 +201,7 @@ def of_centroids(
     codes, width = centres_VD.shape
     if width != features.width:
         raise UserError(f"{path} has clusters of {width} numbers, the features of {folder} have {features.width}")
-    model = encoder.load(folder, layer) if folder != LOG_MEL else features.make(rngs=nnx.Rngs(0))
+    model = encoder.load(folder, layer) if folder not in FEATURES else features.make(rngs=nnx.Rngs(0))
     weights = export.dotted({"features": nnx.to_pure_dict(nnx.state(model))})
     weights = {name: np.asarray(array) for name, array in weights.items()}
     ones = np.ones((1, codes), np.float32)

@@ -30,6 +30,7 @@ from hiermusic.tokens.facts import TokenFacts, difference
 from hiermusic.train.checkpoint import latest_step
 
 SHORTEST = 1.0  # seconds of a vocal: less tells no beat
+RESULTS = "results"  # .json: what is measured of all that lies beside it
 
 Wave = Float[np.ndarray, "L C"]
 
@@ -55,7 +56,9 @@ class Vocal:
 
 
 def of_file(path: str) -> Vocal:
-    """The vocal in an audio file; UserError for what is no sound, or too short."""
+    """The vocal in an audio file; UserError for what is no sound, too short, or called as the measures of all are."""
+    if Path(path).stem.lower() == RESULTS:
+        raise UserError(f"{path}: {RESULTS}.json is where measures go, beside each vocal's own: give it another name")
     wav_LC, rate = files.read(path)
     if len(wav_LC) < SHORTEST * rate:
         raise UserError(f"{path} lasts {len(wav_LC) / rate:.2f} s: a vocal lasts {SHORTEST:g} s or more")
@@ -97,7 +100,7 @@ def of_records(data: str, tracks: int) -> list[Vocal]:
 def stages_in(folder: str) -> tuple[Any, dict[str, str]]:
     """The system whose chain of stages a folder holds, and their workdirs in its order.
 
-    The last stage of a chain may be missing. UserError where no chain is there.
+    Those that a chain can spare may be missing. UserError where no chain is there.
     """
     chains = {}
     for system in catalogue.systems().values():
@@ -105,7 +108,7 @@ def stages_in(folder: str) -> tuple[Any, dict[str, str]]:
             chains[system.title] = system.chain
             places = {stage: Path(folder) / stage for stage in system.chain}
             there = {stage: str(place) for stage, place in places.items() if (place / "config.json").is_file()}
-            if set(system.chain[:-1]) <= set(there):
+            if set(system.chain) - set(system.spare) <= set(there):
                 return system, there
     known = "; ".join(f"{title}: {', '.join(chain)}" for title, chain in chains.items())
     raise UserError(f"{folder} holds no stages that accompany a vocal: give the folder of their workdirs ({known})")

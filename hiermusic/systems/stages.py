@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.objective import ObjectiveConfig
 from hiermusic.data import pipeline
+from hiermusic.data.stems import ALONE, NAMES
 from hiermusic.errors import UserError
 from hiermusic.systems import catalogue
 from hiermusic.systems.start import from_run
@@ -33,18 +34,30 @@ class Crops:
 
     def __init__(self, config: ConfigDict, sample_rate: int, channels: int, samples: int):
         self._config, self._heard, self._samples = config, (sample_rate, channels), samples
+        self._stems = stems_of(config)
         self._records: Path | None = None
 
     def open(self, workdir: Path) -> None:
         """Finds the audio records, or makes them in the workdir."""
         data = self._config.data
         how = {"kind": data.kind, "segment_seconds": data.segment_seconds, "valid_fraction": data.valid_fraction}
+        how |= {"stems": self._stems}
         self._records = pipeline.resolve(data.path, workdir / "data", *self._heard, **how)
 
     def of(self, split: str, rows: Sequence[int]):
         """Batches of a split, float32 [B, L, C]."""
         train = self._config.train
-        return pipeline.waveform_batches(self._records, split, self._samples, train.batch_size, train.seed, rows)
+        return pipeline.waveform_batches(
+            self._records, split, self._samples, train.batch_size, train.seed, rows, self._stems
+        )
+
+
+def stems_of(config: ConfigDict) -> tuple[str, ...]:
+    """What of its tracks a codec or a tokenizer hears, the mix where its configuration does not say."""
+    wanted = tuple(config.data.get("stems", ALONE))
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(NAMES):
+        raise UserError(f"data.stems={wanted}: give stems, each once: {', '.join(NAMES)}")
+    return wanted
 
 
 def codec_stage(

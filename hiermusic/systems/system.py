@@ -137,7 +137,8 @@ class System:
       load: imports the rooms, which is much to load.
       tokenizers: of the stages, those whose models make tokens of sound.
       versions: sounds that may lie beside NAME.wav, as NAME.VERSION.wav.
-      chain: stages that together accompany a vocal, in their order; the last one may be left out.
+      chain: stages that together accompany a vocal, in their order.
+      spare: those of them that may be left out.
       places: fields, besides `data.path`, `data.codec` and `init_from`, that name files or folders.
       kinds: of published models that `hiermusic import` takes.
       formats: of `hiermusic export`: what its help says of each, by name.
@@ -154,6 +155,7 @@ class System:
     tokenizers: tuple[str, ...] = ("codec",)
     versions: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
+    spare: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     formats: Mapping[str, str] = field(default_factory=dict)

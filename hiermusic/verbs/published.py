@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def _define_import(values: Values) -> None:
     string(values, "licence", "of the weights, such as mit or cc-by-nc-4.0; default: what their README.md says")
-    string(values, "encoder", "of a kmeans: folder of the imported HuBERT whose features it clusters, or log_mel")
+    string(values, "encoder", "of a kmeans: the imported HuBERT whose features it clusters, or log_mel or chroma")
     integer(values, "layer", "of a kmeans: the layer of these features; default: the folder's", lower=0)
     string(values, "tokenizer", "tokenizer.json of models that read words, where it does not lie beside the weights")
     integer(values, "bias", "times that biases in front of gates count, 1 or 2; default: 2", lower=1, upper=2)

@@ -343,3 +343,27 @@ def test_resolve_names_what_is_not_there(tmp_path):
 def test_the_records_of_a_folder_play_back(music, tmp_path):
     source = AudioSource(resolve(music, tmp_path / "cache", RATE, 1, progress=False))
     np.testing.assert_array_equal(source.track(1), ramp(1, 1250))
+
+
+def test_crops_are_of_all_stems_that_are_asked_for(tmp_path):
+    def track(i):
+        vocals, instrumental = np.full((1250, 1), 0.25 + i / 100), np.full((1250, 1), -0.25 - i / 50)
+        return {"vocals": vocals.astype(np.float32), "instrumental": instrumental.astype(np.float32)}, RATE, {}
+
+    given = [Track(f"t{i}", lambda i=i: track(i), "valid" if i < 2 else "train") for i in range(8)]
+    stems = ("mix", "vocals", "instrumental")
+    write_audio(given, tmp_path, RATE, 1, segment_seconds=0.5, stems=stems, progress=False)
+
+    def heard(split, *wanted, count):
+        batches = waveform_batches(tmp_path, split, 250, 6, stems=wanted)
+        return np.sort([batches[i][row, 0, 0] for i in range(count) for row in range(6)])
+
+    vocals, both = heard("train", "vocals", count=3), heard("train", "vocals", "instrumental", count=6)
+    assert (vocals > 0.2).all() and len(np.unique(vocals)) == 6
+    np.testing.assert_array_equal(both[both > 0], vocals)  # an epoch of each
+    assert len(np.unique(both[both < 0])) == 6 and len(both) == 2 * len(vocals)
+    assert np.abs(heard("train", "mix", count=3)).max() < 0.1
+    held = heard("valid", "vocals", "instrumental", count=2)
+    assert (held > 0).any() and (held < 0).any() and np.abs(held).max() < 0.27
+    with pytest.raises(UserError, match="drums"):
+        waveform_batches(tmp_path, "train", 250, 6, stems=("drums",))

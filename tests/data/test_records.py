@@ -510,3 +510,15 @@ def test_nobody_writes_before_the_first_has_removed_leftovers(tmp_path, monkeypa
     monkeypatch.setattr(records, "wait_for_all", lambda name: seen.append((name, os.listdir(tmp_path))))
     records.remove_leftovers(tmp_path)
     assert seen == [(f"leftovers of {tmp_path}", left)]
+
+
+def test_what_is_skipped_for_one_reason_is_counted():
+    """Silent vocals, of which a corpus has hundreds, in one line; a few by their names."""
+    silent = tuple((f"s{n}", "its vocals: without a sound") for n in range(5))
+    told = str(records.Summary(Path("out"), 2, 60.0, {"train": 2}, (("a", "is empty"), *silent, ("b", "is empty"))))
+    assert told.splitlines()[1:] == [
+        "skipped 7:",
+        "  a: is empty",
+        "  b: is empty",
+        "  5 of one kind, s0, s1, s2 among them: its vocals: without a sound",
+    ]

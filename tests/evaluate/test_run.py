@@ -22,9 +22,9 @@ RATE = 1000
 class Records:
     """Audio records whose track i has samples of i, and 10 seconds + i samples."""
 
-    def __init__(self, path, train=(0, 2), valid=(3, 1)):
+    def __init__(self, path, stem="mix", train=(0, 2), valid=(3, 1)):
         self.path, self.sample_rate, self.channels = path, RATE, 1
-        self.train, self.valid, self.info = list(train), list(valid), {"of": str(path)}
+        self.train, self.valid, self.info = list(train), list(valid), {"of": str(path), "stem": stem}
 
     def track(self, index: int) -> np.ndarray:
         return index + np.linspace(0, 0.5, 10 * RATE + index)[:, None]
@@ -40,8 +40,10 @@ def resolved(monkeypatch):
     """What was asked of `pipeline.resolve`."""
     calls = []
 
-    def resolve(path, cache_dir, sample_rate, channels, *, kind="auto", segment_seconds=10.0, valid_fraction=0.1):
-        calls.append((path, Path(cache_dir), sample_rate, channels, kind, segment_seconds, valid_fraction))
+    def resolve(
+        path, cache_dir, sample_rate, channels, *, kind="auto", segment_seconds=10.0, valid_fraction=0.1, stems=("mix",)
+    ):
+        calls.append((path, Path(cache_dir), sample_rate, channels, kind, segment_seconds, valid_fraction, *stems))
         return Path("records")
 
     monkeypatch.setattr(run.pipeline, "resolve", resolve)
@@ -65,7 +67,7 @@ def test_clips_are_the_middle_of_the_held_out_tracks(monkeypatch, tracks, held):
 
 
 def test_records_without_held_out_tracks_are_refused(monkeypatch):
-    monkeypatch.setattr(run, "AudioSource", lambda path: Records(path, valid=()))
+    monkeypatch.setattr(run, "AudioSource", lambda path, stem: Records(path, valid=()))
     with pytest.raises(UserError, match="records has no held-out tracks: write it with --valid_fraction above 0"):
         run.held_out(Path("records"), 4.0, 1)
 
@@ -74,7 +76,7 @@ def test_records_without_held_out_tracks_are_refused(monkeypatch):
 def test_data_are_divided_as_the_codec_was_trained(resolved, data, path, kind):
     """With another share, tracks that were trained on would count as held out."""
     assert run._codec_data(configuration(), "w", data, RATE, 2) == Path("records")
-    assert resolved == [(path, Path("w/data"), RATE, 2, kind, 7.0, 0.4)]
+    assert resolved == [(path, Path("w/data"), RATE, 2, kind, 7.0, 0.4, "mix")]
 
 
 @pytest.fixture
@@ -125,6 +127,17 @@ def test_a_codec_is_measured_on_held_out_clips_and_its_yardsticks_at_its_rates(c
     np.testing.assert_allclose(coder.decode(streams, 1, clips[0]), np.full((4 * RATE, 1), 3.01))
     nyquist_LC = np.tile([[1.0], [-1.0]], (2 * RATE, 1))  # what the first level, of half the band, is not held to
     assert list(coder.targets) == [1] and np.abs(coder.targets[1](nyquist_LC)[100:-100]).max() < 0.01
+
+
+@pytest.mark.parametrize(("data", "stem", "stems"), [(None, "vocals", ("vocals", "mix")), ("other", "mix", ("mix",))])
+def test_a_codec_is_measured_on_the_first_stem_that_it_was_trained_on(
+    codec, resolved, monkeypatch, tmp_path, data, stem, stems
+):
+    config, opened = configuration(stems=("vocals", "mix")), []
+    monkeypatch.setattr(run.workdirs, "load", lambda workdir, *stages: (config, codec))
+    monkeypatch.setattr(run, "AudioSource", lambda path, stem: opened.append(stem) or Records(path, stem))
+    run._codec("w", tmp_path, data, 4.0, 2)
+    assert set(opened) == {stem} and resolved[0][7:] == stems
 
 
 def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, monkeypatch, tmp_path):
@@ -216,14 +229,14 @@ def test_songs_are_compared_with_the_corpus_of_their_codec(monkeypatch, resolved
     monkeypatch.setattr(run.workdirs, "read", lambda codec, *stages: read.append((codec, *stages)) or configuration())
     assert run._corpus(made(tmp_path), None, tmp_path / "out") == Path("records")
     assert read == [("codec", "codec")]
-    assert resolved == [("own", Path("codec/data"), 800, 2, "folder", 7.0, 0.4)]
+    assert resolved == [("own", Path("codec/data"), 800, 2, "folder", 7.0, 0.4, "mix")]
     with pytest.raises(UserError, match=r"a\.json does not say which codec made it: give the corpus with --data"):
         run._corpus(made(tmp_path, None), None, tmp_path / "out")
 
 
 def test_songs_are_compared_with_the_corpus_that_is_named(resolved, tmp_path):
     assert run._corpus(made(tmp_path), "folder", tmp_path / "out") == Path("records")
-    assert resolved == [("folder", tmp_path / "out" / "data", 800, 2, "auto", 10.0, 0.1)]
+    assert resolved == [("folder", tmp_path / "out" / "data", 800, 2, "auto", 10.0, 0.1, "mix")]
     (tmp_path / "tracks.jsonl").touch()
     assert run._corpus(made(tmp_path), str(tmp_path), tmp_path / "out") == tmp_path and len(resolved) == 1
 

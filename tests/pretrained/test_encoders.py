@@ -20,8 +20,8 @@ from hiermusic.pretrained import clap, encoder, encoders, export, hubert
 from hiermusic.pretrained.clap import ClapConfig
 from hiermusic.pretrained.hubert import HubertConfig
 from hiermusic.pretrained.layers import check_blocks
+from hiermusic.pretrained.plain import LogMelConfig
 from hiermusic.pretrained.roberta import RobertaConfig
-from hiermusic.pretrained.semantic import LogMelConfig
 from hiermusic.pretrained.source import Source
 from hiermusic.pretrained.swin import SwinConfig
 from hiermusic.systems import workdir

@@ -9,7 +9,8 @@ from hiermusic import cli
 from hiermusic.errors import UserError
 from hiermusic.pretrained import encoder, encoders, semantic
 from hiermusic.pretrained.hubert import HubertConfig
-from hiermusic.pretrained.semantic import LogMelConfig, Semantic, SemanticConfig
+from hiermusic.pretrained.plain import ChromaConfig, LogMelConfig
+from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.pretrained.source import Source
 from hiermusic.systems import workdir
 
@@ -111,18 +112,18 @@ def test_a_cluster_without_points_begins_anew_where_points_are():
 
 
 def test_what_gives_no_frames_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"no encoder at out/none: give log_mel, or a folder that"):
+    with pytest.raises(UserError, match=r"no encoder at out/none: give log_mel, chroma, or a folder that"):
         semantic.features_of("out/none", 9)
     (tmp_path / "config.json").write_text('{"stage": "lm"}')
     with pytest.raises(UserError, match=r"is a lm: give an imported encoder"):
         semantic.features_of(str(tmp_path), 9)
-    for config in (LogMelConfig(width=8), HubertConfig(layers=2, layer=1)):
+    for config in (LogMelConfig(width=8), ChromaConfig(strokes=2.0), HubertConfig(layers=2, layer=1)):
         assert semantic.of_fields(semantic.to_fields(config)) == config
 
 
 def test_somebody_elses_clusters_name_the_frames():
     centres_VD = noise(5, 64)
-    config, weights = semantic.of_centroids("km.npy", centres_VD, semantic.LOG_MEL, None)
+    config, weights = semantic.of_centroids("km.npy", centres_VD, "log_mel", None)
     assert config.codes == 5 and config.features == LogMelConfig()
     model = Semantic(config, rngs=nnx.Rngs(0))
     state = nnx.to_pure_dict(nnx.state(model))
@@ -130,13 +131,13 @@ def test_somebody_elses_clusters_name_the_frames():
     assert all(weights[f"clusters.{name}"].shape == array.shape for name, array in state["clusters"].items())
     np.testing.assert_array_equal(weights["clusters.codebooks"][0], centres_VD)
     with pytest.raises(UserError, match=r"km.npy has clusters of 63 numbers, the features of log_mel have 64"):
-        semantic.of_centroids("km.npy", noise(5, 63), semantic.LOG_MEL, None)
+        semantic.of_centroids("km.npy", noise(5, 63), "log_mel", None)
 
 
 def test_clusters_of_log_mel_have_no_layer(tmp_path):
     source = Source(tmp_path / "km.npy", {}, {"cluster_centers_": noise(5, 64)})
     with pytest.raises(UserError, match=r"--layer=3: log_mel has no layers: leave it out"):
-        encoders.read_kmeans(source, semantic.LOG_MEL, 3)
+        encoders.read_kmeans(source, "log_mel", 3)
 
 
 def test_the_card_of_clusters_tells_of_the_encoders_licence_too(tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def player(tmp_path, monkeypatch):
     chain = ("first", "second", "third")
     rooms = SimpleNamespace(accompanist=lambda stages: made)
     other = SimpleNamespace(chain=(), title="Other")
-    systems = {"other": other, "ours": SimpleNamespace(chain=chain, title="Ours", rooms=rooms)}
+    systems = {"other": other, "ours": SimpleNamespace(chain=chain, spare=("third",), title="Ours", rooms=rooms)}
     monkeypatch.setattr(catalogue, "systems", lambda: systems)
     for stage in chain[:2]:
         (tmp_path / "stages" / stage).mkdir(parents=True)
@@ -162,6 +162,7 @@ def put(path, seconds: float, level: float = 0.1):
     [
         (("{short}",), "short.wav lasts 0.50 s: a vocal lasts 1 s or more"),
         (("{text}",), "text.wav: not readable as audio"),
+        (("{results}",), "Results.wav: results.json is where measures go, beside each vocal's own: give it another"),
         (
             ("{ok}", "--workdir={tmp}"),
             "holds no stages that accompany a vocal: give the folder of their workdirs (Ours",
@@ -178,6 +179,7 @@ def put(path, seconds: float, level: float = 0.1):
 def test_bad_input_is_one_line_and_nothing_is_written(player, tmp_path, capsys, words, told):
     (tmp_path / "text.wav").write_text("no sound")
     names = {"short": put(tmp_path / "short.wav", 0.5), "ok": put(tmp_path / "ok.wav", 3), "tmp": tmp_path}
+    names["results"] = put(tmp_path / "Results.wav", 3)
     given = [word.format(**names, text=tmp_path / "text.wav") for word in words]
     with pytest.raises(SystemExit) as ended:
         main(["accompany", f"--workdir={tmp_path / 'stages'}", f"--out={tmp_path / 'out'}", *given])

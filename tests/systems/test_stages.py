@@ -71,12 +71,12 @@ def test_codecs_train_on_one_split_and_are_validated_on_the_other(made, monkeypa
     assert asked == []
     made.given.open(Path("w"))
     codec = system.codec_config(config.model)
-    how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4}
+    how = {"kind": config.data.kind, "segment_seconds": 7.0, "valid_fraction": 0.4, "stems": ("mix",)}
     assert asked == [(("music", Path("w/data"), codec.sample_rate, codec.channels), how)]
     samples = config.train.crop_frames * codec.hop
     assert made.given.crop == (samples, codec.channels)
     for given, split in ((made.given.train, "train"), (made.given.valid, "valid")):
-        assert given([1]) == ("records", split, samples, 3, 5, [1])
+        assert given([1]) == ("records", split, samples, 3, 5, [1], ("mix",))
 
 
 def test_a_stage_that_is_only_looked_at_touches_no_data(made, monkeypatch):
@@ -200,3 +200,16 @@ def test_a_codecs_codebooks_are_compared_number_by_number():
     aar.check_codebooks(holder(1.0), "codec", holder(1.0), "lm")
     with pytest.raises(UserError, match="codec has other codebooks than lm was trained with"):
         aar.check_codebooks(holder(1.0), "codec", holder(1.1), "lm")
+
+
+@pytest.mark.parametrize("wanted", [(), ("mix", "mix"), ("voice",)])
+def test_stems_that_none_has_are_refused(wanted):
+    config = configuration("khala/codec:tiny")
+    assert stages.stems_of(config) == ("mix",)
+    config.data.stems = ("vocals", "instrumental")
+    assert stages.stems_of(config) == ("vocals", "instrumental")
+    config.data.stems = wanted
+    with pytest.raises(UserError, match=r"data.stems=.*: give stems, each once: mix, vocals, instrumental, drums"):
+        stages.stems_of(config)
+    del config.data["stems"]  # of a workdir from before there were any
+    assert stages.stems_of(config) == ("mix",)

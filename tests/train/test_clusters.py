@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from flax import nnx
 
-from hiermusic.pretrained.semantic import LogMelConfig, Semantic, SemanticConfig
+from hiermusic.pretrained.plain import LogMelConfig
+from hiermusic.pretrained.semantic import Semantic, SemanticConfig
 from hiermusic.train.clusters import ClusterStage
 
 

@@ -43,6 +43,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data.kind = "auto"
     config.data.valid_fraction = 0.1
     config.data.segment_seconds = 10.0
+    config.data.stems = ("mix",)
 
     config.model = ConfigDict()
     config.model.sample_rate = 24_000

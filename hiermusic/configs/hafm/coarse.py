@@ -4,7 +4,7 @@
 
 | preset | where                  | expect                                                          |
 |--------|------------------------|-----------------------------------------------------------------|
-| tiny   | two CPU cores, minutes | fewer bits than counting codes; 4 s, 2 levels                   |
+| tiny   | two CPU cores, minutes | three quarters of the bits of counting codes; 4 s, 2 levels     |
 | small  | one GPU, days          | untried; 10 s, 4 levels, a model of 43 M parameters             |
 | paper  | GPUs, 200 k steps      | untried; 10 s, 3,990 positions, 4 levels, 93 M parameters       |
 
@@ -22,7 +22,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data.stream = semantic.CODES
     config.data.prefix = (semantic.VOCAL, semantic.SEMANTIC)
     config.model.levels = 2 if preset == "tiny" else 4
-    config.model.length = 600 if preset == "tiny" else 3990
+    config.model.length = 400 if preset == "tiny" else 3990
     config.tokens = semantic.sound(preset)
     config.prefix = ConfigDict({number: semantic.meaning(preset) for number in "01"})
     return config

@@ -6,7 +6,7 @@
 
 | preset | where                  | expect                                                          |
 |--------|------------------------|-----------------------------------------------------------------|
-| tiny   | two CPU cores, minutes | fewer bits than counting codes; 4 s                             |
+| tiny   | two CPU cores, minutes | a third of the bits of counting codes; 7 s                      |
 | small  | one GPU, days          | untried; 10 s, a model of 38 M parameters                       |
 | paper  | GPUs, 200 k steps      | untried; 10 s, 998 positions, 86 M parameters                   |
 
@@ -29,11 +29,11 @@ from hiermusic.errors import UserError
 from hiermusic.tokens.facts import TokenFacts
 
 VOCAL, SEMANTIC, CODES = "vocals/semantic", "instrumental/semantic", "instrumental/codes"
-_MEANING = {  # until records say it: tokens of HuBERT, or of log-mel bands
-    "tiny": TokenFacts(16_000, 320, "residual", 1, 64, 64),
+_MEANING = {  # until records say it: tokens of HuBERT, or of pitch classes
+    "tiny": TokenFacts(16_000, 640, "residual", 1, 128, 14),
     "paper": TokenFacts(16_000, 320, "residual", 1, 500, 768),
 }
-_SOUND = {  # EnCodec's, or those of configs/tokens/codec.py:tiny at 25 frames a second
+_SOUND = {  # EnCodec's, or those of configs/khala/codec.py:tiny at 25 frames a second
     "tiny": TokenFacts(16_000, 640, "residual", 4, 256, 128),
     "paper": TokenFacts(24_000, 320, "residual", 8, 1024, 128),
 }
@@ -44,7 +44,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config = base("semantic", preset)
     config.data.stream = SEMANTIC
     config.data.prefix = (VOCAL,)
-    config.model.length = 400 if preset == "tiny" else 998
+    config.model.length = 350 if preset == "tiny" else 998
     config.tokens, config.prefix = meaning(preset), ConfigDict({"0": meaning(preset)})
     return config
 
@@ -136,7 +136,7 @@ def base(stage: str, preset: str) -> ConfigDict:
             config.model.dropout = 0.0
             config.model.dtype = "float32"
             config.sampling.top_k = 30
-            config.train.steps = 200
+            config.train.steps = {"semantic": 300, "coarse": 300, "fine": 120}[stage]
             config.train.batch_size = 8
             config.train.optimiser = "muon"
             config.train.learning_rate = 6e-3

@@ -8,10 +8,12 @@
 | preset  | what                                                                                            |
 |---------|-------------------------------------------------------------------------------------------------|
 | tiny    | 64 clusters of log-mel bands, on two CPU cores in seconds; needs no weights of others             |
+| chroma  | 128 clusters of pitch classes, 25 a second, likewise: tokens of harmony, which know no phonemes     |
 | log_mel | 500 clusters of log-mel bands: tokens of colour, which know no phonemes                          |
 | hubert  | 500 clusters of HuBERT's features at layer 9, as HAFM has them; give the model by `model.encoder`  |
 
-`model.encoder` is `log_mel` or the folder of an imported HuBERT, `model.layer` the layer whose features are clustered.
+`model.encoder` is `log_mel`, `chroma` or the folder of an imported HuBERT, `model.layer` the layer whose features are
+clustered. `data.stems` are those that are heard, of records or folders that have them: all that will be tokenized.
 One step is one batch of mini-batch k-means: the first batch's own k-means, then each cluster at the mean of all points
 that were ever its own. `model.window` is how many seconds are heard at once when sounds are tokenized; training hears
 crops of `train.crop_seconds`.
@@ -24,7 +26,7 @@ from hiermusic.errors import UserError
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    """The configuration of a preset: tiny, log_mel or hubert."""
+    """The configuration of a preset: tiny, chroma, log_mel or hubert."""
     config = common.config("tokens", "semantic", preset)
 
     config.data = ConfigDict()
@@ -32,6 +34,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.data.kind = "auto"
     config.data.valid_fraction = 0.1
     config.data.segment_seconds = 10.0
+    config.data.stems = ("mix",)
 
     config.model = ConfigDict()
     config.model.encoder = "log_mel"
@@ -52,6 +55,16 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.encoder = ""
         case "log_mel":
             pass
+        case "chroma":
+            config.model.encoder = "chroma"
+            config.model.codes = 128
+            config.train.crop_seconds = 4.0
+            config.train.steps = 100
+            config.train.batch_size = 32
+            config.train.log_every = 10
+            config.train.valid_every = 50
+            config.train.valid_batches = 1
+            config.train.checkpoint_every = 50
         case "tiny":
             config.model.codes = 64
             config.train.crop_seconds = 2.0
@@ -62,5 +75,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.valid_batches = 1
             config.train.checkpoint_every = 25
         case _:
-            raise UserError(f"unknown preset '{preset}' of configs/tokens/semantic.py: choose tiny, log_mel or hubert")
+            presets = "tiny, chroma, log_mel or hubert"
+            raise UserError(f"unknown preset '{preset}' of configs/tokens/semantic.py: choose {presets}")
     return config

@@ -41,4 +41,5 @@ SYSTEM = System(
     },
     load=_rooms,
     chain=_STAGES,
+    spare=("semantic", "fine"),
 )

@@ -8,7 +8,7 @@ from hiermusic.systems.demos import Demo, Step
 # three tempi, of which a beat is a whole number of frames of the codec: what minutes of training can learn
 CORPUS = "builtin:480?seconds=4-7&styles=pop,dance,ballad,ambient&tempi=75,107.14,125"
 TRACKS = 8  # held-out songs that the models are measured on
-VOCALS = 12  # of held-out songs that are accompanied
+VOCALS = 24  # of held-out songs that are accompanied
 STAGES = {"semantic": "what the accompaniment means", "coarse": "its coarse codes", "fine": "its fine codes"}
 
 
@@ -23,8 +23,8 @@ def demo(folder: Path, configs: Path) -> Demo:
         title="HAFM",
         intro="Three token models in a chain, at toy size, trained in minutes on songs that the package composed and "
         "rendered itself: from what a vocal means to what its accompaniment means, from both to coarse codes, from "
-        "these to fine ones. Meaning is told by clusters of log-mel bands, which know no words, and sound by a codec "
-        "of the package's own.",
+        "these to fine ones. Meaning is told by clusters of pitch classes, which know harmony and no words, and sound "
+        "by a codec of the package's own that hears accompaniments alone.",
         files={},
         steps=_steps(folder, configs),
         songs={},
@@ -36,18 +36,17 @@ def demo(folder: Path, configs: Path) -> Demo:
 def _steps(folder: Path, configs: Path) -> Sequence[Step]:
     at = {name: str(folder / name) for name in ("corpus", "codec", "meaning", "tokens", *STAGES)}
     corpus = f"--config.data.path={at['corpus']}"
-    codec = ["train", f"--config={configs / 'tokens' / 'codec.py:tiny'}", f"--workdir={at['codec']}", corpus]
-    codec += ["--config.model.sample_rate=16000", "--config.model.strides=(4,5)", "--config.train.steps=600"]
+    codec = ["train", f"--config={configs / 'khala' / 'codec.py:tiny'}", f"--workdir={at['codec']}", corpus]
+    codec += ["--config.data.stems=('instrumental',)", "--config.model.sample_rate=16000", "--config.model.levels=8"]
+    codec += ["--config.model.strides=(4,5)", "--config.train.crop_frames=24"]
+    meaning = ["train", f"--config={configs / 'tokens' / 'semantic.py:chroma'}", f"--workdir={at['meaning']}", corpus]
+    meaning += ["--config.data.stems=('vocals','instrumental')"]
     streams = {"vocals/semantic": "meaning", "instrumental/semantic": "meaning", "instrumental/codes": "codec"}
     records = ["--sample_rate=16000", "--channels=1", "--stems=mix,vocals,instrumental", "--sounding=vocals"]
     steps = [
         Step("corpus", "compose and render songs", ["data", f"--source={CORPUS}", f"--out={at['corpus']}", *records]),
         Step("codec", "train the codec", codec),
-        Step(
-            "meaning",
-            "find clusters of meaning",
-            ["train", f"--config={configs / 'tokens' / 'semantic.py:tiny'}", f"--workdir={at['meaning']}", corpus],
-        ),
+        Step("meaning", "find clusters of pitch classes", meaning),
         Step(
             "tokens",
             "turn stems into tokens",

@@ -12,17 +12,17 @@ from hiermusic.systems.lm.models import given_streams, pattern_of
 from hiermusic.systems.token_facts import facts_of, prefix_of
 from hiermusic.tokens.pattern import STEPWISE
 
-_READS = {  # streams in front, and in words
-    "semantic": (1, "the vocal's semantic tokens"),
-    "coarse": (2, "the vocal's semantic tokens and the accompaniment's"),
-    "fine": (0, "no other stream, but the coarse levels of its own (model.given)"),
+_READS = {  # how many streams in front, and in words
+    "semantic": ((1,), "the vocal's semantic tokens"),
+    "coarse": ((1, 2), "the vocal's semantic tokens and, behind a first stage, the accompaniment's"),
+    "fine": ((0,), "no other stream, but the coarse levels of its own (model.given)"),
 }
 
 
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
     """The constructor of a stage's model; UserError for a configuration that is none of the stage."""
-    (count, words), streams = _READS[config.stage], given_streams(config)
-    if len(streams) != count or (config.stage == "fine") != bool(config.model.given):
+    (counts, words), streams = _READS[config.stage], given_streams(config)
+    if len(streams) not in counts or (config.stage == "fine") != bool(config.model.given):
         raise UserError(
             f"a {config.stage} stage reads {words} in front: {len(streams)} streams stand in data.prefix, and "
             f"model.given={config.model.given}"

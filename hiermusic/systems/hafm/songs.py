@@ -32,7 +32,7 @@ class Accompaniment(NamedTuple):
     """What one window became, and what the next window's beginning can be given.
 
     Attributes:
-      semantic_T: int32 [T_v], one token for every token of the vocal.
+      semantic_T: int32 [T_v], one token for every token of the vocal; none where there is no semantic stage.
       codes_TK: int32 [T_a, K], acoustic codes, T_a = `Accompanist.frames(T_v)`; 8 levels, or the coarse ones alone
         where there is no fine stage.
     """
@@ -57,12 +57,11 @@ class _Stage:
 class Accompanist:
     """The trained stages of one HAFM, ready to play.
 
-        accompanist = Accompanist.open("out/semantic", "out/coarse", "out/fine")
+        accompanist = Accompanist.open(semantic="out/semantic", coarse="out/coarse", fine="out/fine")
         (made,) = accompanist.accompany([vocal_T], seeds=[0], guidance={"semantic": 3.0})
 
     Attributes:
-      vocal, semantic, codes: `TokenFacts` of the vocal's tokens, of the accompaniment's semantic tokens, and of its
-        acoustic codes, of which `levels` are made.
+      vocal, codes: `TokenFacts` of the vocal's tokens, and of the acoustic codes, of which `levels` are made.
       window: the most vocal tokens that all stages take at once.
       levels: how many levels of acoustic codes are made.
       sampling: of each stage, by its name, its workdir's temperature, top_k, top_p and guidance.
@@ -72,26 +71,29 @@ class Accompanist:
     def __init__(self, stages: Mapping[str, _Stage], mesh: Mesh | None = None):
         _check_chain(stages)
         self._stages, self._mesh = dict(stages), mesh
-        semantic, coarse, last = stages["semantic"], stages["coarse"], stages.get("fine", stages["coarse"])
-        self.vocal: TokenFacts = prefix_of(semantic.config)[0]
-        self.semantic: TokenFacts = facts_of(semantic.config)
+        coarse, last = stages["coarse"], stages.get("fine", stages["coarse"])
+        self.vocal: TokenFacts = prefix_of(coarse.config)[0]
         self.codes: TokenFacts = facts_of(coarse.config)
         self.levels: int = len(models.own(last.config))
-        self.noise: float = next(iter(semantic.config.data.prefix_noise), 0.0)
+        self.noise: float = next(iter(coarse.config.data.prefix_noise), 0.0)
         self.sampling = {name: stage.config.sampling.to_dict() for name, stage in stages.items()}
         most = {
             name: stage.order.lengths(stage.order.most(stage.config.model.length)) for name, stage in stages.items()
         }
-        self.window: int = min(most["semantic"][0], most["coarse"][0])
+        self.window: int = min(most[name][0] for name in most if name != "fine")
         while "fine" in most and self.frames(self.window) > most["fine"][0]:
             self.window -= 1
 
     @classmethod
-    def open(cls, semantic: str, coarse: str, fine: str | None = None, *, mesh: Mesh | None = None) -> "Accompanist":
-        """The stages of three workdirs; without the last, the coarse levels are all there is.
+    def open(
+        cls, *, coarse: str, semantic: str | None = None, fine: str | None = None, mesh: Mesh | None = None
+    ) -> "Accompanist":
+        """The stages of three workdirs, or of fewer.
 
         Args:
-          semantic, coarse, fine: workdirs or exports of the stages of these names.
+          coarse: workdir or export of the stage of this name.
+          semantic: likewise; None where the coarse stage reads the vocal alone.
+          fine: likewise; without it, the coarse levels are all there is.
           mesh: to spread the models over; None for the first device. All processes of a run must come here.
         Raises:
           UserError: a workdir of another stage, or stages of other tokens than each other's.
@@ -111,12 +113,17 @@ class Accompanist:
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
-        """What made the tokens of "vocal", "semantic" and "codes"; UserError where it is not known, or gone."""
-        semantic, coarse = self._stages["semantic"].config, self._stages["coarse"].config
-        if not semantic.data.prefix_codecs:
-            raise UserError(f"{self._stages['semantic'].workdir} does not say what made its vocal tokens")
-        vocal = Tokenizer.named(semantic.data.prefix_codecs[0])
-        return {"vocal": vocal, "semantic": codec_of(semantic), "codes": codec_of(coarse)}
+        """What made the tokens of "vocal" and "codes", and of "semantic" where there is such a stage.
+
+        UserError where it is not known, or gone.
+        """
+        coarse = self._stages["coarse"]
+        if not coarse.config.data.prefix_codecs:
+            raise UserError(f"{coarse.workdir} does not say what made its vocal tokens")
+        found = {"vocal": Tokenizer.named(coarse.config.data.prefix_codecs[0])}
+        if "semantic" in self._stages:
+            found["semantic"] = codec_of(self._stages["semantic"].config)
+        return found | {"codes": codec_of(coarse.config)}
 
     def frames(self, vocal_tokens: int) -> int:
         """Frames of acoustic codes beside so many tokens of the vocal: int(T_v * 75 / 50) at HAFM's rates."""
@@ -157,7 +164,9 @@ class Accompanist:
                 raise UserError(f"{told}: these stages take 1 to {self.window}, and enough for a frame of codes")
         told_TK = self._begun(given, [self.frames(len(vocal_T)) for vocal_T in vocals], self.levels, self.codes.codes)
         meant = [None if codes_T is None else np.asarray(codes_T)[:, None] for codes_T in given_semantic or ()]
-        meant_T1 = self._begun(meant or None, list(map(len, vocals)), 1, self.semantic.codes)
+        means = "semantic" in self._stages
+        count = facts_of(self._stages["semantic"].config).codes if means else 0
+        meant_T1 = self._begun(meant or None, list(map(len, vocals)), 1, count)
         settings = self._settings({"temperature": temperature, "top_k": top_k, "guidance": guidance})
         coarse = len(models.own(self._stages["coarse"].config))
 
@@ -170,9 +179,11 @@ class Accompanist:
             made = drawing.draw(asked, stage.config, stage.model, settings[name], mesh=self._mesh, name=name, **how)
             return [np.stack(packets.levels_of(one.codes)[stage.order.given :], axis=1) for one in made]
 
-        semantic_T1 = draw("semantic", [[vocal_T] for vocal_T in vocals], meant_T1)
-        both = [[vocal_T, codes_T1[:, 0]] for vocal_T, codes_T1 in zip(vocals, semantic_T1, strict=True)]
-        codes_TK = draw("coarse", both, [codes_TK[:, :coarse] for codes_TK in told_TK])
+        front = [[vocal_T] for vocal_T in vocals]
+        semantic_T1 = draw("semantic", front, meant_T1) if means else [np.zeros((0, 1), np.int32)] * len(vocals)
+        if means:
+            front = [[*one, codes_T1[:, 0]] for one, codes_T1 in zip(front, semantic_T1, strict=True)]
+        codes_TK = draw("coarse", front, [codes_TK[:, :coarse] for codes_TK in told_TK])
         if "fine" in self._stages:
             fine_TK = draw("fine", [list(one_TK.T) for one_TK in codes_TK], [one_TK[:, coarse:] for one_TK in told_TK])
             codes_TK = [np.concatenate(pair, axis=1) for pair in zip(codes_TK, fine_TK, strict=True)]
@@ -214,9 +225,16 @@ class Accompanist:
 
 def _check_chain(stages: Mapping[str, _Stage]) -> None:
     """UserError unless each stage reads the tokens that those before it make."""
-    semantic, coarse = stages["semantic"], stages["coarse"]
-    made = [(coarse, prefix, semantic, of) for prefix, of in zip(
-        prefix_of(coarse.config), (*prefix_of(semantic.config), facts_of(semantic.config)), strict=True)]  # fmt: skip
+    semantic, coarse, made = stages.get("semantic"), stages["coarse"], []
+    before = () if semantic is None else (*prefix_of(semantic.config), facts_of(semantic.config))
+    if len(reads := prefix_of(coarse.config)) != max(len(before), 1):
+        raise UserError(
+            f"{coarse.workdir} reads the vocal alone: leave {semantic.workdir} out, or take a coarse stage that reads "
+            "what it means"
+            if semantic
+            else f"{coarse.workdir} reads what the accompaniment means, and there is no semantic stage beside it"
+        )
+    made += [(coarse, prefix, semantic, of) for prefix, of in zip(reads, before, strict=False)]
     if fine := stages.get("fine"):
         made.append((fine, facts_of(fine.config), coarse, facts_of(coarse.config)))
         if fine.config.model.given != (levels := len(models.own(coarse.config))):

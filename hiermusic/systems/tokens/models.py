@@ -79,9 +79,7 @@ def semantic_config(config: ConfigDict) -> SemanticConfig:
     elif model.encoder:
         features = semantic.features_of(model.encoder, model.layer)
     else:
-        raise UserError(
-            f"model.encoder is empty: give {semantic.LOG_MEL}, or a folder that `hiermusic import hubert` wrote"
-        )
+        raise UserError(f"model.encoder is empty: give {semantic.CHOICES}")
     if not 1 < model.codes <= 1 << 16:  # what token records hold
         raise UserError(f"model.codes={model.codes}: give a number of clusters from 2 to {1 << 16:,}")
     if not 0 <= model.window < 3600 or not 0 <= model.dead_share < 1:

@@ -3,7 +3,8 @@
 from flax import nnx
 from ml_collections import ConfigDict
 
-from hiermusic.pretrained import encoder, semantic
+from hiermusic.pretrained import encoder
+from hiermusic.pretrained.plain import FEATURES
 from hiermusic.systems import stages
 from hiermusic.systems.lm import stages as lm
 from hiermusic.systems.start import from_run
@@ -26,7 +27,7 @@ def _semantic(config: ConfigDict) -> ClusterStage:
     crops = stages.Crops(config, tokenizer.sample_rate, tokenizer.channels, samples)
 
     def prepare(module: nnx.Module) -> None:
-        if config.model.encoder != semantic.LOG_MEL:
+        if config.model.encoder not in FEATURES:
             nnx.update(module.model.features, nnx.state(encoder.load(config.model.encoder, config.model.layer)))
         from_run(config.init_from, module.model)
 

@@ -47,7 +47,7 @@ def test_stages_are_trained_told_measured_and_play(tokens, tmp_path, run, capsys
         assert (told["system"], told["stage"], told["sequence_length"]) == ("hafm", stage, LENGTHS[stage])
         found = json.loads((place / "evaluation" / "results.json").read_text())["predictability"]
         assert all(np.isfinite(row["model"]) for row in found[2 if stage == "fine" else 0 :])  # coarse levels are given
-    accompanist = Accompanist.open(*map(str, places.values()))
+    accompanist = Accompanist.open(**{name: str(place) for name, place in places.items()})
     assert accompanist.window == 30 and accompanist.levels == 4
     (one,) = accompanist.accompany([track(0)["vocals/semantic"][:30, 0]], seeds=[0])
     assert one.semantic_T.shape == (30,) and one.codes_TK.shape == (15, 4)

@@ -4,10 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from hiermusic.errors import UserError
+from hiermusic.generate import windows
 from hiermusic.systems.hafm import songs
+from hiermusic.systems.hafm.models import make_model
 from hiermusic.systems.hafm.songs import Accompanist
+from hiermusic.systems.lm import songs as drawing
 
 from .streams import LENGTHS, MEANING, SOUND, small, stages, track
 
@@ -36,7 +40,7 @@ def same(one, other) -> bool:
 
 
 def test_it_knows_its_tokens_and_how_long_a_window_is(accompanist):
-    assert (accompanist.vocal, accompanist.semantic, accompanist.codes) == (MEANING, MEANING, SOUND)
+    assert (accompanist.vocal, accompanist.codes) == (MEANING, SOUND)
     assert accompanist.window == 30 and accompanist.levels == 4
     assert [accompanist.frames(tokens) for tokens in (1, 2, 29, 30)] == [0, 1, 14, 15]
     assert {name: one["guidance"] for name, one in accompanist.sampling.items()} == {
@@ -83,6 +87,29 @@ def test_without_a_fine_stage_coarse_levels_are_all_there_is(trio, made):
     np.testing.assert_array_equal(one.codes_TK, made[0].codes_TK[:, :2])
 
 
+def alone(config) -> None:
+    """Makes a coarse stage one that reads the vocal alone."""
+    config.data.prefix = config.data.prefix[:1]
+    config.prefix = {"0": config.prefix["0"]}
+
+
+def test_without_a_semantic_stage_the_vocal_is_all_that_is_read(reference, trio):
+    config = small("coarse")
+    alone(config)
+    drawn = reference.drawn(nnx.eval_shape(make_model(config), nnx.Rngs(0)), 0.5)
+    coarse = dataclasses.replace(trio["coarse"], config=config, model=drawing.ready(config, drawn))
+    two = Accompanist({"coarse": coarse, "fine": trio["fine"]})
+    assert two.window == 31 and two.levels == 4 and set(two.sampling) == {"coarse", "fine"}
+    both = [vocal(0, 29), vocal(1, 20)]
+    made = two.accompany(both, seeds=[5, 6])
+    assert [len(one.semantic_T) for one in made] == [0, 0] and made[0].codes_TK.shape == (14, 4)
+    (by_itself,) = two.accompany(both[1:], seeds=[6])
+    assert same(by_itself, made[1])
+    assert not same(two.accompany([vocal(2, 29)], seeds=[5])[0], made[0])
+    (whole,) = windows.play(two, [vocal(0, 80)], seeds=[5], overlap=20)
+    assert whole.codes_TK.shape == (40, 4) and len(whole.semantic_T) == 0 and len(whole.seams) == 5
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -127,8 +154,12 @@ def test_stages_that_were_not_made_for_each_other_are_told(trio):
         chain("fine", lambda config: config.tokens.update({"hop": 320}))
     with pytest.raises(UserError, match=r"out/fine reads 1 coarse levels and out/coarse makes 2: take stages that"):
         chain("fine", lambda config: config.model.update({"given": 1}))
-    with pytest.raises(UserError, match=r"out/semantic does not say what made its vocal tokens"):
+    with pytest.raises(UserError, match=r"out/coarse does not say what made its vocal tokens"):
         _ = Accompanist(trio).tokenizers
+    with pytest.raises(UserError, match=r"out/coarse reads what the accompaniment means, and there is no semantic"):
+        Accompanist({name: trio[name] for name in ("coarse", "fine")})
+    with pytest.raises(UserError, match=r"out/coarse reads the vocal alone: leave out/semantic out, or take a coarse"):
+        chain("coarse", alone)
 
 
 @pytest.mark.parametrize("stage", songs.STAGES)

@@ -42,6 +42,8 @@ def test_stages_are_found_under_their_names(tmp_path):
         (tmp_path / stage / "config.json").write_text("{}")
     system, places = accompany.stages_in(str(tmp_path))
     assert system is SYSTEM and places == {stage: str(tmp_path / stage) for stage in ("semantic", "coarse")}
+    (tmp_path / "semantic" / "config.json").unlink()
+    assert accompany.stages_in(str(tmp_path))[1] == {"coarse": str(tmp_path / "coarse")}
     (tmp_path / "coarse" / "config.json").unlink()
     with pytest.raises(UserError, match=r"holds no stages that accompany a vocal: .*HAFM: semantic, coarse, fine"):
         accompany.stages_in(str(tmp_path))
@@ -55,9 +57,9 @@ def test_the_room_opens_stages_by_their_names(monkeypatch):
 @pytest.mark.parametrize(("noise", "wanted"), [((), 0.0), ((0.02,), 0.02)])
 def test_the_noise_of_training_is_known(reference, noise, wanted):
     trio = stages(reference)
-    config = small("semantic")
+    config = small("coarse")
     config.data.prefix_noise = noise
-    assert Accompanist(trio | {"semantic": dataclasses.replace(trio["semantic"], config=config)}).noise == wanted
+    assert Accompanist(trio | {"coarse": dataclasses.replace(trio["coarse"], config=config)}).noise == wanted
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_clusters_are_learnt_on_any_mesh_in_any_number_of_goes_and_name_the_fram
         ({"model.codes": 70_000}, "model.codes=70000: give a number of clusters"),
         ({"model.window": -1.0}, "model.window=-1.0 is no number of seconds"),
         ({"model.encoder": "out/none"}, "no encoder at out/none"),
-        ({"model.encoder": ""}, "model.encoder is empty: give log_mel"),
+        ({"model.encoder": ""}, "model.encoder is empty: give log_mel, chroma"),
     ],
 )
 def test_what_no_clusters_can_be_learnt_of_is_told(changed, words):
