@@ -222,15 +222,15 @@ class AudioSource:
     Only the shards of that stem are opened. Sources of other stems of the same directory have the same tracks, splits
     and segments, sample for sample.
 
-    Attributes: `info`, `stems` (those that are kept), `sample_rate`, `channels`, `segment_samples`, `tracks` (one dict
-    a track: id, split, samples, sha256, seconds, meta; not those that were left out), `train` and `valid` (indices into
-    `tracks`).
+    Attributes: `info`, `stem`, `stems` (those that are kept), `sample_rate`, `channels`, `segment_samples`, `tracks`
+    (one dict a track: id, split, samples, sha256, seconds, meta; not those that were left out), `train` and `valid`
+    (indices into `tracks`).
     """
 
     def __init__(self, path: str | os.PathLike, stem: str = MIX):
         """Opens the shards of a stem; UserError where there are none."""
         self.path = Path(path)
-        self.info = read_info(path, "audio")
+        self.info, self.stem = read_info(path, "audio"), stem
         self.stems = check_stems(path, self.info, (stem,))
         self.sample_rate: int = self.info["sample_rate"]
         self.channels: int = self.info["channels"]

@@ -94,10 +94,10 @@ def evaluate_songs(
     made = songs.read(folder)
     if embedding:
         read_config(embedding)  # what is none is told before anything is measured
-    corpus = AudioSource(_corpus(made, data, Path(out)))
+    corpus = _corpus(made, data, Path(out))
     if not corpus.train or not corpus.valid:
         raise UserError(f"{corpus.path} has no held-out tracks: write it with --valid_fraction above 0")
-    facts = {"songs": [song.facts for song in made], "data": corpus.info, "tracks": tracks}
+    facts = {"songs": [song.facts for song in made], "data": corpus.info, "stem": corpus.stem, "tracks": tracks}
     facts |= {"embedding": embedding} if embedding else {}
     each = on_disk(Path(out) / "parts", facts)
     results = songs.evaluate_songs(made, corpus, tracks, say, each)
@@ -119,24 +119,28 @@ def _finish(out: Path, results: dict[str, Any], title: str, source: str, chapter
     return results
 
 
-def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings: float) -> Each:
+def _each(workdir: str, out: Path, source: AudioSource | TokenSource, **settings: float | str) -> Each:
     """Measurements that are kept until the evaluation of this checkpoint on this data is whole."""
     facts = {"workdir": str(Path(workdir).absolute()), "step": latest_step(workdir), "data": source.info, **settings}
     return on_disk(out / "parts", facts)
 
 
-def _corpus(made: Sequence[songs.Made], data: str | None, out: Path) -> Path:
-    """The audio records that generated songs are compared with, at whatever rate; new ones at that of the songs."""
+def _corpus(made: Sequence[songs.Made], data: str | None, out: Path) -> AudioSource:
+    """What generated songs are compared with, at whatever rate; new records at that of the songs.
+
+    Of what their codec was trained on it is the first stem that the codec heard, of other records the mixes.
+    """
     if data and (Path(data) / "tracks.jsonl").is_file():
-        return Path(data)
+        return AudioSource(data)
     sound = files.probe(next(iter(made[0].paths.values())))
     rate, channels = sound.sample_rate, sound.channels
     if data:
-        return pipeline.resolve(data, out / "data", rate, channels)
+        return AudioSource(pipeline.resolve(data, out / "data", rate, channels))
     codec = made[0].facts.get("workdirs", {}).get("codec")
     if not codec:
         raise UserError(f"{made[0].name}.json does not say which codec made it: give the corpus with --data")
-    return _codec_data(workdirs.read(codec, "codec"), codec, None, rate, channels)
+    config = workdirs.read(codec, "codec")
+    return AudioSource(_codec_data(config, codec, None, rate, channels), stems_of(config)[0])
 
 
 def _codec_data(config: ConfigDict, workdir: str, data: str | None, rate: int, channels: int) -> Path:
@@ -271,7 +275,7 @@ def _codec(workdir: str, out: Path, data: str | None, seconds: float, tracks: in
         hierarchy=codec.hierarchy,
         targets={levels: partial(narrowed, factor=n) for levels, n in codec.resolutions.items() if n > 1},
     )
-    each = _each(workdir, out, AudioSource(audio_dir, stem), seconds=seconds)
+    each = _each(workdir, out, AudioSource(audio_dir, stem), seconds=seconds, stem=stem)
     results = evaluate_codec(coder, clips, progress=say, each=each)
     rates = [row["bits_per_second"] for row in results["reconstruction"]]
     results["baselines"] = evaluate_baselines(clips, codec.sample_rate, rates, progress=say, each=each)

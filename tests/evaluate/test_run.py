@@ -23,8 +23,8 @@ class Records:
     """Audio records whose track i has samples of i, and 10 seconds + i samples."""
 
     def __init__(self, path, stem="mix", train=(0, 2), valid=(3, 1)):
-        self.path, self.sample_rate, self.channels = path, RATE, 1
-        self.train, self.valid, self.info = list(train), list(valid), {"of": str(path), "stem": stem}
+        self.path, self.stem, self.sample_rate, self.channels = path, stem, RATE, 1
+        self.train, self.valid, self.info = list(train), list(valid), {"of": str(path)}
 
     def track(self, index: int) -> np.ndarray:
         return index + np.linspace(0, 0.5, 10 * RATE + index)[:, None]
@@ -140,6 +140,14 @@ def test_a_codec_is_measured_on_the_first_stem_that_it_was_trained_on(
     assert set(opened) == {stem} and resolved[0][7:] == stems
 
 
+def test_what_a_killed_run_measured_of_one_stem_is_not_taken_for_another(codec, resolved, monkeypatch, tmp_path):
+    monkeypatch.setattr(run.workdirs, "load", lambda workdir, *stages: (configuration(stems=("vocals",)), codec))
+    monkeypatch.setattr(run, "AudioSource", Records)
+    for data in (None, "the same records"):
+        run._codec("w", tmp_path, data, 4.0, 2)
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+
+
 def test_the_sounds_of_a_report_are_the_truth_and_more_and_more_levels(codec, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "HEARD_LEVELS", (1,))
     wav_LC = np.full((50, 1), 0.25)
@@ -225,16 +233,19 @@ def made(tmp_path, codec: str | None = "codec") -> list[Made]:
 
 
 def test_songs_are_compared_with_the_corpus_of_their_codec(monkeypatch, resolved, tmp_path):
-    read = []
-    monkeypatch.setattr(run.workdirs, "read", lambda codec, *stages: read.append((codec, *stages)) or configuration())
-    assert run._corpus(made(tmp_path), None, tmp_path / "out") == Path("records")
+    """And with the first stem that it heard of it, which may be all that there is."""
+    read, config = [], configuration(stems=("vocals", "other"))
+    monkeypatch.setattr(run.workdirs, "read", lambda codec, *stages: read.append((codec, *stages)) or config)
+    monkeypatch.setattr(run, "AudioSource", lambda path, stem: (path, stem))
+    assert run._corpus(made(tmp_path), None, tmp_path / "out") == (Path("records"), "vocals")
     assert read == [("codec", "codec")]
-    assert resolved == [("own", Path("codec/data"), 800, 2, "folder", 7.0, 0.4, "mix")]
+    assert resolved == [("own", Path("codec/data"), 800, 2, "folder", 7.0, 0.4, "vocals", "other")]
     with pytest.raises(UserError, match=r"a\.json does not say which codec made it: give the corpus with --data"):
         run._corpus(made(tmp_path, None), None, tmp_path / "out")
 
 
-def test_songs_are_compared_with_the_corpus_that_is_named(resolved, tmp_path):
+def test_songs_are_compared_with_the_corpus_that_is_named(resolved, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "AudioSource", Path)
     assert run._corpus(made(tmp_path), "folder", tmp_path / "out") == Path("records")
     assert resolved == [("folder", tmp_path / "out" / "data", 800, 2, "auto", 10.0, 0.1, "mix")]
     (tmp_path / "tracks.jsonl").touch()
@@ -244,8 +255,7 @@ def test_songs_are_compared_with_the_corpus_that_is_named(resolved, tmp_path):
 @pytest.mark.parametrize("missing", ["train", "valid"])
 def test_a_corpus_must_have_both_splits(monkeypatch, tmp_path, missing):
     monkeypatch.setattr(run.songs, "read", lambda folder: made(tmp_path))
-    monkeypatch.setattr(run, "_corpus", lambda songs, data, out: "corpus")
-    monkeypatch.setattr(run, "AudioSource", lambda path: Records(path, **{missing: ()}))
+    monkeypatch.setattr(run, "_corpus", lambda songs, data, out: Records("corpus", **{missing: ()}))
     with pytest.raises(UserError, match="corpus has no held-out tracks: write it with --valid_fraction above 0"):
         run.evaluate_songs("songs", str(tmp_path / "out"), data=None, tracks=3)
 
@@ -285,8 +295,7 @@ def test_songs_are_judged_with_as_many_held_out_ones_as_asked_for(monkeypatch, t
         return {"best": "songs"}
 
     monkeypatch.setattr(run.songs, "read", lambda folder: asked.append(folder) or made(tmp_path))
-    monkeypatch.setattr(run, "_corpus", lambda songs, data, out: asked.append((data, out)) or "corpus")
-    monkeypatch.setattr(run, "AudioSource", Records)
+    monkeypatch.setattr(run, "_corpus", lambda songs, data, out: asked.append((data, out)) or Records("corpus"))
     monkeypatch.setattr(run.songs, "evaluate_songs", judge)
     monkeypatch.setattr(run.continuation, "evaluate", lambda *how: judge(*how) and {"rows": 1})
     monkeypatch.setattr(run, "_heard", lambda *arguments: [])

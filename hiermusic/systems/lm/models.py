@@ -13,7 +13,7 @@ from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.systems.token_facts import facts_of, prefix_of
 from hiermusic.tokens.hierarchy import Hierarchy
-from hiermusic.tokens.pattern import Layout, Pattern
+from hiermusic.tokens.pattern import SEGMENT, Layout, Pattern
 from hiermusic.tokens.sequence import START
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.tokens.vocabulary import TextTokenizer, Vocabulary
@@ -84,7 +84,11 @@ def steps(config: ConfigDict) -> tuple[int, ...] | None:
 def places(config: ConfigDict, order: Pattern, layout: Layout) -> np.ndarray | None:
     """Where each position of a layout stands in time, of a model that is told; None of others."""
     ticks = steps(config)
-    return None if ticks is None else order.places(layout, ticks)
+    if ticks is None:
+        return None
+    places_S = order.places(layout, ticks)
+    # turns tell times alone: by their segment, given tokens would stand a million ticks before those they sound with
+    return places_S % SEGMENT if config.model.positions == "rotary_aligned" else places_S
 
 
 def null_of(config: ConfigDict) -> int | None:

@@ -116,6 +116,9 @@ def test_levels_that_stand_in_time():
     # START, two tokens of four ticks; where the last is read; a marker, ...
     expected = [0, 4, 4, *[0, 2, 4, 6], 6, *range(8)]
     assert row["positions"][row["valid"]].tolist() == expected
+    row = lm_rows.make_rows(small(positions="rotary_aligned", given=2)).row(track(2), np.random.default_rng(0))
+    # what is given stands where it is read, in the time of what is made
+    assert row["positions"][row["valid"]].tolist() == [0, 0, 4, *[0, 0, 2, 4, 6], *range(8)]
     assert "positions" not in lm_rows.make_rows(small()).row(track(2), np.random.default_rng(0))
     with pytest.raises(UserError, match="rotary_aligned goes with level_major, not with flatten: take rotary"):
         models.steps(small(positions="rotary_aligned", pattern="flatten", separators=False))
