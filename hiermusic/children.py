@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -30,17 +31,24 @@ def run(arguments: Sequence[str]) -> tuple[int, int]:
     """
     command = [sys.executable, "-m", "hiermusic", *arguments]
     environment = os.environ | {_PARENT: str(os.getpid())}
-    # a group of its own: what a terminal sends to a whole group would come twice, and a second signal kills
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, process_group=0)
-    caught = []
+    process: subprocess.Popen | None = None
+    caught, waiting = [], deque()
 
-    def pass_on(number, frame):
+    def pass_on() -> None:
+        with suppress(IndexError, ProcessLookupError):
+            while process:
+                os.kill(process.pid, waiting.popleft())
+
+    def catch(number, frame):
         caught.append(number)
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+        waiting.append(number)
+        pass_on()
 
-    previous = {number: signal.signal(number, pass_on) for number in ending_signals()}
+    previous = {number: signal.signal(number, catch) for number in ending_signals()}
     try:
+        # a group of its own: what a terminal sends to a whole group would come twice, and a second signal kills
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, process_group=0)
+        pass_on()  # what came while it began
         _, status, usage = os.wait4(process.pid, 0)
     finally:
         for number, handler in previous.items():

@@ -71,6 +71,22 @@ def test_what_a_terminal_sends_to_the_group_comes_once(child, tmp_path, number):
     assert b"KeyboardInterrupt" in errors
 
 
+def test_what_comes_while_the_child_begins_is_passed_on(child, tmp_path, monkeypatch):
+    popen = subprocess.Popen
+
+    def interrupted(*args, **how):
+        process = popen(*args, **how)
+        wait_for(tmp_path / "it.ready", process)
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(sys, "executable", child)
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        children.run([str(tmp_path / "it"), "600"])
+    assert (tmp_path / "it.saved").read_text() == str(int(signal.SIGINT))
+
+
 def test_the_status_and_the_memory_come_back(child, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", child)
     status, memory = children.run([str(tmp_path / "it"), "0"])

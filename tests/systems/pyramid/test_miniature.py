@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 from types import SimpleNamespace
 
 import numpy as np
