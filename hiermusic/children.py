@@ -49,10 +49,13 @@ def run(arguments: Sequence[str]) -> tuple[int, int]:
         # a group of its own: what a terminal sends to a whole group would come twice, and a second signal kills
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, process_group=0)
         pass_on()  # what came while it began
-        _, status, usage = os.wait4(process.pid, 0)
+        # not in one wait: a signal that came just before it would be heard when it is over
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            time.sleep(0.05)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+    _, status, usage = ended
     process.returncode = os.waitstatus_to_exitcode(status)
     if caught or process.returncode == 130:
         raise KeyboardInterrupt
