@@ -179,10 +179,10 @@ class Accompanist:
             made = drawing.draw(asked, stage.config, stage.model, settings[name], mesh=self._mesh, name=name, **how)
             return [np.stack(packets.levels_of(one.codes)[stage.order.given :], axis=1) for one in made]
 
-        front = [[vocal_T] for vocal_T in vocals]
-        semantic_T1 = draw("semantic", front, meant_T1) if means else [np.zeros((0, 1), np.int32)] * len(vocals)
+        front, semantic_T1 = [[vocal_T] for vocal_T in vocals], [np.zeros((0, 1), np.int32)] * len(vocals)
         if means:
-            front = [[*one, codes_T1[:, 0]] for one, codes_T1 in zip(front, semantic_T1, strict=True)]
+            semantic_T1 = draw("semantic", front, meant_T1)
+            front = [[vocal_T, codes_T1[:, 0]] for vocal_T, codes_T1 in zip(vocals, semantic_T1, strict=True)]
         codes_TK = draw("coarse", front, [codes_TK[:, :coarse] for codes_TK in told_TK])
         if "fine" in self._stages:
             fine_TK = draw("fine", [list(one_TK.T) for one_TK in codes_TK], [one_TK[:, coarse:] for one_TK in told_TK])
