@@ -44,10 +44,12 @@ class CodecConfig:
         directions, which the first levels take (quantisation as noise: Balle et al., arXiv 1611.01704).
       mel_bands: bands whose loudness is added to what the encoder makes of the samples, see `MelBranch`; 0 for none.
       mel_width: channels that they begin with in a `DeepMelBranch`, which takes its place; 0 for none.
+      mel_finest: of a pyramid's levels the finest alone hears the bands, at its own rate, so that the coarser ones keep
+        to the waveform.
       segments: long sounds are coded in these, at a scale each; None for sounds as a whole, as loud as they are.
     Raises:
-      UserError: when `noise_db` is not two rising numbers, `mel_bands` or `mel_width` is negative, or a codec that
-        takes no ragged ends is to have segments.
+      UserError: when `noise_db` is not two rising numbers, `mel_bands` or `mel_width` is negative, `mel_finest` has no
+        bands or no pyramid, or a codec that takes no ragged ends is to have segments.
     """
 
     sample_rate: int = 44_100
@@ -58,10 +60,11 @@ class CodecConfig:
     noise_db: tuple[float, ...] = ()
     mel_bands: int = 0
     mel_width: int = 0
+    mel_finest: bool = False
     segments: SegmentsConfig | None = None
 
     def __post_init__(self):
-        if self.noise_db and (len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]):
+        if self.noise_db and (len(self.noise_db) < 2 or self.noise_db[0] > self.noise_db[1]):
             raise UserError(f"noise_db is {self.noise_db}: give the lowest and the highest, in dB, or () for no noise")
         if self.mel_bands < 0:
             raise UserError(f"mel_bands is {self.mel_bands}: give a number of bands, or 0 for none")
@@ -71,11 +74,18 @@ class CodecConfig:
             raise UserError("a codec of segments ends within a frame, as sounds do: its trunk has to be ragged")
         if self.mel_width < 0:
             raise UserError(f"mel_width is {self.mel_width}: give a number of channels, or 0 for a single convolution")
+        if self.mel_finest and not (self.mel_bands and isinstance(self.quantiser, PyramidConfig)):
+            raise UserError("mel_finest is True: give a pyramid, and mel_bands for its finest level to hear")
 
     @property
     def hop(self) -> int:
         """Samples a latent frame."""
         return self.trunk.hop
+
+    @property
+    def mel_hop(self) -> int:
+        """Samples a frame of the mel bands."""
+        return self.hop * (self.quantiser.strides[-1] if self.mel_finest else 1)
 
     @property
     def packet(self) -> int:
@@ -106,8 +116,10 @@ class CodecConfig:
     @property
     def encoder_margin(self) -> int:
         """Packets on either side that a packet's codes may depend on."""
-        mel = reach(self.mel_width, self.trunk.latent) if self.mel_bands else 0
+        mel = reach(self.mel_width, self.trunk.latent) * self.mel_hop // self.hop if self.mel_bands else 0
         further = self.quantiser.encoder_reach if isinstance(self.quantiser, PyramidConfig) else 0
+        if self.mel_finest:  # no other level passes them on
+            return self._packets(max(self.trunk.encoder_margin + further, mel))
         return self._packets(max(self.trunk.encoder_margin, mel) + further)
 
     @property
@@ -180,11 +192,11 @@ class Codec(nnx.Module):
         self.config = config
         self.encoder = config.trunk.encoder(config.channels, rngs=rngs)
         if config.mel_bands:
-            sizes = (config.mel_bands, config.channels, config.trunk.latent, config.hop, config.sample_rate)
+            sizes = (config.mel_bands, config.channels, config.trunk.latent, config.mel_hop, config.sample_rate)
             if config.mel_width:
                 self.mel_branch = DeepMelBranch(config.mel_width, *sizes, dtype=config.trunk.dtype, rngs=rngs)
             else:
-                self.mel_branch = MelBranch(*sizes, rngs=rngs)
+                self.mel_branch = MelBranch(*sizes, init="dac" if config.mel_finest else "fan_in", rngs=rngs)
         self.quantiser = config.quantiser.make(config.trunk.latent, rngs=rngs)
         self.decoder = config.trunk.decoder(config.channels, rngs=rngs)
 
@@ -238,7 +250,8 @@ class Codec(nnx.Module):
 
         `ends_B` tells where each item of a ragged codec ends, if not where the array does; see `seanet.Encoder`.
         """
-        return self.quantiser.encode(self._latents(wav_BLC, ends_B), levels)
+        latents_BTD, *bands = self._heard(wav_BLC, ends_B, levels)
+        return self.quantiser.encode(latents_BTD, levels, *bands)
 
     def decode(
         self,
@@ -275,16 +288,32 @@ class Codec(nnx.Module):
           coarser: also reconstruct from the first levels of a pyramid alone.
         """
         scale_B11 = scale_of(wav_BLC)[:, None, None] if self.config.segments else 1
-        z_e_BTD = self._latents(wav_BLC / scale_B11)
-        quantised = self.quantiser(z_e_BTD, key=key, train=train and quantise)
+        heard = self._heard(wav_BLC / scale_B11)
+        quantised = self.quantiser(*heard, key=key, train=train and quantise)
         if not quantise:
-            *less, z_q_BTD = self.quantiser.bypass(z_e_BTD)
-            if train and self.config.noise_db:
+            noisy = train and len(self.config.noise_db) == 2
+            if train and len(self.config.noise_db) > 2:
+                keys = jax.random.split(key, 9)
+                pairs = self.config.noise_db
+                noise = lambda i, x: with_noise(keys[i], x, pairs[2 * i : 2 * i + 2])
+                *less, z_q_BTD = self.quantiser.bypass(*heard, noise=noise)
+            else:
+                *less, z_q_BTD = self.quantiser.bypass(*heard)
+            if noisy:
                 z_q_BTD = with_noise(key, z_q_BTD, self.config.noise_db)
             commitment = jnp.zeros_like(quantised.commitment)
             quantised = quantised._replace(z_q_BTD=z_q_BTD, coarser=tuple(less), commitment=commitment)
         *less, wav = self._waveforms([*quantised.coarser * coarser, quantised.z_q_BTD], wav_BLC.shape[1])
         return CodecOutput(wav * scale_B11, quantised.codes_BPS, quantised.commitment, quantised.stats, tuple(less))
+
+    def _heard(
+        self, wav_BLC: Array, ends_B: Array | None = None, levels: int | None = None
+    ) -> tuple[Float[Array, "B T D"], ...]:
+        """What the quantiser is given: latent frames, and what the finest level hears besides, where it is reached."""
+        latents_BTD = self._latents(wav_BLC, ends_B)
+        if self.config.mel_finest and self.config.quantiser.reaches_finest(levels):
+            return latents_BTD, self._bands(self._padded(wav_BLC))
+        return (latents_BTD,)
 
     def _latents(self, wav_BLC: Array, ends_B: Array | None = None) -> Float[Array, "B T D"]:
         _, length, channels = wav_BLC.shape
@@ -295,11 +324,18 @@ class Codec(nnx.Module):
             )
         if self.config.ragged:
             return self.encoder(wav_BLC, ends_B).astype(jnp.float32)
-        wav_BLC = jnp.pad(wav_BLC, ((0, 0), (0, -length % self.packet), (0, 0)))
+        wav_BLC = self._padded(wav_BLC)
         z_e_BTD = self._by_window(self.encoder, wav_BLC, self.packet)
-        if self.config.mel_bands:
-            z_e_BTD += self._by_window(self.mel_branch, wav_BLC, self.packet)
+        if self.config.mel_bands and not self.config.mel_finest:
+            z_e_BTD += self._bands(wav_BLC)
         return z_e_BTD
+
+    def _bands(self, wav_BLC: Array) -> Float[Array, "B T D"]:
+        return self._by_window(self.mel_branch, wav_BLC, self.packet)
+
+    def _padded(self, wav_BLC: Array) -> Float[Array, "B L C"]:
+        """With silence behind it, up to a whole packet."""
+        return jnp.pad(wav_BLC, ((0, 0), (0, -wav_BLC.shape[1] % self.packet), (0, 0)))
 
     def _waveform(self, z_q_BTD: Array, length: int | None) -> Float[Array, "B L C"]:
         return self._by_window(self.decoder, z_q_BTD, self.packet // self.hop)[:, :length]

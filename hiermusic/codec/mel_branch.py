@@ -36,9 +36,11 @@ class MelBranch(nnx.Module):
       sample_rate: Hz.
     """
 
-    def __init__(self, bands: int, channels: int, latent: int, hop: int, sample_rate: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, bands: int, channels: int, latent: int, hop: int, sample_rate: int, *, init: str = "fan_in", rngs: nnx.Rngs
+    ):
         self.bands, self.hop, self.sample_rate = bands, hop, sample_rate
-        self.conv = Conv(channels * bands, latent, (3,), init="fan_in", rngs=rngs)
+        self.conv = Conv(channels * bands, latent, (3,), init=init, rngs=rngs)
 
     def __call__(self, wav_BLC: Float[Array, "B L C"]) -> Float[Array, "B T D"]:
         shape = (self.sample_rate, 2 * self.hop, self.hop, self.bands)

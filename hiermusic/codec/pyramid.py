@@ -109,6 +109,10 @@ class PyramidConfig:
         """Frames of the trunk that a token of each level covers."""
         return tuple(self.frames // n for n in self.counts)
 
+    def reaches_finest(self, levels: int | None) -> bool:
+        """Whether the first `levels` codebooks (None: all) are more than those of the coarser levels."""
+        return levels is None or levels > sum(self.books[:-1])
+
     def facts(self, sample_rate: int, hop: int, width: int) -> TokenFacts:
         """The facts of the tokens that a codec with this quantiser makes, of the trunk's frames of this width."""
         finest = hop * self.strides[-1]
@@ -160,10 +164,12 @@ class PyramidQuantiser(nnx.Module):
         """How often each of them was chosen of late."""
         return jnp.concatenate([book.ema_counts[...] for book in self.books])
 
-    def encode(self, x_BTD: Float[Array, "B T D"], levels: int | None = None) -> Int[Array, "B P S"]:
+    def encode(
+        self, x_BTD: Float[Array, "B T D"], levels: int | None = None, finest_BTD: Float[Array, "B T D"] | None = None
+    ) -> Int[Array, "B P S"]:
         """Codes of the first `levels` codebooks (all when left out); T has to be whole packets."""
         depths = self._depths(levels)
-        features, said, codes = self._features(x_BTD, len(depths)), None, []
+        features, said, codes = self._features(x_BTD, finest_BTD, len(depths)), None, []
         for i, (book, depth) in enumerate(zip(self.books, depths, strict=False)):
             codes.append(book.encode(self._heard(features[i], said), depth))
             if i + 1 < len(depths):
@@ -182,16 +188,24 @@ class PyramidQuantiser(nnx.Module):
             total_BTD = up(total_BTD)
         return total_BTD
 
-    def bypass(self, x_BTD: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], ...]:
+    def bypass(
+        self, x_BTD: Float[Array, "B T D"], finest_BTD: Float[Array, "B T D"] | None = None, noise=None
+    ) -> tuple[Float[Array, "B T D"], ...]:
         """Frames as they would come back from codes without an error, of the first level, the first two, ..., all."""
         said, spoken = None, []
-        for i, features in enumerate(self._features(x_BTD, len(self.books))):
+        for i, features in enumerate(self._features(x_BTD, finest_BTD, len(self.books))):
             spoken.append(self.books[i].bypass(self._heard(features, said))[0])
+            spoken[-1] = noise(i, spoken[-1]) if noise else spoken[-1]
             said = self.raises[i](spoken[-1]) if i < len(self.raises) else None
         return self._summed(spoken)
 
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], *, key: PRNGKeyArray | None = None, train: bool = False
+        self,
+        x_BTD: Float[Array, "B T D"],
+        finest_BTD: Float[Array, "B T D"] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+        train: bool = False,
     ) -> Quantised:
         """Quantises, and in training counts the codes that are chosen.
 
@@ -202,7 +216,7 @@ class PyramidQuantiser(nnx.Module):
         """
         keys = jax.random.split(key, len(self.books)) if train else (None,) * len(self.books)
         said, made = None, []
-        for i, features in enumerate(self._features(x_BTD, len(self.books))):
+        for i, features in enumerate(self._features(x_BTD, finest_BTD, len(self.books))):
             made.append(self.books[i](self._heard(features, said), key=keys[i], train=train))
             said = self.raises[i](made[-1].z_q_BTD) if i < len(self.raises) else None
         *coarser, whole = self._summed([one.z_q_BTD for one in made])
@@ -214,14 +228,17 @@ class PyramidQuantiser(nnx.Module):
             tuple(coarser),
         )
 
-    def _features(self, x_BTD: Array, levels: int) -> list[Float[Array, "B T D"]]:
-        """What the first `levels` levels see of the trunk's frames."""
+    def _features(self, x_BTD: Array, finest_BTD: Array | None, levels: int) -> list[Float[Array, "B T D"]]:
+        """What the first `levels` levels see of the trunk's frames, and the finest of its own."""
         found = []
         for i in range(len(self.books))[::-1]:
             x_BTD = self.downs[i](x_BTD) if i < len(self.downs) else x_BTD
             if i < levels:
                 found.append(self.posts[i](x_BTD) if self.config.dilations else x_BTD)
-        return [feature.astype(jnp.float32) for feature in found[::-1]]
+        found = [feature.astype(jnp.float32) for feature in found[::-1]]
+        if finest_BTD is not None and levels == len(self.books):
+            found[-1] += finest_BTD
+        return found
 
     def _heard(self, features_BTD: Array, said_BTD: Array | None) -> Float[Array, "B T D"]:
         """What a level quantises: its features, and what the level above said."""

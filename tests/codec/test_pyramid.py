@@ -197,6 +197,78 @@ def wave(packets):
     return np.random.default_rng(1).normal(size=(2, packets * CODEC.packet, 1)).astype(np.float32)
 
 
+HEARING = dataclasses.replace(CODEC, mel_bands=4, mel_finest=True)
+
+
+@functools.cache
+def hearing(kind="plain"):
+    """A codec whose finest level hears bands that weigh as much as the waveform."""
+    codec = nnx.jit(lambda: Codec(dataclasses.replace(HEARING, quantiser=KINDS[kind]), rngs=nnx.Rngs(0)))()
+    gain_D = codec.mel_branch.conv.weight_g
+    gain_D[...] = 50 * gain_D[...]
+    return codec
+
+
+@pytest.mark.parametrize("kind", ["plain", "heavy"])
+def test_the_finest_level_alone_hears_the_bands(kind):
+    codec = hearing(kind)
+    deaf = nnx.clone(codec)
+    deaf.mel_branch.conv.weight_g[...] = jnp.zeros_like(codec.mel_branch.conv.weight_g[...])
+    wav = np.random.default_rng(3).normal(size=(2, 3 * codec.packet - 5, 1)).astype(np.float32)
+
+    @nnx.jit
+    def both(codec, wav):
+        return codec.forward(wav, coarser=True), codec.forward(wav, quantise=False, coarser=True), codec.encode(wav)
+
+    coarse = sum(KINDS[kind].slots[:-1])
+    (*heard, codes), (*unheard, _) = both(codec, wav), both(deaf, wav)
+    for a, b in zip(heard, unheard, strict=True):
+        np.testing.assert_array_equal(a.codes_BPS[..., :coarse], b.codes_BPS[..., :coarse])
+        assert np.any(a.codes_BPS[..., coarse:] != b.codes_BPS[..., coarse:])
+        for one, other in zip(a.coarser, b.coarser, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert np.abs(a.wav_BLC - b.wav_BLC).max() > 1e-3
+    np.testing.assert_array_equal(codes, heard[0].codes_BPS)
+
+
+def test_the_bands_have_a_frame_for_each_token_of_the_finest_level():
+    """Also where the trunk has two."""
+    assert HEARING.mel_hop == HEARING.hop == 4
+    heavy = dataclasses.replace(HEARING, quantiser=HEAVY)
+    assert heavy.mel_hop == 2 * heavy.hop and hearing("heavy").mel_branch.hop == 8
+    everyone = dataclasses.replace(heavy, mel_finest=False)
+    assert everyone.mel_hop == heavy.hop
+    short = dataclasses.replace(CODEC.trunk, strides=(2,), dilations=())
+    narrow = dataclasses.replace(heavy, trunk=short, quantiser=PyramidConfig(books=(1,), strides=(3,), book=BOOK))
+    assert narrow.encoder_margin == dataclasses.replace(narrow, mel_finest=False, mel_bands=0).encoder_margin
+
+
+def test_codes_of_the_coarser_levels_cost_no_bands():
+    wav = wave(3)
+
+    def cost(codec, levels):
+        return forward_flops(lambda wav: codec.encode(wav, levels), wav)
+
+    assert cost(hearing(), 3) == cost(codec(), 3)
+    assert cost(hearing(), 4) > cost(codec(), 4)
+
+
+def test_pieces_are_coded_with_bands_as_the_whole_is():
+    codec = hearing("averaged")
+    rng = np.random.default_rng(4)
+    loud = np.repeat(10 ** rng.uniform(-3, 0, (150, 1)), codec.packet, axis=0)
+    wav = (loud * rng.normal(size=loud.shape))[:-3].astype(np.float32)
+    whole = np.asarray(nnx.jit(lambda codec, wav: codec.encode(wav))(codec, wav[None]))[0]
+    np.testing.assert_array_equal(chunked.encode_long(codec, wav, chunk_seconds=0.15), whole)
+    assert len(np.unique(whole[:, -4:])) > 4
+
+
+@pytest.mark.parametrize("wrong", [{"mel_bands": 0}, {"quantiser": QuantiserConfig(levels=2, codes=8)}])
+def test_bands_for_no_finest_level_are_refused(wrong):
+    with pytest.raises(UserError, match="^mel_finest is True: give a pyramid, and mel_bands for its finest level"):
+        dataclasses.replace(HEARING, **wrong)
+
+
 def test_a_codec_rebuilds_each_resolution_in_one_pass():
     wav = wave(3)[:, :-5]
 

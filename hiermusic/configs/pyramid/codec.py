@@ -58,6 +58,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.noise_db = ()
     config.model.mel_bands = 0
     config.model.mel_width = 0
+    config.model.mel_finest = False
     config.model.dtype = "float32"
     config.model.remat = "none"
 
