@@ -44,12 +44,10 @@ class CodecConfig:
         directions, which the first levels take (quantisation as noise: Balle et al., arXiv 1611.01704).
       mel_bands: bands whose loudness is added to what the encoder makes of the samples, see `MelBranch`; 0 for none.
       mel_width: channels that they begin with in a `DeepMelBranch`, which takes its place; 0 for none.
-      mel_finest: of a pyramid's levels the finest alone hears the bands, at its own rate, so that the coarser ones keep
-        to the waveform.
       segments: long sounds are coded in these, at a scale each; None for sounds as a whole, as loud as they are.
     Raises:
-      UserError: when `noise_db` is not two rising numbers, `mel_bands` or `mel_width` is negative, `mel_finest` has no
-        bands or no pyramid, or a codec that takes no ragged ends is to have segments.
+      UserError: when `noise_db` is not two rising numbers, `mel_bands` or `mel_width` is negative, a finest level is to
+        hear no bands, or a codec that takes no ragged ends is to have segments.
     """
 
     sample_rate: int = 44_100
@@ -60,11 +58,10 @@ class CodecConfig:
     noise_db: tuple[float, ...] = ()
     mel_bands: int = 0
     mel_width: int = 0
-    mel_finest: bool = False
     segments: SegmentsConfig | None = None
 
     def __post_init__(self):
-        if self.noise_db and (len(self.noise_db) < 2 or self.noise_db[0] > self.noise_db[1]):
+        if self.noise_db and (len(self.noise_db) != 2 or self.noise_db[0] > self.noise_db[1]):
             raise UserError(f"noise_db is {self.noise_db}: give the lowest and the highest, in dB, or () for no noise")
         if self.mel_bands < 0:
             raise UserError(f"mel_bands is {self.mel_bands}: give a number of bands, or 0 for none")
@@ -74,13 +71,18 @@ class CodecConfig:
             raise UserError("a codec of segments ends within a frame, as sounds do: its trunk has to be ragged")
         if self.mel_width < 0:
             raise UserError(f"mel_width is {self.mel_width}: give a number of channels, or 0 for a single convolution")
-        if self.mel_finest and not (self.mel_bands and isinstance(self.quantiser, PyramidConfig)):
-            raise UserError("mel_finest is True: give a pyramid, and mel_bands for its finest level to hear")
+        if self.mel_finest and not self.mel_bands:
+            raise UserError("mel_finest is True: give mel_bands, a number of bands for the finest level to hear")
 
     @property
     def hop(self) -> int:
         """Samples a latent frame."""
         return self.trunk.hop
+
+    @property
+    def mel_finest(self) -> bool:
+        """Whether the finest level alone hears the mel bands."""
+        return isinstance(self.quantiser, PyramidConfig) and self.quantiser.mel_finest
 
     @property
     def mel_hop(self) -> int:
@@ -291,15 +293,8 @@ class Codec(nnx.Module):
         heard = self._heard(wav_BLC / scale_B11)
         quantised = self.quantiser(*heard, key=key, train=train and quantise)
         if not quantise:
-            noisy = train and len(self.config.noise_db) == 2
-            if train and len(self.config.noise_db) > 2:
-                keys = jax.random.split(key, 9)
-                pairs = self.config.noise_db
-                noise = lambda i, x: with_noise(keys[i], x, pairs[2 * i : 2 * i + 2])
-                *less, z_q_BTD = self.quantiser.bypass(*heard, noise=noise)
-            else:
-                *less, z_q_BTD = self.quantiser.bypass(*heard)
-            if noisy:
+            *less, z_q_BTD = self.quantiser.bypass(*heard)
+            if train and self.config.noise_db:
                 z_q_BTD = with_noise(key, z_q_BTD, self.config.noise_db)
             commitment = jnp.zeros_like(quantised.commitment)
             quantised = quantised._replace(z_q_BTD=z_q_BTD, coarser=tuple(less), commitment=commitment)

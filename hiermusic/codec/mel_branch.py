@@ -37,7 +37,15 @@ class MelBranch(nnx.Module):
     """
 
     def __init__(
-        self, bands: int, channels: int, latent: int, hop: int, sample_rate: int, *, init: str = "fan_in", rngs: nnx.Rngs
+        self,
+        bands: int,
+        channels: int,
+        latent: int,
+        hop: int,
+        sample_rate: int,
+        *,
+        init: str = "fan_in",
+        rngs: nnx.Rngs,
     ):
         self.bands, self.hop, self.sample_rate = bands, hop, sample_rate
         self.conv = Conv(channels * bands, latent, (3,), init=init, rngs=rngs)

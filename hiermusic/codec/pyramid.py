@@ -37,6 +37,8 @@ class PyramidConfig:
         level has a Snake and a convolution of its own towards the codebooks and back too. (): single convolutions, as
         the paper has it, transposed ones without an activation towards the finer levels.
       residual: a level quantises its features less what the coarser levels have said, instead of their sum.
+      mel_finest: the finest level quantises frames of its own, which it is given and no other level hears of: how loud
+        the bands are, see `mel_branch`. What the trunk says goes to the coarser levels alone.
       dtype, init: of the convolutions, see `nn.conv.Conv`.
     Raises:
       UserError: no level, another number of strides than of levels, or a coarser level with as many tokens as a finer.
@@ -47,6 +49,7 @@ class PyramidConfig:
     book: FactorisedConfig | QuantiserConfig = dataclasses.field(default_factory=FactorisedConfig)
     dilations: tuple[int, ...] = ()
     residual: bool = False
+    mel_finest: bool = False
     dtype: str = "float32"
     init: str = "dac"
 
@@ -63,6 +66,9 @@ class PyramidConfig:
                 f"model.level_strides={self.strides}: a level has at least 2 tokens for one of the level above it, and "
                 "the trunk at least 1 frame for a token of the finest"
             )
+
+        if self.mel_finest and len(self.books) < 2:
+            raise UserError(f"model.mel_finest=True leaves no level for the waveform in model.books={self.books}")
 
     @property
     def frames(self) -> int:
@@ -146,7 +152,7 @@ class PyramidQuantiser(nnx.Module):
 
         bridged = [stride for stride in config.strides if stride > 1]  # all, or all but the finest
         self.downs = nnx.List([down(stride) for stride in bridged])
-        self.raises = nnx.List([up(stride) for stride in config.strides[:-1]])
+        self.raises = nnx.List([up(stride) for stride in config.strides[: -2 if config.mel_finest else -1]])
         self.ups = nnx.List([up(stride) for stride in bridged])
         if config.dilations:
             self.posts = nnx.List([_Bend(width, 3, **how) for _ in range(levels)])
@@ -172,8 +178,8 @@ class PyramidQuantiser(nnx.Module):
         features, said, codes = self._features(x_BTD, finest_BTD, len(depths)), None, []
         for i, (book, depth) in enumerate(zip(self.books, depths, strict=False)):
             codes.append(book.encode(self._heard(features[i], said), depth))
-            if i + 1 < len(depths):
-                said = self.raises[i](book.decode(codes[-1]))
+            goes_on = i + 1 < len(depths) and i < len(self.raises)
+            said = self.raises[i](book.decode(codes[-1])) if goes_on else None
         return self._packed(codes)
 
     def decode(self, codes_BPS: Int[Array, "B P S"], levels: int | None = None) -> Float[Array, "B T D"]:
@@ -189,13 +195,12 @@ class PyramidQuantiser(nnx.Module):
         return total_BTD
 
     def bypass(
-        self, x_BTD: Float[Array, "B T D"], finest_BTD: Float[Array, "B T D"] | None = None, noise=None
+        self, x_BTD: Float[Array, "B T D"], finest_BTD: Float[Array, "B T D"] | None = None
     ) -> tuple[Float[Array, "B T D"], ...]:
         """Frames as they would come back from codes without an error, of the first level, the first two, ..., all."""
         said, spoken = None, []
         for i, features in enumerate(self._features(x_BTD, finest_BTD, len(self.books))):
             spoken.append(self.books[i].bypass(self._heard(features, said))[0])
-            spoken[-1] = noise(i, spoken[-1]) if noise else spoken[-1]
             said = self.raises[i](spoken[-1]) if i < len(self.raises) else None
         return self._summed(spoken)
 
@@ -229,16 +234,14 @@ class PyramidQuantiser(nnx.Module):
         )
 
     def _features(self, x_BTD: Array, finest_BTD: Array | None, levels: int) -> list[Float[Array, "B T D"]]:
-        """What the first `levels` levels see of the trunk's frames, and the finest of its own."""
+        """What the first `levels` levels see of the trunk's frames, or the finest of its own."""
         found = []
         for i in range(len(self.books))[::-1]:
             x_BTD = self.downs[i](x_BTD) if i < len(self.downs) else x_BTD
+            seen_BTD = finest_BTD if self.config.mel_finest and i + 1 == len(self.books) else x_BTD
             if i < levels:
-                found.append(self.posts[i](x_BTD) if self.config.dilations else x_BTD)
-        found = [feature.astype(jnp.float32) for feature in found[::-1]]
-        if finest_BTD is not None and levels == len(self.books):
-            found[-1] += finest_BTD
-        return found
+                found.append(self.posts[i](seen_BTD) if self.config.dilations else seen_BTD)
+        return [feature.astype(jnp.float32) for feature in found[::-1]]
 
     def _heard(self, features_BTD: Array, said_BTD: Array | None) -> Float[Array, "B T D"]:
         """What a level quantises: its features, and what the level above said."""

@@ -197,50 +197,64 @@ def wave(packets):
     return np.random.default_rng(1).normal(size=(2, packets * CODEC.packet, 1)).astype(np.float32)
 
 
-HEARING = dataclasses.replace(CODEC, mel_bands=4, mel_finest=True)
+HEARING = dataclasses.replace(CODEC, mel_bands=4, quantiser=dataclasses.replace(PLAIN, mel_finest=True))
+BANDED = {
+    kind: dataclasses.replace(HEARING, quantiser=dataclasses.replace(KINDS[kind], mel_finest=True)) for kind in KINDS
+}
 
 
 @functools.cache
 def hearing(kind="plain"):
-    """A codec whose finest level hears bands that weigh as much as the waveform."""
-    codec = nnx.jit(lambda: Codec(dataclasses.replace(HEARING, quantiser=KINDS[kind]), rngs=nnx.Rngs(0)))()
-    gain_D = codec.mel_branch.conv.weight_g
-    gain_D[...] = 50 * gain_D[...]
-    return codec
+    return nnx.jit(lambda: Codec(BANDED[kind], rngs=nnx.Rngs(0)))()
+
+
+@functools.cache
+def unlike(kind):
+    """A codec like that one, but for what its finest level makes of the bands."""
+    other = nnx.clone(hearing(kind))
+    gain_D = other.mel_branch.conv.weight_g
+    gain_D[...] = -gain_D[...]
+    return other
 
 
 @pytest.mark.parametrize("kind", ["plain", "heavy"])
 def test_the_finest_level_alone_hears_the_bands(kind):
-    codec = hearing(kind)
-    deaf = nnx.clone(codec)
-    deaf.mel_branch.conv.weight_g[...] = jnp.zeros_like(codec.mel_branch.conv.weight_g[...])
-    wav = np.random.default_rng(3).normal(size=(2, 3 * codec.packet - 5, 1)).astype(np.float32)
+    wav = np.random.default_rng(3).normal(size=(2, 3 * hearing(kind).packet - 5, 1)).astype(np.float32)
 
     @nnx.jit
-    def both(codec, wav):
+    def run(codec, wav):
         return codec.forward(wav, coarser=True), codec.forward(wav, quantise=False, coarser=True), codec.encode(wav)
 
     coarse = sum(KINDS[kind].slots[:-1])
-    (*heard, codes), (*unheard, _) = both(codec, wav), both(deaf, wav)
-    for a, b in zip(heard, unheard, strict=True):
+    (*ours, codes), (*others, _) = run(hearing(kind), wav), run(unlike(kind), wav)
+    for a, b in zip(ours, others, strict=True):
         np.testing.assert_array_equal(a.codes_BPS[..., :coarse], b.codes_BPS[..., :coarse])
         assert np.any(a.codes_BPS[..., coarse:] != b.codes_BPS[..., coarse:])
         for one, other in zip(a.coarser, b.coarser, strict=True):
             np.testing.assert_array_equal(one, other)
         assert np.abs(a.wav_BLC - b.wav_BLC).max() > 1e-3
-    np.testing.assert_array_equal(codes, heard[0].codes_BPS)
+    np.testing.assert_array_equal(codes, ours[0].codes_BPS)
+
+
+@pytest.mark.parametrize("kind", ["plain", "heavy", "residual"])
+def test_the_finest_level_hears_nothing_else(kind):
+    """Of the trunk's frames, or of the levels above it."""
+    quantiser, config = hearing(kind).quantiser, KINDS[kind]
+    own = np.random.default_rng(5).normal(size=(2, 3 * config.counts[-1], WIDTH)).astype(np.float32)
+    encode = nnx.jit(lambda quantiser, x, own: quantiser.encode(x, None, own))
+    one, other = (encode(quantiser, frames(config, seed=seed), own) for seed in (0, 1))
+    coarse = sum(config.slots[:-1])
+    assert np.any(one[..., :coarse] != other[..., :coarse])
+    np.testing.assert_array_equal(one[..., coarse:], other[..., coarse:])
+    assert len(quantiser.raises) == 1 and len(np.unique(one[..., coarse:])) > 2
 
 
 def test_the_bands_have_a_frame_for_each_token_of_the_finest_level():
     """Also where the trunk has two."""
-    assert HEARING.mel_hop == HEARING.hop == 4
-    heavy = dataclasses.replace(HEARING, quantiser=HEAVY)
-    assert heavy.mel_hop == 2 * heavy.hop and hearing("heavy").mel_branch.hop == 8
-    everyone = dataclasses.replace(heavy, mel_finest=False)
-    assert everyone.mel_hop == heavy.hop
-    short = dataclasses.replace(CODEC.trunk, strides=(2,), dilations=())
-    narrow = dataclasses.replace(heavy, trunk=short, quantiser=PyramidConfig(books=(1,), strides=(3,), book=BOOK))
-    assert narrow.encoder_margin == dataclasses.replace(narrow, mel_finest=False, mel_bands=0).encoder_margin
+    assert HEARING.mel_hop == HEARING.hop == hearing().mel_branch.hop == 4
+    assert BANDED["heavy"].mel_hop == 2 * BANDED["heavy"].hop == hearing("heavy").mel_branch.hop == 8
+    everyone = dataclasses.replace(BANDED["heavy"], quantiser=HEAVY)
+    assert everyone.mel_hop == everyone.hop == 4
 
 
 def test_codes_of_the_coarser_levels_cost_no_bands():
@@ -263,10 +277,11 @@ def test_pieces_are_coded_with_bands_as_the_whole_is():
     assert len(np.unique(whole[:, -4:])) > 4
 
 
-@pytest.mark.parametrize("wrong", [{"mel_bands": 0}, {"quantiser": QuantiserConfig(levels=2, codes=8)}])
-def test_bands_for_no_finest_level_are_refused(wrong):
-    with pytest.raises(UserError, match="^mel_finest is True: give a pyramid, and mel_bands for its finest level"):
-        dataclasses.replace(HEARING, **wrong)
+def test_bands_for_no_level_are_refused():
+    with pytest.raises(UserError, match="mel_finest is True: give mel_bands"):
+        dataclasses.replace(HEARING, mel_bands=0)
+    with pytest.raises(UserError, match=r"^model\.mel_finest=True leaves no level for the waveform"):
+        PyramidConfig(books=(2,), strides=(1,), mel_finest=True)
 
 
 def test_a_codec_rebuilds_each_resolution_in_one_pass():

@@ -34,6 +34,7 @@ def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig | Qu
                 book,
                 dilations=tuple(model.dilations) if model.heavy else (),
                 residual=model.residual,
+                mel_finest=model.mel_finest,
                 dtype=model.dtype,
                 init=model.init,
             )
@@ -68,7 +69,6 @@ def codec_config(model: ConfigDict) -> CodecConfig:
         tanh=model.tanh,
     )
     more = {"noise_db": tuple(model.noise_db), "mel_bands": model.mel_bands, "mel_width": model.mel_width}
-    more["mel_finest"] = model.mel_finest
     return CodecConfig(model.sample_rate, model.channels, trunk, quantiser_config(model), **more)
 
 
