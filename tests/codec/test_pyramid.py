@@ -274,7 +274,7 @@ def test_pieces_are_coded_with_bands_as_the_whole_is():
     wav = (loud * rng.normal(size=loud.shape))[:-3].astype(np.float32)
     whole = np.asarray(nnx.jit(lambda codec, wav: codec.encode(wav))(codec, wav[None]))[0]
     np.testing.assert_array_equal(chunked.encode_long(codec, wav, chunk_seconds=0.15), whole)
-    assert len(np.unique(whole[:, -4:])) > 4
+    assert len(np.unique(whole[:, -4:])) > 3
 
 
 def test_bands_for_no_level_are_refused():
