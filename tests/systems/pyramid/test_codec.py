@@ -95,7 +95,7 @@ def test_the_released_sizes():
 def test_rates_are_the_papers():
     for preset in ("tiny", "small", "paper", "code"):
         told = told_of(preset)
-        tokens, levels = (118.43, 6) if preset == "tiny" else (75.37, 3)
+        tokens, levels = (107.67, 5) if preset == "tiny" else (75.37, 3)
         assert told["tokens_per_second"] == pytest.approx(tokens, abs=0.005) and told["levels"] == levels
         rates = sorted({float(rate) for rate in models.hierarchy(config(preset)).rates})
         np.testing.assert_allclose(rates, [10.77, 21.53, 43.07], atol=0.005)
