@@ -4,8 +4,8 @@
 
 p111 has 75 tokens a second, DAC's two codebooks 86; p555 377, nine codebooks 388. The pyramids' levels quantise sums,
 as the paper's, and all hear the samples alone; `tiny` would have the coarser ones quantise what is left over, and the
-finest the loudness of bands. Once all are evaluated, `benchmarks/codec_table.py` sets them side by side, the first it is
-given against the others.
+finest the loudness of bands. Once all are evaluated, `benchmarks/codec_table.py` sets them side by side, the first it
+is given against the others.
 """
 
 CONFIG = "configs/pyramid/codec.py:tiny"
