@@ -19,6 +19,7 @@ LM = (
     "--config.model.levels=0",  # level 1 has two codebooks
     "--config.model.length=320",
     "--config.model.text_limit=40",
+    "--config.model.codec_tables=False",
     "--config.model.head=shared",
     "--config.model.shared_embed=True",
     "--config.model.norm=layer",
