@@ -34,6 +34,7 @@ class MelBranch(nnx.Module):
       latent: channels of the frames.
       hop: samples a frame.
       sample_rate: Hz.
+      init: of the convolution's weights, see `nn.conv.Conv`.
     """
 
     def __init__(

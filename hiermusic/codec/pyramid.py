@@ -216,6 +216,7 @@ class PyramidQuantiser(nnx.Module):
 
         Args:
           x_BTD: the trunk's frames, T of them whole packets.
+          finest_BTD: of a pyramid with `mel_finest`, what its finest level is given, a frame for each of its tokens.
           key: needed in training, see `FactorisedQuantiser`.
           train: as for `FactorisedQuantiser`.
         """
