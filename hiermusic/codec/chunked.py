@@ -24,7 +24,8 @@ from hiermusic.codec.codec import Codec
 from hiermusic.codec.segments import SegmentsConfig, scale_of
 from hiermusic.errors import UserError
 
-SECONDS = 30.0  # of a piece, beside what it shares with its neighbours
+SECONDS = 30.0  # of a piece, beside what it shares with its neighbours,
+_TIMES = 32  # and at least so many times that: a codec of long reach would else do much of each piece twice
 _LEAST = 32  # frames
 SEGMENTS = 8  # coded at once on a device
 # pieces for every device that songs are gathered for: the last round, which may lack some, is then one of several
@@ -54,7 +55,7 @@ def encode_long(
 
     Args:
       wav_LC: samples at the codec's rate and channels.
-      chunk_seconds: the most that a piece lasts; SECONDS and what it shares with both neighbours when left out.
+      chunk_seconds: the most that a piece lasts; as `longest` has it when left out.
       levels: how many to keep, all when left out.
     Raises:
       UserError: pieces too short for the codec's reach, no samples, or another number of channels.
@@ -70,7 +71,8 @@ def encode_each(codec: Codec, sounds: Iterable[Float[np.ndarray, "L C"]]) -> Ite
     """
     devices = len(jax.local_devices())
     # the many segments of a sound leave no device without any
-    enough = 0.0 if devices == 1 or codec.config.segments else _ROUNDS * devices * SECONDS * codec.sample_rate
+    alone, margin = devices == 1 or codec.config.segments, codec.config.encoder_margin
+    enough = 0 if alone else _ROUNDS * devices * longest(codec.sample_rate, codec.packet, margin) * codec.packet
     waiting: list[np.ndarray] = []
     length = 0
     for wav_LC in sounds:
@@ -147,8 +149,8 @@ def decode_long(
 
 
 def longest(sample_rate: int, packet: int, margin: int) -> int:
-    """Packets of the longest piece: SECONDS, and on either side what its neighbours reach."""
-    return int(SECONDS * sample_rate / packet) + 2 * margin
+    """Packets of the longest piece: SECONDS, more where it shares much, and on either side what its neighbours reach."""
+    return max(int(SECONDS * sample_rate / packet), _TIMES * 2 * margin) + 2 * margin
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -187,7 +189,8 @@ def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
         )
     count = 1 if total <= most else -(-(total - 2 * margin) // (most - 2 * margin))
     share = -(-(total + 2 * margin * (count - 1)) // count)
-    return min(most, max(_rung(share), -(-_LEAST * codec.hop // codec.packet)))
+    # Several pieces share more besides what fills them, and lie close to the longest: finer steps are few programs more.
+    return min(most, max(_rung(share, 32 if count > 1 else 16), -(-_LEAST * codec.hop // codec.packet)))
 
 
 def _check(total: int) -> None:
@@ -195,9 +198,9 @@ def _check(total: int) -> None:
         raise UserError("there is nothing to encode or decode: the input holds no samples")
 
 
-def _rung(n: int) -> int:
-    """The least size >= n of a ladder with steps of 1/16 to 1/32 of n."""
-    step = 1 << max(n.bit_length() - 5, 0)
+def _rung(n: int, steps: int) -> int:
+    """The least size >= n of a ladder that takes so many steps from a power of two to the next."""
+    step = max((1 << n.bit_length() - 1) // steps, 1)
     return -(-n // step) * step
 
 
