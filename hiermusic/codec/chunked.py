@@ -149,7 +149,7 @@ def decode_long(
 
 
 def longest(sample_rate: int, packet: int, margin: int) -> int:
-    """Packets of the longest piece: SECONDS, more where it shares much, and on either side what its neighbours reach."""
+    """Packets of the longest piece: SECONDS, more where much is shared, and on either side what neighbours reach."""
     return max(int(SECONDS * sample_rate / packet), _TIMES * 2 * margin) + 2 * margin
 
 
@@ -189,7 +189,7 @@ def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
         )
     count = 1 if total <= most else -(-(total - 2 * margin) // (most - 2 * margin))
     share = -(-(total + 2 * margin * (count - 1)) // count)
-    # Several pieces share more besides what fills them, and lie close to the longest: finer steps are few programs more.
+    # Several pieces also do twice what they share, and few lengths lie close to the longest: finer steps cost little.
     return min(most, max(_rung(share, 32 if count > 1 else 16), -(-_LEAST * codec.hop // codec.packet)))
 
 

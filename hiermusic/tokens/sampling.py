@@ -61,8 +61,8 @@ def temperatures(first: float, last: float | None, levels: int, given: int = 0) 
     The finer a level, the less of it can be predicted, and what cannot be is noise when it is drawn.
 
     Args:
-      first, last: of those two; None for the same at all. Where one level alone is drawn, `first` is its temperature: it
-        goes nowhere, and a model of coarse codes at the `last` of 0 would repeat the likeliest one.
+      first, last: of those two; None for the same at all. One level alone is drawn at `first`, for it is a first one
+        too: at a `last` of 0 a model of coarse codes would repeat the likeliest of them.
       levels: K.
       given: the first levels that are known beforehand, and not drawn.
     """

@@ -208,8 +208,8 @@ class Accompanist:
         return found
 
     def _settings(self, asked: Mapping[str, Mapping[str, float] | float | None]) -> dict[str, dict[str, float]]:
-        """How each stage draws; UserError for numbers that are none of these settings', and for guidance by a prefix that
-        a stage has not learnt to do without."""
+        """How each stage draws; UserError for numbers by which none can, and for guidance by a prefix that a stage has
+        not learnt to do without."""
         settings = {name: dict(sampling) for name, sampling in self.sampling.items()}
         for field, given in asked.items():
             values = given if isinstance(given, Mapping) else {} if given is None else dict.fromkeys(settings, given)

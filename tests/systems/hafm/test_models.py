@@ -155,7 +155,7 @@ def test_streams_that_are_missing_or_of_another_tokenizer_are_one_line(tmp_path)
         (
             "coarse",
             {"data.prefix": ("instrumental/semantic",), "prefix": {"0": semantic.meaning("tiny").to_dict()}},
-            r"a coarse stage reads .* in front: data\.prefix begins with instrumental/semantic, which is of the instrum",
+            r"a coarse stage reads .* in front: data\.prefix begins with instrumental/semantic, of the instrumental t",
         ),
         ("fine", {"model.given": 0}, r"a fine stage reads no other stream, but the coarse levels of its own \(model"),
         ("semantic", {"model.pattern": "next_scale"}, "model.pattern=next_scale is none of this system's: choose flat"),
