@@ -12,6 +12,7 @@ programs are compiled. The devices of this process take a piece each, of several
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ SECONDS = 30.0  # of a piece, beside what it shares with its neighbours,
 _TIMES = 32  # and at least so many times that: a codec of long reach would else do much of each piece twice
 _LEAST = 32  # frames
 SEGMENTS = 8  # coded at once on a device
-# pieces for every device that songs are gathered for: the last round, which may lack some, is then one of several
+# of pieces, or SEGMENTS, that songs are gathered for: the last one, which may lack some, is then one of several
 _ROUNDS = 4
 
 
@@ -67,12 +68,14 @@ def encode_each(codec: Codec, sounds: Iterable[Float[np.ndarray, "L C"]]) -> Ite
     """`encode_long` of sounds one after the other, the same codes.
 
     Where this process has several devices, several sounds are taken before the codes of the first are given: as many as
-    keep all devices at work, of which pieces of one length run side by side.
+    keep all devices at work, of which pieces of one length, or segments, run side by side.
     """
     devices = len(jax.local_devices())
-    # the many segments of a sound leave no device without any
-    alone, margin = devices == 1 or codec.config.segments, codec.config.encoder_margin
-    enough = 0 if alone else _ROUNDS * devices * longest(codec.sample_rate, codec.packet, margin) * codec.packet
+    if segments := codec.config.segments:
+        samples = SEGMENTS * segments.samples
+    else:
+        samples = longest(codec.sample_rate, codec.packet, codec.config.encoder_margin) * codec.packet
+    enough = 0 if devices == 1 else _ROUNDS * devices * samples
     waiting: list[np.ndarray] = []
     length = 0
     for wav_LC in sounds:
@@ -89,7 +92,7 @@ def _encode_together(
     codec: Codec, sounds: Sequence[np.ndarray], chunk_seconds: float | None = None, levels: int | None = None
 ) -> list[Int[np.ndarray, "P S"]]:
     if codec.config.segments:
-        return [_encode_segments(codec, codec.config.segments, wav_LC, levels) for wav_LC in sounds]
+        return _encode_segments(codec, codec.config.segments, sounds, levels)
     graph, state = nnx.split(codec)
     songs = [_to_encode(codec, wav_LC, chunk_seconds) for wav_LC in sounds]
     made = _run_songs(functools.partial(_encode, graph, levels), state, songs)
@@ -226,17 +229,19 @@ def _in_pieces(cut: Callable, total: int, packets: int, margin: int, scale: int)
 
 
 def _encode_segments(
-    codec: Codec, segments: SegmentsConfig, wav_LC: np.ndarray, levels: int | None
-) -> Int[np.ndarray, "P S"]:
-    _check(len(wav_LC))
-    parts = segments.cut(wav_LC.astype(np.float32, copy=False))
+    codec: Codec, segments: SegmentsConfig, sounds: Sequence[np.ndarray], levels: int | None
+) -> list[Int[np.ndarray, "P S"]]:
+    for wav_LC in sounds:
+        _check(len(wav_LC))
+    cut = [segments.cut(wav_LC.astype(np.float32, copy=False)) for wav_LC in sounds]
+    parts = list(chain.from_iterable(cut))
 
     def scaled(i: int) -> np.ndarray:
         return parts[i] / scale_of(parts[i])
 
     found = _run_segments(codec, lambda graph: functools.partial(_encode, graph, levels), len(parts), scaled, codec.hop)
-    codes = [piece_PS[: -(-len(part_LC) // codec.hop)] for part_LC, piece_PS in zip(parts, found, strict=True)]
-    return np.concatenate(codes).astype(np.uint16)
+    codes = (piece_PS[: -(-len(part_LC) // codec.hop)] for part_LC, piece_PS in zip(parts, found, strict=True))
+    return [np.concatenate(list(islice(codes, len(own)))).astype(np.uint16) for own in cut]
 
 
 def _decode_segments(
