@@ -303,18 +303,25 @@ def transposed_conv(x_BTI: Float[Array, "B T I"], w_KIO: Float[Array, "K I O"]) 
     left to be added up in memory. The gradient is written out as products, for that of the convolution takes ten times
     as long on CPU.
     """
-    batch, frames, inputs = x_BTI.shape
-    stride, outputs = w_KIO.shape[0] // 2, w_KIO.shape[2]
-    w_2IC = w_KIO.reshape(2, stride, inputs, outputs)[::-1].transpose(0, 2, 1, 3).reshape(2, inputs, stride * outputs)
-    y = lax.conv_general_dilated(x_BTI, w_2IC, (1,), [(1, 1)], dimension_numbers=("NHC", "HIO", "NHC"))
-    return y.reshape(batch, (frames + 1) * stride, outputs)
+    channels = ("NHC", "HIO", "NHC")
+    y = lax.conv_general_dilated(x_BTI, _halves(w_KIO)[::-1], (1,), [(1, 1)], dimension_numbers=channels)
+    return y.reshape(len(x_BTI), -1, w_KIO.shape[2])
+
+
+def _halves(w_KIO: Array) -> Float[Array, "2 I C"]:
+    """The taps of a frame's own samples and those of the ones that follow it, each with samples and outputs as one."""
+    taps, inputs, outputs = w_KIO.shape
+    return w_KIO.reshape(2, taps // 2, inputs, outputs).transpose(0, 2, 1, 3).reshape(2, inputs, -1)
 
 
 def _transposed_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x_BTI, w_KIO = saved
-    g_BtsO = g.reshape(*x_BTI.shape[:1], x_BTI.shape[1] + 1, w_KIO.shape[0] // 2, w_KIO.shape[2])
-    g_BTKO = jnp.concatenate([g_BtsO[:, :-1], g_BtsO[:, 1:]], axis=2)  # of what each frame adds
-    return jnp.einsum("BTKO,KIO->BTI", g_BTKO, w_KIO), jnp.einsum("BTI,BTKO->KIO", x_BTI, g_BTKO)
+    taps, inputs, outputs = w_KIO.shape
+    g_BtC = g.reshape(len(x_BTI), -1, taps // 2 * outputs)
+    both = g_BtC[:, :-1], g_BtC[:, 1:]
+    dx_BTI = sum(g_BTC @ w_IC.T for g_BTC, w_IC in zip(both, _halves(w_KIO), strict=True))
+    dw_2IC = jnp.stack([jnp.einsum("BTI,BTC->IC", x_BTI, g_BTC) for g_BTC in both])
+    return dx_BTI, dw_2IC.reshape(2, inputs, -1, outputs).transpose(0, 2, 1, 3).reshape(w_KIO.shape)
 
 
 transposed_conv.defvjp(lambda x, w: (transposed_conv(x, w), (x, w)), _transposed_backward)
