@@ -25,8 +25,10 @@ from hiermusic.codec.codec import Codec
 from hiermusic.codec.segments import SegmentsConfig, scale_of
 from hiermusic.errors import UserError
 
-SECONDS = 30.0  # of a piece, beside what it shares with its neighbours,
-_TIMES = 32  # and at least so many times that: a codec of long reach would else do much of each piece twice
+# Of a piece, beside what it shares with its neighbours: the least, and the most for a codec of long reach, which does
+# much twice unless a piece is many times what is shared.
+_LEAST_SECONDS, _MOST_SECONDS = 30.0, 90.0
+_TIMES = 32
 _LEAST = 32  # frames
 SEGMENTS = 8  # coded at once on a device
 # of pieces, or SEGMENTS, that songs are gathered for: the last one, which may lack some, is then one of several
@@ -152,8 +154,9 @@ def decode_long(
 
 
 def longest(sample_rate: int, packet: int, margin: int) -> int:
-    """Packets of the longest piece: SECONDS, more where much is shared, and on either side what neighbours reach."""
-    return max(int(SECONDS * sample_rate / packet), _TIMES * 2 * margin) + 2 * margin
+    """Packets of the longest piece: 30 s, up to 90 where much is shared, and on either side what neighbours reach."""
+    least, most = (int(seconds * sample_rate / packet) for seconds in (_LEAST_SECONDS, _MOST_SECONDS))
+    return min(max(least, _TIMES * 2 * margin), most) + 2 * margin
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

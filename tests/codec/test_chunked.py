@@ -125,8 +125,12 @@ def test_pieces_of_ten_seconds_to_ten_minutes_do_no_more_than_a_fifteenth_twice(
         assert song.size * song.count <= total * 16 / 15
         sizes.add(song.size)
         longest = max(longest, song.size)
-    assert longest * packet <= max(30 * rate, 64 * margin * packet) + 2 * margin * packet
+    assert longest * packet <= min(max(30 * rate, 64 * margin * packet), 90 * rate) + 2 * margin * packet
     assert len(sizes) <= 64
+
+
+def test_the_longest_piece_grows_with_the_reach_and_has_an_end():
+    assert [chunked.longest(1000, 50, margin) for margin in (0, 9, 20, 40)] == [600, 618, 1320, 1880]
 
 
 @pytest.mark.parametrize("ragged", [False, True])
