@@ -65,7 +65,7 @@ SAT = (
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
 )
-# without a discriminator, which the multi-scale codec has: compiling that would take a third of the time
+# without a discriminator, which the multi-scale codec has and which takes time to compile
 RESIDUAL = ("--config.model.quantiser=residual", "--config.model.levels=3", "--config.loss.adversarial=0.0")
 PRIOR = (
     "--config.model.depth=1",

@@ -34,7 +34,6 @@ CODEC = (
     "--config.model.codebooks=factorised",
     "--config.model.code_width=3",
     "--config.model.residual=False",
-    "--config.discriminator.periods=(2, 3)",
     "--config.discriminator.period_widths=(2, 2)",
     "--config.discriminator.bands=(0.0, 0.5, 1.0)",
     "--config.discriminator.fft_sizes=(64,)",
