@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 _since = [0.0, 0.0]
 
 
@@ -44,7 +46,9 @@ def contend(run: Callable[[], None]) -> None:
     raise SystemExit("more pieces were asked for than there are")
 
 
-def compare(script: str, cases: Mapping[str, Any], repeats: int, cores: str) -> dict[str, Times]:
+def compare(
+    script: str, cases: Mapping[str, Any], repeats: int, cores: str, every: Mapping[str, int] | None = None
+) -> dict[str, Times]:
     """Runs contenders in turns.
 
     Args:
@@ -52,6 +56,7 @@ def compare(script: str, cases: Mapping[str, Any], repeats: int, cores: str) -> 
       cases: what each is told, by its name.
       repeats: pieces of each that are timed.
       cores: the numbers of the machine's cores that all of them share, by commas.
+      every: contenders that take but one turn of so many, the first, as they are slow.
     """
     held = {int(core) for core in cores.split(",")}
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(len(held)))
@@ -71,8 +76,10 @@ def compare(script: str, cases: Mapping[str, Any], repeats: int, cores: str) -> 
             told[name] = [_piece(name, child)]
             _go(child)  # one more, not counted, so that what is warmed by use is warm
             _piece(name, child)
-        for _ in range(repeats):
+        for turn in tqdm(range(repeats), unit="turn"):
             for name, child in children.items():
+                if turn % (every or {}).get(name, 1):
+                    continue
                 _go(child)
                 told[name].append(_piece(name, child))
     finally:

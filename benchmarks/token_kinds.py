@@ -17,7 +17,7 @@ from hiermusic.evaluate.by_track import in_memory
 from hiermusic.evaluate.scores import difference, interval
 from hiermusic.evaluate.tokens import unigram
 from hiermusic.systems import workdir
-from hiermusic.systems.lm.models import hierarchy
+from hiermusic.systems.lm.models import hierarchy, pattern_of
 
 COLUMNS = ("model", "tokens/s", "nominal bit/s", "bit/s", "of counting", "saved", "less the first")
 
@@ -25,6 +25,8 @@ COLUMNS = ("model", "tokens/s", "nominal bit/s", "bit/s", "of counting", "saved"
 def measured(at: str, tracks: int) -> dict:
     """Bits per second of each held-out song, by a model and by counting, and what its tokens are."""
     config, model = workdir.load(at, "lm")
+    if given := pattern_of(config).given:
+        raise SystemExit(f"{at} is given {given} of its levels and predicts the others alone: take a model of all")
     rooms, path, tokens = workdir.system(config).rooms, config.data.path, hierarchy(config)
     sums_NK, counts_NKV, trained_KV = rooms.cross_entropy(config, model, path, tracks, in_memory, lambda: None)
     rates_K, held_NK = np.array([float(rate) for rate in tokens.rates]), counts_NKV.sum(-1)

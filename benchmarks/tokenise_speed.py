@@ -1,14 +1,16 @@
 """What tokenising music costs: EnCodec at 24 kHz and DAC at 44.1 kHz as they are imported, beside transformers.
 
     pip install torch transformers
-    python benchmarks/tokenise_speed.py --minutes=60
+    python benchmarks/tokenise_speed.py --minutes=60 --codecs=encodec
+    python benchmarks/tokenise_speed.py --minutes=60 --codecs=dac --beside=12
     python benchmarks/tokenise_speed.py --minutes=1 --song=20 --codecs=encodec
 
 Published sizes, random weights: transformers saves a model, `hiermusic import` reads it, and both make tokens of all
-levels of the same built-in songs, transformers of a song in one go. Columns: tokens a second of wall time, over all
-songs; how much faster than the music plays; CPU seconds a song, median (lowest-highest); seconds until the first song's
-tokens are there (imports, weights, compiling); peak memory in GiB, each in a process of its own; the share of the first
-song's codes that are the first contender's. The contenders share the same cores and take turns, song by song.
+levels of the same built-in songs, transformers of a song in one go. Columns: songs; tokens a second of wall time, over
+all of them; how much faster than the music plays; CPU seconds a song, median (lowest-highest); seconds until the first
+song's tokens are there (imports, weights, compiling); peak memory in GiB, each in a process of its own; the share of
+the first song's codes that are the first contender's. The contenders share the same cores and take turns, song by song;
+with --beside=12 transformers has but one turn of twelve.
 """
 
 import argparse
@@ -100,9 +102,9 @@ def prepare(case: dict) -> None:
     cli.main(["import", case["codec"], str(folder / "theirs"), str(folder / "ours")])
 
 
-def _measure(case: dict, names: list[str], cores: str) -> None:
+def _measure(case: dict, names: list[str], cores: str, beside: int) -> None:
     subprocess.run([sys.executable, __file__, "--prepare", json.dumps(case)], check=True, stdout=subprocess.DEVNULL)
-    found = compare(__file__, dict.fromkeys(names, case), case["songs"], cores)
+    found = compare(__file__, dict.fromkeys(names, case), case["songs"], cores, {"transformers": beside})
     codes = {name: np.load(Path(case["folder"]) / f"codes-{name}.npy") for name in names}
     tokens = codes[names[0]].size
     for name in names:
@@ -111,7 +113,7 @@ def _measure(case: dict, names: list[str], cores: str) -> None:
         rate, speed = (one * len(times.wall) / sum(times.wall) for one in (tokens, case["song"]))
         same = np.mean(codes[name] == codes[names[0]])
         facts = f"{rate:,.0f} | {speed:.3g} | {cpu} | {times.first:.1f} | {times.peak / 2**30:.2f} | {same:.2%}"
-        print(f"| {case['codec']}: {name} | {facts} |", flush=True)
+        print(f"| {case['codec']}: {name} | {len(times.wall)} | {facts} |", flush=True)
 
 
 def main() -> None:
@@ -125,15 +127,16 @@ def main() -> None:
     parser.add_argument("--song", type=float, default=60.0, help="seconds of each song")
     parser.add_argument("--codecs", default="encodec,dac")
     parser.add_argument("--cores", default="0", help="the cores that all share")
+    parser.add_argument("--beside", type=int, default=1, help="transformers takes one song of so many")
     parser.add_argument("--contenders", default=",".join(NAMES))
     given = parser.parse_args()
-    print("| codec | tokens/s | times real time | CPU, s a song | first song, s | peak, GiB | codes as the first's |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    print("| codec | songs | tokens/s | times real time | CPU, s a song | first song, s | peak, GiB | codes alike |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     songs = max(round(given.minutes * 60 / given.song), 1)
     for codec in given.codecs.split(","):
         with tempfile.TemporaryDirectory() as folder:
             case = {"codec": codec, "song": given.song, "songs": songs, "folder": folder}
-            _measure(case, given.contenders.split(","), given.cores)
+            _measure(case, given.contenders.split(","), given.cores, given.beside)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ programs are compiled. The devices of this process take a piece each, of several
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 import jax
@@ -24,10 +25,13 @@ from hiermusic.codec.codec import Codec
 from hiermusic.codec.segments import SegmentsConfig, scale_of
 from hiermusic.errors import UserError
 
-SECONDS = 30.0  # of a piece, beside what it shares with its neighbours
+# Of a piece, beside what it shares with its neighbours: the least, and the most for a codec of long reach, which does
+# much twice unless a piece is many times what is shared.
+_LEAST_SECONDS, _MOST_SECONDS = 30.0, 90.0
+_TIMES = 32
 _LEAST = 32  # frames
 SEGMENTS = 8  # coded at once on a device
-# pieces for every device that songs are gathered for: the last round, which may lack some, is then one of several
+# of pieces, or SEGMENTS, that songs are gathered for: the last one, which may lack some, is then one of several
 _ROUNDS = 4
 
 
@@ -54,7 +58,7 @@ def encode_long(
 
     Args:
       wav_LC: samples at the codec's rate and channels.
-      chunk_seconds: the most that a piece lasts; SECONDS and what it shares with both neighbours when left out.
+      chunk_seconds: the most that a piece lasts; as `longest` has it when left out.
       levels: how many to keep, all when left out.
     Raises:
       UserError: pieces too short for the codec's reach, no samples, or another number of channels.
@@ -66,11 +70,14 @@ def encode_each(codec: Codec, sounds: Iterable[Float[np.ndarray, "L C"]]) -> Ite
     """`encode_long` of sounds one after the other, the same codes.
 
     Where this process has several devices, several sounds are taken before the codes of the first are given: as many as
-    keep all devices at work, of which pieces of one length run side by side.
+    keep all devices at work, of which pieces of one length, or segments, run side by side.
     """
     devices = len(jax.local_devices())
-    # the many segments of a sound leave no device without any
-    enough = 0.0 if devices == 1 or codec.config.segments else _ROUNDS * devices * SECONDS * codec.sample_rate
+    if segments := codec.config.segments:
+        samples = SEGMENTS * segments.samples
+    else:
+        samples = longest(codec.sample_rate, codec.packet, codec.config.encoder_margin) * codec.packet
+    enough = 0 if devices == 1 else _ROUNDS * devices * samples
     waiting: list[np.ndarray] = []
     length = 0
     for wav_LC in sounds:
@@ -87,7 +94,7 @@ def _encode_together(
     codec: Codec, sounds: Sequence[np.ndarray], chunk_seconds: float | None = None, levels: int | None = None
 ) -> list[Int[np.ndarray, "P S"]]:
     if codec.config.segments:
-        return [_encode_segments(codec, codec.config.segments, wav_LC, levels) for wav_LC in sounds]
+        return _encode_segments(codec, codec.config.segments, sounds, levels)
     graph, state = nnx.split(codec)
     songs = [_to_encode(codec, wav_LC, chunk_seconds) for wav_LC in sounds]
     made = _run_songs(functools.partial(_encode, graph, levels), state, songs)
@@ -147,8 +154,9 @@ def decode_long(
 
 
 def longest(sample_rate: int, packet: int, margin: int) -> int:
-    """Packets of the longest piece: SECONDS, and on either side what its neighbours reach."""
-    return int(SECONDS * sample_rate / packet) + 2 * margin
+    """Packets of the longest piece: 30 s, up to 90 where much is shared, and on either side what neighbours reach."""
+    least, most = (int(seconds * sample_rate / packet) for seconds in (_LEAST_SECONDS, _MOST_SECONDS))
+    return min(max(least, _TIMES * 2 * margin), most) + 2 * margin
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -187,7 +195,8 @@ def _piece(codec: Codec, seconds: float | None, margin: int, total: int) -> int:
         )
     count = 1 if total <= most else -(-(total - 2 * margin) // (most - 2 * margin))
     share = -(-(total + 2 * margin * (count - 1)) // count)
-    return min(most, max(_rung(share), -(-_LEAST * codec.hop // codec.packet)))
+    # Several pieces also do twice what they share, and few lengths lie close to the longest: finer steps cost little.
+    return min(most, max(_rung(share, 32 if count > 1 else 16), -(-_LEAST * codec.hop // codec.packet)))
 
 
 def _check(total: int) -> None:
@@ -195,9 +204,9 @@ def _check(total: int) -> None:
         raise UserError("there is nothing to encode or decode: the input holds no samples")
 
 
-def _rung(n: int) -> int:
-    """The least size >= n of a ladder with steps of 1/16 to 1/32 of n."""
-    step = 1 << max(n.bit_length() - 5, 0)
+def _rung(n: int, steps: int) -> int:
+    """The least size >= n of a ladder that takes so many steps from a power of two to the next."""
+    step = max((1 << n.bit_length() - 1) // steps, 1)
     return -(-n // step) * step
 
 
@@ -223,17 +232,19 @@ def _in_pieces(cut: Callable, total: int, packets: int, margin: int, scale: int)
 
 
 def _encode_segments(
-    codec: Codec, segments: SegmentsConfig, wav_LC: np.ndarray, levels: int | None
-) -> Int[np.ndarray, "P S"]:
-    _check(len(wav_LC))
-    parts = segments.cut(wav_LC.astype(np.float32, copy=False))
+    codec: Codec, segments: SegmentsConfig, sounds: Sequence[np.ndarray], levels: int | None
+) -> list[Int[np.ndarray, "P S"]]:
+    for wav_LC in sounds:
+        _check(len(wav_LC))
+    cut = [segments.cut(wav_LC.astype(np.float32, copy=False)) for wav_LC in sounds]
+    parts = list(chain.from_iterable(cut))
 
     def scaled(i: int) -> np.ndarray:
         return parts[i] / scale_of(parts[i])
 
     found = _run_segments(codec, lambda graph: functools.partial(_encode, graph, levels), len(parts), scaled, codec.hop)
-    codes = [piece_PS[: -(-len(part_LC) // codec.hop)] for part_LC, piece_PS in zip(parts, found, strict=True)]
-    return np.concatenate(codes).astype(np.uint16)
+    codes = (piece_PS[: -(-len(part_LC) // codec.hop)] for part_LC, piece_PS in zip(parts, found, strict=True))
+    return [np.concatenate(list(islice(codes, len(own)))).astype(np.uint16) for own in cut]
 
 
 def _decode_segments(

@@ -223,6 +223,16 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
             raise UserError(f"{out} was begun with another {key}: remove it or choose another directory")
 
 
+def discard(out: Path, prefixes: Sequence[str], shards: int, made: Iterable[Path]) -> None:
+    """Takes away what `write_shards` wrote, and of the folders that were `made` for it those that are empty then."""
+    parts = out / "parts"
+    for place in (*parts.glob("*"), *(path for prefix in prefixes for path in shard_paths(out, prefix, shards))):
+        place.unlink(missing_ok=True)  # the worker that ends with this one does the same
+    for folder in (parts, *made):
+        with suppress(OSError):  # not empty, or gone
+            folder.rmdir()
+
+
 def finish(out: Path, plan: Mapping, entries: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> None:
     """Writes tracks.jsonl, then info.json, whose presence says that the directory is complete."""
     text = _lines(entries)

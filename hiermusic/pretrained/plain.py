@@ -86,8 +86,9 @@ class Chroma(nnx.Module):
 
     def __call__(self, wav_BL: Float[Array, "B L"]) -> Float[Array, "B T 14"]:
         c = self.config
-        frames = wav_BL.shape[1] // c.hop
-        wav_BL = wav_BL[:, : frames * c.hop]
+        length = max(wav_BL.shape[1] // c.hop, 1) * c.hop
+        # silence fills less than a frame, as it does `LogMel`'s
+        wav_BL = jnp.pad(wav_BL[:, :length], ((0, 0), (0, max(length - wav_BL.shape[1], 0))))
         parts = [self._pitches(wav_BL), c.loudness * self._loudness(wav_BL), c.strokes * self._strokes(wav_BL)]
         return jnp.concatenate(parts, axis=-1)
 

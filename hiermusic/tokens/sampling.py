@@ -1,13 +1,43 @@
 """From logits to tokens, one key a sample: the same seed draws the same tokens whatever the batch."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from hiermusic.errors import UserError, brief
+
 # Between logits that count as equal. A compiled program may work the same logits out twice, for the sorting and for the
 # comparison, and round them differently: without it the last token that is to stay would now and then be dropped.
 _TIE = 1e-4
+
+_MOST = 1e12  # beyond it no number says more, and infinity is none
+
+_TAKEN = {  # of each setting: what to give, and whether a number is that (NaN is none)
+    "temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
+    "final_temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
+    "top_k": ("a whole number of at least 0", lambda x: 0 <= x < _MOST and x == int(x)),
+    "top_p": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "guidance": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
+    "min_share": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
+}
+
+
+def check(sampling: Mapping[str, Any], of: str = "sampling.") -> None:
+    """UserError for settings by which nothing can be drawn.
+
+    Args:
+      sampling: temperature, final_temperature, top_k, top_p, guidance and min_share, those of them that there are; None
+        is none. Others are not looked at.
+      of: what their names begin with.
+    """
+    for name, (words, fits) in _TAKEN.items():
+        value = sampling.get(name)
+        if value is not None and not (isinstance(value, int | float) and fits(value)):
+            raise UserError(f"{of}{name}={brief(repr(value), 40)}: give {words}")
 
 
 def sample_keys(seeds_B: Int[Array, "B"]) -> Key[Array, "B"]:
@@ -31,7 +61,8 @@ def temperatures(first: float, last: float | None, levels: int, given: int = 0) 
     The finer a level, the less of it can be predicted, and what cannot be is noise when it is drawn.
 
     Args:
-      first, last: of those two; None for the same at all.
+      first, last: of those two; None for the same at all. One level alone is drawn at `first`, for it is a first one
+        too: at a `last` of 0 a model of coarse codes would repeat the likeliest of them.
       levels: K.
       given: the first levels that are known beforehand, and not drawn.
     """

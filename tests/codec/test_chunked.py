@@ -91,7 +91,7 @@ def test_bad_input_is_refused(codec, wave, codes):
 def test_pieces_do_little_twice_and_have_few_lengths(margin):
     """A codec that does nothing, on eight devices: what is joined is what went in, and how much went in is counted."""
     codec = SimpleNamespace(sample_rate=1000, packet=50, hop=50)
-    most, sizes = 600 + 2 * margin, set()
+    most, sizes = max(600, 64 * margin) + 2 * margin, set()
     for total in (1, 31, 32, 33, 599, 600, 601 + margin, 650, 900, 1201, 2500, 7000):
         packets, seen = _piece(codec, None, margin, total), []
         row_P = np.arange(max(total, packets))
@@ -112,6 +112,25 @@ def test_pieces_do_little_twice_and_have_few_lengths(margin):
             assert packets * pieces <= total * (1 + 1 / 16) + 2 * margin * pieces
         sizes.add(packets)
     assert len(sizes) <= 9
+
+
+@pytest.mark.parametrize(
+    ("rate", "packet", "margin"), [(24_000, 320, 79), (24_000, 320, 80), (44_100, 512, 11), (44_100, 2048, 11)]
+)
+def test_pieces_of_ten_seconds_to_ten_minutes_do_no_more_than_a_fifteenth_twice(rate, packet, margin):
+    """EnCodec's, DAC's and Khala's reach, every length; the pieces stay bounded, and their lengths few."""
+    codec, sizes, longest = SimpleNamespace(sample_rate=rate, packet=packet, hop=packet), set(), 0
+    for total in range(10 * rate // packet, 600 * rate // packet):
+        song = _in_pieces(None, total, _piece(codec, None, margin, total), margin, 1)
+        assert song.size * song.count <= total * 16 / 15
+        sizes.add(song.size)
+        longest = max(longest, song.size)
+    assert longest * packet <= min(max(30 * rate, 64 * margin * packet), 90 * rate) + 2 * margin * packet
+    assert len(sizes) <= 64
+
+
+def test_the_longest_piece_grows_with_the_reach_and_has_an_end():
+    assert [chunked.longest(1000, 50, margin) for margin in (0, 9, 20, 40)] == [600, 618, 1320, 1880]
 
 
 @pytest.mark.parametrize("ragged", [False, True])

@@ -235,8 +235,14 @@ def test_nothing_readable_is_an_error_and_a_repaired_file_is_seen(tmp_path):
     music = tmp_path / "music"
     music.mkdir()
     (music / "a.wav").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no readable audio among 1 inputs; the first: a\.wav: "):
+    for out in (tmp_path / "new" / "out", tmp_path / "out"):
+        with pytest.raises(UserError, match=r"no readable audio among 1 inputs; the first: a\.wav: "):
+            write(out, open_source(str(music)).tracks)
+        assert sorted(tmp_path.iterdir()) == [music]
+    (tmp_path / "out").mkdir()  # what was there stays
+    with pytest.raises(UserError, match="no readable audio"):
         write(tmp_path / "out", open_source(str(music)).tracks)
+    assert not any((tmp_path / "out").iterdir())
     with pytest.raises(UserError, match="no finished audio records"):
         AudioSource(tmp_path / "out")
     soundfile.write(music / "a.wav", np.zeros(100), RATE)

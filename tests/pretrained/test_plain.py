@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hiermusic.errors import UserError
 from hiermusic.pretrained import encoder
-from hiermusic.pretrained.plain import ChromaConfig
+from hiermusic.pretrained.plain import FEATURES, ChromaConfig
 
 RATE = ChromaConfig.sample_rate
 
@@ -61,3 +62,14 @@ def test_frames_are_those_that_lie_whole_in_the_sound():
 def test_what_is_behind_the_last_frame_changes_nothing():
     wav_L = tones(60, 64)
     np.testing.assert_array_equal(features(wav_L), features(np.concatenate([wav_L, np.ones(600, np.float32)])))
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("samples", [0, 1, 399])
+def test_less_than_a_frame_is_filled_with_silence_and_is_no_sound_to_embed(kind, samples):
+    config, short_L = FEATURES[kind](), tones(60)[:samples]
+    features = config.make(rngs=nnx.Rngs(0))
+    filled_L = np.pad(short_L, (0, config.span - samples))
+    np.testing.assert_array_equal(features(short_L[None]), features(filled_L[None]))
+    with pytest.raises(UserError, match=rf"a sound of {samples} samples is shorter than one frame, which has "):
+        encoder.embed(features, short_L)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hiermusic import presets
+from hiermusic.systems import workdir
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 pytestmark = pytest.mark.slow
@@ -45,6 +48,13 @@ def test_rules_of_rebirth(monkeypatch, capsys):
     assert all(len(row) == len(heading) and float(row[3]) > 0 and 1 <= int(row[4].split("/")[0]) <= 16 for row in rules)
     assert all(len(row) == len(learning) for row in found)
     assert found[0][4:] != found[1][4:], "the rule makes a difference"
+
+
+def test_tokens_of_which_some_are_given_are_no_cost_of_a_codec(monkeypatch, capsys):
+    config = presets.load("configs/pyramid/lm.py:tiny", {"model.levels": 2, "model.given": 1})
+    monkeypatch.setattr(workdir, "load", lambda at, stage: (config, None))
+    with pytest.raises(SystemExit, match=r"^out/stage2 is given 1 of its levels and predicts the"):
+        _table(monkeypatch, capsys, "token_kinds", "out/stage2")
 
 
 def test_a_cell_that_cannot_be_says_why_and_is_kept(monkeypatch, capsys, tmp_path):

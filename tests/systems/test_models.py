@@ -6,6 +6,7 @@ import pytest
 
 from hiermusic import presets
 from hiermusic.errors import UserError
+from hiermusic.systems import catalogue
 from hiermusic.systems.aar import models as aar
 from hiermusic.systems.khala import models as khala
 from hiermusic.systems.lm import models as lm
@@ -107,6 +108,14 @@ def test_a_setting_of_the_model_becomes_the_field_of_its_name(stage, field):
         assert all(any(f".{name}".endswith(f".{end}") for end in ends) for name in changed), changed
     if field not in NAMES:
         assert {after[name] for name in changed} == {model[field]}
+
+
+@pytest.mark.parametrize("stage", sorted(stage for stage in BUILT if not stage.endswith("codec")))
+@pytest.mark.parametrize(("name", "value"), [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1)])
+def test_sampling_that_draws_nothing_is_told_before_training(stage, name, value):
+    config = presets.load(f"configs/{stage}.py:tiny", {f"sampling.{name}": value})
+    with pytest.raises(UserError, match=rf"^sampling\.{name}={value}: give a "):
+        catalogue.systems()[config.system].rooms.make_model(config)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e-9])

@@ -1,11 +1,13 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hiermusic.tokens.sampling import fold_keys, guide, sample, sample_keys, temperatures
+from hiermusic.errors import UserError
+from hiermusic.tokens.sampling import check, fold_keys, guide, sample, sample_keys, temperatures
 
 LOGITS = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
 
@@ -81,6 +83,32 @@ def test_guidance_moves_away_from_the_unconditional():
     np.testing.assert_allclose(guide(cond, uncond, 1.0), cond)
     np.testing.assert_allclose(guide(cond, uncond, 0.0), uncond)
     np.testing.assert_allclose(guide(cond, uncond, 3.0), [3.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("temperature", -1, "a finite number of at least 0"),
+        ("temperature", float("nan"), "a finite number of at least 0"),
+        ("temperature", float("inf"), "a finite number of at least 0"),
+        ("temperature", "hot", "a finite number of at least 0"),
+        ("final_temperature", -0.1, "a finite number of at least 0"),
+        ("final_temperature", float("nan"), "a finite number of at least 0"),
+        ("top_k", -1, "a whole number of at least 0"),
+        ("top_k", 2.5, "a whole number of at least 0"),
+        ("top_p", 0.0, "a number above 0, at most 1"),
+        ("top_p", float("nan"), "a number above 0, at most 1"),
+        ("guidance", float("nan"), "a finite number of at least 0"),
+        ("guidance", -3.0, "a finite number of at least 0"),
+        ("min_share", 1.5, "a number from 0 to 1"),
+    ],
+)
+def test_settings_by_which_nothing_can_be_drawn_are_told(name, value, words):
+    good = {"temperature": 0, "final_temperature": None, "top_k": 0, "top_p": 1, "guidance": 1.0, "levels": -1}
+    check(good)
+    check({})
+    with pytest.raises(UserError, match=rf"^sampling\.{name}={re.escape(repr(value))}: give {words}$"):
+        check(good | {name: value})
 
 
 def test_temperature_goes_evenly_from_the_first_level_to_the_last():

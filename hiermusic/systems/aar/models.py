@@ -15,7 +15,7 @@ from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLMConfig
 from hiermusic.systems.aar.prior import Prior, PriorConfig
 from hiermusic.systems.token_facts import facts_of
-from hiermusic.tokens import scales
+from hiermusic.tokens import sampling, scales
 from hiermusic.tokens.facts import TokenFacts
 from hiermusic.tokens.pattern import Pattern
 
@@ -172,5 +172,6 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], nnx.Module]:
     if config.stage == "codec":
         codec = codec_config(config.model)
         return lambda rngs: Codec(codec, rngs=rngs)
+    sampling.check(config.sampling)
     prior = prior_config(config)
     return lambda rngs: Prior(prior, rngs=rngs)

@@ -27,6 +27,12 @@ def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
             f"a {config.stage} stage reads {words} in front: {len(streams)} streams stand in data.prefix, and "
             f"model.given={config.model.given}"
         )
+    front, own = [config.data.get(field, "") for field in ("prefix", "stream")]
+    if front and (stem := front[0].partition("/")[0]) and stem == own.partition("/")[0]:
+        raise UserError(
+            f"a {config.stage} stage reads {words} in front: data.prefix begins with {front[0]}, of the {stem} that it "
+            "predicts; begin with the vocal's"
+        )
     _check_tokens(config)
     if config.model.pattern not in STEPWISE or not pattern_of(config).stepwise:
         raise UserError(f"model.pattern={config.model.pattern} is none of this system's: choose {', '.join(STEPWISE)}")

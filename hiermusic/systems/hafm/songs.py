@@ -23,6 +23,7 @@ from hiermusic.tokens import packets
 from hiermusic.tokens.facts import TokenFacts, difference
 from hiermusic.tokens.pattern import Pattern
 from hiermusic.tokens.prompt import Prompt
+from hiermusic.tokens.sampling import check
 
 STAGES = ("semantic", "coarse", "fine")
 _APART = 1_000_003  # between the seeds of a window's stages, which would otherwise draw with one another's noise
@@ -151,7 +152,7 @@ class Accompanist:
             prefix is left out.
           given: of each window the acoustic codes of its beginning, as many levels as are made, which are kept as they
             are; None for none.
-          given_semantic: likewise its first semantic tokens.
+          given_semantic: likewise its first semantic tokens, of stages that have a semantic one.
         Raises:
           UserError: codes that no token of these stages is, a window that is too long or too short, more codes given
             than it has, guidance of a stage that was trained without leaving its prefix out.
@@ -165,6 +166,8 @@ class Accompanist:
         told_TK = self._begun(given, [self.frames(len(vocal_T)) for vocal_T in vocals], self.levels, self.codes.codes)
         meant = [None if codes_T is None else np.asarray(codes_T)[:, None] for codes_T in given_semantic or ()]
         means = "semantic" in self._stages
+        if not means and any(codes_T1 is not None and len(codes_T1) for codes_T1 in meant):
+            raise UserError("given_semantic: there is no semantic stage here to go on from these tokens: leave it out")
         count = facts_of(self._stages["semantic"].config).codes if means else 0
         meant_T1 = self._begun(meant or None, list(map(len, vocals)), 1, count)
         settings = self._settings({"temperature": temperature, "top_k": top_k, "guidance": guidance})
@@ -205,7 +208,8 @@ class Accompanist:
         return found
 
     def _settings(self, asked: Mapping[str, Mapping[str, float] | float | None]) -> dict[str, dict[str, float]]:
-        """How each stage draws; UserError for guidance by a prefix that a stage has not learnt to do without."""
+        """How each stage draws; UserError for numbers by which none can, and for guidance by a prefix that a stage has
+        not learnt to do without."""
         settings = {name: dict(sampling) for name, sampling in self.sampling.items()}
         for field, given in asked.items():
             values = given if isinstance(given, Mapping) else {} if given is None else dict.fromkeys(settings, given)
@@ -214,6 +218,7 @@ class Accompanist:
             for name in settings:
                 settings[name] |= {field: values[name]} if name in values else {}
         for name, stage in self._stages.items():
+            check(settings[name], f"the {name} stage's ")
             guidance = settings[name]["guidance"]
             if guidance != 1.0 and models.null_of(stage.config) is None:
                 raise UserError(

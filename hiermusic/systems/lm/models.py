@@ -12,6 +12,7 @@ from hiermusic.errors import UserError
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.token_lm import TokenLM, TokenLMConfig
 from hiermusic.systems.token_facts import facts_of, prefix_of
+from hiermusic.tokens import sampling
 from hiermusic.tokens.hierarchy import Hierarchy
 from hiermusic.tokens.pattern import SEGMENT, Layout, Pattern
 from hiermusic.tokens.sequence import START
@@ -234,5 +235,6 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
 
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
     """The constructor of a configuration's token model."""
+    sampling.check(config.sampling)
     token_lm = token_lm_config(config)
     return lambda rngs: TokenLM(token_lm, rngs=rngs)

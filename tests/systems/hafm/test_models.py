@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from hiermusic import presets
+from hiermusic.configs.hafm import semantic
 from hiermusic.errors import UserError
 from hiermusic.systems import token_facts, workdir
 from hiermusic.systems.hafm.measures import inspect
@@ -150,6 +151,11 @@ def test_streams_that_are_missing_or_of_another_tokenizer_are_one_line(tmp_path)
             "coarse",
             {"model.given": 1},
             "a coarse stage reads the vocal's semantic tokens and, behind a first stage, the acc",
+        ),
+        (
+            "coarse",
+            {"data.prefix": ("instrumental/semantic",), "prefix": {"0": semantic.meaning("tiny").to_dict()}},
+            r"a coarse stage reads .* in front: data\.prefix begins with instrumental/semantic, of the instrumental t",
         ),
         ("fine", {"model.given": 0}, r"a fine stage reads no other stream, but the coarse levels of its own \(model"),
         ("semantic", {"model.pattern": "next_scale"}, "model.pattern=next_scale is none of this system's: choose flat"),

@@ -108,6 +108,8 @@ def test_without_a_semantic_stage_the_vocal_is_all_that_is_read(reference, trio)
     assert not same(two.accompany([vocal(2, 29)], seeds=[5])[0], made[0])
     (whole,) = windows.play(two, [vocal(0, 80)], seeds=[5], overlap=20)
     assert whole.codes_TK.shape == (40, 4) and len(whole.semantic_T) == 0 and len(whole.seams) == 5
+    with pytest.raises(UserError, match=r"^given_semantic: there is no semantic stage here to go on from"):
+        two.accompany(both[1:], seeds=[6], given_semantic=[np.zeros(2, int)])
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,8 @@ def test_without_a_semantic_stage_the_vocal_is_all_that_is_read(reference, trio)
         ({"given": [np.zeros((3, 2), int)]}, r"what is given of window 0 has 3 frames of 2 levels: give at most the 4"),
         ({"given": [np.zeros((5, 4), int)]}, r"what is given of window 0 has 5 frames of 4 levels: give at most the 4"),
         ({"given_semantic": [np.full(2, -1)]}, r"what is given of window 0 holds -1, which is no token of 12 codes"),
+        ({"temperature": float("nan")}, r"^the semantic stage's temperature=nan: give a finite number of at least 0$"),
+        ({"top_k": {"fine": -1}}, r"^the fine stage's top_k=-1: give a whole number of at least 0$"),
         ({"guidance": {"middle": 2.0}}, r"guidance of a stage 'middle': there are semantic, coarse, fine"),
     ],
 )
