@@ -139,7 +139,7 @@ def write(path: str | Path, wav_LC: Float[np.ndarray, "L C"], sample_rate: int) 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_bytes(whole.getbuffer())
+            temporary.write_bytes(whole.getvalue())
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from None
 

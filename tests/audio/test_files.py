@@ -1,7 +1,10 @@
 import errno
+import gc
 import io
 import itertools
 import os
+import resource
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -100,6 +103,26 @@ def test_write_clips_and_round_trips(tmp_path):
     files.write(path, wav_LC, 44100)
     assert path.read_bytes() == before and soundfile.info(path).subtype == "PCM_16"
     assert [p.name for p in path.parent.iterdir()] == ["song.wav"]
+
+
+def test_a_write_that_breaks_off_leaves_nothing_to_complain_of(tmp_path, monkeypatch):
+    """Python tells of garbage that cannot be ended, here of what is written while somebody looks at it."""
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    def write():
+        with pytest.raises(UserError) as caught:  # a name in a frame that the error leads to: garbage with all it holds
+            files.write(tmp_path / "song.wav", tone(0.1), 44100)
+        assert str(caught.value).startswith(f"{tmp_path}/song.wav: cannot be written (File too large)")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    gc.collect()
+    assert not complaints and not list(tmp_path.iterdir())
 
 
 def test_failed_write_leaves_the_old_file(tmp_path):

@@ -310,6 +310,7 @@ def test_evaluation_moves_nothing():
 
 
 def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
+    """With as many vectors as codes: of fewer, two codes begin in one place, and rounding says which is nearer."""
     config = dataclasses.replace(CONFIG, codes=16, dead_share=0.5)
     graph, fresh = nnx.split(_fresh(config))
 
@@ -328,7 +329,7 @@ def test_a_sharded_batch_moves_the_codebooks_as_one_device_does():
     for batch_place, state_place in placements:
         state = jax.device_put(fresh, state_place)
         for seed in range(4):
-            x = jax.device_put(_frames(seed, batch=8, windows=1), batch_place)
+            x = jax.device_put(_frames(seed, batch=16, windows=1), batch_place)
             state, codes = step(state, x, jax.random.key(seed))
         results.append((jax.tree.map(np.asarray, state), np.asarray(codes)))
     np.testing.assert_array_equal(results[0][1], results[1][1])

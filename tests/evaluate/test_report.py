@@ -243,6 +243,14 @@ def test_a_plot_of_two_kinds_of_marks_names_both(metrics):
         assert all(f"<!-- {name} -->" in svg or f">{name}<" in svg for name in names)
 
 
+def test_between_held_out_losses_lies_a_thinner_line_than_that_of_training(metrics):
+    svg = plots.loss_curves({"one": metrics})
+    train, valid = (
+        float(re.search(rf"stroke: {of}; stroke-width: ([\d.]+)", svg)[1]) for of in (plots.INDIGO, plots.ORANGE)
+    )
+    assert 0 < valid < train
+
+
 def test_rates_of_a_thousand_bits_and_more_are_told_in_thousands(result):
     result["reconstruction"][-1]["bits_per_second"] = 1500.0
     svg = plots.reconstruction(result, "mel")

@@ -14,7 +14,8 @@ from hiermusic.data import pipeline
 spec = importlib.util.spec_from_file_location("systems", Path(__file__).parents[1] / "systems" / "conftest.py")
 systems = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(systems)
-khala, aar, run, miniature = systems.khala, systems.aar, systems.run, systems.miniature
+khala, aar, narrow = systems.khala, systems.aar, systems.narrow
+run, miniature = systems.run, systems.miniature
 
 SONGS = "--source=builtin:18?seconds=1-2"  # two shards, one for each process
 RECORDS = ("--sample_rate=8000", "--channels=1")

@@ -65,7 +65,8 @@ SAT = (
     "--config.train.valid_every=4",
     "--config.train.valid_batches=1",
 )
-RESIDUAL = ("--config.model.quantiser=residual", "--config.model.levels=3")
+# without a discriminator, which the multi-scale codec has and which takes time to compile
+RESIDUAL = ("--config.model.quantiser=residual", "--config.model.levels=3", "--config.loss.adversarial=0.0")
 PRIOR = (
     "--config.model.depth=1",
     "--config.model.cond=12",
@@ -148,21 +149,30 @@ def khala(tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def aar(tmp_path_factory) -> SimpleNamespace:
-    """Workdirs and records of a miniature of SAT and AAR; no test may change them."""
-    names = ("corpus", "codec", "tokens", "lm")
-    return shared(tmp_path_factory, "aar", names, lambda at: make_aar(at, "lm", (), ("--config.model.context=10",)))
+def narrow(tmp_path_factory) -> Path:
+    """Audio records at 4,000 Hz, for all miniatures but Khala's; no test may change them."""
+
+    def make(at):
+        records = ("--valid_fraction=0.4", "--sample_rate=4000", "--channels=1")
+        cli.main(["data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", *records])
+
+    return shared(tmp_path_factory, "narrow", ("corpus",), make).corpus
 
 
 @pytest.fixture(scope="session")
-def baseline(tmp_path_factory) -> SimpleNamespace:
+def aar(tmp_path_factory, narrow) -> SimpleNamespace:
+    """Workdirs and records of a miniature of SAT and AAR; no test may change them."""
+    return shared_aar(tmp_path_factory, narrow, "aar", "lm", (), ("--config.model.context=10",))
+
+
+@pytest.fixture(scope="session")
+def baseline(tmp_path_factory, narrow) -> SimpleNamespace:
     """The same of AAR's baseline: residual codes and a model of one token after another."""
-    names = ("corpus", "codec", "tokens", "lm")
-    return shared(tmp_path_factory, "baseline", names, lambda at: make_aar(at, "ar_baseline", RESIDUAL, (WINDOW,)))
+    return shared_aar(tmp_path_factory, narrow, "baseline", "ar_baseline", RESIDUAL, (WINDOW,))
 
 
 def shared(tmp_path_factory, name: str, places: tuple[str, ...], make) -> SimpleNamespace:
-    """A miniature that all workers share: whoever comes first makes it."""
+    """A miniature, or what one is made of, that all workers share: whoever comes first makes it."""
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
@@ -203,13 +213,20 @@ def make(at: SimpleNamespace) -> None:
     at.prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
 
 
-def make_aar(at: SimpleNamespace, stage: str, quantiser: tuple[str, ...], model: tuple[str, ...]) -> None:
-    """Trains a codec of configs/aar and the model of its tokens for a few steps."""
-    records = ("--valid_fraction=0.4", "--sample_rate=4000", "--channels=1")
-    corpus, tokens = (f"--config.data.path={place}" for place in (at.corpus, at.tokens))
-    work(
-        ("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", *records),
-        ("train", f"--config={AAR}/codec.py:tiny", f"--workdir={at.codec}", corpus, "--noprogress", *SAT, *quantiser),
-        ("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}"),
-        ("train", f"--config={AAR}/{stage}.py:tiny", f"--workdir={at.lm}", tokens, "--noprogress", *PRIOR, *model),
-    )
+def shared_aar(
+    tmp_path_factory, corpus: Path, name: str, stage: str, quantiser: tuple[str, ...], model: tuple[str, ...]
+) -> SimpleNamespace:
+    """A codec of configs/aar and the model of its tokens, both trained for a few steps."""
+
+    def make(at):
+        audio, tokens = (f"--config.data.path={place}" for place in (corpus, at.tokens))
+        codec = (f"--config={AAR}/codec.py:tiny", audio, "--noprogress", *SAT, *quantiser)
+        work(
+            ("train", f"--workdir={at.codec}", *codec),
+            ("tokenize", f"--codec={at.codec}", f"--data={corpus}", f"--out={at.tokens}"),
+            ("train", f"--config={AAR}/{stage}.py:tiny", f"--workdir={at.lm}", tokens, "--noprogress", *PRIOR, *model),
+        )
+
+    at = shared(tmp_path_factory, name, ("codec", "tokens", "lm"), make)
+    at.corpus = corpus
+    return at

@@ -257,13 +257,14 @@ def test_an_average_is_of_what_is_trained_and_borrows_the_rest_with_the_model():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A base, and a run with adapters over it, ended early and gone on with."""
+    """A base, and a run with adapters over it, ended early, kept as it was then, and gone on with."""
     root = tmp_path_factory.mktemp("runs")
     run(stage_of(3), root / "base", progress=False)
     lora = {"rank": 2, "beside": ("code_head",)}
     base = f"{root}/base@3"
     run(stage_of(6, base, lora=lora), root / "whole", progress=False)
     run(stage_of(3, base, lora=lora), root / "halves", progress=False)
+    shutil.copytree(root / "halves", root / "half")
     run(stage_of(6, base, lora=lora), root / "halves", progress=False)
     return root
 
@@ -280,11 +281,10 @@ def test_a_run_goes_on_to_the_bit_and_keeps_adapters_alone(runs):
 
 
 def test_a_run_goes_on_upon_a_mesh(runs, tmp_path):
-    lora = {"rank": 2, "beside": ("code_head",)}
-    run(stage_of(3, f"{runs}/base@3", lora=lora), tmp_path, progress=False)
+    lora, place = {"rank": 2, "beside": ("code_head",)}, shutil.copytree(runs / "half", tmp_path / "half")
     mesh = {"data": 1, "fsdp": 4, "context": 2, "tensor": 1}
-    run(stage_of(6, f"{runs}/base@3", lora=lora, mesh=mesh), tmp_path, progress=False)
-    one, other = (export.dotted(checkpoint.load_weights(place)) for place in (runs / "whole", tmp_path))
+    run(stage_of(6, f"{runs}/base@3", lora=lora, mesh=mesh), place, progress=False)
+    one, other = (export.dotted(checkpoint.load_weights(at)) for at in (runs / "whole", place))
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=2e-3, atol=2e-4, err_msg=name)
 

@@ -58,18 +58,18 @@ def config(preset: str):
 
 
 @pytest.fixture(scope="session")
-def pyramid(tmp_path_factory) -> SimpleNamespace:
+def pyramid(tmp_path_factory, narrow) -> SimpleNamespace:
     """The workdir and records of a miniature of the codec; no test may change them."""
 
     def make(at):
-        records = ("--valid_fraction=0.4", "--sample_rate=4000", "--channels=1")
         work(
-            ("data", "--source=builtin:5?seconds=3-4", f"--out={at.corpus}", *records),
-            ("train", *CODEC, f"--workdir={at.codec}", f"--config.data.path={at.corpus}", "--noprogress"),
-            ("tokenize", f"--codec={at.codec}", f"--data={at.corpus}", f"--out={at.tokens}"),
+            ("train", *CODEC, f"--workdir={at.codec}", f"--config.data.path={narrow}", "--noprogress"),
+            ("tokenize", f"--codec={at.codec}", f"--data={narrow}", f"--out={at.tokens}"),
         )
 
-    return shared(tmp_path_factory, "pyramid", ("corpus", "codec", "tokens"), make)
+    at = shared(tmp_path_factory, "pyramid", ("codec", "tokens"), make)
+    at.corpus = narrow
+    return at
 
 
 # MARK: numbers of the paper
