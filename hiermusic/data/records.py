@@ -173,7 +173,7 @@ def write_shards(
     paths = {prefix: shard_paths(out, prefix, shards) for prefix in prefixes}
 
     def finished(shard: int, block: range) -> list[dict] | None:
-        return _finished([parts / f"{shard:05d}.jsonl", *(paths[prefix][shard] for prefix in prefixes)], len(block))
+        return _finished([_note(parts, shard), *(paths[prefix][shard] for prefix in prefixes)], len(block))
 
     missing = {shard: block for shard, block in blocks.items() if finished(shard, block) is None}
     shown = bar("track", total, label=label or "", shown=not hidden)
@@ -186,9 +186,14 @@ def write_shards(
                 for _ in block:
                     entries.append(write(next(tracks), writers))
                     shown.update()
-            write_atomically(parts / f"{shard:05d}.jsonl", _lines(entries))
+            write_atomically(_note(parts, shard), _lines(entries))
     done = [finished(shard, block) for shard, block in every.items()]
     return None if None in done else list(chain.from_iterable(done))
+
+
+def _note(parts: Path, shard: int) -> Path:
+    """Where the entries of a finished shard's tracks stand."""
+    return parts / f"{shard:05d}.jsonl"
 
 
 def _finished(places: Sequence[Path], count: int) -> list[dict] | None:
@@ -226,7 +231,8 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
 def discard(out: Path, prefixes: Sequence[str], shards: int, made: Iterable[Path]) -> None:
     """Takes away what `write_shards` wrote, and of the folders that were `made` for it those that are empty then."""
     parts = out / "parts"
-    for place in (*parts.glob("*"), *(path for prefix in prefixes for path in shard_paths(out, prefix, shards))):
+    notes = [parts / "plan.json", *(_note(parts, shard) for shard in range(shards))]
+    for place in (*notes, *(path for prefix in prefixes for path in shard_paths(out, prefix, shards))):
         place.unlink(missing_ok=True)  # the worker that ends with this one does the same
     for folder in (parts, *made):
         with suppress(OSError):  # not empty, or gone

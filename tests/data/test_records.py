@@ -243,6 +243,12 @@ def test_nothing_readable_is_an_error_and_a_repaired_file_is_seen(tmp_path):
     with pytest.raises(UserError, match="no readable audio"):
         write(tmp_path / "out", open_source(str(music)).tracks)
     assert not any((tmp_path / "out").iterdir())
+    own = tmp_path / "out" / "parts" / "violin.txt"
+    own.parent.mkdir()
+    own.write_text("bars 1 to 8")
+    with pytest.raises(UserError, match="no readable audio"):
+        write(tmp_path / "out", open_source(str(music)).tracks)
+    assert [place for place in (tmp_path / "out").rglob("*") if place.is_file()] == [own]
     with pytest.raises(UserError, match="no finished audio records"):
         AudioSource(tmp_path / "out")
     soundfile.write(music / "a.wav", np.zeros(100), RATE)
