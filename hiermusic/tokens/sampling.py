@@ -1,6 +1,7 @@
 """From logits to tokens, one key a sample: the same seed draws the same tokens whatever the batch."""
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ _MOST = 1e12  # beyond it no number says more, and infinity is none
 _TAKEN = {  # of each setting: what to give, and whether a number is that (NaN is none)
     "temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
     "final_temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
-    "top_k": ("a whole number of at least 0", lambda x: 0 <= x < _MOST and x == int(x)),
+    "top_k": ("a whole number of at least 0", lambda x: isinstance(x, Integral) and 0 <= x < _MOST),
     "top_p": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
     "guidance": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
     "min_share": ("a number from 0 to 1", lambda x: 0 <= x <= 1),
@@ -36,7 +37,7 @@ def check(sampling: Mapping[str, Any], of: str = "sampling.") -> None:
     """
     for name, (words, fits) in _TAKEN.items():
         value = sampling.get(name)
-        if value is not None and not (isinstance(value, int | float) and fits(value)):
+        if value is not None and not (isinstance(value, Real) and fits(value)):
             raise UserError(f"{of}{name}={brief(repr(value), 40)}: give {words}")
 
 

@@ -96,6 +96,7 @@ def test_guidance_moves_away_from_the_unconditional():
         ("final_temperature", float("nan"), "a finite number of at least 0"),
         ("top_k", -1, "a whole number of at least 0"),
         ("top_k", 2.5, "a whole number of at least 0"),
+        ("top_k", 2.0, "a whole number of at least 0"),  # a shape, which no float is
         ("top_p", 0.0, "a number above 0, at most 1"),
         ("top_p", float("nan"), "a number above 0, at most 1"),
         ("guidance", float("nan"), "a finite number of at least 0"),
@@ -107,6 +108,7 @@ def test_settings_by_which_nothing_can_be_drawn_are_told(name, value, words):
     good = {"temperature": 0, "final_temperature": None, "top_k": 0, "top_p": 1, "guidance": 1.0, "levels": -1}
     check(good)
     check({})
+    check({"temperature": np.float32(0.9), "top_k": np.int64(5), "top_p": np.float64(0.9), "guidance": 2})
     with pytest.raises(UserError, match=rf"^sampling\.{name}={re.escape(repr(value))}: give {words}$"):
         check(good | {name: value})
 
