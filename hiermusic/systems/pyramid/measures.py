@@ -13,7 +13,8 @@ def inspect(config: ConfigDict) -> dict:
     """Parameters of each component, rates and sequence length, from abstract shapes alone.
 
     `total` is without the discriminators; `released_params`, of a heavy pyramid, is it with the upsampler that the
-    released code has behind its finest level, which nothing reads and which is not made here.
+    released code has behind its finest level, which nothing reads and which is not made here. That code knows no
+    `mel_finest`.
     """
     if config.stage != "codec":
         return lm.inspect(config)
@@ -24,7 +25,8 @@ def inspect(config: ConfigDict) -> dict:
     told = measures.facts(config, dict(params), tokens, float(tokens.rates[-1]), config.train.crop_frames)
     discriminator = nnx.eval_shape(lambda: make_discriminator(config)(nnx.Rngs(0)))
     told["discriminator_params"] = sum(measures.counts(discriminator).values())
-    if config.model.quantiser == "pyramid" and config.model.heavy and len(config.model.books) > 1:
+    heavy = config.model.quantiser == "pyramid" and config.model.heavy
+    if heavy and len(config.model.books) > 1 and not config.model.mel_finest:
         unread = sum(measures.counts(model.quantiser.raises[-1]).values())
         told["released_params"] = params["total"] + unread
     return told

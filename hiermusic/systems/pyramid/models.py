@@ -22,10 +22,15 @@ def hierarchy(config: ConfigDict) -> Hierarchy:
 
 
 def quantiser_config(model: ConfigDict) -> PyramidConfig | FactorisedConfig | QuantiserConfig:
-    """The quantiser of a codec's `model`: a pyramid, or one level's residual codebooks."""
+    """The quantiser of a codec's `model`: a pyramid, or one level's residual codebooks, which know no `mel_finest`."""
     book = _book(model)
     match model.quantiser:
         case "residual":
+            if model.mel_finest:
+                raise UserError(
+                    "model.mel_finest=True: a residual quantiser has no finest level that alone hears bands: set it to "
+                    "False, and model.mel_bands to 0 for a codec that hears none"
+                )
             return book
         case "pyramid":
             return PyramidConfig(

@@ -92,6 +92,15 @@ def test_the_released_sizes():
     assert 0.8 * dac["params"]["total"] < paper["total"] < dac["params"]["total"] and "mel_branch" not in paper
 
 
+def test_a_pyramid_of_loudness_is_told_without_what_was_released():
+    """Whose upsamplers it has not; of two levels it has none at all."""
+    heard = config("code")
+    change = {"books": (1, 1), "level_strides": (2, 4), "mel_finest": True}
+    heard.model.update(change)
+    told = system.rooms.inspect(heard)
+    assert "released_params" not in told and told["levels"] == 2
+
+
 def test_rates_are_the_papers():
     for preset in ("tiny", "small", "paper", "code"):
         told = told_of(preset)
@@ -113,6 +122,8 @@ def test_token_models_are_told_of_the_presets_codec():
     ("change", "words"),
     [
         ({"quantiser": "ternary"}, "model.quantiser is 'ternary': choose pyramid or residual"),
+        ({"quantiser": "residual", "books": (2,)}, "model.mel_finest=True: a residual quantiser has no finest level"),
+        ({"mel_bands": 0}, "mel_finest is True: give mel_bands"),
         ({"codebooks": "neither"}, "model.codebooks is 'neither': choose factorised or averaged"),
         ({"books": (1, 1)}, "model.level_strides has 3 numbers for the 2 levels"),
         ({"books": (1, 1), "level_strides": (2, 1)}, "loss.level_weights has 3 numbers for a codec of 2 levels"),
@@ -154,7 +165,7 @@ def test_crops_are_whole_packets():
 
 def test_dac_is_a_setting_of_the_same_parts():
     baseline = config("tiny")
-    baseline.model.update({"quantiser": "residual", "books": (2,)})
+    baseline.model.update({"quantiser": "residual", "books": (2,), "mel_finest": False, "mel_bands": 0})
     workdir.stage(baseline)  # weights of levels mean nothing to it
     assert models.codec_config(baseline.model).factors == (1,)
     assert float(models.hierarchy(baseline).tokens_per_second) == pytest.approx(86.13, abs=0.005)
