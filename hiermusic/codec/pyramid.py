@@ -41,7 +41,8 @@ class PyramidConfig:
         the bands are, see `mel_branch`. What the trunk says goes to the coarser levels alone.
       dtype, init: of the convolutions, see `nn.conv.Conv`.
     Raises:
-      UserError: no level, another number of strides than of levels, or a coarser level with as many tokens as a finer.
+      UserError: no level, another number of strides than of levels, a coarser level with as many tokens as a finer, or
+        no level but one of bands.
     """
 
     books: tuple[int, ...] = (1, 1, 1)
@@ -66,9 +67,11 @@ class PyramidConfig:
                 f"model.level_strides={self.strides}: a level has at least 2 tokens for one of the level above it, and "
                 "the trunk at least 1 frame for a token of the finest"
             )
-
         if self.mel_finest and len(self.books) < 2:
-            raise UserError(f"model.mel_finest=True leaves no level for the waveform in model.books={self.books}")
+            raise UserError(
+                f"model.mel_finest=True leaves no level for the waveform in model.books={self.books}: give two levels "
+                "or more, or set it to False"
+            )
 
     @property
     def frames(self) -> int:

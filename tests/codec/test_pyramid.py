@@ -280,7 +280,7 @@ def test_pieces_are_coded_with_bands_as_the_whole_is():
 def test_bands_for_no_level_are_refused():
     with pytest.raises(UserError, match="mel_finest is True: give mel_bands"):
         dataclasses.replace(HEARING, mel_bands=0)
-    with pytest.raises(UserError, match=r"^model\.mel_finest=True leaves no level for the waveform"):
+    with pytest.raises(UserError, match=r"^model\.mel_finest=True leaves no level for .*: give two levels or more"):
         PyramidConfig(books=(2,), strides=(1,), mel_finest=True)
 
 
