@@ -132,6 +132,8 @@ def main() -> None:
     given = parser.parse_args()
     print("| codec | songs | tokens/s | times real time | CPU, s a song | first song, s | peak, GiB | codes alike |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
+    if given.beside < 1:
+        parser.error(f"--beside={given.beside}: give 1 or more")
     songs = max(round(given.minutes * 60 / given.song), 1)
     for codec in given.codecs.split(","):
         with tempfile.TemporaryDirectory() as folder:

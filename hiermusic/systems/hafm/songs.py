@@ -216,7 +216,7 @@ class Accompanist:
             if strange := sorted(set(values) - set(STAGES)):
                 raise UserError(f"{field} of a stage '{strange[0]}': there are {', '.join(STAGES)}")
             for name in settings:
-                settings[name] |= {field: values[name]} if name in values else {}
+                settings[name] |= {} if values.get(name) is None else {field: values[name]}
         for name, stage in self._stages.items():
             check(settings[name], f"the {name} stage's ")
             guidance = settings[name]["guidance"]
