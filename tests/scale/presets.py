@@ -43,9 +43,9 @@ SIZES = {
         "prefix": {"0": {"codes": 16}, "1": {"codes": 16}},
     },
     "superres": {"model": TOKEN_LM | {"length": 64, "dropout": 0.0}, "tokens": TOKENS},
-    "sat": {
+    "sat": {  # 16 codes are more than the coarsest scale has vectors: some would lie in one place, and rounding choose
         "model": WINDOW
-        | {"width": 4, "latent": 8, "code_latent": 6, "phi_count": 2, "kmeans_iterations": 4}
+        | {"codes": 8, "width": 4, "latent": 8, "code_latent": 6, "phi_count": 2, "kmeans_iterations": 4}
         | {"fold": 1, "strides": (4, 5)},
         "discriminator": {"fft_sizes": (64,), "filters": 8},
         "loss": {"mel_windows": (64,), "mel": 0.001, "waveform": 1.0, "adversarial": 0.1, "feature": 0.1},
