@@ -191,8 +191,10 @@ def begin_average(ema: nnx.Module, model: nnx.Module) -> None:
     """Makes the running average of a model that no update has moved yet: its weights, in buffers of their own."""
 
     def copied(old: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
-        # not by computing, which would take a program for each shape
-        return old if isinstance(new, Lent) else new.replace(jax.device_put(new[...], may_alias=False))
+        if isinstance(new, Lent):  # of both, and nobody's to change
+            return old
+        array = new[...]  # not copied by computing, which would take a program for each shape
+        return new.replace(jax.device_put(array, array.sharding, may_alias=False))
 
     _update(ema, model, copied)
 
