@@ -8,12 +8,13 @@ import pytest
 from flax import nnx
 
 from hiermusic.codec import chunked
-from hiermusic.codec.chunked import _in_pieces, _piece, _run_songs, decode_long, encode_each, encode_long
+from hiermusic.codec.chunked import _in_pieces, _piece, decode_long, encode_each, encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
+from hiermusic.parallel.pieces import run_all
 
 CONFIG = CodecConfig(
     sample_rate=800,
@@ -103,7 +104,7 @@ def test_pieces_do_little_twice_and_have_few_lengths(margin):
         def cut(start, row_P=row_P, packets=packets):
             return (row_P[start : start + packets],)
 
-        (made,) = _run_songs(run, {}, [_in_pieces(cut, total, packets, margin, 1)])
+        (made,) = run_all(run, {}, [_in_pieces(cut, total, packets, margin, 1)], packets)
         np.testing.assert_array_equal(made, np.arange(total))
         assert packets <= most and all(shape[0] <= 8 and shape[1] == packets for shape in seen)
         if total >= 200:
@@ -135,7 +136,8 @@ def test_the_longest_piece_grows_with_the_reach_and_has_an_end():
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypatch):
-    """Thirteen sounds on eight devices, one of them of three pieces: those of one length run side by side."""
+    """Thirteen sounds on eight devices, one of them of three pieces: those of one length run side by side, two at a
+    time on a device where there are more of them than devices."""
     trunk = dataclasses.replace(CONFIG.trunk, init="fan_in")
     if ragged:
         trunk = SeanetConfig(strides=(4, 2), width=4, latent=6, lstm_reach=4, ragged=True)
@@ -156,11 +158,11 @@ def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypat
     runs.clear()
     for wav_LC in sounds:
         encode_long(codec, wav_LC)
-    assert sorted(shape[0] for shape in shared) == [2, 4, 8, 8] and sorted(shape[0] for shape in runs) == [1] * 12 + [4]
+    assert sorted(shape[0] for shape in shared) == [2, 4, 16] and sorted(shape[0] for shape in runs) == [1] * 12 + [4]
 
 
 def test_sounds_are_given_as_soon_as_devices_are_full(monkeypatch):
-    """Two devices hold two minutes of sound at four pieces each; one device none but the one it codes."""
+    """At four pieces each two devices hold four minutes of sound, one two minutes; as much again is taken meanwhile."""
     codec = nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
     sounds = [np.zeros((800 * 50, 2), np.float32)] * 12
     taken = []
@@ -170,8 +172,10 @@ def test_sounds_are_given_as_soon_as_devices_are_full(monkeypatch):
             taken.append(wav_LC)
             yield wav_LC
 
-    for devices, most in ((1, 1), (2, 5)):
+    for devices, most in ((1, 3), (2, 5)):
         monkeypatch.setattr(chunked.jax, "local_devices", lambda devices=devices: jax.devices()[:devices])
         taken.clear()
-        first = next(encode_each(codec, each()))
-        assert len(taken) == most and first.shape == (5000, 3)
+        codes = encode_each(codec, each())
+        assert next(codes).shape == (5000, 3)
+        codes.close()
+        assert len(taken) == 2 * most
