@@ -6,6 +6,7 @@ larger than what it may take. Wholes come one after the other, and as many are g
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,11 +34,12 @@ class Whole(NamedTuple):
     join: Callable[[Sequence[np.ndarray]], Any]
 
 
-def run_each(run: Callable, state: nnx.State, wholes: Iterable[Whole], at_once: int) -> Iterator[Any]:
+def run_each(run: partial, state: nnx.State, wholes: Iterable[Whole], at_once: int) -> Iterator[Any]:
     """What becomes of wholes one after the other; the next are gathered while some are worked on.
 
     Args:
-      run: the program: `state`, then the arrays of pieces, stacked -> an array with a row for each.
+      run: the program, of a jitted function and what comes first and is hashable: `state`, then the arrays of pieces,
+        stacked -> an array with a row for each.
       state: weights, which every device gets.
       wholes: asked for on a thread of its own; several before the first is given, where devices take several pieces.
       at_once: the sizes of pieces that a device takes at once add up to so much at most, or it takes one.
@@ -69,7 +71,7 @@ def _gathered(wholes: Iterable[Whole], enough: int) -> Iterator[list[Whole]]:
         yield group
 
 
-def run_all(run: Callable, state: nnx.State, wholes: Sequence[Whole], at_once: int) -> list[Any]:
+def run_all(run: partial, state: nnx.State, wholes: Sequence[Whole], at_once: int) -> list[Any]:
     """What becomes of each of some wholes, as in `run_each`."""
     found: list[list[np.ndarray]] = [[] for _ in wholes]
     for size in sorted({whole.size for whole in wholes}):
@@ -85,7 +87,7 @@ def run_all(run: Callable, state: nnx.State, wholes: Sequence[Whole], at_once: i
     return [whole.join(parts) for whole, parts in zip(wholes, found, strict=True)]
 
 
-def _run(run: Callable, state: nnx.State, count: int, cut: Callable, each: int) -> Iterator[np.ndarray]:
+def _run(run: partial, state: nnx.State, count: int, cut: Callable, each: int) -> Iterator[np.ndarray]:
     """What a program makes of pieces, up to `each` of them, a power of two, at once on a device of this process.
 
     Args:
@@ -94,11 +96,7 @@ def _run(run: Callable, state: nnx.State, count: int, cut: Callable, each: int) 
     """
     # few numbers of devices, and of pieces on each: for each there is a program of its own
     devices = jax.local_devices()[: 1 << (count - 1).bit_length()]
-    place = None
-    if len(devices) > 1:
-        mesh = Mesh(devices, "piece")
-        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-        place = NamedSharding(mesh, PartitionSpec("piece"))
+    program, state = _on(run, devices), _spread(state, devices, PartitionSpec())
     first = 0
     while first < count:
         while each > 1 and each // 2 * len(devices) >= count - first:
@@ -106,9 +104,31 @@ def _run(run: Callable, state: nnx.State, count: int, cut: Callable, each: int) 
         size = each * len(devices)
         group = [cut(i) for i in range(first, min(first + size, count))]
         whole = tuple(map(np.stack, zip(*group, *group[-1:] * (size - len(group)), strict=True)))
-        made = np.asarray(run(state, *(whole if place is None else jax.device_put(whole, place))))
+        made = np.asarray(program(state, *_spread(whole, devices, PartitionSpec("piece"))))
         yield from made[: len(group)]
         first += size
+
+
+def _spread(arrays: Any, devices: Sequence[jax.Device], how: PartitionSpec) -> Any:
+    return jax.device_put(arrays, NamedSharding(Mesh(devices, "piece"), how)) if len(devices) > 1 else arrays
+
+
+def _on(run: partial, devices: Sequence[jax.Device]) -> Callable:
+    """The program on each of some devices by itself."""
+    return _by_itself(run.func, run.args, tuple(devices)) if len(devices) > 1 else run
+
+
+@lru_cache
+def _by_itself(function: Callable, first: tuple, devices: tuple[jax.Device, ...]) -> Callable:
+    """Left to XLA's partitioner, what it cannot split, such as a Fourier transform, every device would do for all."""
+    mesh, own = Mesh(devices, "piece"), PartitionSpec("piece")
+
+    def program(state, *arrays):
+        specs = (PartitionSpec(), *(own for _ in arrays))
+        call = partial(function, *first)
+        return jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=own, check_vma=False)(state, *arrays)
+
+    return jax.jit(program)
 
 
 def rung(n: int, steps: int) -> int:

@@ -3,7 +3,7 @@
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -165,12 +165,12 @@ def embed_each(
 
 
 def hear_each(
-    run: Callable, state: nnx.State, encoder: Any, sounds: Iterable[np.ndarray], window: float
+    run: partial, state: nnx.State, encoder: Any, sounds: Iterable[np.ndarray], window: float
 ) -> Iterator[np.ndarray]:
     """What a program makes of sounds one after the other, as `embed` has an encoder hear them; several at once.
 
     Args:
-      run: the program: `state`, then clips [B, L] -> [B, ...] of an encoder's clips, [B, T, ...] of one of frames.
+      run: as `pieces.run_each` takes it: clips [B, L] -> [B, ...] of an encoder's clips, [B, T, ...] of one of frames.
       encoder, sounds, window: as `embed` takes them.
     """
     clips = partial(_clips if hasattr(encoder, "clips") else _frames, encoder, window=window)

@@ -135,7 +135,7 @@ def test_the_longest_piece_grows_with_the_reach_and_has_an_end():
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypatch):
+def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, batches):
     """Thirteen sounds on eight devices, one of them of three pieces: those of one length run side by side, two at a
     time on a device where there are more of them than devices."""
     trunk = dataclasses.replace(CONFIG.trunk, init="fan_in")
@@ -146,19 +146,19 @@ def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypat
     lengths = (800, 1, 799, 800, 60_001, 798, 797, 796, 7, 795, 800, 794, 793)
     sounds = [draw.normal(size=(length, 2)).astype(np.float32) for length in lengths]
     alone = [encode_long(codec, wav_LC) for wav_LC in sounds]
-    runs = []
-    whole = chunked._encode
-    monkeypatch.setattr(chunked, "_encode", lambda *given: runs.append(given[3].shape) or whole(*given))
+    batches.clear()
     found = list(encode_each(codec, iter(sounds)))
     assert len(found) == len(alone) and len(np.unique(np.concatenate(alone))) > 4
     for codes_PS, expected_PS in zip(found, alone, strict=True):
         np.testing.assert_array_equal(codes_PS, expected_PS)
         assert codes_PS.dtype == np.uint16
-    shared = runs.copy()
-    runs.clear()
+    shared = batches.copy()
+    batches.clear()
     for wav_LC in sounds:
         encode_long(codec, wav_LC)
-    assert sorted(shape[0] for shape in shared) == [2, 4, 16] and sorted(shape[0] for shape in runs) == [1] * 12 + [4]
+    assert sorted(shape[0] for shape in shared) == [2, 4, 16] and sorted(shape[0] for shape in batches) == [1] * 12 + [
+        4
+    ]
 
 
 def test_sounds_are_given_as_soon_as_devices_are_full(monkeypatch):

@@ -65,19 +65,17 @@ LENGTHS = (1000, 7000, 640, 5000, 12_345, 5000, 999, 5000, 1280, 7000, 6999, 500
 
 
 @pytest.mark.parametrize("features", [LogMelConfig(), ChromaConfig(), TINY], ids=["log_mel", "chroma", "hubert"])
-def test_sounds_share_devices_and_have_the_tokens_of_each_alone(features, monkeypatch):
+def test_sounds_share_devices_and_have_the_tokens_of_each_alone(features, batches):
     """Fourteen sounds of nine lengths on eight devices, two of them of several windows: in their order, a batch of each
     length, or of few where silence may fill them up."""
     model = nnx.jit(lambda: Semantic(SemanticConfig(features, 9, window=0.4), rngs=nnx.Rngs(0)))()
     dice, sounds = np.random.default_rng(1), [noise(length, 2, seed=length) for length in LENGTHS]
     frames_ND = np.asarray(model.points(sounds[-2].mean(1)[None]))
     model.clusters.codebooks[...] = dice.choice(frames_ND, 9, replace=False)[None]
-    runs, run = [], semantic._encode
-    monkeypatch.setattr(semantic, "_encode", lambda *given: runs.append(given[2].shape) or run(*given))
     found = list(workdir.encoded_each(model, iter(sounds)))
     assert [len(codes_TK) for codes_TK in found] == [encoder.frame_count(features, length) for length in LENGTHS]
     assert len(np.unique(np.concatenate(found))) > 4
-    shared = runs.copy()
+    shared = batches.copy()
     for wav_LC, codes_TK in zip(sounds, found, strict=True):
         np.testing.assert_array_equal(codes_TK, workdir.encoded(model, wav_LC))
     assert len(shared) == len({shape[1] for shape in shared}) <= (6 if features.local else 9)
