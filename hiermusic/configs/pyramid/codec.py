@@ -15,6 +15,7 @@ import math
 from dataclasses import asdict
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
@@ -99,6 +100,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.discriminator_clip_norm = 10.0
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
+    config.train.decoder_start = placeholder(int)  # none: all is trained to the end
     config.train.discriminator_updates = (1, 1)
     config.train.log_every = 50
     config.train.valid_every = 5000
