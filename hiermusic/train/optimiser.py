@@ -35,8 +35,8 @@ class OptimiserConfig:
         times `gamma` a step (DAC's 0.999996).
       warmup_steps: updates of linear warmup.
       decay_steps: updates after which the decay has ended, warmup included; 0 = the length of the run.
-      decoder_start: of a codec's run (see `codec.PhasesConfig`): where the schedule has come to its end and begins anew,
-        warm-up and all, for the decoder alone.
+      decoder_start: of a codec's run (see `codec.PhasesConfig`): where the schedule has come to its end and begins
+        anew, warm-up and all, for the decoder alone.
       decay_share: share of `decay_steps`, or of either part, over which "wsd" decays.
       final_share: final learning rate / peak.
       gamma: factor an update of "exponential".
