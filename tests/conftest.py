@@ -110,3 +110,18 @@ def reference():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Shapes of the batches of pieces that codecs and encoders are given, of all devices together."""
+    from hiermusic.parallel import pieces
+
+    found, on = [], pieces._on
+
+    def noted(run, devices):
+        program = on(run, devices)
+        return lambda state, x, *others: found.append(x.shape) or program(state, x, *others)
+
+    monkeypatch.setattr(pieces, "_on", noted)
+    return found

@@ -245,6 +245,10 @@ class Codec(nnx.Module):
     def channels(self) -> int:
         return self.config.channels
 
+    def decodes(self, path: tuple[str | int, ...], _: object) -> bool:
+        """Whether the weight at a path is read by decoding alone, so that no code hangs on it; a filter of nnx's."""
+        return path[0] == "decoder" or (path[0] == "quantiser" and path[1] in self.quantiser.decoding)
+
     def encode(
         self, wav_BLC: Float[Array, "B L C"], levels: int | None = None, ends_B: Int[Array, "B"] | None = None
     ) -> Int[Array, "B P S"]:

@@ -86,6 +86,8 @@ class FactorisedQuantiser(nnx.Module):
       width: D, channels of the latent frames.
     """
 
+    decoding = ()  # weights that encoding does not read
+
     def __init__(self, width: int, config: FactorisedConfig, *, rngs: nnx.Rngs):
         K, V, E = config.levels, config.codes, config.width
         lecun = initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)

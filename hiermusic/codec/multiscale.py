@@ -117,6 +117,8 @@ class MultiscaleQuantiser(Codebooks):
       width: D, channels of the latent frames.
     """
 
+    decoding = ()  # weights that encoding does not read
+
     def __init__(self, width: int, config: MultiscaleConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.levels, config.latent, rngs=rngs)
         E = config.latent

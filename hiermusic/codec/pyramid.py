@@ -142,6 +142,8 @@ class PyramidQuantiser(nnx.Module):
       width: D, channels of the frames and of every level.
     """
 
+    decoding = ("ups", "pres")  # weights that encoding does not read
+
     def __init__(self, width: int, config: PyramidConfig, *, rngs: nnx.Rngs):
         self.config, levels = config, len(config.books)
         how = {"dtype": config.dtype, "init": config.init, "rngs": rngs}

@@ -60,6 +60,8 @@ class ResidualQuantiser(Codebooks):
       width: D, channels of the latent frames and of every code.
     """
 
+    decoding = ()  # weights that encoding does not read
+
     def __init__(self, width: int, config: QuantiserConfig, *, rngs: nnx.Rngs):
         super().__init__(config, config.levels, width, rngs=rngs)
 

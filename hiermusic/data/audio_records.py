@@ -96,7 +96,6 @@ def write_audio(
       UserError: no track can be read, of which nothing stays, or the directory was begun with other settings.
     """
     out, tracks = Path(out), list(tracks)
-    made = [place for place in (out, *out.parents) if not place.exists()]
     ids = json.dumps([[track.id, track.split] for track in tracks])
     plan = {
         "kind": "audio",
@@ -142,7 +141,7 @@ def write_audio(
         if not all(_AUDIO_ENTRY.keys() <= entry.keys() for entry in kept):
             raise UserError(f"{out} was begun by an older version of hiermusic: remove it and start again")
         if not kept:
-            discard(out, prefixes, plan["shards"], made)  # so that the next run looks at the repaired files again
+            discard(out, prefixes, plan["shards"])  # so that the next run looks at the repaired files again
             reason = f"; the first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise UserError(f"no readable audio among {len(tracks)} inputs{reason}")
         division = splits.divide(kept, valid_fraction)

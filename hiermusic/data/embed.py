@@ -1,5 +1,7 @@
 """What public encoders make of sounds, written as arrays: of one file, or of every track of audio records."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 
 from hiermusic.audio import files
 from hiermusic.console import bar, warn
+from hiermusic.data.ahead import ahead
 from hiermusic.data.arrays import write_npz
 from hiermusic.data.audio_records import AudioSource
 from hiermusic.errors import UserError, replacing
@@ -58,17 +61,31 @@ def embed_tracks(folder: str, data: str, target: str, *, layer: int | None, wind
     source = AudioSource(data)
     window = encoders.window_of(encoders.read_config(folder), window, folder)
     model = encoders.load(folder, layer)
-    found: dict[str, np.ndarray] = {}
+    heard: list[str] = []
     skipped: list[str] = []
+    told = ""
+
+    def load(index: int) -> np.ndarray:
+        wav_LC = files.to_channels(source.track(index), 1)
+        return files.resample(wav_LC, source.sample_rate, model.config.sample_rate)[:, 0]
+
+    def sounds() -> Iterator[np.ndarray]:
+        nonlocal told
+        with closing(ahead(load, range(len(source)))) as loaded:
+            for track, wav_L in zip(source.tracks, loaded, strict=True):
+                try:
+                    encoders.check_length(model, len(wav_L))
+                except UserError as error:
+                    skipped.append(track["id"])
+                    told = f"{data}, track {track['id']}: {error}"
+                else:
+                    heard.append(track["id"])
+                    yield wav_L
+
+    found: dict[str, np.ndarray] = {}
     with bar("track", len(source)) as shown:
-        for index, track in enumerate(source.tracks):
-            wav_LC = files.to_channels(source.track(index), 1)
-            wav_L = files.resample(wav_LC, source.sample_rate, model.config.sample_rate)[:, 0]
-            try:
-                found[track["id"]] = encoders.embed(model, wav_L, window)
-            except UserError as error:
-                skipped.append(track["id"])
-                told = f"{data}, track {track['id']}: {error}"
+        for vectors in encoders.embed_each(model, sounds(), window):
+            found[heard[len(found)]] = vectors
             shown.update()
     if skipped and not found:
         raise UserError(told)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordWriter
 
 _LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # as `errors.replacing` and `shards.shard_writers` name what they write
+_MADE = "made.json"  # in parts/: how many folders, `out` and those above it, were made for what is not complete yet
 T = TypeVar("T")
 
 ENTRY = {"id": str, "split": str | None, "seconds": int | float, "meta": dict}  # what a track's entry says
@@ -160,7 +161,10 @@ def write_shards(
     `read` takes the indices of the tracks to be written and gives, in their order, what `write` writes.
     """
     parts, shards, count = out / "parts", plan["shards"], plan["inputs"]
+    made = sum(not place.exists() for place in (out, *out.parents))
     parts.mkdir(parents=True, exist_ok=True)
+    if made:
+        write_atomically(parts / _MADE, json.dumps(made))
     if worker == workers():
         remove_leftovers(out, parts)
     _check_plan(out, parts / "plan.json", plan)
@@ -228,13 +232,16 @@ def _check_plan(out: Path, place: Path, plan: Mapping) -> None:
             raise UserError(f"{out} was begun with another {key}: remove it or choose another directory")
 
 
-def discard(out: Path, prefixes: Sequence[str], shards: int, made: Iterable[Path]) -> None:
-    """Takes away what `write_shards` wrote, and of the folders that were `made` for it those that are empty then."""
+def discard(out: Path, prefixes: Sequence[str], shards: int) -> None:
+    """Takes away what `write_shards` wrote, and of the folders that were made for it those that are empty then."""
     parts = out / "parts"
-    notes = [parts / "plan.json", *(_note(parts, shard) for shard in range(shards))]
+    notes = [parts / "plan.json", parts / _MADE, *(_note(parts, shard) for shard in range(shards))]
+    made = 0
+    with suppress(OSError, ValueError, TypeError):  # none was made, or another worker takes them away
+        made = int(read_json(parts / _MADE))
     for place in (*notes, *(path for prefix in prefixes for path in shard_paths(out, prefix, shards))):
         place.unlink(missing_ok=True)  # the worker that ends with this one does the same
-    for folder in (parts, *made):
+    for folder in (parts, *(out, *out.parents)[:made]):
         with suppress(OSError):  # not empty, or gone
             folder.rmdir()
 
@@ -242,6 +249,7 @@ def discard(out: Path, prefixes: Sequence[str], shards: int, made: Iterable[Path
 def finish(out: Path, plan: Mapping, entries: Sequence[Mapping], skipped: Sequence[tuple[str, str]]) -> None:
     """Writes tracks.jsonl, then info.json, whose presence says that the directory is complete."""
     text = _lines(entries)
+    (out / "parts" / _MADE).unlink(missing_ok=True)
     write_atomically(out / "tracks.jsonl", text)
     used = [entry for entry in entries if entry["split"]]
     info = {

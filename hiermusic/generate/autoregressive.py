@@ -129,7 +129,7 @@ def generate(
     sizes: Sequence[int],
     eos: int | None = None,
     min_frames: int | Sequence[int] = 1,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     final_temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -157,7 +157,7 @@ def generate(
       eos: text id that ends the music, legal in place of a level-0 token; None = every layout is filled.
       min_frames: level-0 tokens before which EOS is not legal: one number, or B of them.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
-      final_temperature: of the last level, see `tokens.sampling.temperatures`.
+      temperature of several numbers, final_temperature: see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions; the same prompts where `uncond` or `null` is given.
       cond: condition vectors, for a model that takes them.

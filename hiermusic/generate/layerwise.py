@@ -52,7 +52,7 @@ def refine(
     sizes: Sequence[int],
     lengths: Sequence[Sequence[int]] | None = None,
     levels: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     final_temperature: float | None = None,
     top_k: int = 10,
     top_p: float = 1.0,
@@ -73,7 +73,7 @@ def refine(
       lengths: tokens of each of the K levels of every sample; as many as its first level has when left out.
       levels: how many levels a song has in the end, the given ones among them; all K when left out.
       temperature, top_k, top_p: see `tokens.sampling.sample` (Khala: top-k 10 at temperature 1).
-      final_temperature: of the last level, see `tokens.sampling.temperatures`.
+      temperature of several numbers, final_temperature: see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions, each with its marker place.
       known: the first tokens of every level of every sample, int [T0, K] or one array a level (continuation); they

@@ -224,7 +224,7 @@ def draw(
     lengths: Sequence[Sequence[int]] | None = None,
     given: int = 0,
     known: Sequence[packets.Streams] | None = None,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     final_temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -244,7 +244,7 @@ def draw(
       given: the first levels that are known beforehand and not predicted.
       known: of each sample the first tokens of each level, int [T, K] or one array a level; they are kept.
       temperature, top_k, top_p: see `tokens.sampling.sample`.
-      final_temperature: of the last level, see `tokens.sampling.temperatures`.
+      temperature of several numbers, final_temperature: see `tokens.sampling.temperatures`.
       guidance: scale of classifier-free guidance; 1 = none.
       unprompted: B prompts of the unconditional predictions.
       progress: called with (1, 1) at the end.

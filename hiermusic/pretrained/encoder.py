@@ -3,7 +3,7 @@
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from hiermusic.errors import UserError, reading
+from hiermusic.parallel.pieces import Whole, run_each, rung
 from hiermusic.pretrained import export
 from hiermusic.pretrained.clap import Clap, ClapConfig
 from hiermusic.pretrained.hubert import Hubert, HubertConfig
@@ -23,7 +24,7 @@ from hiermusic.pretrained.vggish import Vggish, VggishConfig
 STAGE = "encoder"  # in config.json, where other folders say what they were trained as
 FAMILIES = {"hubert": HubertConfig, "clap": ClapConfig, "vggish": VggishConfig}
 WINDOW = 10.0  # seconds that an encoder of frames hears at once
-_AT_ONCE = 40.0  # seconds of sound in one batch
+_AT_ONCE = 41.0  # seconds that a device hears at once: four windows, and what their last frames hear beyond
 
 Config = HubertConfig | ClapConfig | VggishConfig
 Encoder = Hubert | Clap | Vggish
@@ -145,15 +146,40 @@ def embed(encoder: Any, wav_L: Float[np.ndarray, "L"], window: float = WINDOW) -
     frames that no other window has are taken from it.
 
     Args:
-      encoder: of clips (`clips`), or of frames (`config.hop` and `config.span` samples).
+      encoder: of clips (`clips`), or of frames (`config.hop` and `config.span` samples; `config.local` where silence
+        behind a clip changes none of them, as nothing of the clip but what is around a frame does).
       wav_L: mono, at the encoder's rate.
       window: seconds; 0 for the whole sound at once.
     Raises:
       UserError: a sound of less than one frame.
     """
-    if not hasattr(encoder, "clips"):
-        return _frames(encoder, wav_L, window)
-    return _batched(encoder, encoder.clips(np.asarray(wav_L, np.float32)))
+    return next(embed_each(encoder, [wav_L], window))
+
+
+def embed_each(
+    encoder: Any, sounds: Iterable[np.ndarray], window: float = WINDOW
+) -> Iterator[Float[np.ndarray, "T D"]]:
+    """`embed` of sounds one after the other, several of which are heard at once, on all devices of this process."""
+    graph, state = nnx.split(encoder)
+    return hear_each(partial(_applied, graph), state, encoder, sounds, window)
+
+
+def hear_each(
+    run: partial, state: nnx.State, encoder: Any, sounds: Iterable[np.ndarray], window: float
+) -> Iterator[np.ndarray]:
+    """What a program makes of sounds one after the other, as `embed` has an encoder hear them; several at once.
+
+    Args:
+      run: as `pieces.run_each` takes it: clips [B, L] -> [B, ...] of an encoder's clips, [B, T, ...] of one of frames.
+      encoder, sounds, window: as `embed` takes them.
+    """
+    clips = partial(_clips if hasattr(encoder, "clips") else _frames, encoder, window=window)
+    return run_each(run, state, map(clips, sounds), round(_AT_ONCE * encoder.config.sample_rate))
+
+
+def _clips(encoder: Any, wav_L: np.ndarray, window: float) -> Whole:
+    clips_BL = encoder.clips(np.asarray(wav_L, np.float32))
+    return Whole(clips_BL.shape[1], len(clips_BL), lambda i: (clips_BL[i],), np.stack)
 
 
 def frame_count(config: Any, length: int) -> int:
@@ -161,33 +187,36 @@ def frame_count(config: Any, length: int) -> int:
     return (length - config.span) // config.hop + 1
 
 
-def _frames(encoder: Any, wav_L: np.ndarray, window: float) -> Float[np.ndarray, "T D"]:
-    c = encoder.config
-    total = frame_count(c, len(wav_L))
-    if total < 1:
+def check_length(encoder: Any, length: int) -> None:
+    """UserError where a sound of so many samples is too short for an encoder of frames; clips are filled up."""
+    if not hasattr(encoder, "clips") and frame_count(encoder.config, length) < 1:
         raise UserError(
-            f"a sound of {len(wav_L)} samples is shorter than one frame, which has {c.span}: take a longer one"
+            f"a sound of {length} samples is shorter than one frame, which has {encoder.config.span}: take a longer one"
         )
-    size = min(max(round(window * c.sample_rate / c.hop), 1), total) if window else total
+
+
+def _frames(encoder: Any, wav_L: np.ndarray, window: float) -> Whole:
+    c = encoder.config
+    check_length(encoder, len(wav_L))
+    total = frame_count(c, len(wav_L))
+    most = max(round(window * c.sample_rate / c.hop), 1) if window else rung(total, 16)
+    size = min(most, total)
     starts = [min(start, total - size) for start in range(0, total, size)]
     reach = (size - 1) * c.hop + c.span
-    if len(starts) == 1:
+    last = len(starts) * size - total  # frame of the last window that no other has
+    if len(starts) == 1 and c.local:
+        more = (min(rung(total, 16), most) - total) * c.hop  # few lengths, and so few programs
+        reach, wav_L = reach + more, np.pad(wav_L[:reach], (0, more))
+    elif len(starts) == 1:
         reach = len(wav_L)  # what is left over behind the last frame still bears on norms over the clip
-    pieces = np.stack([wav_L[start * c.hop : start * c.hop + reach] for start in starts]).astype(np.float32)
-    made_WTD = _batched(encoder, pieces)
-    return np.concatenate([*made_WTD[:-1], made_WTD[-1][size - (total - (len(starts) - 1) * size) :]])
 
+    def cut(i: int) -> tuple[np.ndarray]:
+        return (wav_L[starts[i] * c.hop : starts[i] * c.hop + reach].astype(np.float32),)
 
-def _batched(encoder: Any, clips_BL: np.ndarray) -> np.ndarray:
-    """What an encoder makes of clips, so many at a time; the last batch is filled up: one program does for all."""
-    size = max(int(_AT_ONCE * encoder.config.sample_rate / clips_BL.shape[1]), 1)
-    if len(clips_BL) <= size:
-        return np.asarray(_applied(*nnx.split(encoder), clips_BL))
-    more = -len(clips_BL) % size
-    whole_BL = np.concatenate([clips_BL, np.repeat(clips_BL[-1:], more, 0)])
-    parts = nnx.split(encoder)
-    made = [np.asarray(_applied(*parts, whole_BL[at : at + size])) for at in range(0, len(whole_BL), size)]
-    return np.concatenate(made)[: len(clips_BL)]
+    def join(found: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([*found[:-1], found[-1][last:]])[:total]
+
+    return Whole(reach, len(starts), cut, join)
 
 
 @partial(jax.jit, static_argnums=0)

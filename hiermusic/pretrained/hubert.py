@@ -59,6 +59,7 @@ class HubertConfig:
     layer: int = 9
 
     sample_rate = 16000
+    local = False
 
     def __post_init__(self):
         check_blocks(self.layers, self.width, self.heads)

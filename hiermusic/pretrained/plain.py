@@ -27,6 +27,7 @@ class LogMelConfig:
 
     sample_rate = 16000
     hop, span = 320, 400
+    local = True
 
     def make(self, *, rngs: nnx.Rngs) -> "LogMel":
         return LogMel(self)
@@ -68,6 +69,7 @@ class ChromaConfig:
 
     sample_rate = 16000
     hop = span = 640
+    local = True
     n_fft = 4096  # bins of 3.9 Hz part the notes of a chord
 
     @property

@@ -4,7 +4,9 @@ Features are those of HuBERT at a layer, or such as need no weights of others (`
 T frames, D width, V clusters, N points.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +93,14 @@ class Semantic(nnx.Module):
     def hierarchy(self) -> Hierarchy:
         return self.facts.hierarchy
 
-    def encode(self, wav_LC: Float[np.ndarray, "L C"]) -> Int[np.ndarray, "T 1"]:
-        """The tokens of a sound of any length, at `sample_rate`: of 10 s, 499 at 50 Hz."""
-        points_TD = encoder.embed(self.features, wav_LC.mean(axis=1), self.config.window)
-        return np.asarray(_nearest(points_TD, self.clusters.codebooks[0]))[:, None]
+    def encode_each(self, sounds: Iterable[Float[np.ndarray, "L C"]]) -> Iterator[Int[np.ndarray, "T 1"]]:
+        """The tokens of sounds of any length, at `sample_rate`, one after the other: of 10 s, 499 at 50 Hz.
+
+        Several sounds are taken before the tokens of the first are given, as `codec.chunked.encode_each` does.
+        """
+        graph, state = nnx.split(self)
+        mono = (wav_LC.mean(axis=1) for wav_LC in sounds)
+        return encoder.hear_each(partial(_encode, graph), state, self.features, mono, self.config.window)
 
     def learn(self, wav_BL: Float[Array, "B L"], key: PRNGKeyArray) -> dict[str, Array]:
         """Moves the clusters by one batch, in place: mini-batch k-means (Sculley 2010), each at the mean of its points.
@@ -147,7 +153,10 @@ class Semantic(nnx.Module):
         return {"perplexity": perplexity, "usage": usage}
 
 
-_nearest = jax.jit(nearest)
+@partial(jax.jit, static_argnums=0)
+def _encode(graph: nnx.GraphDef, state: nnx.State, wav_BL: Float[Array, "B L"]) -> Int[Array, "B T 1"]:
+    model = nnx.merge(graph, state)
+    return nearest(model.features(wav_BL), model.clusters.codebooks[0])[..., None]
 
 
 def features_of(named: str, layer: int | None) -> Features:

@@ -90,7 +90,12 @@ def codec_stage(
     crops = Crops(config, codec.sample_rate, codec.channels, samples)
     return CodecStage(
         run_config(config),
-        PhasesConfig(settings.quantise_start, settings.adversarial_start, tuple(settings.discriminator_updates)),
+        PhasesConfig(
+            settings.quantise_start,
+            settings.adversarial_start,
+            settings.decoder_start,
+            tuple(settings.discriminator_updates),
+        ),
         lambda rngs: Codec(codec, rngs=rngs),
         make_discriminator,
         objective,

@@ -282,11 +282,11 @@ def encoded(codec: Codec | Semantic, wav_LC: np.ndarray) -> packets.Streams:
 
 
 def encoded_each(codec: Codec | Semantic, sounds: Iterable[np.ndarray]) -> Iterator[packets.Streams]:
-    """`encoded` of sounds one after the other; a codec hears several at once where there are devices for it."""
+    """`encoded` of sounds one after the other, several of which are heard at once, on all devices of this process."""
     from hiermusic.codec.chunked import encode_each
 
     if isinstance(codec, Semantic):
-        return map(codec.encode, sounds)
+        return codec.encode_each(sounds)
     return (packets.to_streams(codes_PS, codec.slots) for codes_PS in encode_each(codec, sounds))
 
 

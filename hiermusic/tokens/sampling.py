@@ -1,6 +1,6 @@
 """From logits to tokens, one key a sample: the same seed draws the same tokens whatever the batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,7 +18,7 @@ _TIE = 1e-4
 _MOST = 1e12  # beyond it no number says more, and infinity is none
 
 _TAKEN = {  # of each setting: what to give, and whether a number is that (NaN is none)
-    "temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
+    "temperature": ("a finite number of at least 0, or one for each level", lambda x: 0 <= x < _MOST),
     "final_temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
     "top_k": ("a whole number of at least 0", lambda x: isinstance(x, Integral) and 0 <= x < _MOST),
     "top_p": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
@@ -37,7 +37,8 @@ def check(sampling: Mapping[str, Any], of: str = "sampling.") -> None:
     """
     for name, (words, fits) in _TAKEN.items():
         value = sampling.get(name)
-        if value is not None and not (isinstance(value, Real) and fits(value)):
+        each = value if name == "temperature" and isinstance(value, list | tuple) and value else (value,)
+        if value is not None and not all(isinstance(one, Real) and fits(one) for one in each):
             raise UserError(f"{of}{name}={brief(repr(value), 40)}: give {words}")
 
 
@@ -56,18 +57,31 @@ def guide(cond: Float[Array, "..."], uncond: Float[Array, "..."], scale: float) 
     return uncond + scale * (cond - uncond)
 
 
-def temperatures(first: float, last: float | None, levels: int, given: int = 0) -> Float[np.ndarray, "K"]:
-    """The temperature of each level: from that of the first one drawn evenly to that of the last.
+def temperatures(
+    first: float | Sequence[float], last: float | None, levels: int, given: int = 0
+) -> Float[np.ndarray, "K"]:
+    """The temperature of each level: from that of the first one drawn evenly to that of the last, or as they are told.
 
     The finer a level, the less of it can be predicted, and what cannot be is noise when it is drawn.
 
     Args:
       first, last: of those two; None for the same at all. One level alone is drawn at `first`, for it is a first one
-        too: at a `last` of 0 a model of coarse codes would repeat the likeliest of them.
+        too: at a `last` of 0 a model of coarse codes would repeat the likeliest of them. Several numbers are those of
+        each level, given ones too; `last` is not read then, nor is what lies beyond K.
       levels: K.
       given: the first levels that are known beforehand, and not drawn.
+    Raises:
+      UserError: several numbers, but fewer than K.
     """
-    drawn = np.linspace(first, first if last is None else last, levels - given)
+    if isinstance(first, Sequence) and len(first) > 1:
+        if len(first) < levels:
+            raise UserError(
+                f"sampling.temperature has {len(first)} numbers for {levels} levels: give one for each, or one for all"
+            )
+        drawn = first[given:levels]
+    else:
+        first = first[0] if isinstance(first, Sequence) else first
+        drawn = np.linspace(first, first if last is None else last, levels - given)
     return np.concatenate([np.zeros(given), drawn]).astype(np.float32)
 
 

@@ -49,6 +49,8 @@ class PhasesConfig:
     Args:
       quantise_start: steps before it train the trunk as an autoencoder.
       adversarial_start: the first step with a discriminator.
+      decoder_start: the first step in which nothing but what decoding alone reads is trained: what encodes, and every
+        code, stays as it is. None where all is trained to the end.
       discriminator_updates: (n, m): the discriminator is updated in the last n of every m steps.
     Raises:
       UserError: a number out of its range.
@@ -56,12 +58,18 @@ class PhasesConfig:
 
     quantise_start: int = 0
     adversarial_start: int = 0
+    decoder_start: int | None = None
     discriminator_updates: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
-        for name in ("quantise_start", "adversarial_start"):
-            if getattr(self, name) < 0:
+        for name in ("quantise_start", "adversarial_start", "decoder_start"):
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 0")
+        if self.decoder_start is not None and self.decoder_start < self.quantise_start:
+            raise UserError(
+                f"train.decoder_start={self.decoder_start} comes before train.quantise_start={self.quantise_start}: "
+                "the decoder is to learn from codes, so they have to be there"
+            )
         updates = self.discriminator_updates
         if len(updates) != 2 or not 0 < updates[0] <= updates[1]:
             raise UserError(
@@ -77,6 +85,7 @@ class Phase:
     quantise: bool
     adversarial: bool
     discriminate: bool
+    decoder: bool = False
 
 
 class CodecState(nnx.Module):
@@ -173,7 +182,9 @@ class CodecStage:
         """What step `index` does."""
         adversarial = self.adversarial and index >= self.phases.adversarial_start
         updates, cycle = self.phases.discriminator_updates
-        return Phase(index >= self.phases.quantise_start, adversarial, adversarial and index % cycle >= cycle - updates)
+        discriminate = adversarial and index % cycle >= cycle - updates
+        decoder = self.phases.decoder_start is not None and index >= self.phases.decoder_start
+        return Phase(index >= self.phases.quantise_start, adversarial, discriminate, decoder)
 
     def train_batches(self, rows: Sequence[int]) -> "grain.MapDataset":
         return self._train(rows).map_with_index(lambda index, wav_BLC: (self.phase(index), {"wav": wav_BLC}))
@@ -192,18 +203,22 @@ class CodecStage:
             )
 
     def examples(self) -> list[tuple[Phase, Mapping[str, jax.ShapeDtypeStruct]]]:
-        """The phases of the run's last steps: the only ones a long run spends its time in."""
-        steps = self.config.loop.steps
-        last = range(max(steps - self.phases.discriminator_updates[1], 0), steps)
+        """The phases of the run's last steps, and of the last in which all is trained: the only ones a long run spends
+        its time in."""
+        steps, cycle = self.config.loop.steps, self.phases.discriminator_updates[1]
+        ends = {min(self.phases.decoder_start or steps, steps), steps}
+        last = [index for end in sorted(ends) for index in range(max(end - cycle, 0), end)]
         batch = {"wav": jax.ShapeDtypeStruct(self.shape, jnp.float32)}
-        return [(phase, batch) for phase in dict.fromkeys(self.phase(index) for index in last)]
+        return [(phase, batch) for phase in dict.fromkeys(map(self.phase, last))]
 
     def work(self, task: Phase) -> Work:
-        """The codec forward and backward; the discriminator on both signals, back to the estimate once for each loss
-        that the balancer looks at, and its own update."""
+        """The codec forward and backward, or its decoder backward alone; the discriminator on both signals, back to the
+        estimate once for each loss that the balancer looks at, and its own update."""
         wav = jax.ShapeDtypeStruct(self.shape, jnp.float32)
         codec = nnx.eval_shape(lambda: self.make_codec(nnx.Rngs(0)))
-        flops = 3 * forward_flops(lambda codec, wav: codec.forward(wav, coarser=True), codec, wav)
+        flops = forward_flops(lambda codec, wav: codec.forward(wav, coarser=True), codec, wav)
+        encoding = forward_flops(lambda codec, wav: codec.encode(wav), codec, wav) if task.decoder else 0
+        flops += 2 * (flops - encoding)
         if task.adversarial:
             judge = nnx.eval_shape(lambda: self.make_discriminator(nnx.Rngs(0)))
             once = forward_flops(lambda judge, wav: judge(wav).logits, judge, wav) * len(codec.config.factors)
@@ -220,6 +235,10 @@ class CodecStage:
         wav_BLC = batch["wav"]
         norms = {name: norm[...] for name, norm in module.norms.items()}
         judge = module.discriminator if task.adversarial else None
+        learning = nnx.Param
+        if task.decoder:
+            learning = nnx.All(nnx.Param, module.model.decodes)
+            kept = jax.tree.map(jnp.asarray, nnx.state(module.model, nnx.Not(learning)))
 
         def loss(model):
             output = model.forward(wav_BLC, key=key, train=True, quantise=task.quantise, coarser=True)
@@ -228,7 +247,11 @@ class CodecStage:
             scalar, values, moved = generator_objective(self.objective, heard, *rest)
             return scalar, (output.stats, heard, values, moved)
 
-        (_, (stats, heard, values, moved)), gradients = nnx.value_and_grad(loss, has_aux=True)(module.model)
+        differentiate = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, learning), has_aux=True)
+        (_, (stats, heard, values, moved)), gradients = differentiate(module.model)
+        if task.decoder:
+            nothing = jax.tree.map(jnp.zeros_like, nnx.state(module.model, nnx.Param))
+            gradients = nnx.merge_state(nothing, gradients)
         squares = jnp.square(optax.tree.norm(gradients))
         metrics = {
             "loss": self._total(values),
@@ -246,6 +269,8 @@ class CodecStage:
             module.discriminator_optimiser.update(module.discriminator, against)
         metrics["grad_norm"] = jnp.sqrt(squares)
         module.optimiser.update(module.model, gradients)
+        if task.decoder:
+            nnx.update(module.model, kept)  # moments and decay move what has no gradient too, and codes are averages
         for name, norm in moved.items():
             param.put(module.norms[name], norm)
         if self.ema_decay:

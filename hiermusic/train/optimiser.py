@@ -35,7 +35,9 @@ class OptimiserConfig:
         times `gamma` a step (DAC's 0.999996).
       warmup_steps: updates of linear warmup.
       decay_steps: updates after which the decay has ended, warmup included; 0 = the length of the run.
-      decay_share: share of `decay_steps` over which "wsd" decays.
+      decoder_start: of a codec's run (see `codec.PhasesConfig`): where the schedule has come to its end and begins
+        anew, warm-up and all, for the decoder alone.
+      decay_share: share of `decay_steps`, or of either part, over which "wsd" decays.
       final_share: final learning rate / peak.
       gamma: factor an update of "exponential".
       betas: decay of the first and second moments; Muon's momentum is the customary 0.95.
@@ -51,6 +53,7 @@ class OptimiserConfig:
     schedule: str = "cosine"
     warmup_steps: int = 2000
     decay_steps: int = 0
+    decoder_start: int | None = None
     decay_share: float = 0.2
     final_share: float = 0.1
     gamma: float = 1.0
@@ -80,8 +83,15 @@ class OptimiserConfig:
 
     def rate(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the number of updates made, for a run of `steps` updates."""
+        end = self.decay_steps or steps
+        alone = self.decoder_start or 0
+        if not 0 < alone < end:
+            return self._schedule(end)
+        return optax.join_schedules([self._schedule(alone), self._schedule(end - alone)], [alone])
+
+    def _schedule(self, steps: int) -> optax.Schedule:
         peak, warmup = self.learning_rate, self.warmup_steps
-        end = max(self.decay_steps or steps, warmup + 1)
+        end = max(steps, warmup + 1)
         final = peak * self.final_share
         if self.schedule == "constant":
             pieces, boundaries = [optax.constant_schedule(peak)], []
@@ -212,7 +222,7 @@ def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax
 
     def move(old: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
         if isinstance(new, nnx.Param):
-            return new.replace(decay * old[...] + (1 - decay) * new[...])
+            return new.replace(old[...] + (1 - decay) * (new[...] - old[...]))  # what stands still stays to the bit
         if isinstance(new, Lent):  # of both, and nobody's to change
             return old
         return new.replace(jnp.copy(new[...]))  # a buffer of two owners could not be donated

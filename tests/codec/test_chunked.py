@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -8,18 +9,20 @@ import pytest
 from flax import nnx
 
 from hiermusic.codec import chunked
-from hiermusic.codec.chunked import _in_pieces, _piece, _run_songs, decode_long, encode_each, encode_long
+from hiermusic.codec.chunked import _in_pieces, _piece, decode_long, encode_each, encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
 from hiermusic.codec.residual import QuantiserConfig
 from hiermusic.codec.seanet import SeanetConfig
 from hiermusic.errors import UserError
+from hiermusic.parallel.pieces import run_all
 
 CONFIG = CodecConfig(
     sample_rate=800,
     trunk=DacConfig(strides=(4, 2), dilations=(1, 3), encoder_width=4, decoder_width=16, latent=6),
     quantiser=QuantiserConfig(levels=3, codes=8, kmeans_iterations=2),
 )
+ECHO = partial(lambda state, rows_BP: rows_BP)
 
 
 @pytest.fixture(scope="module", params=[(1, 0), (2, 0), (1, 3)], ids=["whole", "folded", "mel"])
@@ -88,27 +91,24 @@ def test_bad_input_is_refused(codec, wave, codes):
 
 
 @pytest.mark.parametrize("margin", [0, 4, 11])
-def test_pieces_do_little_twice_and_have_few_lengths(margin):
+def test_pieces_do_little_twice_and_have_few_lengths(margin, batches):
     """A codec that does nothing, on eight devices: what is joined is what went in, and how much went in is counted."""
     codec = SimpleNamespace(sample_rate=1000, packet=50, hop=50)
     most, sizes = max(600, 64 * margin) + 2 * margin, set()
     for total in (1, 31, 32, 33, 599, 600, 601 + margin, 650, 900, 1201, 2500, 7000):
-        packets, seen = _piece(codec, None, margin, total), []
+        packets = _piece(codec, None, margin, total)
         row_P = np.arange(max(total, packets))
-
-        def run(state, rows_BP, seen=seen):
-            seen.append(rows_BP.shape)
-            return rows_BP
+        batches.clear()
 
         def cut(start, row_P=row_P, packets=packets):
             return (row_P[start : start + packets],)
 
-        (made,) = _run_songs(run, {}, [_in_pieces(cut, total, packets, margin, 1)])
+        (made,) = run_all(ECHO, {}, [_in_pieces(cut, total, packets, margin, 1)], packets)
         np.testing.assert_array_equal(made, np.arange(total))
-        assert packets <= most and all(shape[0] <= 8 and shape[1] == packets for shape in seen)
+        assert packets <= most and all(shape[0] <= 8 and shape[1] == packets for shape in batches)
         if total >= 200:
             pieces = -(-(total - 2 * margin) // (most - 2 * margin))
-            assert len(seen) == -(-pieces // 8)
+            assert len(batches) == -(-pieces // 8)
             assert packets * pieces <= total * (1 + 1 / 16) + 2 * margin * pieces
         sizes.add(packets)
     assert len(sizes) <= 9
@@ -134,8 +134,9 @@ def test_the_longest_piece_grows_with_the_reach_and_has_an_end():
 
 
 @pytest.mark.parametrize("ragged", [False, True])
-def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypatch):
-    """Thirteen sounds on eight devices, one of them of three pieces: those of one length run side by side."""
+def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, batches):
+    """Thirteen sounds on eight devices, one of them of three pieces: those of one length run side by side, two at a
+    time on a device where there are more of them than devices."""
     trunk = dataclasses.replace(CONFIG.trunk, init="fan_in")
     if ragged:
         trunk = SeanetConfig(strides=(4, 2), width=4, latent=6, lstm_reach=4, ragged=True)
@@ -144,23 +145,23 @@ def test_sounds_share_devices_and_have_the_codes_of_each_alone(ragged, monkeypat
     lengths = (800, 1, 799, 800, 60_001, 798, 797, 796, 7, 795, 800, 794, 793)
     sounds = [draw.normal(size=(length, 2)).astype(np.float32) for length in lengths]
     alone = [encode_long(codec, wav_LC) for wav_LC in sounds]
-    runs = []
-    whole = chunked._encode
-    monkeypatch.setattr(chunked, "_encode", lambda *given: runs.append(given[3].shape) or whole(*given))
+    batches.clear()
     found = list(encode_each(codec, iter(sounds)))
     assert len(found) == len(alone) and len(np.unique(np.concatenate(alone))) > 4
     for codes_PS, expected_PS in zip(found, alone, strict=True):
         np.testing.assert_array_equal(codes_PS, expected_PS)
         assert codes_PS.dtype == np.uint16
-    shared = runs.copy()
-    runs.clear()
+    shared = batches.copy()
+    batches.clear()
     for wav_LC in sounds:
         encode_long(codec, wav_LC)
-    assert sorted(shape[0] for shape in shared) == [2, 4, 8, 8] and sorted(shape[0] for shape in runs) == [1] * 12 + [4]
+    assert sorted(shape[0] for shape in shared) == [2, 4, 16] and sorted(shape[0] for shape in batches) == [1] * 12 + [
+        4
+    ]
 
 
 def test_sounds_are_given_as_soon_as_devices_are_full(monkeypatch):
-    """Two devices hold two minutes of sound at four pieces each; one device none but the one it codes."""
+    """At four pieces each two devices hold four minutes of sound, one two minutes; as much again is taken meanwhile."""
     codec = nnx.jit(lambda: Codec(CONFIG, rngs=nnx.Rngs(0)))()
     sounds = [np.zeros((800 * 50, 2), np.float32)] * 12
     taken = []
@@ -170,8 +171,10 @@ def test_sounds_are_given_as_soon_as_devices_are_full(monkeypatch):
             taken.append(wav_LC)
             yield wav_LC
 
-    for devices, most in ((1, 1), (2, 5)):
+    for devices, most in ((1, 3), (2, 5)):
         monkeypatch.setattr(chunked.jax, "local_devices", lambda devices=devices: jax.devices()[:devices])
         taken.clear()
-        first = next(encode_each(codec, each()))
-        assert len(taken) == most and first.shape == (5000, 3)
+        codes = encode_each(codec, each())
+        assert next(codes).shape == (5000, 3)
+        codes.close()
+        assert len(taken) == 2 * most

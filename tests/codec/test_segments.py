@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hiermusic.codec import chunked
 from hiermusic.codec.chunked import decode_long, encode_each, encode_long
 from hiermusic.codec.codec import Codec, CodecConfig
 from hiermusic.codec.dac import DacConfig
@@ -110,18 +109,17 @@ def test_each_segment_is_coded_as_it_would_be_alone(codec, length):
     assert decode_long(codec, codes_PS, length=length, scales_N=scales_N).shape == (length, 2)
 
 
-def test_sounds_share_devices_and_have_the_codes_of_each_alone(codec, monkeypatch):
+def test_sounds_share_devices_and_have_the_codes_of_each_alone(codec, batches):
     """Nine sounds of 17 segments on eight devices: one run, where each by itself leaves devices without any."""
     sounds = [sound(length) for length in (240, 1, 239, 700, 240, 20, 500, 13, 100)]
     alone = [encode_long(codec, wav_LC) for wav_LC in sounds]
-    runs, run = [], chunked._encode
-    monkeypatch.setattr(chunked, "_encode", lambda *given: runs.append(given[3].shape) or run(*given))
+    batches.clear()
     found = list(encode_each(codec, iter(sounds)))
     for codes_PS, expected_PS in zip(found, alone, strict=True):
         np.testing.assert_array_equal(codes_PS, expected_PS)
         assert codes_PS.dtype == np.uint16
     assert sum(len(SEGMENTS.cut(wav_LC)) for wav_LC in sounds) == 17
-    assert [shape[0] for shape in runs] == [32] and len(np.unique(np.concatenate(found))) > 4
+    assert [shape[0] for shape in batches] == [32] and len(np.unique(np.concatenate(found))) > 4
 
 
 def test_a_louder_sound_has_the_same_codes_and_other_scales(codec):

@@ -221,6 +221,25 @@ def test_nothing_readable_is_an_error_and_a_repaired_file_is_seen(tmp_path):
     assert write(tmp_path / "out", open_source(str(music)).tracks).tracks == 1
 
 
+@pytest.mark.parametrize("there", [0, 1, 2])
+def test_of_workers_that_find_nothing_no_folder_stays_but_those_that_were_there(tmp_path, there):
+    """The worker that ends last takes away what another one made."""
+
+    def silent():
+        raise UserError("no sound")
+
+    out, given = tmp_path / "a" / "b", [Track(f"t{index}", silent) for index in range(4)]
+    for place in (out.parent, out)[:there]:
+        place.mkdir()
+    for _ in range(2):
+        assert write(out, given, shards=2, worker=(1, 2)) is None
+        with pytest.raises(UserError, match="no readable audio among 4 inputs; the first: t0: no sound"):
+            write(out, given, shards=2, worker=(0, 2))
+        assert list(tmp_path.rglob("*")) == [out.parent, out][:there]
+    write(out, tracks(2))
+    assert not (out / "parts" / "made.json").exists()
+
+
 def test_a_shard_of_broken_files_only_does_no_harm(tmp_path):
     def broken():
         raise UserError("is empty")

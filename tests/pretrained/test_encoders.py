@@ -142,19 +142,23 @@ def test_a_number_in_a_folder_is_below_a_bound():
 
 
 class Echo(nnx.Module):
-    """Gives back what it hears."""
+    """Gives back what it hears, in clips of ten seconds."""
 
     config = SimpleNamespace(sample_rate=10)
+
+    def clips(self, wav_L):
+        return wav_L.reshape(-1, 100)
 
     def __call__(self, clips_BL):
         return clips_BL
 
 
-def test_clips_beyond_one_batch_come_back_in_their_order_and_number(monkeypatch):
-    monkeypatch.setattr(encoder, "_AT_ONCE", 30.0)  # seconds: three clips of ten
-    for count in (2, 3, 4, 7):
-        clips_BL = np.arange(count * 100, dtype=np.float32).reshape(count, 100)
-        np.testing.assert_array_equal(encoder._batched(Echo(), clips_BL), clips_BL)
+def test_clips_beyond_one_batch_come_back_in_their_order_and_number(batches, monkeypatch):
+    monkeypatch.setattr(encoder.jax, "local_devices", lambda: jax.devices()[:1])
+    sounds = [100 * count + np.arange(count * 100, dtype=np.float32) for count in (2, 3, 4, 7, 1, 9)]
+    for wav_L, found_BL in zip(sounds, encoder.embed_each(Echo(), sounds), strict=True):
+        np.testing.assert_array_equal(found_BL.ravel(), wav_L)
+    assert [shape[0] for shape in batches] == [4, 4, 4, 4, 1, 4, 4, 1]
 
 
 @pytest.mark.parametrize(
@@ -243,25 +247,19 @@ def test_words_become_ids(tmp_path):
 
 
 @pytest.mark.parametrize(("window", "heard"), [(0.005, 1), (0.02, 1), (0.1, 5), (0.0, 24)])
-def test_a_window_of_less_than_a_frame_is_one_frame_and_none_is_the_whole(monkeypatch, window, heard):
+def test_a_window_of_less_than_a_frame_is_one_frame_and_none_is_the_whole(window, heard):
     config = LogMelConfig()
-    found = []
-
-    def made(_, pieces_BL):
-        found.append(encoder.frame_count(config, pieces_BL.shape[1]))
-        return np.zeros((len(pieces_BL), found[0], 1), np.float32)
-
-    monkeypatch.setattr(encoder, "_batched", made)
-    assert len(encoder.embed(SimpleNamespace(config=config), np.zeros(8000), window)) == 24
-    assert found == [heard]
+    sound = encoder._frames(SimpleNamespace(config=config), np.zeros(8000), window)
+    assert encoder.frame_count(config, sound.size) == heard and sound.count == -(-24 // heard)
+    assert sound.piece(sound.count - 1)[0].shape == (sound.size,)
+    assert len(sound.join([np.zeros((heard, 1))] * sound.count)) == 24
 
 
-def test_a_sound_of_one_frame_is_long_enough(monkeypatch):
-    config = LogMelConfig()
-    monkeypatch.setattr(encoder, "_batched", lambda _, pieces_BL: np.zeros((len(pieces_BL), 1, 3), np.float32))
-    assert encoder.embed(SimpleNamespace(config=config), np.zeros(config.span), 0.0).shape == (1, 3)
-    with pytest.raises(UserError, match=f"a sound of {config.span - 1} samples is shorter than one frame"):
-        encoder.embed(SimpleNamespace(config=config), np.zeros(config.span - 1), 0.0)
+def test_a_sound_of_one_frame_is_long_enough():
+    model = LogMelConfig(width=3).make(rngs=nnx.Rngs(0))
+    assert encoder.embed(model, np.zeros(400), 0.0).shape == (1, 3)
+    with pytest.raises(UserError, match="a sound of 399 samples is shorter than one frame"):
+        encoder.embed(model, np.zeros(399), 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,15 @@
 """Tokens of meaning: the features that need no weights, how clusters are learnt, and how frames are counted."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from hiermusic import cli
+from hiermusic.data.token_records import TokenSource
+from hiermusic.data.tracks import Track
 from hiermusic.errors import UserError
 from hiermusic.pretrained import encoder, encoders, semantic
 from hiermusic.pretrained.hubert import HubertConfig
@@ -45,13 +49,77 @@ def test_windows_change_nothing_where_a_frame_hears_itself_alone():
     wav_LC = noise(320 * 61 + 400 + 77, 2)
     for one in (model, whole):
         one.clusters.codebooks[...] = one.features(noise(1, 320 * 6 + 400, seed=1))
-    codes_TK = model.encode(wav_LC)
+    codes_TK = workdir.encoded(model, wav_LC)
     assert codes_TK.shape == (62, 1) and len(np.unique(codes_TK)) > 1
-    np.testing.assert_array_equal(codes_TK, whole.encode(wav_LC))
+    np.testing.assert_array_equal(codes_TK, workdir.encoded(whole, wav_LC))
     points_TD = np.asarray(whole.features(wav_LC.mean(1)[None]))[0]
     book_VD = np.asarray(whole.clusters.codebooks[0])
     wanted_T = np.square(points_TD[:, None] - book_VD).sum(-1).argmin(1)
     np.testing.assert_array_equal(codes_TK[:, 0], wanted_T)
+
+
+TINY = HubertConfig(
+    width=16, layers=1, heads=2, ffn_width=8, conv_widths=(4,) * 7, position_kernel=4, position_groups=2, layer=1
+)
+LENGTHS = (1000, 7000, 640, 5000, 12_345, 5000, 999, 5000, 1280, 7000, 6999, 5000, 40_000, 640)
+
+
+@pytest.mark.parametrize("features", [LogMelConfig(), ChromaConfig(), TINY], ids=["log_mel", "chroma", "hubert"])
+def test_sounds_share_devices_and_have_the_tokens_of_each_alone(features, batches):
+    """Fourteen sounds of nine lengths on eight devices, two of them of several windows: in their order, a batch of each
+    length, or of few where silence may fill them up."""
+    model = nnx.jit(lambda: Semantic(SemanticConfig(features, 9, window=0.4), rngs=nnx.Rngs(0)))()
+    dice, sounds = np.random.default_rng(1), [noise(length, 2, seed=length) for length in LENGTHS]
+    frames_ND = np.asarray(model.points(sounds[-2].mean(1)[None]))
+    model.clusters.codebooks[...] = dice.choice(frames_ND, 9, replace=False)[None]
+    found = list(workdir.encoded_each(model, iter(sounds)))
+    assert [len(codes_TK) for codes_TK in found] == [encoder.frame_count(features, length) for length in LENGTHS]
+    assert len(np.unique(np.concatenate(found))) > 4
+    shared = batches.copy()
+    for wav_LC, codes_TK in zip(sounds, found, strict=True):
+        np.testing.assert_array_equal(codes_TK, workdir.encoded(model, wav_LC))
+    assert len(shared) == len({shape[1] for shape in shared}) <= (6 if features.local else 9)
+    assert all(shape[0] * shape[1] <= 8 * encoder._AT_ONCE * 16_000 for shape in shared)
+
+
+def test_a_sound_that_silence_fills_up_has_the_features_of_its_own_length():
+    """All lengths from one frame to two windows, where programs are few and the frames those of the sound itself."""
+    for config in (LogMelConfig(width=5), ChromaConfig()):
+        model = config.make(rngs=nnx.Rngs(0))
+        for length in (1279, 9_001, 15_999):
+            wav_L = noise(length, seed=length)
+            alone_TD = encoder._applied(*nnx.split(model), wav_L[None])[0]
+            np.testing.assert_allclose(encoder.embed(model, wav_L, 1.0), alone_TD, atol=2e-4)
+        assert len({encoder._frames(model, np.zeros(n), 1.0).size for n in range(640, 16_641, 20)}) <= 50
+
+
+def test_a_track_that_cannot_be_read_is_told_and_what_came_before_it_stays(tmp_path, monkeypatch):
+    from hiermusic.data import audio_records, tokenise
+
+    tracks = [Track(f"t{i}", lambda i=i: (noise(4000 + 300 * i, 1, seed=i), 16_000, {})) for i in range(8)]
+    audio_records.write_audio(tracks, tmp_path / "audio", 16_000, 1, valid_fraction=0.0, progress=False)
+    model = Semantic(SemanticConfig(codes=7), rngs=nnx.Rngs(0))
+    made = partial(tokenise.tokenise, partial(workdir.encoded_each, model), tmp_path / "audio", tmp_path / "tokens")
+    made = partial(made, model.hierarchy, 1, "model", shards=4, progress=False)
+    whole = audio_records.AudioSource.track
+
+    def track(self, index):
+        if index == 5:
+            raise UserError("track t5: its record is damaged")
+        return whole(self, index)
+
+    monkeypatch.setattr(audio_records.AudioSource, "track", track)
+    with pytest.raises(UserError, match=r"^track t5: its record is damaged$"):
+        made()
+    names = sorted(path.name for path in (tmp_path / "tokens").glob("coarse*"))
+    assert names == [f"coarse-{shard:05d}-of-00004.arrayrecord" for shard in (0, 1)]
+    monkeypatch.undo()
+    made()
+    source = TokenSource(tmp_path / "tokens")
+    for index, track in enumerate(source.tracks):
+        wav_LC = audio_records.AudioSource(tmp_path / "audio").track(index)
+        np.testing.assert_array_equal(source[index]["codes"], workdir.encoded(model, wav_LC))
+        assert track["id"] == f"t{index}"
 
 
 class Points(nnx.Module):

@@ -88,10 +88,13 @@ def test_guidance_moves_away_from_the_unconditional():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("temperature", -1, "a finite number of at least 0"),
-        ("temperature", float("nan"), "a finite number of at least 0"),
-        ("temperature", float("inf"), "a finite number of at least 0"),
-        ("temperature", "hot", "a finite number of at least 0"),
+        ("temperature", -1, "a finite number of at least 0, or one for each level"),
+        ("temperature", float("nan"), "a finite number of at least 0, or one for each level"),
+        ("temperature", float("inf"), "a finite number of at least 0, or one for each level"),
+        ("temperature", "hot", "a finite number of at least 0, or one for each level"),
+        ("temperature", (0.8, -0.1), "a finite number of at least 0, or one for each level"),
+        ("temperature", (), "a finite number of at least 0, or one for each level"),
+        ("final_temperature", (0.8, 0.1), "a finite number of at least 0"),
         ("final_temperature", -0.1, "a finite number of at least 0"),
         ("final_temperature", float("nan"), "a finite number of at least 0"),
         ("top_k", -1, "a whole number of at least 0"),
@@ -108,6 +111,7 @@ def test_settings_by_which_nothing_can_be_drawn_are_told(name, value, words):
     good = {"temperature": 0, "final_temperature": None, "top_k": 0, "top_p": 1, "guidance": 1.0, "levels": -1}
     check(good)
     check({})
+    check({"temperature": (0.8, 0, 1.5), "final_temperature": None})
     check({"temperature": np.float32(0.9), "top_k": np.int64(5), "top_p": np.float64(0.9), "guidance": 2})
     with pytest.raises(UserError, match=rf"^sampling\.{name}={re.escape(repr(value))}: give {words}$"):
         check(good | {name: value})
@@ -118,3 +122,13 @@ def test_temperature_goes_evenly_from_the_first_level_to_the_last():
     assert temperatures(0.75, None, 3).tolist() == [0.75] * 3
     assert temperatures(1.0, 0.5, 4, given=1).tolist() == [0.0, 1.0, 0.75, 0.5]
     assert temperatures(0.75, 0.0, 2, given=1).tolist() == [0.0, 0.75] and temperatures(1.0, 0.0, 2).dtype == np.float32
+
+
+def test_every_level_may_have_a_temperature_of_its_own():
+    told = (0.75, 0.5, 0.0, 1.25)
+    assert temperatures(told, None, 4).tolist() == temperatures(list(told), 0.3, 4).tolist() == list(told)
+    assert temperatures(told, None, 2).tolist() == [0.75, 0.5]  # a song of the first two
+    assert temperatures(told, None, 4, given=1).tolist() == [0.0, 0.5, 0.0, 1.25]
+    assert temperatures((0.75,), None, 2).tolist() == [0.75, 0.75]
+    with pytest.raises(UserError, match=r"^sampling.temperature has 4 numbers for 5 levels: give one for each, or one"):
+        temperatures(told, None, 5)

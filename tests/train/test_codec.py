@@ -1,4 +1,4 @@
-import dataclasses
+from dataclasses import replace
 from types import SimpleNamespace
 
 import grain
@@ -24,7 +24,7 @@ from hiermusic.train.checkpoint import load_model
 from hiermusic.train.codec import CodecStage, Phase, PhasesConfig
 from hiermusic.train.log import read_metrics
 from hiermusic.train.loop import run
-from hiermusic.train.optimiser import OptimiserConfig
+from hiermusic.train.optimiser import OptimiserConfig, average
 from hiermusic.train.stage import RunConfig
 
 CODEC = CodecConfig(
@@ -42,7 +42,7 @@ def tones(index):
     return (0.5 * np.sin(2 * np.pi * pitches_B[:, None] * seconds_L))[..., None].astype(np.float32)
 
 
-def make_stage(steps=4, updates=(1, 1), quantise_start=0, clips=(0.0, None), **objective):
+def make_stage(steps=4, updates=(1, 1), quantise_start=0, decoder_start=None, clips=(0.0, None), **objective):
     train = {
         **{"steps": steps, "batch_size": 4, "seed": 0, "log_every": 1, "valid_every": 4, "show_every": 4},
         **{"checkpoint_every": 1, "keep": 9, "clip_norm": clips[0], "ema_decay": 0.9},
@@ -50,7 +50,7 @@ def make_stage(steps=4, updates=(1, 1), quantise_start=0, clips=(0.0, None), **o
     }
     return CodecStage(
         RunConfig.of({"train": train}),
-        PhasesConfig(quantise_start=quantise_start, adversarial_start=2, discriminator_updates=updates),
+        PhasesConfig(quantise_start, adversarial_start=2, decoder_start=decoder_start, discriminator_updates=updates),
         lambda rngs: Codec(CODEC, rngs=rngs),
         lambda rngs: Discriminator(1, DiscriminatorConfig(sizes=(78,), filters=4), rngs=rngs),
         ObjectiveConfig(stft_sizes=(64,), **objective),
@@ -109,8 +109,25 @@ def test_the_discriminator_may_rest_in_some_steps():
     for wrong in ((0, 3), (4, 3), (1,)):
         with pytest.raises(UserError, match="discriminator_updates"):
             make_stage(updates=wrong)
-    with pytest.raises(UserError, match=r"train.quantise_start is -1; it must be at least 0"):
-        make_stage(quantise_start=-1)
+    for name in ("quantise_start", "decoder_start"):
+        with pytest.raises(UserError, match=f"train.{name} is -1; it must be at least 0"):
+            make_stage(**{name: -1})
+
+
+def test_the_decoder_may_end_alone():
+    """`compile` looks at the steps before, which take most, and at those."""
+    stage = make_stage(steps=9, decoder_start=4, quantise_start=4, updates=(1, 2))
+    assert [stage.phase(i).decoder for i in range(3, 6)] == [False, True, True]
+    whole, alone = Phase(True, True, True, False), Phase(True, True, True, True)
+    assert {task for task, _ in stage.examples()} == {
+        *(replace(one, discriminate=d) for one in (alone, replace(whole, quantise=False)) for d in (True, False))
+    }
+    forward = stage.work(whole).flops - stage.work(alone).flops
+    assert 0 < forward < stage.work(Phase(True, False, False)).flops * 2 / 3
+    never = make_stage(steps=2, decoder_start=4)
+    assert [task.decoder for task, _ in never.examples()] == [False]
+    with pytest.raises(UserError, match=r"train.decoder_start=3 comes before train.quantise_start=4: the decoder"):
+        make_stage(quantise_start=4, decoder_start=3)
 
 
 @pytest.mark.parametrize(("clips", "judged"), [((1000.0, 10.0), 10.0), ((1000.0, None), 1000.0), ((1.0, 0.0), 0.0)])
@@ -242,9 +259,7 @@ def test_the_discriminator_moves_once_it_is_heard(trained):
 
 # MARK: several resolutions
 
-LEVELS = dataclasses.replace(
-    CODEC, quantiser=PyramidConfig((1, 1), (2, 1), FactorisedConfig(codes=16, width=4), init="fan_in")
-)
+LEVELS = replace(CODEC, quantiser=PyramidConfig((1, 1), (2, 1), FactorisedConfig(codes=16, width=4), init="fan_in"))
 
 
 def test_each_resolution_is_held_to_its_own_target():
@@ -271,3 +286,44 @@ def test_a_codec_of_two_resolutions_is_trained_and_judged_at_both(tmp_path):
     assert len(last["valid/si_sdr_J"]) == 2 and last["valid/si_sdr"] == last["valid/si_sdr_J"][1]
     assert {"adversarial", "feature", "discriminator"} <= set(last) and last["skipped"] == 0
     assert all(np.isfinite(last[name]) for name in ("loss", "discriminator", "grad_norm", "valid/loss"))
+
+
+# MARK: the decoder alone
+
+GRADIENTS = FactorisedConfig(codes=16, width=4)
+
+
+@pytest.mark.parametrize(
+    ("codec", "learns"),
+    [
+        (replace(CODEC, quantiser=replace(CODEC.quantiser, dropout="uniform")), ("decoder",)),
+        (replace(CODEC, quantiser=replace(GRADIENTS, levels=2)), ("decoder",)),
+        (LEVELS, ("decoder", "quantiser.ups")),
+        (
+            replace(LEVELS, quantiser=replace(LEVELS.quantiser, dilations=(1,))),
+            ("decoder", "quantiser.ups", "quantiser.pres"),
+        ),
+    ],
+    ids=["averaged", "factorised", "pyramid", "heavy pyramid"],
+)
+def test_in_the_decoders_steps_nothing_else_moves(codec, learns):
+    """Neither by what Adam remembers, nor by decay, nor the averages that codes are: every code stays what it was."""
+    stage = make_stage(adversarial=0.0, feature=0.0, level_weights=(0.25, 0.75))
+    stage.config = replace(stage.config, optimiser=replace(stage.config.optimiser, optimiser="adamw", weight_decay=0.1))
+    stage.make_codec = lambda rngs: Codec(codec, rngs=rngs)
+    module = stage.create(nnx.Rngs(0))
+    step = nnx.jit(stage.step, static_argnums=2)
+    wav = {"wav": jnp.asarray(tones(0))}
+
+    def weights(model):
+        flat = nnx.to_flat_state(nnx.state(model))
+        return {".".join(map(str, path)): np.array(weight[...]) for path, weight in flat}
+
+    step(module, wav, Phase(True, False, False), jax.random.key(0))
+    average(module.ema, module.model, 0.0)
+    before = weights(module.model)
+    metrics = [step(module, wav, Phase(True, False, False, True), jax.random.key(i)) for i in (1, 2)]
+    assert metrics[1]["grad_norm"] > 0
+    for model in (module.model, module.ema):
+        moved = {name for name, weight in weights(model).items() if not np.array_equal(weight, before[name])}
+        assert moved == {name for name in before if name.startswith(learns)}

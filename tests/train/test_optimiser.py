@@ -44,6 +44,14 @@ def test_decay_steps_overrule_the_length_of_the_run():
     np.testing.assert_array_equal(rates(steps=1000, decay_steps=20), rates(steps=20))
 
 
+def test_where_the_decoder_is_trained_alone_the_schedule_begins_anew():
+    twice = np.concatenate([rates(steps=n, upto=upto, schedule="cosine") for n, upto in ((12, 12), (8, 12))])
+    np.testing.assert_allclose(rates(schedule="cosine", decoder_start=12), twice, rtol=1e-6)
+    np.testing.assert_allclose(rates(steps=99, decay_steps=20, schedule="cosine", decoder_start=12), twice, rtol=1e-6)
+    for never in (0, 20, 99):
+        np.testing.assert_array_equal(rates(schedule="cosine", decoder_start=never), rates(schedule="cosine"))
+
+
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_short_warmups(warmup):
     rate = OptimiserConfig(learning_rate=1.0, warmup_steps=warmup, schedule="cosine").rate(1)

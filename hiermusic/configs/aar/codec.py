@@ -27,6 +27,7 @@ import math
 from dataclasses import asdict
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
@@ -111,6 +112,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.clip_norm = 1.0
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
+    config.train.decoder_start = placeholder(int)  # none: all is trained to the end
     config.train.discriminator_updates = (2, 3)
     config.train.log_every = 50
     config.train.valid_every = 5000

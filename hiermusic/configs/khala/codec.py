@@ -21,6 +21,7 @@ import math
 from dataclasses import asdict
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
@@ -88,6 +89,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.ema_decay = 0.999
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
+    config.train.decoder_start = placeholder(int)  # none: all is trained to the end
     config.train.discriminator_updates = (1, 1)
     config.train.log_every = 50
     config.train.valid_every = 5000

@@ -15,6 +15,7 @@ import math
 from dataclasses import asdict
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
@@ -99,6 +100,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.discriminator_clip_norm = 10.0
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
+    config.train.decoder_start = placeholder(int)  # none: all is trained to the end
     config.train.discriminator_updates = (1, 1)
     config.train.log_every = 50
     config.train.valid_every = 5000
@@ -160,7 +162,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.loss.mel_bands = (20, 80, 320)
             config.loss.adversarial = 0.0
             config.loss.feature = 0.0
-            config.train.steps = 800
+            config.train.steps = 1100
             config.train.batch_size = 8
             config.train.crop_frames = 32
             config.train.learning_rate = 2e-3
@@ -169,11 +171,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.train.optimiser = "adam"
             config.train.ema_decay = 0.98
             config.train.quantise_start = 500
+            config.train.decoder_start = 800
             config.train.log_every = 20
             config.train.valid_every = 400
             config.train.valid_batches = 2
             config.train.checkpoint_every = 400
-            config.train.show_every = 800
+            config.train.show_every = 1100
         case _:
             raise UserError(
                 f"unknown preset '{preset}' of configs/pyramid/codec.py: choose tiny, small, paper, code or dac"

@@ -21,8 +21,8 @@ The three-stage variant is a model for each level, of which the coarser ones are
 by `hiermusic generate --lm=FIRST --finer_lms=SECOND,THIRD`.
 
 Sampling is at temperature 1.0, of which the paper's listeners judged the songs (it measures 0.8 and 1.3 too), among the
-100 likeliest codes, as its code draws them. Where there is a `sampling.final_temperature`, it goes evenly to that of
-the last level.
+100 likeliest codes, as its code draws them. `sampling.temperature` is one number, which may go evenly to
+`sampling.final_temperature` at the last level, or one for each level (`tiny`).
 """
 
 from ml_collections import ConfigDict
@@ -129,7 +129,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             config.model.positions = "rotary_aligned"
             config.model.dtype = "float32"
             config.model.remat = "none"
-            config.sampling.final_temperature = 0.0
+            # the finer of the waveform's codebooks are noise when drawn; of loudness the likeliest is that of no stroke
+            with config.sampling.ignore_type():
+                config.sampling.temperature = (0.8, 0.5, 0.2, 0.0, 1.0)
             config.sampling.top_k = 15
             config.train.steps = 200
             config.train.decay_steps = 0

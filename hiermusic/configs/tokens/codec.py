@@ -23,6 +23,7 @@ stands in its place.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from hiermusic.configs import common
 from hiermusic.errors import UserError
@@ -67,6 +68,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.train.warmup_steps = 0
     config.train.quantise_start = 0
     config.train.adversarial_start = 0
+    config.train.decoder_start = placeholder(int)  # none: all is trained to the end
     config.train.log_every = 50
     config.train.valid_every = 5000
     config.train.checkpoint_every = 5000

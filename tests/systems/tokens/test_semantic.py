@@ -75,7 +75,7 @@ def test_clusters_are_learnt_on_any_mesh_in_any_number_of_goes_and_name_the_fram
         wav_LC, _ = files.read(at / "music" / track["id"])
         codes_TK = source[index]["codes"]
         assert codes_TK.shape == ((len(wav_LC) - 400) // 320 + 1, 1)
-        np.testing.assert_array_equal(codes_TK, models[0].encode(wav_LC))
+        np.testing.assert_array_equal(codes_TK, workdir.encoded(models[0], wav_LC))
     seen = [np.bincount(source[index]["codes"][:, 0], minlength=6) for index in range(4)]
     assert np.count_nonzero(np.sum(seen, axis=0)) > 1
 
