@@ -1,5 +1,6 @@
 """What a fresh model begins with: the weights of another run, and what a codec knows of its codes."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -44,7 +45,10 @@ def from_run(source: str, model: nnx.Module) -> None:
         if isinstance(variable, Lent) and rows != (len(value) if value.ndim else None):
             name = ".".join(map(str, path))
             raise UserError(f"{source} knows {rows} of {len(value)} levels of {name}: add it to lora.beside")
-        variable[...] = value.at[:rows].set(found) if value.ndim else jnp.asarray(found)
+        if value.ndim and rows < len(value):
+            variable[...] = value.at[:rows].set(found)
+        else:
+            _fill(variable, found)
     nnx.update(model, target)
 
 
@@ -81,5 +85,11 @@ def from_codec(codec: Codec, model: nnx.Module, counts_KV: np.ndarray | None = N
     if model.config.reads:  # finer levels say less, but not as much less as their size
         tables["code_embed"] = drawn * tables_KVD / np.sqrt(spread_K11 * spread_K11[0])
     for name, table in tables.items():
-        variable = getattr(model, name)
-        variable[...] = variable[...].at[:].set(table.astype(np.float32))
+        _fill(getattr(model, name), table)
+
+
+def _fill(variable: nnx.Variable, array: np.ndarray) -> None:
+    """Puts an array in the place of a variable's, without computing: that would take a program for each shape."""
+    value = variable[...]
+    whole = np.asarray(array, value.dtype)
+    variable[...] = jax.make_array_from_callback(value.shape, value.sharding, lambda part: whole[part])

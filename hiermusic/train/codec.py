@@ -33,7 +33,7 @@ from hiermusic.errors import UserError
 from hiermusic.nn import param
 from hiermusic.parallel.counting import forward_flops
 from hiermusic.train.log import Log
-from hiermusic.train.optimiser import average
+from hiermusic.train.optimiser import average, begin_average
 from hiermusic.train.stage import Batch, Metrics, RunConfig, Work
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class CodecStage:
     def prepare(self, module: CodecState) -> None:
         self._prepare(module)
         if self.ema_decay:
-            average(module.ema, module.model, 0.0)
+            begin_average(module.ema, module.model)
 
     def phase(self, index: int) -> Phase:
         """What step `index` does."""

@@ -15,7 +15,7 @@ from hiermusic.nn.config import TransformerConfig
 from hiermusic.parallel.mesh import constrain
 from hiermusic.tokens.visibility import Visibility
 from hiermusic.train.log import Log
-from hiermusic.train.optimiser import average
+from hiermusic.train.optimiser import average, begin_average
 from hiermusic.train.stage import Batch, Metrics, RunConfig, Work
 from hiermusic.train.tuning import averaged, merged
 
@@ -80,7 +80,7 @@ class LMStage:
     def prepare(self, module: LMState) -> None:
         self._prepare(module)
         if self.ema_decay:
-            average(module.ema, module.model, 0.0)
+            begin_average(module.ema, module.model)
 
     def valid_batches(self, rows: Sequence[int]) -> "grain.MapDataset | None":
         try:

@@ -197,7 +197,19 @@ def _of_params(model: nnx.Module, fact: Callable[[nnx.Param, Sequence[str | None
     return nnx.as_pure(jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
-def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax.Array = 0) -> None:
+def begin_average(ema: nnx.Module, model: nnx.Module) -> None:
+    """Makes the running average of a model that no update has moved yet: its weights, in buffers of their own."""
+
+    def copied(old: nnx.Variable, new: nnx.Variable) -> nnx.Variable:
+        if isinstance(new, Lent):  # of both, and nobody's to change
+            return old
+        array = new[...]  # not copied by computing, which would take a program for each shape
+        return new.replace(jax.device_put(array, array.sharding, may_alias=False))
+
+    _update(ema, model, copied)
+
+
+def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax.Array) -> None:
     """Moves the running average of a model's weights; what no gradient trains is copied.
 
     Args:
@@ -215,5 +227,9 @@ def average(ema: nnx.Module, model: nnx.Module, decay: float, updates: int | jax
             return old
         return new.replace(jnp.copy(new[...]))  # a buffer of two owners could not be donated
 
+    _update(ema, model, move)
+
+
+def _update(ema: nnx.Module, model: nnx.Module, move: Callable[[nnx.Variable, nnx.Variable], nnx.Variable]) -> None:
     states = nnx.state(ema), nnx.state(model)
     nnx.update(ema, jax.tree.map(move, *states, is_leaf=lambda x: isinstance(x, nnx.Variable)))

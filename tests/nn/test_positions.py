@@ -48,12 +48,13 @@ def test_an_aligned_bias_is_one_of_time_and_one_of_segments(reference):
     assert ahead == [0, 33, 47, 48, 62, 63, 63]
 
 
-def test_rotation_turns_pairs_and_keeps_distances():
+@pytest.mark.parametrize("base", [10_000.0, 100.0])
+def test_rotation_turns_pairs_and_keeps_distances(base):
     x = np.random.default_rng(0).normal(size=(1, 1, 4, 8)).astype(np.float32)
-    turn = jax.jit(lambda x, at: positions.rotate(x, positions.rotation(at, 8, 10_000.0)))
+    turn = jax.jit(lambda x, at: positions.rotate(x, positions.rotation(at, 8, base)))
     at = np.array([[0, 3, 3, 1000]])
     turned = np.asarray(turn(x, at))
-    pairs = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * np.asarray(at)[0][:, None] * 10_000.0 ** (-np.arange(4) / 4))
+    pairs = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * np.asarray(at)[0][:, None] * base ** (-np.arange(4) / 4))
     np.testing.assert_allclose(turned, np.concatenate([pairs.real, pairs.imag], -1), atol=2e-4)
 
     far = np.asarray(turn(x, at + 50))

@@ -52,3 +52,18 @@ def test_levels_that_a_run_does_not_know_stay_as_they_were(monkeypatch):
             start.from_run("run", model)
     with pytest.raises(UserError, match="another has no weight code_embed: it is of another model"):
         start.from_run("another", model)
+
+
+def test_weights_are_taken_over_where_they_lie_and_without_a_program(monkeypatch, caplog):
+    """As many shapes as a model has would otherwise be as many programs."""
+    mesh = make_mesh({"data": 8})
+    rows, model = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")), Tables()
+    model.norm = nnx.Param(jax.device_put(np.zeros((8, 2), jnp.bfloat16), rows))
+    stored = {"code_embed": np.ones((3, 8, 4)), "norm": np.arange(16.0).reshape(8, 2), "gain": np.array(5.0)}
+    monkeypatch.setattr(start.checkpoint, "load_base", lambda source: stored)
+    with jax.set_mesh(mesh), jax.log_compiles():
+        start.from_run("run", model)
+    assert "Compiling" not in caplog.text
+    for name, table in stored.items():
+        np.testing.assert_array_equal(np.asarray(getattr(model, name)[...], np.float32), table)
+    assert model.norm[...].sharding == rows and model.norm[...].dtype == jnp.bfloat16

@@ -24,7 +24,7 @@ from hiermusic.train.checkpoint import load_model
 from hiermusic.train.codec import CodecStage, Phase, PhasesConfig
 from hiermusic.train.log import read_metrics
 from hiermusic.train.loop import run
-from hiermusic.train.optimiser import OptimiserConfig, average
+from hiermusic.train.optimiser import OptimiserConfig, begin_average
 from hiermusic.train.stage import RunConfig
 
 CODEC = CodecConfig(
@@ -320,7 +320,7 @@ def test_in_the_decoders_steps_nothing_else_moves(codec, learns):
         return {".".join(map(str, path)): np.array(weight[...]) for path, weight in flat}
 
     step(module, wav, Phase(True, False, False), jax.random.key(0))
-    average(module.ema, module.model, 0.0)
+    begin_average(module.ema, module.model)
     before = weights(module.model)
     metrics = [step(module, wav, Phase(True, False, False, True), jax.random.key(i)) for i in (1, 2)]
     assert metrics[1]["grad_norm"] > 0

@@ -4,12 +4,13 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hiermusic.errors import UserError
 from hiermusic.nn.config import TransformerConfig
 from hiermusic.nn.transformer import Transformer
 from hiermusic.parallel.mesh import make_mesh, shardings
-from hiermusic.train.optimiser import OptimiserConfig, average, decay_mask, muon_dimensions
+from hiermusic.train.optimiser import OptimiserConfig, average, begin_average, decay_mask, muon_dimensions
 
 
 class Model(nnx.Module):
@@ -195,6 +196,24 @@ def test_weight_decay_is_the_same_at_every_width():
 class Averaged(nnx.Module):
     def __init__(self, value):
         self.weight, self.book = nnx.Param(jnp.full(2, value)), nnx.Variable(jnp.full(2, value))
+
+
+def test_an_average_begins_as_a_copy_that_no_program_makes(caplog):
+    """And with memory of its own: a step may reuse the model's."""
+    mesh = make_mesh({"data": 8})
+    ema, model = Averaged(1.0), Averaged(3.0)
+    model.weight = nnx.Param(jax.device_put(np.full(8, 3.0, np.float32), NamedSharding(mesh, PartitionSpec("data"))))
+    with jax.log_compiles():
+        begin_average(ema, model)
+        assert "Compiling" not in caplog.text
+        average(ema, model, 0.0, 1)
+        assert "Compiling" in caplog.text  # such words are heard
+    begin_average(ema, model)
+    for old, new in ((ema.weight, model.weight), (ema.book, model.book)):
+        np.testing.assert_array_equal(old[...], new[...])
+        assert old[...].sharding == new[...].sharding
+        places = [{part.data.unsafe_buffer_pointer() for part in array[...].addressable_shards} for array in (old, new)]
+        assert not places[0] & places[1]
 
 
 @pytest.mark.parametrize(("updates", "past"), [(0, 0.0), (1, 0.1), (9, 0.5), (71, 0.8), (72, 0.8), (10_000, 0.8)])

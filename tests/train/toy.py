@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from hiermusic.train.loop import run
+from hiermusic.train.optimiser import begin_average
 from hiermusic.train.stage import RunConfig, Work
 
 
@@ -50,6 +51,7 @@ class ToyStage:
         return State(rngs, self.width, self.config.optimiser, 100)
 
     def prepare(self, module):
+        begin_average(module.ema, module.model)  # over several processes too
         module.model.bias[...] = module.model.bias[...] + 0.5
 
     def _batch(self, rows, index):

@@ -10,7 +10,8 @@ from absl import flags
 from hiermusic import cli
 
 from .calls import called, record
-from .table import CASES, CODEC, GONE
+from .cases import CODEC, GONE
+from .table import CASES
 
 HOSTS = {"coordinator": "h:1", "processes": 3, "process": 2, "start_timeout": 9.0}
 PROMPTS = [{"tags": "a", "seconds": 2}, {"name": "x", "seconds": 2, "seed": 3, "like": "clip.wav"}, {}]
