@@ -87,6 +87,11 @@ def codec_stage(
             f"loss.level_weights has {len(objective.level_weights)} numbers for a codec of {len(codec.factors)} "
             "levels: give one for each"
         )
+    if settings.decoder_start == 0 and not config.init_from:
+        raise UserError(
+            "train.decoder_start=0 trains the decoder of a codec that is there already: name its run with init_from, or "
+            "give a later step"
+        )
     crops = Crops(config, codec.sample_rate, codec.channels, samples)
     return CodecStage(
         run_config(config),

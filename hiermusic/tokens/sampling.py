@@ -18,7 +18,7 @@ _TIE = 1e-4
 _MOST = 1e12  # beyond it no number says more, and infinity is none
 
 _TAKEN = {  # of each setting: what to give, and whether a number is that (NaN is none)
-    "temperature": ("a finite number of at least 0, or one for each level", lambda x: 0 <= x < _MOST),
+    "temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
     "final_temperature": ("a finite number of at least 0", lambda x: 0 <= x < _MOST),
     "top_k": ("a whole number of at least 0", lambda x: isinstance(x, Integral) and 0 <= x < _MOST),
     "top_p": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
@@ -27,19 +27,23 @@ _TAKEN = {  # of each setting: what to give, and whether a number is that (NaN i
 }
 
 
-def check(sampling: Mapping[str, Any], of: str = "sampling.") -> None:
+def check(sampling: Mapping[str, Any], of: str = "sampling.", levels: int = 1) -> None:
     """UserError for settings by which nothing can be drawn.
 
     Args:
       sampling: temperature, final_temperature, top_k, top_p, guidance and min_share, those of them that there are; None
         is none. Others are not looked at.
       of: what their names begin with.
+      levels: that may each have a temperature of their own.
     """
     for name, (words, fits) in _TAKEN.items():
-        value = sampling.get(name)
-        each = value if name == "temperature" and isinstance(value, list | tuple) and value else (value,)
-        if value is not None and not all(isinstance(one, Real) and fits(one) for one in each):
+        value, each = sampling.get(name), ()
+        if name == "temperature" and levels > 1 and isinstance(value, list | tuple):
+            words, each = f"{words}, or one for each level", value
+        if value is not None and not all(isinstance(one, Real) and fits(one) for one in each or (value,)):
             raise UserError(f"{of}{name}={brief(repr(value), 40)}: give {words}")
+        if each:
+            temperatures(each, None, levels)
 
 
 def sample_keys(seeds_B: Int[Array, "B"]) -> Key[Array, "B"]:

@@ -65,10 +65,11 @@ class PhasesConfig:
         for name in ("quantise_start", "adversarial_start", "decoder_start"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 0")
-        if self.decoder_start is not None and self.decoder_start < self.quantise_start:
+        start, codes = self.decoder_start, self.quantise_start
+        if start is not None and start <= codes and (start or codes):
             raise UserError(
-                f"train.decoder_start={self.decoder_start} comes before train.quantise_start={self.quantise_start}: "
-                "the decoder is to learn from codes, so they have to be there"
+                f"train.decoder_start={start} is not behind train.quantise_start={codes}: the decoder is to learn from "
+                "codes, and these have to be learnt first"
             )
         updates = self.discriminator_updates
         if len(updates) != 2 or not 0 < updates[0] <= updates[1]:

@@ -88,12 +88,11 @@ def test_guidance_moves_away_from_the_unconditional():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("temperature", -1, "a finite number of at least 0, or one for each level"),
-        ("temperature", float("nan"), "a finite number of at least 0, or one for each level"),
-        ("temperature", float("inf"), "a finite number of at least 0, or one for each level"),
-        ("temperature", "hot", "a finite number of at least 0, or one for each level"),
-        ("temperature", (0.8, -0.1), "a finite number of at least 0, or one for each level"),
-        ("temperature", (), "a finite number of at least 0, or one for each level"),
+        ("temperature", -1, "a finite number of at least 0"),
+        ("temperature", float("nan"), "a finite number of at least 0"),
+        ("temperature", float("inf"), "a finite number of at least 0"),
+        ("temperature", "hot", "a finite number of at least 0"),
+        ("temperature", (0.8, 0.1), "a finite number of at least 0"),
         ("final_temperature", (0.8, 0.1), "a finite number of at least 0"),
         ("final_temperature", -0.1, "a finite number of at least 0"),
         ("final_temperature", float("nan"), "a finite number of at least 0"),
@@ -111,7 +110,6 @@ def test_settings_by_which_nothing_can_be_drawn_are_told(name, value, words):
     good = {"temperature": 0, "final_temperature": None, "top_k": 0, "top_p": 1, "guidance": 1.0, "levels": -1}
     check(good)
     check({})
-    check({"temperature": (0.8, 0, 1.5), "final_temperature": None})
     check({"temperature": np.float32(0.9), "top_k": np.int64(5), "top_p": np.float64(0.9), "guidance": 2})
     with pytest.raises(UserError, match=rf"^sampling\.{name}={re.escape(repr(value))}: give {words}$"):
         check(good | {name: value})
@@ -132,3 +130,18 @@ def test_every_level_may_have_a_temperature_of_its_own():
     assert temperatures((0.75,), None, 2).tolist() == [0.75, 0.75]
     with pytest.raises(UserError, match=r"^sampling.temperature has 4 numbers for 5 levels: give one for each, or one"):
         temperatures(told, None, 5)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ((0.8, -0.1), r"=\(0.8, -0.1\): give a finite number of at least 0, or one for each level$"),
+        ([], r"=\[\]: give a finite number of at least 0, or one for each level$"),
+        ((0.8, 0.1), " has 2 numbers for 3 levels: give one for each, or one for all$"),
+    ],
+)
+def test_temperatures_of_levels_are_checked_before_anything_is_drawn(value, words):
+    check({"temperature": (0.8, 0, 1.5)}, levels=3)
+    check({"temperature": [0.8]}, levels=3)
+    with pytest.raises(UserError, match=rf"^sampling.temperature{words}"):
+        check({"temperature": value}, levels=3)

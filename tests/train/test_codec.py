@@ -116,18 +116,22 @@ def test_the_discriminator_may_rest_in_some_steps():
 
 def test_the_decoder_may_end_alone():
     """`compile` looks at the steps before, which take most, and at those."""
-    stage = make_stage(steps=9, decoder_start=4, quantise_start=4, updates=(1, 2))
+    stage = make_stage(steps=9, decoder_start=4, quantise_start=2, updates=(1, 2))
     assert [stage.phase(i).decoder for i in range(3, 6)] == [False, True, True]
     whole, alone = Phase(True, True, True, False), Phase(True, True, True, True)
     assert {task for task, _ in stage.examples()} == {
-        *(replace(one, discriminate=d) for one in (alone, replace(whole, quantise=False)) for d in (True, False))
+        *(replace(one, discriminate=d) for one in (alone, whole) for d in (True, False))
     }
     forward = stage.work(whole).flops - stage.work(alone).flops
     assert 0 < forward < stage.work(Phase(True, False, False)).flops * 2 / 3
     never = make_stage(steps=2, decoder_start=4)
     assert [task.decoder for task, _ in never.examples()] == [False]
-    with pytest.raises(UserError, match=r"train.decoder_start=3 comes before train.quantise_start=4: the decoder"):
-        make_stage(quantise_start=4, decoder_start=3)
+    assert make_stage(decoder_start=0).phase(0).decoder
+    for start in (3, 4, 0):  # codes are first learnt in step 4
+        with pytest.raises(
+            UserError, match=f"train.decoder_start={start} is not behind train.quantise_start=4: the dec"
+        ):
+            make_stage(quantise_start=4, decoder_start=start)
 
 
 @pytest.mark.parametrize(("clips", "judged"), [((1000.0, 10.0), 10.0), ((1000.0, None), 1000.0), ((1.0, 0.0), 0.0)])

@@ -235,6 +235,6 @@ def token_lm_config(config: ConfigDict) -> TokenLMConfig:
 
 def make_model(config: ConfigDict) -> Callable[[nnx.Rngs], TokenLM]:
     """The constructor of a configuration's token model."""
-    sampling.check(config.sampling)
     token_lm = token_lm_config(config)
+    sampling.check(config.sampling, levels=token_lm.levels)
     return lambda rngs: TokenLM(token_lm, rngs=rngs)

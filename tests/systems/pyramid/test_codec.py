@@ -141,7 +141,8 @@ def test_token_models_are_told_of_the_presets_codec():
         ({"discriminator.bands": (0.0, 0.001, 1.0)}, "one holds no bin of a spectrum of 512 samples"),
         ({"discriminator.periods": (0,)}, "discriminator.periods holds 0"),
         ({"train.discriminator_clip_norm": -1.0}, "train.discriminator_clip_norm is -1.0"),
-        ({"train.decoder_start": 499}, "train.decoder_start=499 comes before train.quantise_start=500"),
+        ({"train.decoder_start": 500}, "train.decoder_start=500 is not behind train.quantise_start=500"),
+        ({"train.decoder_start": 0, "train.quantise_start": 0}, "name its run with init_from, or give a later step"),
     ],
 )
 def test_what_cannot_be_is_one_line(change, words):
