@@ -89,8 +89,8 @@ def codec_stage(
         )
     if settings.decoder_start == 0 and not config.init_from:
         raise UserError(
-            "train.decoder_start=0 trains the decoder of a codec that is there already: name its run with init_from, or "
-            "give a later step"
+            "train.decoder_start=0 trains the decoder of a codec that is there already: name its run with init_from, "
+            "or give a later step"
         )
     crops = Crops(config, codec.sample_rate, codec.channels, samples)
     return CodecStage(
