@@ -102,7 +102,7 @@ def test_token_records_keep_no_half_of_a_shard(disk):
             settings={},
             progress=False,
         )
-    assert others(disk) == ["t/parts/plan.json"]
+    assert others(disk) == ["t/parts/made.json", "t/parts/plan.json"]
 
 
 @pytest.mark.parametrize("leaving", [0, 4096])

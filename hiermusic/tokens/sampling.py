@@ -39,7 +39,8 @@ def check(sampling: Mapping[str, Any], of: str = "sampling.", levels: int = 1) -
     for name, (words, fits) in _TAKEN.items():
         value, each = sampling.get(name), ()
         if name == "temperature" and levels > 1 and isinstance(value, list | tuple):
-            words, each = f"{words}, or one for each level", value
+            value, each = (value[0], ()) if len(value) == 1 else (value, value)
+            words = f"{words}, or one for each level"
         if value is not None and not all(isinstance(one, Real) and fits(one) for one in each or (value,)):
             raise UserError(f"{of}{name}={brief(repr(value), 40)}: give {words}")
         if each:

@@ -114,7 +114,7 @@ def test_a_setting_of_the_model_becomes_the_field_of_its_name(stage, field):
 @pytest.mark.parametrize(("name", "value"), [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1)])
 def test_sampling_that_draws_nothing_is_told_before_training(stage, name, value):
     config = presets.load(f"configs/{stage}.py:tiny", {f"sampling.{name}": value})
-    with pytest.raises(UserError, match=rf"^sampling\.{name}={value}: give a "):
+    with pytest.raises(UserError, match=rf"^sampling\.{name}='?{value}'?: give a "):  # among numbers nan is a word
         catalogue.systems()[config.system].rooms.make_model(config)
 
 
