@@ -27,18 +27,18 @@ _TAKEN = {  # of each setting: what to give, and whether a number is that (NaN i
 }
 
 
-def check(sampling: Mapping[str, Any], of: str = "sampling.", levels: int = 1) -> None:
+def check(sampling: Mapping[str, Any], of: str = "sampling.", levels: int = 0) -> None:
     """UserError for settings by which nothing can be drawn.
 
     Args:
       sampling: temperature, final_temperature, top_k, top_p, guidance and min_share, those of them that there are; None
         is none. Others are not looked at.
       of: what their names begin with.
-      levels: that may each have a temperature of their own.
+      levels: that may each have a temperature of their own; 0 where one is for all.
     """
     for name, (words, fits) in _TAKEN.items():
         value, each = sampling.get(name), ()
-        if name == "temperature" and levels > 1 and isinstance(value, list | tuple):
+        if name == "temperature" and levels and isinstance(value, list | tuple):
             value, each = (value[0], ()) if len(value) == 1 else (value, value)
             words = f"{words}, or one for each level"
         if value is not None and not all(isinstance(one, Real) and fits(one) for one in each or (value,)):

@@ -142,6 +142,7 @@ def test_every_level_may_have_a_temperature_of_its_own():
 )
 def test_temperatures_of_levels_are_checked_before_anything_is_drawn(value, words):
     check({"temperature": (0.8, 0, 1.5)}, levels=3)
+    check({"temperature": (0.8, 0, 1.5)}, levels=1)  # the stage of the first level, whose settings are those of all
     check({"temperature": [0.8]}, levels=3)
     with pytest.raises(UserError, match=rf"^sampling.temperature{words}"):
         check({"temperature": value}, levels=3)
