@@ -46,6 +46,20 @@ FREE_FIELDS = (
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
+def _without_late_answers(told: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`sys.unraisablehook`, which says nothing of TensorStore's threads: where a save has failed, those that write its
+    other arrays find the event loop closed that was to hear of them."""
+
+    def hook(what: Any) -> None:
+        if not (what.object is None and str(what.exc_value) == "Event loop is closed"):
+            told(what)
+
+    return hook
+
+
+sys.unraisablehook = _without_late_answers(sys.unraisablehook)
+
+
 _FALL_BACK = "delete it to fall back to an older one"
 
 

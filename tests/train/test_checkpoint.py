@@ -3,6 +3,7 @@ import random
 import shutil
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from hiermusic.errors import UserError
 from hiermusic.parallel.mesh import make_mesh, shardings
+from hiermusic.train import checkpoint
 from hiermusic.train.checkpoint import Checkpoints, check, claim, latest_step, load_model, load_weights, read_config
 from hiermusic.train.log import read_metrics
 
@@ -317,6 +319,19 @@ def test_a_full_disk_is_told_first(toy, mounted):
     with pytest.raises(UserError, match=r"the disk is full: .*run cannot be written"):
         claim(disk / "run", toy.config())
     assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_what_writes_on_behind_a_failed_save_is_not_told():
+    """TensorStore's threads tell nobody in particular that the loop that they were to tell is closed."""
+    told = []
+    hook = checkpoint._without_late_answers(told.append)
+    late, busy = (RuntimeError(f"Event loop is {state}") for state in ("closed", "busy"))
+    found = [
+        SimpleNamespace(exc_value=error, object=whose) for error, whose in ((late, None), (busy, None), (late, hook))
+    ]
+    for one in found:
+        hook(one)
+    assert told == found[1:]
 
 
 def test_a_file_where_the_workdir_belongs(toy, tmp_path):
